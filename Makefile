@@ -1,0 +1,44 @@
+# The two commands: `make demo` and `make test`. Both build .venv from constraints.txt first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= data/demo
+PATIENTS ?= 340
+STAMP := $(VENV)/.installed
+
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+
+.PHONY: setup demo test test-slow check bench clean-demo
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fedqc needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DATA): | $(STAMP)
+	$(BIN)/fedqc data phantom $(DATA) --sites 4 --patients $(PATIENTS) --seed 7
+
+demo: $(STAMP) $(DATA)
+	@run=runs/demo-$$(date -u +%Y%m%dT%H%M%SZ); \
+	$(BIN)/fedqc simulate configs/plans/demo.yaml --data $(DATA) --out $$run && \
+	$(BIN)/fedqc report $$run
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/loop_overhead.py --quick --format json

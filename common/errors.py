@@ -1,0 +1,88 @@
+"""Every error fedqc raises on purpose, one tree, each telling who can act on it.
+
+FedqcError                         exit status   who acts
+├── ConfigError                    2             whoever typed the command, plan, policy or site.yaml
+│   └── PlanError                  2             the coordinator
+├── DataError                      2             the hospital operator: the site folder cannot be used
+│   └── ImagingError               2             one DICOM file cannot be used; intake lists it and goes on
+├── NetworkError                   3             whoever runs the network
+├── RefusedError                   4             the site's policy or budget says no; carries what may be said outside
+├── RunError                       1             the work itself failed
+└── InternalError                  5             a developer: please report
+
+A finished but partial run is not an error; the command line reports it with exit status 6.
+"""
+
+from __future__ import annotations
+
+
+class FedqcError(Exception):
+    """Base of all deliberate errors: a stable code, one line of message, one hint.
+
+    Args:
+        message: what was found, where, and what was expected. May name local paths and values, so it
+            must never be put into a message that leaves a hospital; only `code` may.
+        code: stable, lower-case, hyphenated; documented in docs/errors.md.
+        hint: what to do about it, one line.
+    """
+
+    exit_status = 5
+    code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(FedqcError):
+    exit_status = 2
+    code = "bad-configuration"
+
+
+class PlanError(ConfigError):
+    code = "bad-plan"
+
+
+class DataError(FedqcError):
+    exit_status = 2
+    code = "bad-data"
+
+
+class ImagingError(DataError):
+    """One file cannot be used. `code` is what the intake report shows."""
+
+    code = "unreadable"
+
+
+class NetworkError(FedqcError):
+    exit_status = 3
+    code = "network"
+
+
+class RefusedError(FedqcError):
+    """A policy or a budget says no. `code` and `public_reason` may leave the hospital; `message` may not.
+
+    `public_reason` is a function of plan, policy and ledger only, never of patients.
+    """
+
+    exit_status = 4
+    code = "refused"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str = "", public_reason: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.public_reason = public_reason
+
+
+class RunError(FedqcError):
+    exit_status = 1
+    code = "run-failed"
+
+
+class InternalError(FedqcError):
+    exit_status = 5
+    code = "internal"
