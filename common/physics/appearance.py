@@ -1,0 +1,207 @@
+"""What a hospital's scanners do to every image, with or without an artifact, and how often its patients have which artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """One hospital. Ranges are drawn from uniformly for every patient. All but the last group is independent of the labels."""
+
+    name: str
+    manufacturer: str
+    model_name: str
+    matrix: int = 128
+
+    # MR
+    mr_bodies: tuple[str, ...] = ("brain", "brain", "abdomen", "legs")
+    mr_contrasts: tuple[str, ...] = ("T1",)
+    mr_zoom: Range = (0.85, 1.0)
+    """Body size relative to a field of view that it just fills."""
+    gamma: Range = (0.95, 1.05)
+    bias: Range = (0.1, 0.2)
+    """Standard deviation of the log of the coil's sensitivity."""
+    rolloff: Range = (0.0, 0.3)
+    """Gaussian damping of k-space: exponent at its edge on each axis."""
+    truncation: Range = (1.0, 1.0)
+    """Share of k-space kept on each axis: below 1 edges ring slightly."""
+    noise_percent: Range = (1.5, 2.5)
+    """Rician noise, % of the 99th percentile of the signal."""
+    outline: Range = (0.0, 0.0)
+    """Opposed-phase share: 1 makes every fat-water border black on all sides."""
+    phase_encoding: str = "COL"
+    field_tesla: float = 1.5
+    bandwidth_hz_per_px: float = 200.0
+    echo_time_ms: float = 10.0
+    mr_scale: float = 800.0
+    """Stored signal of the 99th percentile."""
+
+    # CT
+    ct_bodies: tuple[str, ...] = ("head", "thorax", "abdomen", "pelvis")
+    ct_zoom: Range = (0.85, 0.98)
+    kernel: Range = (-0.2, 0.2)
+    """Below 0 smooth, 0 neutral, above 0 edge-enhancing."""
+    ct_noise_hu: Range = (6.0, 10.0)
+    shading_hu: Range = (0.0, 4.0)
+    """Smooth shading by scatter."""
+    enhanced: float = 0.2
+    """Share of patients with iodine."""
+    dense_spots: int = 0
+    """At most this many calcifications or spots of oral contrast a patient."""
+    table: bool = True
+
+    # how a DICOM writer stores CT
+    rescale_slope: float = 1.0
+    rescale_intercept: float = -1024.0
+    bits_stored: int = 12
+    signed: bool = False
+
+    # labels
+    prevalence: Mapping[str, float] = field(
+        default_factory=lambda: {"metal": 0.4, "beam_hardening": 0.4, "motion": 0.35, "susceptibility": 0.35, "chemical_shift": 0.35},
+        hash=False,
+    )
+    severity_range: Range = (0.4, 1.0)
+
+
+SITE_APPEARANCES: tuple[Appearance, ...] = (
+    Appearance(
+        name="northgate",
+        manufacturer="AURORA MEDICAL",
+        model_name="Aurora One",
+        mr_contrasts=("T1",),
+        mr_bodies=("brain", "brain", "abdomen"),
+        bias=(0.25, 0.4),
+        gamma=(1.0, 1.2),
+        rolloff=(0.0, 0.2),
+        noise_percent=(3.0, 4.5),
+        phase_encoding="ROW",
+        field_tesla=1.5,
+        kernel=(0.3, 0.5),
+        ct_noise_hu=(10.0, 15.0),
+        ct_bodies=("head", "head", "thorax", "pelvis"),
+        dense_spots=1,
+        prevalence={"metal": 0.5, "beam_hardening": 0.35, "motion": 0.45, "susceptibility": 0.3, "chemical_shift": 0.3},
+    ),
+    Appearance(
+        name="harbour",
+        manufacturer="BOREALIS IMAGING",
+        model_name="B3T Wide",
+        mr_contrasts=("T2",),
+        mr_bodies=("brain", "abdomen", "legs"),
+        gamma=(0.8, 0.95),
+        bias=(0.3, 0.45),
+        rolloff=(0.5, 0.8),
+        noise_percent=(2.0, 4.0),
+        phase_encoding="ROW",
+        field_tesla=3.0,
+        bandwidth_hz_per_px=330.0,
+        mr_scale=2400.0,
+        kernel=(-0.8, -0.5),
+        ct_noise_hu=(4.0, 7.0),
+        ct_bodies=("thorax", "abdomen", "pelvis"),
+        enhanced=0.8,
+        dense_spots=4,
+        table=False,
+        rescale_intercept=0.0,
+        bits_stored=16,
+        signed=True,
+        prevalence={"metal": 0.3, "beam_hardening": 0.5, "motion": 0.3, "susceptibility": 0.45, "chemical_shift": 0.35},
+    ),
+    Appearance(
+        name="valley",
+        manufacturer="CYGNUS HEALTH",
+        model_name="C-150",
+        mr_contrasts=("PD", "FLAIR"),
+        mr_bodies=("brain", "legs", "legs"),
+        mr_zoom=(0.7, 0.85),
+        gamma=(1.15, 1.4),
+        bias=(0.2, 0.4),
+        rolloff=(0.0, 0.3),
+        truncation=(0.62, 0.75),
+        noise_percent=(4.0, 6.0),
+        outline=(0.5, 0.9),
+        phase_encoding="COL",
+        field_tesla=1.5,
+        bandwidth_hz_per_px=130.0,
+        mr_scale=300.0,
+        kernel=(-0.3, 0.0),
+        ct_noise_hu=(18.0, 26.0),
+        ct_zoom=(0.68, 0.8),
+        ct_bodies=("head", "abdomen", "pelvis"),
+        shading_hu=(15.0, 30.0),
+        enhanced=0.1,
+        dense_spots=2,
+        rescale_intercept=-1000.0,
+        bits_stored=16,
+        prevalence={"metal": 0.4, "beam_hardening": 0.4, "motion": 0.35, "susceptibility": 0.3, "chemical_shift": 0.5},
+    ),
+    Appearance(
+        name="island",
+        manufacturer="DRACO SYSTEMS",
+        model_name="Draco X",
+        matrix=160,
+        mr_contrasts=("T2", "FLAIR"),
+        mr_bodies=("brain", "abdomen", "legs"),
+        mr_zoom=(0.75, 0.95),
+        gamma=(0.65, 0.8),
+        bias=(0.4, 0.55),
+        rolloff=(0.8, 1.2),
+        truncation=(0.7, 0.9),
+        noise_percent=(5.0, 8.0),
+        outline=(0.0, 0.4),
+        phase_encoding="ROW",
+        field_tesla=3.0,
+        mr_scale=1500.0,
+        kernel=(0.5, 0.9),
+        ct_noise_hu=(22.0, 32.0),
+        ct_zoom=(0.7, 0.95),
+        shading_hu=(5.0, 20.0),
+        enhanced=0.5,
+        dense_spots=5,
+        rescale_slope=0.5,
+        bits_stored=16,
+    ),
+)
+"""Three hospitals that train, and a fourth, outside the range of the others, that is never seen."""
+
+PUBLIC_APPEARANCES: tuple[Appearance, ...] = (
+    Appearance(
+        name="public_a",
+        manufacturer="OPEN ARCHIVE",
+        model_name="Collection A",
+        mr_contrasts=("T1", "PD"),
+        mr_bodies=("brain",),
+        bias=(0.0, 0.1),
+        rolloff=(0.2, 0.4),
+        noise_percent=(0.5, 1.5),
+        phase_encoding="COL",
+        kernel=(-0.1, 0.1),
+        ct_noise_hu=(3.0, 6.0),
+        ct_bodies=("head", "abdomen"),
+    ),
+    Appearance(
+        name="public_b",
+        manufacturer="OPEN ARCHIVE",
+        model_name="Collection B",
+        mr_contrasts=("T1",),
+        mr_bodies=("brain", "abdomen"),
+        mr_zoom=(0.9, 1.0),
+        gamma=(1.0, 1.2),
+        bias=(0.05, 0.15),
+        rolloff=(0.4, 0.6),
+        noise_percent=(1.0, 2.0),
+        phase_encoding="COL",
+        field_tesla=3.0,
+        kernel=(-0.4, -0.1),
+        ct_noise_hu=(4.0, 8.0),
+        ct_bodies=("thorax", "abdomen", "pelvis"),
+        enhanced=0.4,
+        table=False,
+    ),
+)
+"""What anybody may download: clean, narrow, unlike every hospital above."""

@@ -1,0 +1,162 @@
+"""Claims about invented patients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from common.artifacts import ARTIFACTS, NAMES, applies_to
+from common.errors import ConfigError
+from common.physics import SIMULATORS
+from common.physics.acquisition import acquire
+from common.physics.phantom import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance, PhantomSlice, draw_patients
+
+EVERY = SITE_APPEARANCES + PUBLIC_APPEARANCES
+
+
+def small(appearance: Appearance, **changes: object) -> Appearance:
+    return replace(appearance, matrix=64, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def patients() -> list[list[PhantomSlice]]:
+    return list(draw_patients(small(SITE_APPEARANCES[0]), 24, seed=7))
+
+
+def test_every_artifact_has_a_simulator() -> None:
+    assert tuple(SIMULATORS) == NAMES
+
+
+def test_patients_have_two_or_three_slices_of_one_modality(patients: list[list[PhantomSlice]]) -> None:
+    assert [slices[0].patient for slices in patients] == list(range(24))
+    for slices in patients:
+        assert 2 <= len(slices) <= 3
+        assert [one.position for one in slices] == list(range(len(slices)))
+        assert len({one.modality for one in slices}) == 1
+    modalities = [slices[0].modality for slices in patients]
+    assert 5 <= modalities.count("CT") <= 19
+
+
+def test_images_are_finite_and_in_their_units(patients: list[list[PhantomSlice]]) -> None:
+    for one in (one for slices in patients for one in slices):
+        assert one.image.dtype == np.float32
+        assert one.image.shape == (64, 64)
+        assert np.isfinite(one.image).all()
+        assert one.pixel_spacing_mm > 0
+        if one.modality == "CT":
+            assert one.image.min() >= -1024
+            assert one.image.max() <= 3071
+            assert one.phase_encoding is None
+        else:
+            assert one.image.min() >= 0
+            assert one.phase_encoding == SITE_APPEARANCES[0].phase_encoding
+
+
+def test_labels_are_for_applicable_artifacts_only(patients: list[list[PhantomSlice]]) -> None:
+    for one in (one for slices in patients for one in slices):
+        applicable = {artifact.name for artifact, applies in zip(ARTIFACTS, applies_to(one.modality), strict=True) if applies}
+        assert set(one.labels) == applicable
+        assert set(one.severities) == {name for name, label in one.labels.items() if label}
+        assert all(0.4 <= severity <= 1 for severity in one.severities.values())
+
+
+def test_patients_are_reproducible_and_do_not_depend_on_how_many(patients: list[list[PhantomSlice]]) -> None:
+    again = list(draw_patients(small(SITE_APPEARANCES[0]), 3, seed=7))
+    for slices, repeated in zip(patients, again, strict=False):
+        for one, same in zip(slices, repeated, strict=True):
+            assert np.array_equal(one.image, same.image)
+            assert one.labels == same.labels
+            assert one.severities == same.severities
+
+
+def test_seed_and_hospital_change_the_patient(patients: list[list[PhantomSlice]]) -> None:
+    other_seed = next(draw_patients(small(SITE_APPEARANCES[0]), 1, seed=8))
+    other_site = next(draw_patients(small(SITE_APPEARANCES[1]), 1, seed=7))
+    for other in (other_seed, other_site):
+        assert not np.array_equal(patients[0][0].image, other[0].image)
+
+
+def test_prevalence_one_and_zero_are_obeyed_on_at_least_one_slice() -> None:
+    everything = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(NAMES, 1.0))
+    nothing = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(NAMES, 0.0))
+    for slices in islice(draw_patients(everything, 8, seed=1), 8):
+        for name in slices[0].labels:
+            assert max(one.labels[name] for one in slices) == 1
+    assert not any(label for slices in draw_patients(nothing, 8, seed=1) for one in slices for label in one.labels.values())
+
+
+def test_a_missing_prevalence_is_named() -> None:
+    with pytest.raises(ConfigError, match="motion"):
+        next(draw_patients(small(SITE_APPEARANCES[0], prevalence={"metal": 0.5}), 1, seed=0))
+
+
+def test_adjacent_slices_are_more_alike_than_patients() -> None:
+    clean = small(PUBLIC_APPEARANCES[0], prevalence=dict.fromkeys(NAMES, 0.0), ct_bodies=("head",))
+    patients = [slices for slices in draw_patients(clean, 16, seed=3) if slices[0].modality == "CT"]
+
+    def distance(one: PhantomSlice, other: PhantomSlice) -> float:
+        return float(np.abs(one.image - other.image).mean())
+
+    within = np.mean([distance(slices[0], slices[1]) for slices in patients])
+    between = np.mean([distance(slices[0], other[0]) for slices, other in pairwise(patients)])
+    assert within < 0.5 * between
+
+
+def test_the_same_patient_without_artifact_differs_only_by_the_artifact() -> None:
+    base = small(SITE_APPEARANCES[0], prevalence=dict.fromkeys(NAMES, 0.0))
+    for name in NAMES:
+        with_it = replace(base, prevalence={**base.prevalence, name: 1.0})
+        changed = []
+        for clean, corrupted in zip(draw_patients(base, 6, seed=11), draw_patients(with_it, 6, seed=11), strict=True):
+            for one, other in zip(clean, corrupted, strict=True):
+                if other.labels.get(name):
+                    changed.append(float(np.abs(one.image - other.image).max()))
+                else:
+                    assert np.array_equal(one.image, other.image)
+        assert changed
+        assert min(changed) > 0
+
+
+@pytest.mark.parametrize("appearance", EVERY, ids=lambda appearance: appearance.name)
+def test_every_hospital_draws(appearance: Appearance) -> None:
+    slices = [one for slices in draw_patients(small(appearance), 4, seed=0) for one in slices]
+    assert all(np.isfinite(one.image).all() for one in slices)
+
+
+def test_hospitals_are_told_apart_by_name_and_maker() -> None:
+    assert len({appearance.name for appearance in EVERY}) == len(EVERY)
+    assert len({appearance.manufacturer for appearance in SITE_APPEARANCES}) == len(SITE_APPEARANCES) == 4
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    positive, negative = scores[truth], scores[~truth]
+    return float((positive[:, None] > negative[None, :]).mean() + 0.5 * (positive[:, None] == negative[None, :]).mean())
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_simple_statistics_do_not_tell_null_operations_from_untouched_images(modality: str) -> None:
+    """The shortcut probe: negatives that went through every simulator at severity zero against images that did not."""
+    clean = replace(small(SITE_APPEARANCES[0]), prevalence=dict.fromkeys(NAMES, 0.0))
+    images = [slices[0].image for slices in draw_patients(clean, 60, seed=5) if slices[0].modality == modality]
+    rows, truth = [], []
+    for number, image in enumerate(images):
+        picture = torch.from_numpy(image)
+        if number % 2:
+            acquisition = acquire(picture, modality, pixel_spacing_mm=3.0)
+            for artifact in ARTIFACTS:
+                if artifact.modality == modality:
+                    simulator = SIMULATORS[artifact.name]
+                    picture, _ = simulator.apply(picture, simulator.draw(0.0, torch.Generator().manual_seed(number), acquisition))
+            assert float((picture - torch.from_numpy(image)).abs().max()) < 1e-3 * float(np.abs(image).max())
+        spectrum = torch.fft.fft2(picture).abs().square()
+        high = spectrum[16:48, 16:48].sum() / spectrum.sum()
+        rows.append([float(picture.mean()), float(picture.std()), float(high)])
+        truth.append(bool(number % 2))
+    features, labels = np.array(rows), np.array(truth)
+    deviation = 0.29 / np.sqrt(len(images) / 4)  # about one standard error of an AUROC of 0.5
+    for column in features.T:
+        assert abs(auroc(column, labels) - 0.5) < 3 * deviation
