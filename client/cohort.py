@@ -1,0 +1,287 @@
+"""A site folder as the arrays that training and evaluation use.
+
+    site.yaml     name, kind, cohort, nominal_patients; where images, labels and state are
+    images/       DICOM files, in any order and depth
+    labels.csv    see client/labels.py
+    state/        site.key, cache/; written by fedqc
+
+A patient is in one part only. Nothing here leaves the hospital; `check_site` gives counts, file numbers and codes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.labels import MatchedLabels, match_labels, read_labels
+from common.artifacts import MODALITIES, NAMES, applies_to
+from common.errors import ConfigError, DataError
+from common.imaging.cache import load_or_build
+from common.imaging.index import PARTS, Intake, Part, SliceRecord, split_of
+from common.imaging.preprocess import DEFAULT_SIZE
+
+MAX_SITE_BYTES = 64 << 10
+DEFAULT_SPLIT = (0.6, 0.0, 0.4)
+_PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class SiteConfig(BaseModel):
+    """site.yaml. Paths are relative to its folder, or absolute. It never leaves the hospital."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    kind: Literal["hospital", "public", "synthetic"]
+    cohort: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # the ledger keeps one account per cohort
+    images: _PathText = "images"
+    labels: _PathText = "labels.csv"
+    nominal_patients: int = Field(ge=1)  # public bucket, chosen by the operator: never computed from the data
+    state: _PathText = "state"
+    stand_in: str | None = None  # where "patients" are not persons: one plain sentence that says what they are
+    policy: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeReport:
+    """What was found at the site, as counts, file numbers and codes. Local; `public()` has no path, identifier or date."""
+
+    intake: Intake
+    labels: MatchedLabels
+    patients: int
+    patients_by_part: dict[str, int]
+    slices_by_modality: dict[str, int]
+    label_counts: dict[str, dict[str, int]]  # artifact → present, absent, not_assessed; over slices in which it can occur
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        intake = self.intake
+        return f"{len(intake.records)} of {intake.found} files used, {self.patients} patients, {len(intake.quarantined)} quarantined"
+
+    def public(self) -> dict[str, Any]:
+        return {
+            **self.intake.public(),
+            "patients": self.patients,
+            "patients_by_part": self.patients_by_part,
+            "slices_by_modality": self.slices_by_modality,
+            "labels": self.label_counts,
+            "label_problems": {
+                "rows_without_image": {"count": len(self.labels.rows_without_image), "rows": list(self.labels.rows_without_image)},
+                "images_without_label": self.labels.images_without_label,
+                "wrong-modality": {"count": len(self.labels.wrong_modality), "rows": list(self.labels.wrong_modality)},
+            },
+            "warnings": {"uid_under_two_patients": self.intake.shared_uids},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A site's usable slices, n of them; everything in the same order."""
+
+    site: SiteConfig
+    folder: Path
+    images: np.ndarray  # int16 (n, S, S), read-only memory map; see common/imaging/preprocess.py
+    modality: np.ndarray  # int8 (n,), position in MODALITIES
+    labels: np.ndarray  # float32 (n, artifacts): 1, 0, or nan = not assessed or cannot occur
+    severities: np.ndarray  # float32 (n, artifacts), nan where unknown
+    patients: np.ndarray  # int64 (n,), 0 .. number of patients - 1
+    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test
+    numbers: np.ndarray  # int64 (n,), file numbers
+    vendors: tuple[str, ...]  # manufacturer of each slice, as its header says; local
+    records: tuple[SliceRecord, ...]
+    fingerprint: str  # of the images folder, keyed; local
+    report: IntakeReport
+
+
+def read_site(path: Path) -> tuple[SiteConfig, Path]:
+    """Read site.yaml, or the site.yaml of a folder.
+
+    Returns:
+        the configuration and the folder that its paths are relative to.
+    Raises:
+        ConfigError: the message names the field, the value and what is allowed.
+    """
+    path = path / "site.yaml" if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_SITE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_SITE_BYTES} bytes", code="bad-site")
+        value = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        hint = "a site is a folder with a site.yaml"
+        raise ConfigError(f"{path}: cannot read: {error.strerror}", code="no-such-site", hint=hint) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}:"
+        raise ConfigError(f"{path}:{line} not valid YAML", code="bad-site") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected fields such as 'name: site-a'", code="bad-site", hint="see configs/sites")
+    try:
+        return SiteConfig.model_validate(value), path.parent
+    except ValidationError as error:
+        lines = [_field_error(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{path}: {'; '.join(lines)}", code="bad-site", hint=f"fields: {', '.join(SiteConfig.model_fields)}") from None
+
+
+def load_cohort(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float, float, float] = DEFAULT_SPLIT) -> Cohort:
+    """Index, decode (once, then from the cache), label and split a site.
+
+    Args:
+        site_yaml: the file, or the folder that holds it.
+        size: side of the stored slices in pixels.
+        split: shares of train, validation and test; patients whose rows have a `part` follow the sheet.
+    Raises:
+        ConfigError: site.yaml.
+        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, `leak` (the sheet puts one patient in two parts), or one of
+            `client.labels`.
+    """
+    site, folder = read_site(site_yaml)
+    images_root = folder / site.images
+    if not images_root.is_dir():
+        raise DataError(f"{images_root}: no such folder", code="no-such-folder", hint="site.yaml: images = the folder with the DICOM files")
+    table = read_labels(folder / site.labels)
+    state = folder / site.state
+    if state.resolve().is_relative_to(images_root.resolve()):
+        raise ConfigError(
+            f"{state}: the state folder lies inside the images folder {images_root}", code="bad-site", hint="site.yaml: move one of the two"
+        )
+    key = site_key(state)
+    slices = load_or_build(images_root, key, state / "cache", size)
+    intake, records = slices.intake, slices.intake.records
+    if not intake.found:
+        raise DataError(
+            f"{images_root}: no files", code="empty-site", hint="hidden files and symbolic links that leave the folder are not followed"
+        )
+    if not records:
+        codes = ", ".join(sorted({problem.code for problem in (*intake.quarantined, *intake.excluded)}))
+        raise DataError(
+            f"{images_root}: none of the {intake.found} files can be used ({codes})",
+            code="no-usable-images",
+            hint="docs/errors.md explains the codes",
+        )
+    modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
+    may_occur = np.array([applies_to(name) for name in MODALITIES])[modality]
+    matched = match_labels(table, [record.file for record in records], may_occur)
+    names = sorted({record.patient for record in records})
+    dense = {name: position for position, name in enumerate(names)}
+    patients = np.array([dense[record.patient] for record in records], np.int64)
+    parts_of_patients = _parts(patients, names, records=records, labels=matched, key=key, split=split)
+    report = IntakeReport(
+        intake=intake,
+        labels=matched,
+        patients=len(names),
+        patients_by_part={part: int((parts_of_patients == position).sum()) for position, part in enumerate(PARTS)},
+        slices_by_modality={name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)},
+        label_counts=_label_counts(matched.present, may_occur),
+    )
+    return Cohort(
+        site=site,
+        folder=folder,
+        images=slices.images,
+        modality=modality,
+        labels=matched.present,
+        severities=matched.severity,
+        patients=patients,
+        part=parts_of_patients[patients],
+        numbers=np.array([record.number for record in records], np.int64),
+        vendors=tuple(record.manufacturer for record in records),
+        records=records,
+        fingerprint=slices.fingerprint,
+        report=report,
+    )
+
+
+def check_site(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float, float, float] = DEFAULT_SPLIT) -> dict[str, Any]:
+    """The intake report of a site for `fedqc data check --format json`: counts, file and row numbers and codes; no identifier.
+
+    What it says is what `load_cohort` gets, because it is the same call; it writes only below the site's state folder.
+    Raises: as `load_cohort`.
+    """
+    return load_cohort(site_yaml, size=size, split=split).report.public()
+
+
+def site_key(state: Path) -> bytes:
+    """The site's secret, 32 bytes: `site.key` in the state folder, created on first use, readable by its owner only.
+
+    Pseudonyms and the split hang on it: who deletes it gets a new split.
+    Raises:
+        ConfigError: the file is not a key, or cannot be read or written.
+    """
+    path = state / "site.key"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            part = state / f".site.key.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.write(descriptor, secrets.token_hex(32).encode() + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            try:
+                os.link(part, path)  # never replaces a key: of two processes, the first wins and both read it
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+        text = path.read_text(encoding="ascii").strip()
+        key = bytes.fromhex(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read or create the site key: {error.strerror}", code="bad-site-key", hint="the state folder must be writable"
+        ) from error
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"{path}: not a site key; expected 64 hexadecimal digits", code="bad-site-key", hint="restore it from a backup")
+    return key
+
+
+def _parts(
+    patients: np.ndarray,
+    names: list[str],
+    *,
+    records: Sequence[SliceRecord],
+    labels: MatchedLabels,
+    key: bytes,
+    split: tuple[float, float, float],
+) -> np.ndarray:
+    """Part of each patient, int8 (patients,): the sheet's where it has one, else the keyed hash."""
+    fixed: dict[int, tuple[Part, int]] = {}
+    for patient, part, record in zip(patients.tolist(), labels.parts, records, strict=True):
+        if part is None:
+            continue
+        first, number = fixed.setdefault(patient, (part, record.number))
+        if first != part:
+            raise DataError(
+                f"the label sheet puts file {number} in {first} and file {record.number} of the same patient in {part}",
+                code="leak",
+                hint="a patient belongs to one part: give all rows of a patient the same 'part'",
+            )
+    return np.array([PARTS.index(fixed[i][0] if i in fixed else split_of(name, key, *split)) for i, name in enumerate(names)], np.int8)
+
+
+def _label_counts(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            "present": int((present[:, position] == 1).sum()),
+            "absent": int((present[:, position] == 0).sum()),
+            "not_assessed": int((np.isnan(present[:, position]) & may_occur[:, position]).sum()),
+        }
+        for position, name in enumerate(NAMES)
+    }
+
+
+def _field_error(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field"
+    return f"{field} = {problem['input']!r}: {problem['msg']}"
