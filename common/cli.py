@@ -1,0 +1,130 @@
+"""`fedqc`: the command line's root. Groups are loaded by name when they are used, so that help and version cost nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from common.errors import FedqcError
+
+SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+"""Flower must not talk to anybody but the sites."""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "simulate": ("server.cli:simulate", "Run a plan on all sites under a folder, in one process."),
+    "report": ("server.cli:report", "Write report.html of a finished run."),
+    "compare": ("server.cli:compare", "Compare runs: differences of arms, paired over patients and seeds."),
+    "run": ("server.cli:run", "Go on with runs."),
+    "data": ("client.cli:data", "Make, check and inject image data."),
+}
+
+
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs (stdout is data, stderr is talk).")]
+
+
+def say(text: str) -> None:
+    """Talk: to stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class LazyGroup(TyperGroup):
+    """Commands that are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        if ctx.resilient_parsing or ctx.info_name is None:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group.format_help(self, ctx, formatter)
+
+
+root = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(version("fedqc"))
+        raise typer.Exit
+
+
+@root.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    shown: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Federated quality control of CT and MRI images under differential privacy."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; never returns.
+
+    Exit status: 0 ok, 1 the work failed, 2 bad arguments or configuration, 3 network or authentication, 4 refused by
+    policy or budget, 5 a bug, 6 finished but partial, 130 or 143 stopped by a signal.
+    """
+    os.environ.update(SILENT)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        status: Any = typer.main.get_command(root).main(words, prog_name="fedqc", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", "stopped; what was finished is kept", "fedqc run resume goes on with a run", 130)
+    except FedqcError as error:
+        if "--debug" in words:
+            raise
+        _fail(error.code, error.message, error.hint, error.exit_status)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        _fail("bug", f"{type(error).__name__}: {error}", "please report it with the output of the same command and --debug", 5)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(code: str, message: str, hint: str, status: int) -> NoReturn:
+    one_line = " ".join(message.split())
+    print(f"fedqc: error [{code}]: {one_line}", file=sys.stderr)
+    if hint:
+        print(f"fedqc: hint: {hint}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Mergeable sums of an evaluation; every metric is computed from them, once, where it is reported.
+
+A site turns patient scores into histograms over public bins. Histograms of disjoint patients add up exactly, in any order.
+AUROC from a histogram counts a tie inside a bin as one half, as the Mann-Whitney statistic does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from scipy.optimize import brentq
+
+from common.artifacts import NAMES
+
+BINS = 480
+LOGIT_LIMIT = 12.0
+"""Scores are logits, cut at ±12 and put into 480 bins of 0.05: fine enough that ties are rare, public, the same everywhere."""
+
+
+def to_bins(logits: np.ndarray) -> np.ndarray:
+    """Bin number 0..BINS-1 of each logit, same shape, int64. Not-a-number goes to the middle: it carries no information."""
+    finite = np.nan_to_num(np.asarray(logits, dtype=np.float64), nan=0.0, posinf=LOGIT_LIMIT, neginf=-LOGIT_LIMIT)
+    return np.clip(np.floor((finite + LOGIT_LIMIT) * (BINS / (2 * LOGIT_LIMIT))), 0, BINS - 1).astype(np.int64)
+
+
+def bin_logits() -> np.ndarray:
+    """Lower edge of each bin as a logit, shape (BINS,)."""
+    return np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS, endpoint=False)
+
+
+def per_patient(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Patient-level scores and labels: the maximum over a patient's slices.
+
+    Args:
+        logits: (slices, A). labels: (slices, A), 1, 0 or nan (not assessed or impossible). patients: (slices,), any integers.
+    Returns:
+        (P, A) logits over the slices that were assessed and (P, A) labels, nan where no slice was.
+    """
+    ids, where = np.unique(patients, return_inverse=True)
+    scores = np.full((len(ids), logits.shape[1]), -np.inf)
+    truth = np.full((len(ids), logits.shape[1]), -np.inf)
+    assessed = ~np.isnan(labels)
+    np.maximum.at(scores, where, np.where(assessed, logits, -np.inf))
+    np.maximum.at(truth, where, np.where(assessed, labels, -np.inf))
+    missing = np.isneginf(truth)
+    return np.where(missing, np.nan, scores), np.where(missing, np.nan, truth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Histograms of scores, one row an artifact: `positives` and `negatives`, each int64 of shape (A, BINS)."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @staticmethod
+    def empty(artifacts: int = len(NAMES)) -> Counts:
+        return Counts(positives=np.zeros((artifacts, BINS), np.int64), negatives=np.zeros((artifacts, BINS), np.int64))
+
+    @staticmethod
+    def of(logits: np.ndarray, labels: np.ndarray) -> Counts:
+        """Count patients: logits and labels of shape (P, A), labels nan where not assessed."""
+        bins = to_bins(logits)
+        counts = Counts.empty(labels.shape[1])
+        for artifact in range(labels.shape[1]):
+            np.add.at(counts.positives[artifact], bins[labels[:, artifact] == 1, artifact], 1)
+            np.add.at(counts.negatives[artifact], bins[labels[:, artifact] == 0, artifact], 1)
+        return counts
+
+    def merge(self, other: Counts) -> Counts:
+        return Counts(positives=self.positives + other.positives, negatives=self.negatives + other.negatives)
+
+    @property
+    def n_pos(self) -> np.ndarray:
+        return self.positives.sum(axis=1)
+
+    @property
+    def n_neg(self) -> np.ndarray:
+        return self.negatives.sum(axis=1)
+
+    def auroc(self) -> np.ndarray:
+        """P(score of a positive > score of a negative) + half of ties, shape (A,); nan without both classes."""
+        below = np.cumsum(self.negatives, axis=1) - self.negatives
+        wins = (self.positives * (below + 0.5 * self.negatives)).sum(axis=1)
+        pairs = self.n_pos * self.n_neg
+        return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+    def auroc_variance(self) -> np.ndarray:
+        """Variance of `auroc` by DeLong, DeLong & Clarke-Pearson (1988), shape (A,); nan with fewer than two of either class.
+
+        Where every pair is ordered alike DeLong's variance is zero, which no finite sample justifies; there the
+        Hanley & McNeil (1982) variance at the AUROC of half a pair less takes its place.
+        """
+        variance = np.full(len(self.positives), np.nan)
+        for artifact, (pos, neg) in enumerate(zip(self.positives, self.negatives, strict=True)):
+            m, n = int(pos.sum()), int(neg.sum())
+            if m < 2 or n < 2:
+                continue
+            wins_of_pos = (np.cumsum(neg) - neg + 0.5 * neg) / n
+            wins_of_neg = (m - np.cumsum(pos) + 0.5 * pos) / m
+            theta = float((pos * wins_of_pos).sum() / m)
+            s10 = float((pos * (wins_of_pos - theta) ** 2).sum() / (m - 1))
+            s01 = float((neg * (wins_of_neg - theta) ** 2).sum() / (n - 1))
+            variance[artifact] = s10 / m + s01 / n or hanley_mcneil(min(theta, 1 - 0.5 / (m * n)), m, n)
+        return variance
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Score-type interval of each AUROC, shapes (A,), (A,); nan without both classes.
+
+        Newcombe, Stat Med 25:559 (2006), method 5: all values whose Hanley-McNeil variance, with the mean class size in
+        place of each, does not reject the observed one. It stays inside [0, 1] and is honest at an AUROC of 1.
+        """
+        z = NormalDist().inv_cdf(0.5 + level / 2)
+        bounds = [
+            _newcombe(float(theta), int(m), int(n), z) for theta, m, n in zip(self.auroc(), self.n_pos, self.n_neg, strict=True)
+        ]
+        return np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
+
+    def roc(self, artifact: int) -> tuple[np.ndarray, np.ndarray]:
+        """False and true positive rate over falling thresholds, each from 0 to 1, bins with no patient left out."""
+        used = np.flatnonzero(self.positives[artifact] + self.negatives[artifact])[::-1]
+        tpr = np.concatenate([[0], np.cumsum(self.positives[artifact][used]) / max(1, self.n_pos[artifact])])
+        fpr = np.concatenate([[0], np.cumsum(self.negatives[artifact][used]) / max(1, self.n_neg[artifact])])
+        return fpr, tpr
+
+    def to_json(self) -> dict[str, object]:
+        """Sparse, exact: artifact -> {positives: [[bin, n], ...], negatives: [...]}."""
+        return {
+            name: {
+                "positives": [[int(b), int(row_p[b])] for b in np.flatnonzero(row_p)],
+                "negatives": [[int(b), int(row_n[b])] for b in np.flatnonzero(row_n)],
+            }
+            for name, row_p, row_n in zip(NAMES, self.positives, self.negatives, strict=True)
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, dict[str, list[list[int]]]]) -> Counts:
+        counts = Counts.empty()
+        for artifact, name in enumerate(NAMES):
+            for kind, rows in (("positives", counts.positives), ("negatives", counts.negatives)):
+                for b, n in values[name][kind]:
+                    rows[artifact, b] = n
+        return counts
+
+
+def hanley_mcneil(theta: float, m: float, n: float) -> float:
+    """Variance of an AUROC from its value and class sizes alone (Hanley & McNeil, Radiology 143:29, 1982)."""
+    q1, q2 = theta / (2 - theta), 2 * theta**2 / (1 + theta)
+    return (theta * (1 - theta) + (m - 1) * (q1 - theta**2) + (n - 1) * (q2 - theta**2)) / (m * n)
+
+
+def _newcombe(theta: float, m: int, n: int, z: float) -> tuple[float, float]:
+    if m == 0 or n == 0:
+        return np.nan, np.nan
+    size = (m + n) / 2
+
+    def excess(value: float) -> float:
+        """(observed - value)^2 less the squared half-width that `value` itself implies."""
+        return (theta - value) ** 2 - z**2 * hanley_mcneil(value, size, size) * (size * size) / (m * n)
+
+    tiny = 1e-9
+    low = brentq(excess, 0.0, theta - tiny) if theta > tiny else 0.0
+    high = brentq(excess, theta + tiny, 1.0) if theta < 1 - tiny else 1.0
+    return low, high
+
+
+def auroc_covariance(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Covariance of the AUROCs of several models on the same patients.
+
+    AUROC is a two-sample U-statistic, so each patient has an influence on each AUROC (DeLong's structural components);
+    the covariance of two AUROCs, of whichever models and artifacts, is the sum over patients of the product of influences.
+    Any linear contrast of scores at a site (a macro mean, a difference of arms) then has an analytic, paired variance.
+
+    Args:
+        logits: K arrays (P, A). labels: (P, A), nan where not assessed.
+    Returns:
+        (K*A, K*A), model-major; nan in rows and columns with fewer than two patients of either class.
+    """
+    patients, artifacts = labels.shape
+    influence = np.full((patients, len(logits) * artifacts), np.nan)
+    for k, scores in enumerate(logits):
+        bins = to_bins(scores)
+        for artifact in range(artifacts):
+            pos, neg = labels[:, artifact] == 1, labels[:, artifact] == 0
+            m, n = int(pos.sum()), int(neg.sum())
+            if m < 2 or n < 2:
+                continue
+            p_hist = np.bincount(bins[pos, artifact], minlength=BINS)
+            n_hist = np.bincount(bins[neg, artifact], minlength=BINS)
+            wins_of_pos = (np.cumsum(n_hist) - 0.5 * n_hist) / n
+            wins_of_neg = (m - np.cumsum(p_hist) + 0.5 * p_hist) / m
+            column = np.zeros(patients)
+            column[pos] = wins_of_pos[bins[pos, artifact]]
+            column[neg] = wins_of_neg[bins[neg, artifact]]
+            theta = column[pos].mean()
+            column[pos] = (column[pos] - theta) / np.sqrt(m * (m - 1))
+            column[neg] = (column[neg] - theta) / np.sqrt(n * (n - 1))
+            influence[:, k * artifacts + artifact] = column
+    return influence.T @ influence

@@ -1,0 +1,110 @@
+"""Running slices through a network: the training loop in plain PyTorch, scoring, feature extraction.
+
+One loop for a hospital, for the pooled baseline and for the public start, so that comparisons compare like with like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.imaging.preprocess import to_channels
+from common.losses import loss_named
+from common.models import as_classifier
+from common.plan import Training
+
+SCORING_BATCH = 64
+
+
+def seed_for(seed: int, site: str, round_number: int) -> int:
+    """The seed of one site's shuffles in one round: derived, never carried, so that a resumed run repeats it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{site}/{round_number}".encode()).digest()[:7], "little")
+
+
+def batches(images: np.ndarray, modality: np.ndarray, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`."""
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        yield chosen, torch.from_numpy(to_channels(images[chosen], modality[chosen]))
+
+
+def train_epochs(
+    model: nn.Module,
+    images: np.ndarray,
+    modality: np.ndarray,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    *,
+    training: Training,
+    seed: int,
+) -> None:
+    """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
+
+    Args:
+        images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not assessed.
+        seed: decides the shuffles, and nothing else is random.
+    """
+    loss_of = loss_named(training.loss)
+    rng = np.random.default_rng(seed)
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    step = adam(parameters, training.learning_rate, training.weight_decay)
+    truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
+    model.train()
+    for _ in range(training.local_epochs):
+        for chosen, x in batches(images, modality, rng.permutation(rows), training.batch_size):
+            loss = loss_of(model(x), truth[chosen]).mean()
+            step(torch.autograd.grad(loss, parameters))
+
+
+def adam(parameters: list[Tensor], learning_rate: float, weight_decay: float) -> Callable[[tuple[Tensor, ...]], None]:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), betas .9 and .999, as a function of the gradients.
+
+    Ours because torch.optim imports torch._dynamo when the first optimizer is built: a second of CPU in every process.
+    """
+    means = [torch.zeros_like(parameter) for parameter in parameters]
+    squares = [torch.zeros_like(parameter) for parameter in parameters]
+    count = 0
+
+    @torch.no_grad()
+    def step(gradients: tuple[Tensor, ...]) -> None:
+        nonlocal count
+        count += 1
+        torch._foreach_lerp_(means, gradients, 0.1)
+        torch._foreach_mul_(squares, 0.999)
+        torch._foreach_addcmul_(squares, gradients, gradients, 0.001)
+        scale = learning_rate / (1 - 0.9**count)
+        denominators = torch._foreach_sqrt(torch._foreach_div(squares, 1 - 0.999**count))
+        torch._foreach_add_(denominators, 1e-8)
+        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
+        torch._foreach_addcdiv_(parameters, means, denominators, -scale)
+
+    return step
+
+
+@torch.no_grad()
+def score(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Logits of `rows`, float32 (len(rows), A)."""
+    model.eval()
+    parts = [model(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+@torch.no_grad()
+def extract_features(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What the head sees for each of `rows`, float32 (len(rows), F)."""
+    model.eval()
+    network = as_classifier(model)
+    return np.concatenate([network.features(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)])
+
+
+def get_threads() -> int:
+    """Threads that torch computes with in this process; another number may change the last bit of a result."""
+    return torch.get_num_threads()
+
+
+def set_threads(threads: int) -> None:
+    torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""What a coordinator asks for: the run plan, read from YAML, hashed as canonical JSON.
+
+A plan *requests*; each hospital's policy (client/policy.py) *caps*. A plan names only what differs from the defaults
+below, and is validated before anything is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import PlanError
+
+ARM_NAMES = ("public", "local", "federated", "federated_dp", "pooled")
+Arm = Literal["public", "local", "federated", "federated_dp", "pooled"]
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+class StrictModel(BaseModel):
+    """Frozen, no unknown keys, no silent conversion between kinds of value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Split(StrictModel):
+    """Shares of patients; a site's own key decides who falls where."""
+
+    train: float = Field(default=0.7, ge=0, le=1)
+    validation: float = Field(default=0.0, ge=0, le=1)
+    test: float = Field(default=0.3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Split:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test = {total:g}, must be 1")
+        return self
+
+
+class Model(StrictModel):
+    """Which network, and the public weights that every arm starts from."""
+
+    name: str = "small_cnn"
+    initial: str = "package:small_cnn.safetensors"  # `package:NAME` in common/models/, or an absolute path
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Training(StrictModel):
+    """The same for every arm: `rounds` times `local_epochs` passes over each site's training patients."""
+
+    rounds: int = Field(default=6, ge=1, le=1000)
+    local_epochs: int = Field(default=1, ge=1, le=100)
+    batch_size: int = Field(default=16, ge=1, le=4096)  # slices
+    learning_rate: float = Field(default=1e-3, ge=0, le=10)
+    weight_decay: float = Field(default=1e-4, ge=0, le=1)
+    loss: str = "bce"
+
+
+class Privacy(StrictModel):
+    """The private arm: a linear head on frozen public features, trained under patient-level differential privacy.
+
+    The noise multiplier is derived from `epsilon` over the whole run, unless it is stated.
+    """
+
+    epsilon: float = Field(default=8.0, gt=0, le=1000)  # over the whole run, per patient, add/remove
+    delta: float = Field(default=1e-5, gt=0, lt=1e-3)  # probability of failure, well below 1 / patients
+    clip_norm: float = Field(default=1.0, gt=0, le=1000)  # L2 bound on one patient's gradient
+    sample_rate: float = Field(default=1.0, gt=0, le=1)  # q: chance that a patient takes part in a step
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)  # overrides the one derived from epsilon
+    learning_rate: float = Field(default=0.5, gt=0, le=1000)
+    max_slices_per_patient: int = Field(default=4, ge=1, le=64)
+
+
+class Federation(StrictModel):
+    quorum: int = Field(default=2, ge=1)  # valid answers without which a round is not averaged
+    deadline_s: float = Field(default=3600, gt=0)  # how long a round waits for an answer
+
+
+class PublicSet(StrictModel):
+    """The coordinator's own phantoms: curves over rounds and every choice come from here, never from a site."""
+
+    patients: int = Field(default=60, ge=2, le=5000)
+    seed: int = 20261
+
+
+class RunPlan(StrictModel):
+    name: str = Field(pattern=SITE_NAME)
+    question: str = ""  # what the run is to answer, shown to those who approve it
+    seed: int = Field(default=7, ge=0, lt=2**31)
+    arms: tuple[Arm, ...] = ("public", "federated")
+    held_out: tuple[str, ...] = ()  # sites that never train, scored at the end as `unseen`
+    image_size: int = Field(default=128, ge=32, le=512)  # pixels
+    split: Split = Split()
+    model: Model = Model()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    federation: Federation = Federation()
+    public_set: PublicSet = PublicSet()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunPlan:
+        if not self.arms:
+            raise ValueError("arms is empty")
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError("arms names one twice")
+        return self
+
+    @property
+    def epochs(self) -> int:
+        return self.training.rounds * self.training.local_epochs
+
+    @property
+    def private_steps_per_round(self) -> int:
+        """Steps of the private arm that make `local_epochs` expected passes at the plan's sampling rate."""
+        return max(1, round(self.training.local_epochs / self.privacy.sample_rate))
+
+    def canonical_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def parse_plan(values: object, *, where: str = "plan") -> RunPlan:
+    """Validate a decoded plan.
+
+    Raises:
+        PlanError: names the first offending field, its value and the bound; the hint counts the others.
+    """
+    if not isinstance(values, dict):
+        found = type(values).__name__
+        raise PlanError(f"{where}: expected a mapping of plan keys, found {found}", hint="start from configs/plans/demo.yaml")
+    try:
+        return RunPlan.model_validate_json(json.dumps(values))  # JSON rules: lists become tuples, still strict
+    except ValidationError as error:
+        raise PlanError(f"{where}: {describe_validation(error)}", hint=_more(error)) from None
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"{where}: {error}") from None
+
+
+def describe_validation(error: ValidationError) -> str:
+    """One line for the first problem of a pydantic error: field, value, what was expected."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key `{field}`"
+    value = first.get("input")
+    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+    return f"`{field}`{shown}: {first['msg']}"
+
+
+def _more(error: ValidationError) -> str:
+    others = len(error.errors()) - 1
+    keys = "keys: " + ", ".join(RunPlan.model_fields)
+    return f"and {others} more; {keys}" if others else keys
+
+
+def read_plan(path: Path) -> RunPlan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: the file is missing, is not YAML, or does not validate.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read ({error.strerror})", code="no-such-plan", hint="plans lie in configs/plans/") from None
+    try:
+        values: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    return parse_plan(values, where=str(path))

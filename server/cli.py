@@ -1,0 +1,188 @@
+"""The coordinator's and the evaluator's commands, and the simulation of a whole consortium."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.cli import Format, FormatOption
+from common.errors import ConfigError
+from common.plan import RunPlan, read_plan
+
+simulate = typer.Typer(add_completion=False)
+report = typer.Typer(add_completion=False)
+compare = typer.Typer(add_completion=False)
+run = typer.Typer(add_completion=False, no_args_is_help=True)
+
+PARTIAL = 6
+
+
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; the same number gives the same bits.")]
+
+
+@simulate.command()
+def simulate_command(
+    plan: Annotated[Path, typer.Argument(help="Plan file, for example configs/plans/demo.yaml.")],
+    data: Annotated[Path, typer.Option(help="Folder whose subfolders with a site.yaml are the sites.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    seed: Annotated[int | None, typer.Option(help="Instead of the plan's seed.")] = None,
+    threads: ThreadsOption = None,
+    format: FormatOption = Format.text,
+) -> int:
+    """Run a plan on all sites under DATA, in one process, and write the run folder OUT."""
+    from server.runs import refuse_existing
+
+    wanted = read_plan(plan)
+    if seed is not None:
+        wanted = wanted.model_copy(update={"seed": seed})
+    refuse_existing(out)
+    return _simulate(wanted, data, out, threads or min(os.cpu_count() or 1, 4), format)
+
+
+@run.callback()
+def _run_group() -> None:
+    """Go on with runs."""
+
+
+@run.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Run folder of a simulation that was stopped.")],
+    data: Annotated[Path | None, typer.Option(help="Where the sites lie now, if they have moved.")] = None,
+    threads: ThreadsOption = None,
+    format: FormatOption = Format.text,
+) -> int:
+    """Go on with a run from its last finished round, to the same weights as if it had never stopped."""
+    from server.runs import RunFolder
+
+    folder = RunFolder.open(run)
+    simulation = folder.simulation
+    if data is None and not simulation:
+        raise ConfigError(f"{run}: does not say where its data lie", code="no-data", hint="--data DIR")
+    return _simulate(folder.plan, data or Path(simulation["data"]), run, threads or folder.manifest["threads"], format)
+
+
+def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format) -> int:
+    from common.learning import set_threads
+    from common.local_grid import LocalGrid
+    from server.app import check_sites, conduct
+    from server.progress import Progress
+
+    set_threads(threads)
+    site_yamls = find_sites(data)
+    check_sites(plan, [path.parent.name for path in site_yamls])
+    prepare = _load("client.agent:prepare")
+    talk = Progress(0)
+    for path in site_yamls:
+        cohort = prepare(path, plan)
+        talk.say(f"{cohort.site.name}: {cohort.report.summary()}")
+    nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
+    if "pooled" in plan.arms:
+        training = [str(path) for path in site_yamls if path.parent.name not in plan.held_out]
+        nodes[len(nodes) + 1] = {"site-config": os.pathsep.join(training)}
+    config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
+    grid = LocalGrid(_load("client.app:app"), nodes, config)
+    folder = conduct(grid, plan, out, simulation={"data": str(data.absolute())})
+    evaluation = folder.evaluation
+    if format is Format.json:
+        print(json.dumps(summary(evaluation, folder.path), ensure_ascii=False))
+    else:
+        print(table(evaluation))
+        print(f"\nrun folder: {folder.path}")
+    return PARTIAL if evaluation["status"] == "partial" else 0
+
+
+def _load(reference: str) -> Any:
+    """An object by "module:name". Simulation plays both sides, and is the only place where the server names the client."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def find_sites(data: Path) -> list[Path]:
+    """The site.yaml of each direct subfolder that has one, absolute, sorted by folder name.
+
+    Raises:
+        ConfigError: no such folder, or no sites in it.
+    """
+    if not data.is_dir():
+        raise ConfigError(f"--data {data}: no such folder", code="no-such-folder", hint="fedqc data phantom DIR makes one")
+    found = sorted(path.absolute() for path in data.glob("*/site.yaml"))
+    if not found:
+        raise ConfigError(
+            f"--data {data}: none of its subfolders holds a site.yaml", code="no-sites", hint="fedqc data phantom DIR makes some"
+        )
+    return found
+
+
+def summary(evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What `simulate --format json` promises."""
+    keys = ("status", "rounds", "sites", "metrics", "matrix", "headline", "privacy", "cpu_seconds")
+    return {"run": str(folder)} | {key: evaluation[key] for key in keys}
+
+
+def table(evaluation: dict[str, Any]) -> str:
+    """The headline for a terminal: arms by place, macro AUROC with its 95 % interval."""
+    training = [site["site"] for site in evaluation["sites"] if site["role"] == "training"]
+    places = ["home", "elsewhere", "unseen", *training]
+    lines = [f"{'macro AUROC':14s}" + "".join(f"{place:>18s}" for place in places)]
+    for arm in evaluation["arms"]:
+        scores = evaluation["scores"].get(arm)
+        if scores is None:
+            lines.append(f"{arm:14s}" + f"{'refused':>18s}")
+            continue
+        lines.append(f"{arm:14s}" + "".join(f"{_cell(scores[place]):>18s}" for place in places))
+    for contrast in evaluation["contrasts"]:
+        if contrast["where"] in ("home", "elsewhere", "unseen") and contrast["value"] is not None:
+            sign = f"{contrast['arm']} - {contrast['other']}, {contrast['where']}"
+            lines.append(f"{sign:40s} {contrast['value']:+.3f} [{_number(contrast['low'])}, {_number(contrast['high'])}]")
+    for site, claim in evaluation["privacy"].items():
+        if claim["refused"]:
+            lines.append(f"{site}: private arm refused [{claim['refused']['code']}]: {claim['refused']['reason']}")
+        else:
+            lines.append(f"{site}: epsilon {claim['epsilon']:.2f}, delta {claim['delta']:g}, per {claim['unit']}, {claim['adjacency']}")
+    if not evaluation["private_arms"]:
+        lines.append("This run is NOT PRIVATE.")
+    lines += [f"partial: {line}" for line in evaluation["incomplete"]]
+    return "\n".join(lines)
+
+
+def _cell(score: dict[str, float | None]) -> str:
+    if score["value"] is None:
+        return "n = 0"
+    if score["low"] is None:
+        return f"{score['value']:.3f}"
+    return f"{score['value']:.3f} ±{(score['high'] or 0) - score['value']:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.3f}"
+
+
+
+
+@report.command()
+def report_command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+) -> None:
+    """Write RUN/report.html: one page, offline, every number of it in evaluation.json."""
+    from server.report.page import write_report
+    from server.runs import RunFolder
+
+    print(write_report(RunFolder.open(run)))
+
+
+@compare.command()
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders; of one plan with different seeds they are pooled.")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Differences of arms over several runs, paired over test patients and seeds where the runs allow it."""
+    from server.compare import compare_runs, compare_table
+    from server.runs import RunFolder, without_nan
+
+    result = compare_runs([RunFolder.open(run) for run in runs])
+    print(json.dumps(without_nan(result), ensure_ascii=False) if format is Format.json else compare_table(result))

@@ -1,0 +1,111 @@
+"""Metrics from sums: exact, mergeable, hand-checked."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.counts import BINS, Counts, auroc_covariance, hanley_mcneil, per_patient, to_bins
+
+
+def _random(patients: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (patients, 5)).astype(float)
+    return rng.normal(labels, 1.0), np.where(rng.random((patients, 5)) < 0.1, np.nan, labels)
+
+
+def test_auroc_of_a_hand_computed_example():
+    logits = np.array([[0.1], [0.4], [0.35], [0.8]])
+    labels = np.array([[0.0], [0.0], [1.0], [1.0]])
+    assert Counts.of(logits, labels).auroc()[0] == pytest.approx(0.75)
+
+
+def test_a_tie_counts_one_half():
+    assert Counts.of(np.zeros((2, 1)), np.array([[0.0], [1.0]])).auroc()[0] == 0.5
+
+
+def test_no_data_is_nan_and_never_zero():
+    empty = Counts.empty()
+    assert np.isnan(empty.auroc()).all()
+    assert np.isnan(empty.interval()[0]).all()
+    assert (empty.n_pos == 0).all()
+
+
+@given(st.integers(0, 10_000))
+def test_merge_is_exact_in_any_order(seed):
+    logits, labels = _random(40, seed)
+    cut = seed % 39 + 1
+    first, second = Counts.of(logits[:cut], labels[:cut]), Counts.of(logits[cut:], labels[cut:])
+    whole = Counts.of(logits, labels)
+    for merged in (first.merge(second), second.merge(first)):
+        assert np.array_equal(merged.positives, whole.positives)
+        assert np.array_equal(merged.negatives, whole.negatives)
+
+
+def test_counts_survive_json():
+    counts = Counts.of(*_random(50, 1))
+    again = Counts.from_json(counts.to_json())
+    assert np.array_equal(again.positives, counts.positives)
+    assert np.array_equal(again.negatives, counts.negatives)
+
+
+def test_auroc_agrees_with_all_pairs():
+    logits, labels = _random(80, 2)
+    bins = to_bins(logits)
+    for artifact, value in enumerate(Counts.of(logits, labels).auroc()):
+        pos, neg = bins[labels[:, artifact] == 1, artifact], bins[labels[:, artifact] == 0, artifact]
+        wins = (pos[:, None] > neg).sum() + 0.5 * (pos[:, None] == neg).sum()
+        assert value == pytest.approx(wins / (len(pos) * len(neg)))
+
+
+def test_variance_is_the_spread_over_repeated_cohorts():
+    """DeLong's variance of one cohort, on average, is the variance of the AUROC between cohorts."""
+    runs = [_random(60, seed) for seed in range(600)]
+    values = np.array([Counts.of(*run).auroc() for run in runs])
+    variances = np.array([Counts.of(*run).auroc_variance() for run in runs])
+    assert np.mean(variances) == pytest.approx(np.mean(values.var(axis=0, ddof=1)), rel=0.1)
+
+
+def test_perfect_separation_still_has_a_lower_bound():
+    labels = np.array([[0.0]] * 12 + [[1.0]] * 12)
+    low, high = Counts.of(10 * labels - 5, labels).interval()
+    assert 0.7 < low[0] < 0.9
+    assert high[0] == 1
+
+
+def test_covariance_of_one_model_is_its_variance():
+    logits, labels = _random(70, 3)
+    covariance = auroc_covariance([logits], labels)
+    assert np.diag(covariance) == pytest.approx(Counts.of(logits, labels).auroc_variance())
+
+
+def test_two_equal_models_differ_by_exactly_nothing():
+    logits, labels = _random(70, 4)
+    covariance = auroc_covariance([logits, logits.copy()], labels)
+    contrast = np.concatenate([np.ones(5), -np.ones(5)])
+    assert contrast @ covariance @ contrast == pytest.approx(0, abs=1e-12)
+
+
+def test_patient_score_is_the_maximum_over_assessed_slices():
+    logits = np.array([[1.0], [3.0], [2.0], [9.0]])
+    labels = np.array([[0.0], [1.0], [0.0], [np.nan]])
+    scores, truth = per_patient(logits, labels, np.array([5, 5, 8, 8]))
+    assert scores.tolist() == [[3.0], [2.0]]
+    assert truth.tolist() == [[1.0], [0.0]]
+
+
+def test_hanley_mcneil_value():
+    assert hanley_mcneil(0.5, 10, 10) == pytest.approx((0.25 + 9 * (1 / 3 - 0.25) * 2) / 100)
+
+
+def test_scores_beyond_the_range_are_kept_in_the_outer_bins():
+    assert to_bins(np.array([-1e9, 1e9, np.nan])).tolist() == [0, BINS - 1, BINS // 2]
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    truth = 0.760  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
+    covered = []
+    for seed in range(200):
+        low, high = Counts.of(*_random(30, seed)).interval()
+        covered.extend((low <= truth) & (truth <= high))
+    assert 0.92 < np.mean(covered) < 0.985
