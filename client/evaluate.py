@@ -35,5 +35,3 @@ def evaluate(cohort: Cohort, model_name: str, weights: np.ndarray, *, everyone: 
         histograms[k] = counts.positives, counts.negatives
         scores.append(logits)
     return histograms, auroc_covariance(scores, truth)
-
-

@@ -60,7 +60,7 @@ def default_policy(kind: SiteKind) -> SitePolicy:
     if kind == "hospital":
         return SitePolicy()
     if kind in ("public", "synthetic"):
-        return SitePolicy(max_epsilon=100.0, allow_non_private=True, evaluation="synthetic")
+        return SitePolicy(max_epsilon=1000.0, allow_non_private=True, evaluation="synthetic")
     raise ConfigError(f"unknown kind of site {kind!r}", code="unknown-site-kind", hint="known: hospital, public, synthetic")
 
 

@@ -114,9 +114,7 @@ class Counts:
         place of each, does not reject the observed one. It stays inside [0, 1] and is honest at an AUROC of 1.
         """
         z = NormalDist().inv_cdf(0.5 + level / 2)
-        bounds = [
-            _newcombe(float(theta), int(m), int(n), z) for theta, m, n in zip(self.auroc(), self.n_pos, self.n_neg, strict=True)
-        ]
+        bounds = [_newcombe(float(theta), int(m), int(n), z) for theta, m, n in zip(self.auroc(), self.n_pos, self.n_neg, strict=True)]
         return np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
 
     def roc(self, artifact: int) -> tuple[np.ndarray, np.ndarray]:

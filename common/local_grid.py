@@ -36,9 +36,7 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
         self._run = Run.create_empty(run_id)
         self._app = app
-        self._contexts = {
-            node: Context(run_id, node, dict(config), RecordDict(), dict(run_config)) for node, config in sites.items()
-        }
+        self._contexts = {node: Context(run_id, node, dict(config), RecordDict(), dict(run_config)) for node, config in sites.items()}
         self._waiting: dict[str, Message] = {}
         self.down: set[int] = set()
 
@@ -49,9 +47,7 @@ class LocalGrid(Grid):
     def run(self) -> Run:
         return self._run
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:

@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,23 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.artifacts import NAMES
-from common.counts import Counts
-from common.errors import ConfigError, PlanError, RefusedError, RunError
+from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.learning import get_threads
 from common.models import build
 from common.plan import RunPlan, parse_plan
-from common.privacy import GaussianSteps, pld_epsilon
 from common.weights import Manifest, manifest_of, resolve_initial, unflatten
-from common.wire import EvaluateTask, SiteEvaluation, message_type
-from server.evaluate import SiteScores, Study, report_numbers
+from server.claims import all_refused, privacy_claims
+from server.evaluate import report_numbers
+from server.model_card import model_card
 from server.progress import Progress
 from server.public_set import measure, public_set
-from server.rounds import ArmResult, Site, ask, describe_sites, run_rounds
-from server.runs import EVALUATION, MODEL, ArmFolder, RunFolder, load_model, save_model, write_json
+from server.rounds import ArmResult, Site, describe_sites, run_rounds, score_sites
+from server.runs import CARD, EVALUATION, MODEL, ArmFolder, RunFolder, load_model, save_model, write_bytes, write_json
 
 app = ServerApp()
 HEAD = "head."
-PRIVACY_UNIT: dict[str, Any] = {"unit": "patient", "adjacency": "add/remove"}
-NO_CLAIM: dict[str, Any] = {"epsilon": None, "epsilon_pld": None, "delta": None, "noise_multiplier": None}
+FINAL_MODEL = ("federated_dp", "federated", "pooled")
+"""Which arm's model the run hands on: the first of these that there is."""
 
 
 @app.main()
@@ -45,123 +44,168 @@ def main(grid: Grid, context: Context) -> None:
     conduct(grid, plan, Path(str(config["run-dir"])))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What every arm of a run has in common."""
+
+    grid: Grid
+    plan: RunPlan
+    run: str
+    folder: RunFolder
+    manifest: Manifest
+    initial: np.ndarray
+    score_public: Callable[[np.ndarray], dict[str, float]]
+    progress: Progress
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What the arms came to. A model is named after its arm; a local one after its arm and site."""
+
+    models: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    chosen_rounds: dict[str, int] = field(default_factory=dict)
+    privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)  # arms that nobody would run: a result, not a failure
+    incomplete: set[str] = field(default_factory=set)  # what makes the run partial
+
+
 def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str] | None = None) -> RunFolder:
     """Run every arm of `plan` on the sites behind `grid`, or go on where an earlier attempt stopped.
 
     Raises:
-        FedqcError: what the errors module says; the run folder then says `failed` and can be resumed.
+        FedqcError: what the errors module says; the run can be resumed.
     """
-    started, cpu_before = time.monotonic(), cpu_seconds()
+    started = time.monotonic()
     network = build(plan.model.name)
     manifest = manifest_of(network.state_dict())
     initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
-    training_names = [*plan.held_out]
-    sites = describe_sites(grid, expected=plan.federation.quorum, deadline_s=min(60.0, plan.federation.deadline_s))
-    hospitals = [site for site in sites if not site.description.members]
-    pooled = [site for site in sites if site.description.members]
+    wanted = plan.federation.quorum + len(plan.held_out)
+    connected = describe_sites(grid, expected=wanted, deadline_s=min(60.0, plan.federation.deadline_s))
+    hospitals = [site for site in connected if not site.description.members]
+    pooled = [site for site in connected if site.description.members]
     check_sites(plan, [site.name for site in hospitals])
-    training = [site for site in hospitals if site.name not in training_names]
     folder = open_or_create(path, plan, hospitals, simulation)
-    run = str(folder.manifest["run"])
     public = public_set(plan.public_set, plan.image_size)
 
     def score_public(flat: np.ndarray) -> dict[str, float]:
         network.load_state_dict(unflatten(flat, manifest))
         return measure(network, public, plan.training.loss)
 
-    units = {arm: _groups(arm, training, pooled) for arm in plan.arms if arm != "public"}
-    rounds = plan.training.rounds
-    progress = Progress(rounds * sum(len(groups) for groups in units.values()) + 1)
-    progress.say(f"run {run}: {len(training)} training sites, held out: {', '.join(plan.held_out) or 'none'}")
-
-    models: dict[str, np.ndarray] = {"public": initial} if "public" in plan.arms else {}
-    curves: dict[str, list[dict[str, Any]]] = {}
-    results: dict[str, ArmResult] = {}
-    privacy: dict[str, dict[str, Any]] = {}
-    refusals: list[str] = []
-    failures: list[str] = []
-    start_score = score_public(initial)
-    for arm, groups in units.items():
-        for model_name, group in groups:
-            arm_folder = folder.arm(arm, model_name.partition("/")[2] or None)
-            progress.skip(arm_folder.last_round())
-            try:
-                result = run_rounds(
-                    grid,
-                    plan=plan,
-                    run=run,
-                    arm=arm,
-                    sites=group,
-                    initial=initial,
-                    manifest=manifest,
-                    trainable=trainable_part(arm, manifest),
-                    quorum=min(plan.federation.quorum, len(group)),
-                    folder=arm_folder,
-                    score_public=score_public,
-                    on_round=lambda number, record, name=model_name: progress.advance(  # type: ignore[misc]
-                        f"{name}: round {number} of {rounds}, public AUROC {record['public']['auroc']:.3f}"
-                    ),
-                )
-            except RefusedError as refusal:
-                if arm == "federated_dp":
-                    said = {"refused": {"code": refusal.code, "reason": refusal.public_reason}}
-                    privacy = {site.name: PRIVACY_UNIT | NO_CLAIM | said for site in group}
-                refusals.append(f"{model_name}: refused: {refusal.public_reason}")
-                progress.say(refusals[-1])
-                continue
-            except RunError as failure:
-                if arm != "local":
-                    raise
-                failures.append(f"{model_name}: failed ({failure.code})")
-                progress.say(failures[-1])
-                continue
-            results[model_name] = result
-            models[model_name] = _chosen(arm, arm_folder, result, manifest, progress)
-            curves[model_name] = [{"round": 0, **start_score}] + [
-                {"round": record["round"], **record["public"]} for record in arm_folder.rounds()
-            ]
-            save_model(arm_folder.model_path, models[model_name], manifest, {"arm": arm, "run": run})
-            if arm == "federated_dp":
-                privacy = _privacy_claims(plan, result, group)
-    if not models:
-        raise RefusedError(f"no arm could run: {refusals[0]}", public_reason=refusals[0], hint="the sites' policies say why")
-
-    study, absent = score_sites(grid, plan, run, hospitals, models)
-    incomplete = sorted(
-        set(failures)
-        | {f"{name}: {site} refused" for name, result in results.items() for site in result.refused}
-        | {f"{name}: {site} failed ({code})" for name, result in results.items() for site, code in result.failed.items()}
-        | {f"evaluation: {site} did not answer" for site in absent}
+    training = [site for site in hospitals if site.name not in plan.held_out]
+    groups = [(arm, name, sites) for arm in plan.arms if arm != "public" for name, sites in _groups(arm, training, pooled)]
+    shared = Shared(
+        grid=grid,
+        plan=plan,
+        run=str(folder.manifest["run"]),
+        folder=folder,
+        manifest=manifest,
+        initial=initial,
+        score_public=score_public,
+        progress=Progress(plan.training.rounds * len(groups) + 1),
     )
-    status = "partial" if incomplete else "completed"
-    numbers = report_numbers(study, plan.arms)
-    write_json(
-        folder.path / EVALUATION,
-        {
-            "run": run,
-            "plan": plan.name,
-            "question": plan.question,
-            "seed": plan.seed,
-            "status": status,
-            "rounds": rounds,
-            "epochs": plan.epochs,
-            "arms": list(plan.arms),
-            "private_arms": [arm for arm in plan.arms if arm == "federated_dp" and arm in models],
-            "sites": [_about(site, plan) for site in hospitals],
-            "privacy": privacy,
-            "curves": curves,
-            "refusals": refusals,
-            "incomplete": incomplete,
-            **numbers,
-            "cpu_seconds": round(cpu_seconds() - cpu_before, 1),
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
-    final = next((name for name in ("federated_dp", "federated", "pooled", "public") if name in models), next(iter(models)))
-    save_model(folder.path / MODEL, models[final], manifest, {"arm": final, "run": run})
+    shared.progress.say(f"run {shared.run}: {len(training)} training sites, held out: {', '.join(plan.held_out) or 'none'}")
+    try:
+        trained = train_arms(shared, groups)
+        study, absent = score_sites(grid, plan, shared.run, hospitals, trained.models)
+    except FedqcError:
+        folder.update_manifest(status="failed")
+        raise
+    trained.incomplete |= {f"evaluation: {site} did not answer" for site in absent}
+    status = "partial" if trained.incomplete else "completed"
+    evaluation = {
+        "run": shared.run,
+        "plan": plan.name,
+        "question": plan.question,
+        "seed": plan.seed,
+        "status": status,
+        "rounds": plan.training.rounds,
+        "epochs": plan.epochs,
+        "arms": list(plan.arms),
+        "private_arms": [arm for arm in plan.arms if arm == "federated_dp" and arm in trained.models],
+        "sites": [_about(site, plan) for site in hospitals],
+        "privacy": trained.privacy,
+        "curves": trained.curves,
+        "chosen_rounds": trained.chosen_rounds,
+        "refusals": trained.refusals,
+        "incomplete": sorted(trained.incomplete),
+        **report_numbers(study, plan.arms),
+        "cpu_seconds": round(cpu_seconds(), 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    final = next(name for name in (*FINAL_MODEL, *trained.models) if name in trained.models)
+    save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": shared.run})
+    write_bytes(folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode())
+    write_json(folder.path / EVALUATION, evaluation)
     folder.update_manifest(status=status)
-    progress.advance(f"evaluation of {len(models)} models at {len(study.sites)} sites")
+    shared.progress.advance(f"evaluation of {len(trained.models)} models at {len(study.sites)} sites")
     return folder
+
+
+def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) -> Trained:
+    """Run the rounds of every group of sites: (arm, name of its model, its sites).
+
+    Raises:
+        RefusedError: nobody would run any arm.
+        RunError: a shared arm missed its quorum. A local arm that fails makes the run partial instead.
+    """
+    trained = Trained(models={"public": shared.initial} if "public" in shared.plan.arms else {})
+    at_start = shared.score_public(shared.initial)
+    for arm, name, sites in groups:
+        folder = shared.folder.arm(arm, name.partition("/")[2] or None)
+        shared.progress.skip(folder.last_round())
+        try:
+            result = _train(shared, arm, name, sites, folder)
+        except RefusedError as refusal:
+            trained.refusals.append(f"{name}: every site refused: {refusal.public_reason}")
+            shared.progress.say(trained.refusals[-1])
+            shared.progress.skip(shared.plan.training.rounds - folder.last_round())
+            if arm == "federated_dp":
+                trained.privacy = all_refused(sites, refusal.code, refusal.public_reason)
+            continue
+        except RunError as failure:
+            if arm != "local":
+                raise
+            trained.incomplete.add(f"{name}: failed ({failure.code})")
+            shared.progress.say(f"{name}: failed ({failure.code})")
+            shared.progress.skip(shared.plan.training.rounds - folder.last_round())
+            continue
+        records = folder.rounds()
+        chosen = max(records, key=lambda record: record["public"]["auroc"])["round"] if arm == "local" else records[-1]["round"]
+        trained.models[name] = load_model(folder.checkpoint_path(chosen), shared.manifest)
+        trained.chosen_rounds[name] = chosen
+        trained.curves[name] = [{"round": 0, **at_start}] + [{"round": record["round"], **record["public"]} for record in records]
+        trained.incomplete |= {f"{name}: {site} refused" for site in result.refused}
+        trained.incomplete |= {f"{name}: {site} failed ({code})" for site, code in result.failed.items()}
+        save_model(folder.model_path, trained.models[name], shared.manifest, {"arm": arm, "run": shared.run})
+        if arm == "federated_dp":
+            trained.privacy = privacy_claims(shared.plan, result, sites)
+    if not trained.models:
+        reason = trained.refusals[0] if trained.refusals else "every arm failed"
+        raise RefusedError(f"no arm could run: {reason}", public_reason=reason, hint="the sites' policies say why")
+    return trained
+
+
+def _train(shared: Shared, arm: str, name: str, sites: Sequence[Site], folder: ArmFolder) -> ArmResult:
+    rounds = shared.plan.training.rounds
+
+    def on_round(number: int, record: dict[str, Any]) -> None:
+        shared.progress.advance(f"{name}: round {number} of {rounds}, public AUROC {record['public']['auroc']:.3f}")
+
+    return run_rounds(
+        shared.grid,
+        plan=shared.plan,
+        run=shared.run,
+        arm=arm,
+        sites=sites,
+        initial=shared.initial,
+        manifest=shared.manifest,
+        trainable=trainable_part(arm, shared.manifest),
+        quorum=min(shared.plan.federation.quorum, len(sites)),
+        folder=folder,
+        score_public=shared.score_public,
+        on_round=on_round,
+    )
 
 
 def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
@@ -219,43 +263,6 @@ def trainable_part(arm: str, manifest: Manifest) -> slice:
     return manifest.part(HEAD) if arm == "federated_dp" else slice(0, manifest.size)
 
 
-def score_sites(
-    grid: Grid, plan: RunPlan, run: str, hospitals: Sequence[Site], models: dict[str, np.ndarray]
-) -> tuple[Study, list[str]]:
-    """Have every site score all models in one message, so that comparisons are paired.
-
-    Returns:
-        the study, and the names of the sites that did not answer or refused.
-    Raises:
-        RunError: no site answered.
-    """
-    names = tuple(models)
-    weights = np.stack([models[name] for name in names])
-    scored: dict[str, SiteScores] = {}
-    for everyone in (False, True):
-        asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
-        if not asked:
-            continue
-        task = EvaluateTask(run=run, models=names, everyone=everyone, weights=weights)
-        for node, answer, _ in ask(grid, list(asked), task.to_record(), "evaluate", plan.federation.deadline_s):
-            if answer.has_error() or message_type(answer.content) != "SiteEvaluation":
-                continue
-            evaluation = SiteEvaluation.from_record(answer.content)
-            if evaluation.models != names or evaluation.histograms.shape[:3] != (len(names), 2, len(NAMES)):
-                continue
-            counts = {name: Counts(positives=h[0], negatives=h[1]) for name, h in zip(names, evaluation.histograms, strict=True)}
-            scored[asked[node].name] = SiteScores(counts=counts, covariance=evaluation.covariance)
-    if not scored:
-        raise RunError("no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why")
-    study = Study(
-        sites={site.name: scored[site.name] for site in hospitals if site.name in scored},
-        training=[site.name for site in hospitals if site.name not in plan.held_out],
-        held_out=list(plan.held_out),
-        models=list(names),
-    )
-    return study, [site.name for site in hospitals if site.name not in scored]
-
-
 def cpu_seconds() -> float:
     """User and system time of this process and its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -271,30 +278,6 @@ def _groups(arm: str, training: Sequence[Site], pooled: Sequence[Site]) -> list[
             raise PlanError("arm `pooled` exists in simulation only: real hospitals do not pool images", code="no-pooled-arm")
         return [("pooled", list(pooled))]
     return [(arm, list(training))]
-
-
-def _chosen(arm: str, folder: ArmFolder, result: ArmResult, manifest: Manifest, progress: Progress) -> np.ndarray:
-    """The last round's model; for `local` its best epoch on the public set, so that it is not beaten for want of stopping."""
-    if arm != "local":
-        return result.weights
-    best = max(folder.rounds(), key=lambda record: record["public"]["auroc"])["round"]
-    progress.say(f"{folder.path.name}: local model of round {best} (best on the public set)")
-    return load_model(folder.checkpoint_path(best), manifest)
-
-
-def _privacy_claims(plan: RunPlan, result: ArmResult, group: Sequence[Site]) -> dict[str, dict[str, Any]]:
-    """Per site: what its updates guarantee, or why it refused."""
-    claims: dict[str, dict[str, Any]] = {}
-    steps = plan.training.rounds * plan.private_steps_per_round
-    for site in group:
-        refusal, claim = result.refused.get(site.name), result.claims.get(site.name)
-        said = {"refused": {"code": refusal.code, "reason": refusal.reason} if refusal else None}
-        if claim is not None:  # it took part, perhaps in some rounds only: what it spent holds whatever it said later
-            schedule = GaussianSteps(noise_multiplier=claim["noise_multiplier"], sample_rate=plan.privacy.sample_rate, steps=steps)
-            claims[site.name] = PRIVACY_UNIT | claim | {"epsilon_pld": pld_epsilon([schedule], claim["delta"])} | said
-        elif refusal is not None:
-            claims[site.name] = PRIVACY_UNIT | NO_CLAIM | said
-    return claims
 
 
 def _about(site: Site, plan: RunPlan) -> dict[str, Any]:

@@ -162,8 +162,6 @@ def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:+.3f}"
 
 
-
-
 @report.command()
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],

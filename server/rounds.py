@@ -9,16 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.artifacts import NAMES
+from common.counts import Counts
 from common.errors import FedqcError, RefusedError, RunError
 from common.plan import RunPlan
 from common.weights import Manifest, digest
-from common.wire import Refusal, SiteDescription, SiteUpdate, TrainTask, message_type
+from common.wire import EvaluateTask, Refusal, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask, message_type
 from server.aggregate import FederatedMean
+from server.evaluate import SiteScores, Study
 from server.gate import check_update
 from server.runs import ArmFolder, load_model
 
@@ -97,7 +101,7 @@ def run_rounds(
     quorum: int,
     folder: ArmFolder,
     score_public: Callable[[np.ndarray], dict[str, float]],
-    on_round: Callable[[int, dict[str, object]], None],
+    on_round: Callable[[int, dict[str, Any]], None],
 ) -> ArmResult:
     """Rounds from the last checkpoint, or from `initial`, to the plan's last.
 
@@ -191,3 +195,38 @@ def _accept(answer: Message, task: TrainTask, base_sha256: str, site: Site, trai
     update = SiteUpdate.from_record(answer.content)
     check_update(update, task, base_sha256, site.description, trainable.stop - trainable.start)
     return update
+
+
+def score_sites(grid: Grid, plan: RunPlan, run: str, hospitals: Sequence[Site], models: dict[str, np.ndarray]) -> tuple[Study, list[str]]:
+    """Have every site score all models in one message, so that comparisons are paired.
+
+    Returns:
+        the study, and the names of the sites that did not answer or refused.
+    Raises:
+        RunError: no site answered.
+    """
+    names = tuple(models)
+    weights = np.stack([models[name] for name in names])
+    scored: dict[str, SiteScores] = {}
+    for everyone in (False, True):
+        asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
+        if not asked:
+            continue
+        task = EvaluateTask(run=run, models=names, everyone=everyone, weights=weights)
+        for node, answer, _ in ask(grid, list(asked), task.to_record(), "evaluate", plan.federation.deadline_s):
+            if answer.has_error() or message_type(answer.content) != "SiteEvaluation":
+                continue
+            evaluation = SiteEvaluation.from_record(answer.content)
+            if evaluation.models != names or evaluation.histograms.shape[:3] != (len(names), 2, len(NAMES)):
+                continue
+            counts = {name: Counts(positives=h[0], negatives=h[1]) for name, h in zip(names, evaluation.histograms, strict=True)}
+            scored[asked[node].name] = SiteScores(counts=counts, covariance=evaluation.covariance)
+    if not scored:
+        raise RunError("no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why")
+    study = Study(
+        sites={site.name: scored[site.name] for site in hospitals if site.name in scored},
+        training=[site.name for site in hospitals if site.name not in plan.held_out],
+        held_out=list(plan.held_out),
+        models=list(names),
+    )
+    return study, [site.name for site in hospitals if site.name not in scored]

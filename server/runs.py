@@ -26,11 +26,12 @@ from common.errors import ConfigError
 from common.plan import RunPlan, read_plan
 from common.weights import Manifest
 
-PLAN, MANIFEST, EVALUATION, MODEL, REPORT, SIMULATION = (
+PLAN, MANIFEST, EVALUATION, MODEL, CARD, REPORT, SIMULATION = (
     "plan.yaml",
     "manifest.json",
     "evaluation.json",
     "model.safetensors",
+    "model_card.md",
     "report.html",
     "simulation.json",
 )
