@@ -22,18 +22,20 @@ from client.cohort import Cohort, SiteConfig, load_cohort, read_site, site_key
 from client.dp.head import train_private_head
 from client.evaluate import evaluate
 from client.ledger import Ledger, ledger_file_name
-from client.outbox import Outbox
+from client.outbox import AnswerKey, Outbox
 from client.policy import SitePolicy, admit_evaluation, admit_training, default_policy, read_policy
 from common.errors import RefusedError, RunError
 from common.learning import extract_features, seed_for, train_epochs
 from common.models import as_classifier, build
 from common.plan import RunPlan, parse_plan
 from common.privacy import GaussianSteps, noise_multiplier_for, rdp_epsilon
-from common.weights import digest, flatten, manifest_of, to_grid, unflatten
+from common.weights import REACH, digest, flatten, manifest_of, to_grid, unflatten
 from common.wire import EvaluateTask, Refusal, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask, WireMessage
 
 SITE_FAILURE = "site-failure"
 TRAIN = 0
+MINIMUM_CELL = 10
+"""Of hospital patients, no score is told that rests on fewer with or without the artifact."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,7 +112,8 @@ class Agent:
                 rounds=plan.training.rounds,
             )
             if site.kind == "hospital":
-                self._ledger().record_non_private(request=f"{task.run}/{task.arm}", purpose=task.arm, fingerprint=self._fingerprint())
+                with _ledger(site, path.parent) as ledger:
+                    ledger.record_non_private(request=f"{task.run}/{task.arm}", purpose=task.arm, fingerprint=self._fingerprint())
         images, modality, labels, rows = self._training_slices()
         model = build(plan.model.name)
         manifest = manifest_of(model.state_dict())
@@ -124,15 +127,13 @@ class Agent:
         if len(self._sites) > 1:
             raise RunError("the pooled baseline is not private", code="bad-message")
         outbox = Outbox(self._state / "outbox")
-        key = (task.run, task.arm, task.round, "train")
-        stored = outbox.get(key)
+        stored = outbox.get(_question(task))
         if stored is not None:
             return SiteUpdate.from_bytes(stored)
-        steps = plan.private_steps_per_round
         total = GaussianSteps(
             noise_multiplier=wanted.noise_multiplier or self._noise_multiplier(),
             sample_rate=wanted.sample_rate,
-            steps=steps * plan.training.rounds,
+            steps=plan.private_steps_per_round * plan.training.rounds,
         )
         epsilon = rdp_epsilon([total], wanted.delta)
         admit_training(
@@ -144,7 +145,12 @@ class Agent:
             nominal_patients=self.site.nominal_patients,
             rounds=plan.training.rounds,
         )
-        ledger = self._ledger()
+        with _ledger(self.site, self._paths[0].parent) as ledger:
+            return self._train_charged(task, total, epsilon, ledger, outbox)
+
+    def _train_charged(self, task: TrainTask, total: GaussianSteps, epsilon: float, ledger: Ledger, outbox: Outbox) -> SiteUpdate:
+        """Reserve, train, commit, store, and only then answer: in this order a crash can over-count, never under-count."""
+        plan, wanted = self._plan, self._plan.privacy
         reservation = ledger.reserve(
             request=f"{task.run}/{task.arm}",
             steps=total,
@@ -165,7 +171,7 @@ class Agent:
             self._cached_features(model, task.base[: manifest.part("head.").start], rows),
             cohort.labels[rows],
             cohort.patients[rows],
-            steps=steps,
+            steps=plan.private_steps_per_round,
             learning_rate=wanted.learning_rate,
             clip_norm=wanted.clip_norm,
             noise_multiplier=total.noise_multiplier,
@@ -174,20 +180,33 @@ class Agent:
             max_slices_per_patient=wanted.max_slices_per_patient,
         )
         ledger.commit(reservation, steps_done=trained.steps_done, part=f"round {task.round}")
+        before = task.base[manifest.part("head.")].astype(np.float64)
         after = np.concatenate([trained.weight.ravel(), trained.bias.ravel()])
         update = self._update(
             task,
-            to_grid(after, task.base[manifest.part("head.")]),
+            to_grid(before + np.clip(after - before, -REACH, REACH), before),  # of a noised result: post-processing, costs nothing
             noise_multiplier=total.noise_multiplier,
             epsilon=epsilon,
             delta=wanted.delta,
         )
-        return SiteUpdate.from_bytes(outbox.put(key, update.to_bytes()))
+        return SiteUpdate.from_bytes(outbox.put(_question(task), update.to_bytes()))
 
     def _evaluate(self, task: EvaluateTask) -> SiteEvaluation:
+        if task.everyone and self.name not in self._plan.held_out:
+            raise RefusedError(
+                "scoring every patient is for held-out sites",
+                code="evaluation-not-permitted",
+                public_reason="this site trains: only test patients",
+            )
         mode: Literal["disclosed", "synthetic"] = "disclosed" if self.site.kind == "hospital" else "synthetic"
         admit_evaluation(self.policy, mode, kind=self.site.kind)
-        histograms, covariance = evaluate(self._cohort(), self._plan.model.name, task.weights, everyone=task.everyone)
+        histograms, covariance = evaluate(
+            self._cohort(),
+            self._plan.model.name,
+            task.weights,
+            everyone=task.everyone,
+            minimum_cell=MINIMUM_CELL if self.site.kind == "hospital" else 0,
+        )
         return SiteEvaluation(site=self.name, run=task.run, models=task.models, mode=mode, histograms=histograms, covariance=covariance)
 
     def _update(self, task: TrainTask, steps: np.ndarray, **claim: float) -> SiteUpdate:
@@ -238,9 +257,6 @@ class Agent:
         steps = self._plan.private_steps_per_round * self._plan.training.rounds
         return noise_multiplier_for(wanted.epsilon, wanted.delta, wanted.sample_rate, steps)
 
-    def _ledger(self) -> Ledger:
-        return Ledger.open(self._state / ledger_file_name(self.site.cohort), cohort=self.site.cohort, key=site_key(self._state))
-
     def _fingerprint(self) -> str:
         return self._cohort().fingerprint
 
@@ -249,6 +265,15 @@ class Agent:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with (self._state / "site.log").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {text}\n")
+
+
+def _question(task: TrainTask) -> AnswerKey:
+    return task.run, task.arm, task.round, "train"
+
+
+def _ledger(site: SiteConfig, folder: Path) -> Ledger:
+    state = folder / site.state
+    return Ledger.open(state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state))
 
 
 def policy_of(site: SiteConfig, folder: Path) -> SitePolicy:

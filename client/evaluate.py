@@ -12,12 +12,15 @@ from common.models import build
 from common.weights import manifest_of, unflatten
 
 
-def evaluate(cohort: Cohort, model_name: str, weights: np.ndarray, *, everyone: bool) -> tuple[np.ndarray, np.ndarray]:
+def evaluate(
+    cohort: Cohort, model_name: str, weights: np.ndarray, *, everyone: bool, minimum_cell: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Patient-level histograms and AUROC covariance of several models on the same patients.
 
     Args:
         weights: float32 (K, parameters).
         everyone: score all patients of a site that never trained, else its test patients.
+        minimum_cell: artifacts with fewer patients of either class are treated as not assessed, so that no small count leaves.
     Returns:
         int64 (K, 2, A, BINS) with positives first, and float64 (K*A, K*A).
     """
@@ -31,6 +34,8 @@ def evaluate(cohort: Cohort, model_name: str, weights: np.ndarray, *, everyone: 
     for k, flat in enumerate(weights):
         model.load_state_dict(unflatten(flat, manifest))
         logits, truth = per_patient(score(model, cohort.images, cohort.modality, rows), cohort.labels[rows], cohort.patients[rows])
+        small = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) < minimum_cell
+        truth = np.where(small, np.nan, truth)
         counts = Counts.of(logits, truth)
         histograms[k] = counts.positives, counts.negatives
         scores.append(logits)

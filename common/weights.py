@@ -23,7 +23,10 @@ GRID = 2.0**-24
 """Spacing of update values: finer than the last bit of a float32 of magnitude 1/2."""
 
 LIMIT = 2**30
-"""Largest magnitude of one update value in grid steps (64 in weight units): larger is refused, never wrapped."""
+"""Largest magnitude of one update value in grid steps: larger is refused, never wrapped."""
+
+REACH = LIMIT * GRID
+"""The same in weight units: 64."""
 
 
 @dataclass(frozen=True, kw_only=True)

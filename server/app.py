@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -235,7 +236,7 @@ def open_or_create(path: Path, plan: RunPlan, sites: Sequence[Site], simulation:
     if not (path / "plan.yaml").exists():
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         manifest = {
-            "run": f"{plan.name}-{plan.seed}-{stamp}",
+            "run": f"{plan.name}-{plan.seed}-{stamp}-{secrets.token_hex(3)}",
             "status": "running",
             "plan_sha256": plan.sha256(),
             "initial_sha256": plan.model.sha256,

@@ -27,7 +27,7 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
         "",
         f"**Private:** {guarantees}" if private else "**This model is NOT PRIVATE.**",
         "",
-        "- Input: one CT (HU) or MR slice, as `common/imaging/preprocess.py` prepares it. Output: one logit an artifact, meaningless for the",
+        "- Input: one CT (HU) or MR slice as `common/imaging/preprocess.py` prepares it. Output: a logit an artifact, meaningless for the",
         "  other modality; a patient's score is the maximum over slices.",
         *(f"  - `{artifact.name}` ({artifact.modality}): {artifact.definition}" for artifact in ARTIFACTS),
         f"- Trained at: {sites}. Never saw: {unseen or 'no site was held out'}.",
