@@ -162,11 +162,12 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
     model_scores = {
         model: {site: study.combine({(site, model): 1.0}).to_json() for site in everywhere if site in study.sites} for model in study.models
     }
+    several = study.held_out if len(study.held_out) > 1 else []  # one alone is `unseen`
     contrasts = [
         {"arm": arm, "other": other, "where": where} | study.difference(arm, other, where).to_json()
         for arm, other in COMPARISONS
         if study.arm_models(arm) and study.arm_models(other)
-        for where in ("home", "elsewhere", "unseen", *everywhere)
+        for where in ("home", "elsewhere", "unseen", *study.training, *several)
     ]
     return {
         "counts": {
