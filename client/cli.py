@@ -32,6 +32,20 @@ def phantom(
 
 
 @data.command()
+def inject(
+    src: Annotated[Path, typer.Argument(help="Folder of real images, with the folders that the map names.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, one subfolder a site.")],
+    map_file: Annotated[Path, typer.Option("--map", help="Which folders make up which hospital, for example configs/real_hospitals.yaml.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 7,
+    gallery: Annotated[Path | None, typer.Option(help="Also write a PNG of clean and corrupted slices side by side.")] = None,
+) -> None:
+    """Write real clean slices, and the same slices with simulated artifacts, as site folders."""
+    from client.inject import inject as write_hospitals
+
+    write_hospitals(src, out, map_file=map_file, seed=seed, say=say, gallery=gallery)
+
+
+@data.command()
 def check(
     site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
     format: FormatOption = Format.text,
@@ -60,4 +74,3 @@ def check_text(found: dict[str, Any]) -> str:
         numbers = f"{counts['present']:5d} present {counts['absent']:6d} absent {counts['not_assessed']:6d} not assessed"
         lines.append(f"  {artifact:15s} {numbers}")
     return "\n".join(lines)
-

@@ -268,6 +268,7 @@ def write_slice(
     field_strength_t: float | None = None,
     kvp: float | None = None,
     description: str = "",
+    derived: bool = False,
 ) -> None:
     """Write a synthetic slice as CT or MR Image Storage, Explicit VR Little Endian; the same arguments give the same bytes.
 
@@ -276,6 +277,7 @@ def write_slice(
             `bits_stored` and `signed` can hold, so `read_pixels` gives the image back to within slope / 2 where it was not clipped.
         pixel_spacing_mm: one number, or between rows and between columns.
         phase_encoding: "ROW" or "COL", MR only.
+        derived: made from a real image: the header then says DERIVED, and nothing of the real header is copied.
     Raises:
         ImagingError: the image is not a finite 2-D array of at most 4096 x 4096, or the slope is not usable.
     """
@@ -302,11 +304,11 @@ def write_slice(
     dataset.file_meta = meta
     fields: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 192",
-        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"],
+        "ImageType": ["DERIVED" if derived else "ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"],
         "SOPClassUID": UID(_SOP_CLASS_OF[modality]),
         "SOPInstanceUID": UID(sop_uid),
         "Modality": modality,
-        "PatientName": "SYNTHETIC^PHANTOM",
+        "PatientName": "DERIVED^PUBLIC" if derived else "SYNTHETIC^PHANTOM",
         "PatientID": patient_id,
         "PatientBirthDate": "",
         "PatientSex": "O",
