@@ -158,7 +158,8 @@ def test_nothing_of_the_original_header_goes_on(made: tuple[Path, Path, Path]) -
     for secret in [*SECRETS, *uids, "-300"]:
         assert not any(secret.encode() in content for content in written), secret
     one = pydicom.dcmread(next((out / "h1" / "images").iterdir()), stop_before_pixels=True)
-    assert "SYNTHETIC" in str(one.PatientName)
+    assert one.PatientName == "DERIVED^PUBLIC"
+    assert one.ImageType[0] == "DERIVED"
     assert "simulated" in one.SeriesDescription
 
 
