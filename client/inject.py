@@ -34,6 +34,7 @@ from common.imaging.dicom import SliceHeader, exclusion, find_files, make_uid, r
 from common.imaging.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample, robust_scale_mr
 from common.physics import SIMULATORS, ct
 from common.physics.acquisition import Acquisition, acquire, body_mask, uniform
+from common.physics.threads import one_thread
 
 MAX_SIDE = 256
 DRAWS = 5
@@ -316,6 +317,7 @@ def load(source: Source, *, mirrored: bool) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(small[:, ::-1] if mirrored else small), spacing
 
 
+@one_thread()
 def corrupt(
     images: Sequence[np.ndarray], modality: Modality, severities: dict[str, float], acquisition: Acquisition, generator: torch.Generator
 ) -> tuple[list[np.ndarray], dict[str, float]]:

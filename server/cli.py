@@ -22,7 +22,7 @@ run = typer.Typer(add_completion=False, no_args_is_help=True)
 PARTIAL = 6
 
 
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; the same number gives the same bits.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch, by default what is idle; the same number gives the same bits.")]
 
 
 @simulate.command()
@@ -41,7 +41,7 @@ def simulate_command(
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
     refuse_existing(out)
-    return _simulate(wanted, data, out, threads or min(os.cpu_count() or 1, 4), format)
+    return _simulate(wanted, data, out, threads or idle_threads(), format)
 
 
 @run.callback()
@@ -100,6 +100,11 @@ def _load(reference: str) -> Any:
     """An object by "module:name". Simulation plays both sides, and is the only place where the server names the client."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def idle_threads() -> int:
+    """How many cores seem free, 1 to 4: waiting for a busy core costs several times the work itself."""
+    return max(1, min(4, (os.cpu_count() or 1) - round(os.getloadavg()[0])))
 
 
 def find_sites(data: Path) -> list[Path]:

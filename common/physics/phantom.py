@@ -19,6 +19,7 @@ from common.errors import ConfigError
 from common.physics import anatomy, beam_hardening, chemical_shift, ct, kspace, metal, motion, susceptibility
 from common.physics.acquisition import Acquisition, frame_of, integer, uniform
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
+from common.physics.threads import one_thread
 
 __all__ = ["PUBLIC_APPEARANCES", "SITE_APPEARANCES", "Appearance", "PhantomSlice", "draw_patients"]
 
@@ -64,6 +65,7 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
         yield draw_patient(appearance, patient, seed)
 
 
+@one_thread()
 def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[PhantomSlice]:
     """The slices of one patient; see `draw_patients`."""
     streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(4, np.uint64)
