@@ -22,7 +22,7 @@ run = typer.Typer(add_completion=False, no_args_is_help=True)
 PARTIAL = 6
 
 
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch, by default what is idle; the same number gives the same bits.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads, by default what is idle; the same number gives the same bits.")]
 
 
 @simulate.command()
