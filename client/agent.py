@@ -7,6 +7,7 @@ wrong inside leaves as one code; the details stay in `<state>/site.log`.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import secrets
 import time
@@ -45,8 +46,6 @@ def agent_for(site_config: str, plan_json: str) -> Agent:
     Args:
         site_config: absolute path of a site.yaml; several, joined by the path separator, make the pooled baseline.
     """
-    import json
-
     plan = parse_plan(json.loads(plan_json))
     paths = [Path(part) for part in site_config.split(os.pathsep)]
     return Agent(paths, plan)
@@ -113,7 +112,7 @@ class Agent:
             )
             if site.kind == "hospital":
                 with _ledger(site, path.parent) as ledger:
-                    ledger.record_non_private(request=f"{task.run}/{task.arm}", purpose=task.arm, fingerprint=self._fingerprint())
+                    ledger.record_non_private(request=_charge(task), purpose=task.arm, fingerprint=self._fingerprint())
         images, modality, labels, rows = self._training_slices()
         model = build(plan.model.name)
         manifest = manifest_of(model.state_dict())
@@ -152,7 +151,7 @@ class Agent:
         """Reserve, train, commit, store, and only then answer: in this order a crash can over-count, never under-count."""
         plan, wanted = self._plan, self._plan.privacy
         reservation = ledger.reserve(
-            request=f"{task.run}/{task.arm}",
+            request=_charge(task),
             steps=total,
             purpose=task.arm,
             fingerprint=self._fingerprint(),
@@ -265,6 +264,11 @@ class Agent:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with (self._state / "site.log").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {text}\n")
+
+
+def _charge(task: TrainTask) -> str:
+    """What one reservation covers: an arm of a run, written so that no two arms of any runs read alike."""
+    return json.dumps([task.run, task.arm])
 
 
 def _question(task: TrainTask) -> AnswerKey:

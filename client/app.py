@@ -5,6 +5,7 @@ Whatever goes wrong behind it, what leaves is a `Refusal`: Flower would otherwis
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from client.agent import Agent
 
 app = ClientApp()
+log = logging.getLogger("fedqc.client")
 
 
 @app.query("describe")
@@ -44,5 +46,6 @@ def _reply(message: Message, ask: Callable[[], WireMessage]) -> Message:
     try:
         answer = ask()
     except Exception:
-        answer = Refusal(code="site-failure", reason="the site could not answer; its operator finds the cause in the site log")
+        log.exception("the site could not answer")  # of this process, on the hospital's side
+        answer = Refusal(code="site-failure", reason="the site could not answer; its operator finds the cause in the node's log")
     return Message(content=answer.to_record(), reply_to=message)

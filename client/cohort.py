@@ -27,6 +27,7 @@ from common.errors import ConfigError, DataError
 from common.imaging.cache import load_or_build
 from common.imaging.index import PARTS, Intake, Part, SliceRecord, split_of
 from common.imaging.preprocess import DEFAULT_SIZE
+from common.plan import MOST_PATIENTS, strict_yaml
 
 MAX_SITE_BYTES = 64 << 10
 DEFAULT_SPLIT = (0.6, 0.0, 0.4)
@@ -43,7 +44,7 @@ class SiteConfig(BaseModel):
     cohort: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # the ledger keeps one account per cohort
     images: _PathText = "images"
     labels: _PathText = "labels.csv"
-    nominal_patients: int = Field(ge=1)  # public bucket, chosen by the operator: never computed from the data
+    nominal_patients: int = Field(ge=1, le=MOST_PATIENTS)  # public bucket, chosen by the operator: never computed from the data
     state: _PathText = "state"
     stand_in: str | None = None  # where "patients" are not persons: one plain sentence that says what they are
     policy: str | None = None
@@ -112,7 +113,7 @@ def read_site(path: Path) -> tuple[SiteConfig, Path]:
     try:
         if path.stat().st_size > MAX_SITE_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_SITE_BYTES} bytes", code="bad-site")
-        value = yaml.safe_load(path.read_bytes())
+        value = strict_yaml(path.read_bytes())
     except OSError as error:
         hint = "a site is a folder with a site.yaml"
         raise ConfigError(f"{path}: cannot read: {error.strerror}", code="no-such-site", hint=hint) from error

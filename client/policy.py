@@ -8,7 +8,6 @@ A refusal's `public_reason` is a function of plan and policy only (the nominal n
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError, RefusedError
+from common.plan import strict_yaml
 
 Evaluation = Literal["dp", "disclosed", "synthetic", "none"]
 SiteKind = Literal["hospital", "public", "synthetic"]
@@ -73,7 +73,7 @@ def read_policy(path: Path | str) -> SitePolicy:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PolicyLoader)
+        content = strict_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}", code="policy-unreadable") from error
     except yaml.YAMLError as error:
@@ -184,21 +184,3 @@ def _complaint(part: object) -> str:
         return f"{where} is not a field of a policy"
     message = message.replace("Input should be", "must be").replace("Input must be", "must be")
     return f"{where} = {part['input']!r} {message}"
-
-
-class _PolicyLoader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-5 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_PolicyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

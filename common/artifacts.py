@@ -76,9 +76,12 @@ def parse_name(text: str) -> str:
     Raises:
         ConfigError: the word is unknown; the message lists the known names.
     """
-    wanted = text.strip().lower().replace("-", "_")
+    wanted = _spelled(text)
     for artifact in ARTIFACTS:
-        known = {artifact.name, artifact.chinese, *(word.replace(" ", "_") for word in artifact.synonyms), *artifact.synonyms}
-        if wanted in known or wanted.replace("_", " ") in known:
+        if wanted in map(_spelled, (artifact.name, artifact.chinese, *artifact.synonyms)):
             return artifact.name
     raise ConfigError(f"unknown artifact {text!r}", code="unknown-artifact", hint=f"known: {', '.join(NAMES)}")
+
+
+def _spelled(text: str) -> str:
+    return text.strip().lower().replace("-", "_").replace(" ", "_")

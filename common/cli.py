@@ -29,6 +29,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+INTERRUPTED = 130
+
+
 class Format(StrEnum):
     text = "text"
     json = "json"
@@ -96,11 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status: Any = typer.main.get_command(root).main(words, prog_name="fedqc", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _fail("bad-argument", error.format_message(), f"{context.command_path if context else 'fedqc'} --help", 2)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", "stopped; what was finished is kept", "fedqc run resume goes on with a run", 130)
+        status = INTERRUPTED
     except FedqcError as error:
         if "--debug" in words:
             raise
@@ -111,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--debug" in words:
             raise
         _fail("bug", f"{type(error).__name__}: {error}", "please report it with the output of the same command and --debug", 5)
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status and says nothing
+        _fail("interrupted", "stopped; what was finished is kept", "fedqc run resume goes on with a run", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

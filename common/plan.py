@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from common.errors import PlanError
 ARM_NAMES = ("public", "local", "federated", "federated_dp", "pooled")
 Arm = Literal["public", "local", "federated", "federated_dp", "pooled"]
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+MOST_PATIENTS = 10_000_000  # of one site: 800 such sites at the update limit still sum within 64 bits
 
 
 class StrictModel(BaseModel):
@@ -78,7 +80,7 @@ class Privacy(StrictModel):
 
 class Federation(StrictModel):
     quorum: int = Field(default=2, ge=1)  # valid answers without which a round is not averaged
-    deadline_s: float = Field(default=3600, gt=0)  # how long a round waits for an answer
+    deadline_s: float = Field(default=3600, gt=0, le=1e7)  # how long a round waits for an answer
 
 
 class PublicSet(StrictModel):
@@ -160,6 +162,27 @@ def _more(error: ValidationError) -> str:
     return f"and {others} more; {keys}" if others else keys
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-5 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = [key.value for key, _ in node.value]
+        for key in seen:
+            if seen.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def strict_yaml(text: str | bytes) -> Any:
+    """The content of a YAML document; raises yaml.YAMLError for what it refuses."""
+    return yaml.load(text, Loader=_StrictLoader)
+
+
 def read_plan(path: Path) -> RunPlan:
     """Read a plan file.
 
@@ -170,8 +193,12 @@ def read_plan(path: Path) -> RunPlan:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror})", code="no-such-plan", hint="plans lie in configs/plans/") from None
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        values: Any = yaml.safe_load(text)
+        values: Any = strict_yaml(text)
     except yaml.YAMLError as error:
         raise PlanError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise PlanError(f"{path}: not YAML: nested too deeply") from None
     return parse_plan(values, where=str(path))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from common.errors import RunError
-from common.plan import SITE_NAME
+from common.plan import MOST_PATIENTS, SITE_NAME
 
 Kind = Literal["hospital", "public", "synthetic"]
 
@@ -52,11 +52,11 @@ class WireMessage(BaseModel):
     @classmethod
     def _join(cls, text: str, arrays: dict[str, np.ndarray]) -> Self:
         try:
-            values: dict[str, Any] = json.loads(text)
-            if values.pop("type", None) != cls.__name__ or set(arrays) != set(cls.array_fields()):
+            values: Any = json.loads(text)
+            if not isinstance(values, dict) or values.pop("type", None) != cls.__name__ or set(arrays) != set(cls.array_fields()):
                 raise RunError(f"expected a {cls.__name__}", code="bad-message")
             return cls.model_validate(values | arrays)
-        except (ValidationError, ValueError) as error:
+        except (ValidationError, ValueError, RecursionError) as error:
             raise RunError(f"malformed {cls.__name__}: {str(error).splitlines()[0]}", code="bad-message") from None
 
     def to_record(self) -> RecordDict:
@@ -74,7 +74,7 @@ class WireMessage(BaseModel):
         try:
             text = str(record.config_records["fields"]["json"])
             arrays = {name: array.numpy() for name, array in record.array_records["arrays"].items()}
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, MemoryError, OverflowError):
             raise RunError(f"expected a {cls.__name__}", code="bad-message") from None
         return cls._join(text, arrays)
 
@@ -89,7 +89,7 @@ class WireMessage(BaseModel):
             length = int.from_bytes(data[:8], "little")
             text = json.loads(data[8 : 8 + length])["__metadata__"]["json"]
             arrays = safetensors.numpy.load(data)
-        except (SafetensorError, ValueError, KeyError):
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             raise RunError(f"expected the bytes of a {cls.__name__}", code="bad-message") from None
         arrays.pop("_", None)
         return cls._join(text, arrays)
@@ -99,7 +99,7 @@ def message_type(record: RecordDict) -> str:
     """The name of the message in a record, or "" where there is none."""
     try:
         return str(json.loads(str(record.config_records["fields"]["json"]))["type"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ""
 
 
@@ -137,7 +137,7 @@ class SiteDescription(WireMessage):
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[Kind, PUBLIC]
     members: Annotated[tuple[str, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
-    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1)
+    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)
     stand_in: Annotated[str, PUBLIC] = ""  # what a "patient" is here, when it is not a person
     version: Annotated[str, PUBLIC]
 
@@ -150,7 +150,7 @@ class SiteUpdate(WireMessage):
     arm: Annotated[str, PUBLIC]
     round: Annotated[int, PUBLIC]
     base_sha256: Annotated[str, PUBLIC]
-    weight: Annotated[int, PUBLIC] = Field(ge=1)  # the public nominal number of patients
+    weight: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)  # the public nominal number of patients
     private: Annotated[bool, PUBLIC]
     noise_multiplier: Annotated[float, PUBLIC] = 0.0
     epsilon: Annotated[float | None, PUBLIC] = None  # of the whole run's schedule at this site; None: not private

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.learning import get_threads
+from common.losses import loss_named
 from common.models import build
 from common.plan import RunPlan, parse_plan
 from common.weights import Manifest, manifest_of, resolve_initial, unflatten
@@ -79,6 +80,7 @@ def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str]
     """
     started = time.monotonic()
     network = build(plan.model.name)
+    loss_named(plan.training.loss)  # unknown: said before anybody is asked
     manifest = manifest_of(network.state_dict())
     initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     wanted = plan.federation.quorum + len(plan.held_out)
@@ -172,7 +174,7 @@ def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) ->
             shared.progress.skip(shared.plan.training.rounds - folder.last_round())
             continue
         records = folder.rounds()
-        chosen = max(records, key=lambda record: record["public"]["auroc"])["round"] if arm == "local" else records[-1]["round"]
+        chosen = max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"] if arm == "local" else records[-1]["round"]
         trained.models[name] = load_model(folder.checkpoint_path(chosen), shared.manifest)
         trained.chosen_rounds[name] = chosen
         trained.curves[name] = [{"round": 0, **at_start}] + [{"round": record["round"], **record["public"]} for record in records]
@@ -182,7 +184,9 @@ def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) ->
         if arm == "federated_dp":
             trained.privacy = privacy_claims(shared.plan, result, sites)
     if not trained.models:
-        reason = trained.refusals[0] if trained.refusals else "every arm failed"
+        if not trained.refusals:
+            raise RunError(f"no arm finished: {'; '.join(sorted(trained.incomplete))}", code="no-quorum", hint="fedqc run resume goes on")
+        reason = trained.refusals[0]
         raise RefusedError(f"no arm could run: {reason}", public_reason=reason, hint="the sites' policies say why")
     return trained
 

@@ -22,7 +22,9 @@ run = typer.Typer(add_completion=False, no_args_is_help=True)
 PARTIAL = 6
 
 
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads, by default what is idle; the same number gives the same bits.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; by default what is idle. The same number gives the same bits.")
+]
 
 
 @simulate.command()
@@ -30,7 +32,7 @@ def simulate_command(
     plan: Annotated[Path, typer.Argument(help="Plan file, for example configs/plans/demo.yaml.")],
     data: Annotated[Path, typer.Option(help="Folder whose subfolders with a site.yaml are the sites.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    seed: Annotated[int | None, typer.Option(help="Instead of the plan's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Instead of the plan's seed.")] = None,
     threads: ThreadsOption = None,
     format: FormatOption = Format.text,
 ) -> int:
@@ -74,15 +76,16 @@ def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format
 
     set_threads(threads)
     site_yamls = find_sites(data)
-    check_sites(plan, [path.parent.name for path in site_yamls])
-    prepare = _load("client.agent:prepare")
+    read_site, prepare = _load("client.cohort:read_site"), _load("client.agent:prepare")
+    names = {path: read_site(path)[0].name for path in site_yamls}
+    check_sites(plan, list(names.values()))
     talk = Progress(0)
     for path in site_yamls:
         cohort = prepare(path, plan)
         talk.say(f"{cohort.site.name}: {cohort.report.summary()}")
     nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
     if "pooled" in plan.arms:
-        training = [str(path) for path in site_yamls if path.parent.name not in plan.held_out]
+        training = [str(path) for path in site_yamls if names[path] not in plan.held_out]
         nodes[len(nodes) + 1] = {"site-config": os.pathsep.join(training)}
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     grid = LocalGrid(_load("client.app:app"), nodes, config)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.errors import RunError
+from common.artifacts import NAMES
+from common.counts import BINS
+from common.errors import ConfigError, RunError
+from common.privacy import GaussianSteps, rdp_epsilon
 from common.weights import LIMIT
-from common.wire import SiteDescription, SiteUpdate, TrainTask
+from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
+
+MOST_COUNTED = 2**31
+"""Patients in one bin: more is no hospital, and sums of it could wrap around."""
 
 
 def check_update(answer: SiteUpdate, task: TrainTask, base_sha256: str, site: SiteDescription, size: int) -> None:
@@ -26,10 +32,43 @@ def check_update(answer: SiteUpdate, task: TrainTask, base_sha256: str, site: Si
         "shape": (answer.update.shape, (size,)),
         "dtype": (str(answer.update.dtype), "int32"),
     }
-    if task.private and (answer.epsilon is None or answer.delta is None or answer.noise_multiplier <= 0):
-        raise RunError(f"{site.site}: a private update without its epsilon, delta and noise", code="bad-update")
+    if task.private:
+        _check_guarantee(answer)
     for claim, (found, expected) in claims.items():
         if found != expected:
             raise RunError(f"{site.site}: {claim} is {found!r}, expected {expected!r}", code="bad-update")
     if np.abs(answer.update.astype(np.int64)).max(initial=0) > LIMIT:
         raise RunError(f"{site.site}: the update leaves the public grid", code="bad-update")
+
+
+def check_evaluation(answer: SiteEvaluation, task: EvaluateTask, site: SiteDescription) -> None:
+    """Refuse an evaluation that is not the answer to `task` from `site`, or that no patients could give.
+
+    Raises:
+        RunError: code `bad-evaluation`, saying which claim does not hold.
+    """
+    cells = len(task.models) * len(NAMES)
+    claims = {
+        "site": (answer.site, site.site),
+        "run": (answer.run, task.run),
+        "models": (answer.models, task.models),
+        "histograms": (answer.histograms.shape, (len(task.models), 2, len(NAMES), BINS)),
+        "covariance": (answer.covariance.shape, (cells, cells)),
+        "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
+    }
+    for claim, (found, expected) in claims.items():
+        if found != expected:
+            raise RunError(f"{site.site}: {claim} is {found!r}, expected {expected!r}", code="bad-evaluation")
+    if answer.histograms.min() < 0 or answer.histograms.max() > MOST_COUNTED:
+        raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
+
+
+def _check_guarantee(answer: SiteUpdate) -> None:
+    """A private update says what it guarantees, in numbers that can be accounted for."""
+    epsilon, delta, noise = answer.epsilon, answer.delta, answer.noise_multiplier
+    try:
+        if epsilon is None or delta is None or noise <= 0 or not 0 < epsilon < np.inf:
+            raise RunError(f"{answer.site}: a private update without its epsilon, delta and noise", code="bad-update")
+        rdp_epsilon([GaussianSteps(noise_multiplier=noise, sample_rate=1.0, steps=1)], delta)
+    except ConfigError as error:
+        raise RunError(f"{answer.site}: {error}", code="bad-update") from None

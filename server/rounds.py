@@ -15,7 +15,6 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.artifacts import NAMES
 from common.counts import Counts
 from common.errors import FedqcError, RefusedError, RunError
 from common.plan import RunPlan
@@ -23,7 +22,7 @@ from common.weights import Manifest, digest
 from common.wire import EvaluateTask, Refusal, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask, message_type
 from server.aggregate import FederatedMean
 from server.evaluate import SiteScores, Study
-from server.gate import check_update
+from server.gate import check_evaluation, check_update
 from server.runs import ArmFolder, load_model
 
 POLL_S = 0.5
@@ -78,8 +77,11 @@ def describe_sites(grid: Grid, *, expected: int, deadline_s: float) -> list[Site
         time.sleep(POLL_S)
     sites = []
     for node, answer, _ in ask(grid, nodes, RecordDict(), "query.describe", deadline_s):
-        if not answer.has_error() and message_type(answer.content) == "SiteDescription":
-            sites.append(Site(node=node, description=SiteDescription.from_record(answer.content)))
+        try:
+            if not answer.has_error() and message_type(answer.content) == "SiteDescription":
+                sites.append(Site(node=node, description=SiteDescription.from_record(answer.content)))
+        except RunError:
+            continue
     names = [site.name for site in sites]
     if not sites:
         raise RunError("no site answered", code="no-sites", hint="are the nodes started and connected?")
@@ -156,10 +158,12 @@ def run_rounds(
             if not weights and len(result.refused) == len(sites):
                 first = next(iter(result.refused.values()))
                 raise RefusedError(f"{arm}: every site refused: {first.reason}", code=first.code, public_reason=first.reason)
+            missing = {name: refusal.code for name, refusal in result.refused.items()} | failed
+            who = ", ".join(f"{name} {code}" for name, code in sorted(missing.items()))
             raise RunError(
-                f"{arm}, round {number}: {len(weights)} valid answers, the quorum is {quorum}",
+                f"{arm}, round {number}: {len(weights)} valid answers, the quorum is {quorum} ({who})",
                 code="no-quorum",
-                hint="fedqc run resume goes on once the sites are back; rounds.jsonl says who failed and why",
+                hint="fedqc run resume goes on once the sites are back",
             )
         after = result.weights.copy()
         after[trainable] = mean.result(result.weights[trainable])
@@ -216,8 +220,10 @@ def score_sites(grid: Grid, plan: RunPlan, run: str, hospitals: Sequence[Site], 
         for node, answer, _ in ask(grid, list(asked), task.to_record(), "evaluate", plan.federation.deadline_s):
             if answer.has_error() or message_type(answer.content) != "SiteEvaluation":
                 continue
-            evaluation = SiteEvaluation.from_record(answer.content)
-            if evaluation.models != names or evaluation.histograms.shape[:3] != (len(names), 2, len(NAMES)):
+            try:
+                evaluation = SiteEvaluation.from_record(answer.content)
+                check_evaluation(evaluation, task, asked[node].description)
+            except RunError:
                 continue
             counts = {name: Counts(positives=h[0], negatives=h[1]) for name, h in zip(names, evaluation.histograms, strict=True)}
             scored[asked[node].name] = SiteScores(counts=counts, covariance=evaluation.covariance)

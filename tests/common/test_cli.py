@@ -1,0 +1,164 @@
+"""The command line costs nothing until it is used, and its errors are one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import pytest
+
+from common import cli
+from common.errors import ConfigError, DataError, FedqcError, InternalError, NetworkError, PlanError, RefusedError, RunError
+
+HEAVY = {"torch", "flwr", "opacus", "pydicom", "scipy", "matplotlib", "numpy", "grpc"}
+
+LOADED = """
+import json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+def loaded(): return sorted(set(%r) & set(sys.modules))
+try:
+    with redirect_stdout(StringIO()) as said:
+        %s
+except SystemExit as end:
+    status = end.code
+else:
+    status = None
+print(json.dumps([status, said.getvalue(), loaded()]))
+"""
+
+
+def loaded_by(statement: str) -> tuple[Any, str, set[str]]:
+    """Exit status, stdout, and which heavy packages are loaded after `statement` in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED % (sorted(HEAVY), statement)], capture_output=True, text=True, check=True, timeout=120
+    )
+    status, said, modules = json.loads(done.stdout)
+    return status, said, set(modules)
+
+
+def run(words: str) -> tuple[Any, str, set[str]]:
+    return loaded_by(f"from common.cli import main; main({words.split()!r})")
+
+
+def test_help_lists_the_commands_and_loads_nothing() -> None:
+    status, said, modules = run("--help")
+    assert status == 0
+    assert all(name in said for name in cli.COMMANDS)
+    assert modules == set()
+
+
+def test_version_is_the_packages_and_loads_nothing() -> None:
+    status, said, modules = run("--version")
+    assert (status, said.strip(), modules) == (0, version("fedqc"), set())
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("data --help", ["phantom", "check"]),
+        ("data phantom --help", ["--sites", "--patients", "--seed"]),
+        ("simulate --help", ["--data", "--out", "--seed", "--threads", "--format"]),
+        ("run resume --help", ["--data", "--threads"]),
+    ],
+)
+def test_the_help_of_a_command_loads_no_torch_and_no_flower(words: str, shown: list[str]) -> None:
+    status, said, modules = run(words)
+    assert status == 0
+    assert all(word in said for word in shown)
+    assert not modules & {"torch", "flwr", "opacus", "matplotlib"}
+
+
+def test_the_door_of_a_hospital_loads_no_torch() -> None:
+    _, _, modules = loaded_by("import client.app")
+    assert "flwr" in modules
+    assert not modules & {"torch", "opacus", "pydicom"}
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    class Command:
+        def main(self, *_: Any, **__: Any) -> NoReturn:
+            raise error
+
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda _: Command())
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+
+def status_of(*words: str) -> object:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("what"), 2),
+        (PlanError("what"), 2),
+        (DataError("what"), 2),
+        (NetworkError("what"), 3),
+        (RefusedError("what"), 4),
+        (RunError("what"), 1),
+        (InternalError("what"), 5),
+        (ZeroDivisionError("what"), 5),
+    ],
+)
+def test_an_error_has_the_status_of_who_can_act(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, error)
+    assert status_of("x") == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"fedqc: error [{error.code if isinstance(error, FedqcError) else 'bug'}]: ")
+    assert "Traceback" not in said.err
+
+
+def test_an_error_is_one_line_and_one_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(monkeypatch, ConfigError("what\n  was found,\twhere", code="some-code", hint="what to do"))
+    assert status_of("x") == 2
+    assert capsys.readouterr().err == "fedqc: error [some-code]: what was found, where\nfedqc: hint: what to do\n"
+
+
+def test_an_error_without_a_hint_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(monkeypatch, RunError("what"))
+    assert status_of("x") == 1
+    assert capsys.readouterr().err == "fedqc: error [run-failed]: what\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (RunError("what"), ZeroDivisionError("what")):
+        raising(monkeypatch, error)
+        with pytest.raises(type(error), match="what"):
+            cli.main(["--debug", "x"])
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(monkeypatch, KeyboardInterrupt())
+    assert status_of("x") == 130
+    assert capsys.readouterr().err.startswith("fedqc: error [interrupted]: ")
+
+
+def test_sigterm_is_143() -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli._stop(15, None)
+    assert caught.value.code == 143
+
+
+@pytest.mark.parametrize(
+    "words", [["simulat"], ["--nope"], ["data", "nope"], ["simulate"], ["simulate", "p", "--data", "d", "--out", "o", "--x"]]
+)
+def test_a_word_nobody_knows_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert (words[-1] if words != ["simulate"] else "PLAN") in said.err
+    assert "Traceback" not in said.err
+
+
+def test_flower_talks_to_nobody() -> None:
+    assert cli.SILENT["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert cli.SILENT["FLWR_DISABLE_UPDATE_CHECK"] == "1"
