@@ -41,4 +41,4 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/loop_overhead.py --quick --format json
+	$(BIN)/python benchmarks/loop_overhead.py --quick --update docs/performance.md
