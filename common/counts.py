@@ -175,10 +175,12 @@ def auroc_covariance(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.nda
     Args:
         logits: K arrays (P, A). labels: (P, A), nan where not assessed.
     Returns:
-        (K*A, K*A), model-major; nan in rows and columns with fewer than two patients of either class.
+        (K*A, K*A), model-major; nan in rows and columns with fewer than two patients of either class. Where every pair of
+        patients is ordered alike, the variance is that of `Counts.auroc_variance`, not zero; differences are then conservative.
     """
     patients, artifacts = labels.shape
     influence = np.full((patients, len(logits) * artifacts), np.nan)
+    extra = np.zeros(len(logits) * artifacts)
     for k, scores in enumerate(logits):
         bins = to_bins(scores)
         for artifact in range(artifacts):
@@ -197,4 +199,6 @@ def auroc_covariance(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.nda
             column[pos] = (column[pos] - theta) / np.sqrt(m * (m - 1))
             column[neg] = (column[neg] - theta) / np.sqrt(n * (n - 1))
             influence[:, k * artifacts + artifact] = column
-    return influence.T @ influence
+            if not column.any():
+                extra[k * artifacts + artifact] = hanley_mcneil(1 - 0.5 / (m * n), m, n)
+    return influence.T @ influence + np.diag(extra)

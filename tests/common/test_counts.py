@@ -79,6 +79,13 @@ def test_covariance_of_one_model_is_its_variance():
     assert np.diag(covariance) == pytest.approx(Counts.of(logits, labels).auroc_variance())
 
 
+def test_a_perfect_score_is_not_certain():
+    labels = np.array([[0.0]] * 6 + [[1.0]] * 4)
+    covariance = auroc_covariance([10 * labels - 5], labels)
+    assert covariance[0, 0] == pytest.approx(Counts.of(10 * labels - 5, labels).auroc_variance()[0])
+    assert covariance[0, 0] > 0
+
+
 def test_two_equal_models_differ_by_exactly_nothing():
     logits, labels = _random(70, 4)
     covariance = auroc_covariance([logits, logits.copy()], labels)
