@@ -74,10 +74,8 @@ def check_text(found: dict[str, Any]) -> str:
         numbers = f"{counts['present']:5d} present {counts['absent']:6d} absent {counts['not_assessed']:6d} not assessed"
         lines.append(f"  {artifact:15s} {numbers}")
     problems = found["label_problems"]
-    for title, at in (
-        ("label rows without an image", "rows_without_image"),
-        ("labels of an artifact the modality cannot show", "wrong-modality"),
-    ):
+    titles = {"rows_without_image": "label rows without an image", "wrong-modality": "labels of an artifact the modality cannot show"}
+    for at, title in titles.items():
         if problems[at]["count"]:
             rows = ", ".join(str(row) for row in problems[at]["rows"][:8])
             lines.append(f"  {problems[at]['count']} {title} (row {rows}{', …' if problems[at]['count'] > 8 else ''})")
