@@ -14,6 +14,7 @@ of 32 of the default image size, the default network, one thread. "1 batch" is 3
                 last bits differ, so its weights must agree to 1e-4 relative. It pays for torch._dynamo, which torch.optim imports,
                 as did the floor that the peers in the aims were measured against.
 
+All sides run under the same allocator settings (measuring.STEADY); without them chance decides which side pays for page faults.
 Counted: everything from the start of the process to its end. Not counted: making the phantoms and decoding them into the caches.
 Synthetic sites keep no ledger; a hospital's adds a small durable write a round. Memory is the peak of resident memory. The full run
 also prints how CPU and memory grow with 2, 4 and 8 sites: the aim of one extra model a site is about that growth; what imports of

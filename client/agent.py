@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 
 from client.cohort import Cohort, SiteConfig, load_cohort, read_site, site_key
-from client.dp.head import train_private_head
 from client.evaluate import evaluate
 from client.ledger import Ledger, ledger_file_name
 from client.outbox import AnswerKey, Outbox
@@ -149,6 +148,8 @@ class Agent:
 
     def _train_charged(self, task: TrainTask, total: GaussianSteps, epsilon: float, ledger: Ledger, outbox: Outbox) -> SiteUpdate:
         """Reserve, train, commit, store, and only then answer: in this order a crash can over-count, never under-count."""
+        from client.dp.head import train_private_head  # brings Opacus: a second of CPU and 100 MiB that other arms do without
+
         plan, wanted = self._plan, self._plan.privacy
         reservation = ledger.reserve(
             request=_charge(task),

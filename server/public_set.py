@@ -17,6 +17,7 @@ from common.imaging.preprocess import prepare, to_stored
 from common.learning import score
 from common.losses import loss_named
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
+from common.physics.ct import projector
 from common.physics.phantom import draw_patients
 from common.plan import PublicSet
 
@@ -51,7 +52,9 @@ def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int)
 
 
 def public_set(settings: PublicSet, size: int) -> Slices:
-    return draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size)
+    slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size)
+    projector.cache_clear()  # the scanner's matrices hold a hundred MiB, and nothing else in a run needs them
+    return slices
 
 
 def measure(model: nn.Module, slices: Slices, loss: str) -> dict[str, float]:

@@ -93,10 +93,11 @@ def projector(size: int) -> Projector:
     cosines, sines = torch.cos(angles), torch.sin(angles)
     position = x[inside][:, None] * cosines + y[inside][:, None] * sines + (size - 1) / 2
     lower = position.floor()
-    weight = position - lower
+    weight = position.sub_(lower)
     first = torch.arange(views, dtype=torch.int32) * size + lower.int()
     ray = torch.stack([first, first + 1], -1).reshape(-1)
     value = torch.stack([1 - weight, weight], -1).reshape(-1)
+    del position, lower, weight, first
     per_pixel = inside.reshape(-1).int() * (2 * views)
     pixel = torch.repeat_interleave(torch.arange(size * size, dtype=torch.int32), per_pixel)
     back = _csr(per_pixel, ray, value, (size * size, views * size))

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def apply(image: Tensor, params: Susceptibility | Sequence[Susceptibility]) -> t
 
 def field_hz(params: Susceptibility, y: Tensor, x: Tensor, depth_px: float) -> Tensor:
     """Frequency offset at pixel positions (image axes) and a distance from the slice plane; zero inside the spheres."""
-    total = torch.zeros(torch.broadcast_shapes(y.shape, x.shape))
+    total = torch.zeros(np.broadcast_shapes(y.shape, x.shape))  # torch.broadcast_shapes imports sympy
     scale = kspace.GYROMAGNETIC_HZ_PER_T * params.field_tesla * params.dchi_ppm * 1e-6 / 3
     for sphere in params.spheres:
         dy, dx, dz = (y - sphere.y).square(), (x - sphere.x).square(), (depth_px - sphere.depth_px) ** 2
