@@ -64,4 +64,6 @@ def measure(model: nn.Module, slices: Slices, loss: str) -> dict[str, float]:
     logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
     counts = Counts.of(*per_patient(logits, slices.labels, slices.patients))
     losses = loss_named(loss)(torch.from_numpy(logits), torch.from_numpy(slices.labels))
-    return {"loss": float(losses.mean()), "auroc": float(np.nanmean(counts.auroc()))}
+    auroc = counts.auroc()
+    defined = auroc[~np.isnan(auroc)]
+    return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
