@@ -194,8 +194,12 @@ def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) ->
 def _train(shared: Shared, arm: str, name: str, sites: Sequence[Site], folder: ArmFolder) -> ArmResult:
     rounds = shared.plan.training.rounds
 
+    def on_answer(number: int, site: str) -> None:
+        shared.progress.note(f"{name}: round {number} of {rounds}, {site} answered")
+
     def on_round(number: int, record: dict[str, Any]) -> None:
-        shared.progress.advance(f"{name}: round {number} of {rounds}, public AUROC {record['public']['auroc']:.3f}")
+        sites = f"{len(record['answered'])} of {len(record['invited'])} sites"
+        shared.progress.advance(f"{name}: round {number} of {rounds}, {sites}, public AUROC {record['public']['auroc']:.3f}")
 
     return run_rounds(
         shared.grid,
@@ -209,6 +213,7 @@ def _train(shared: Shared, arm: str, name: str, sites: Sequence[Site], folder: A
         quorum=min(shared.plan.federation.quorum, len(sites)),
         folder=folder,
         score_public=shared.score_public,
+        on_answer=on_answer,
         on_round=on_round,
     )
 

@@ -20,7 +20,13 @@ class Progress:
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            clear = "\r\033[K" if sys.stderr.isatty() else ""
+            print(f"{clear}{text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """What is happening right now, on one line that the next replaces; on a terminal only."""
+        if not self._quiet and sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     def skip(self, units: int) -> None:
         """Units that an earlier attempt did; they say nothing of this machine's speed today."""

@@ -103,6 +103,7 @@ def run_rounds(
     quorum: int,
     folder: ArmFolder,
     score_public: Callable[[np.ndarray], dict[str, float]],
+    on_answer: Callable[[int, str], None],
     on_round: Callable[[int, dict[str, Any]], None],
 ) -> ArmResult:
     """Rounds from the last checkpoint, or from `initial`, to the plan's last.
@@ -110,6 +111,7 @@ def run_rounds(
     Args:
         trainable: the part of the flat model that sites send back.
         score_public: the coordinator's own measurement of a model, put into every round's record.
+        on_answer: told each round and site whose answer has come.
         on_round: told each finished round and its record.
     Raises:
         RefusedError: every site refused, before or at this round; carries the first reason.
@@ -138,6 +140,7 @@ def run_rounds(
         for node, answer, elapsed in ask(grid, list(invited), task.to_record(), "train", plan.federation.deadline_s):
             site = invited[node]
             seconds[site.name] = round(elapsed, 3)
+            on_answer(number, site.name)
             try:
                 update = _accept(answer, task, base_sha256, site, trainable)
             except RefusedError as refusal:
