@@ -18,6 +18,7 @@ import numpy as np
 from client.dp.head import train_private_head
 from common.counts import Counts, per_patient
 from common.learning import extract_features, score, set_threads, train_epochs
+from common.model_file import load_model
 from common.models import build
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.plan import Training
@@ -25,7 +26,6 @@ from common.privacy import noise_multiplier_for
 from common.weights import flatten, manifest_of, to_grid, unflatten
 from server.aggregate import FederatedMean
 from server.public_set import Slices, draw
-from server.runs import load_model
 
 FIRST, SECOND = PUBLIC_APPEARANCES
 REHEARSAL: tuple[Appearance, ...] = (

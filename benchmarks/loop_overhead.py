@@ -130,11 +130,11 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
 
     from client.cohort import load_cohort
     from common.learning import seed_for, set_threads, train_epochs
+    from common.model_file import load_model
     from common.models import build
     from common.plan import read_plan
     from common.weights import flatten, manifest_of, resolve_initial, to_grid, unflatten
     from server.aggregate import FederatedMean
-    from server.runs import load_model
 
     set_threads(1)
     plan = read_plan(plan_file)

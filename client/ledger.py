@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import ConfigError, RefusedError
+from common.files import write_bytes
 from common.privacy import GaussianSteps, filter_admits, filter_epsilon, merge, rdp_epsilon
 
 RowKind = Literal["open", "reserve", "commit", "non-private"]
@@ -383,7 +384,7 @@ class Ledger:
 
     def _write_head(self, length: int, mac: bytes) -> None:
         note = json.dumps({"length": length, "mac": mac.hex(), "seal": self._seal(length, mac).hex()})
-        _write_durably(_head_path(self._path), note.encode())
+        write_bytes(_head_path(self._path), note.encode(), 0o600)
 
     def _noted_head(self) -> tuple[int, bytes] | None:
         try:
@@ -415,21 +416,6 @@ def _charged(rows: list[LedgerRow]) -> list[GaussianSteps]:
 
 def _head_path(path: Path) -> Path:
     return path.with_name(path.name + ".head")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _checked_text(name: str, value: str, *, may_be_empty: bool = False) -> None:

@@ -19,12 +19,12 @@ from torch import nn
 from common.artifacts import NAMES
 from common.counts import Counts, per_patient
 from common.learning import SCORING_BATCH, batches, extract_features, score, train_epochs
+from common.model_file import save_model
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import PublicSet, Training
 from common.weights import flatten, manifest_of
 from server.public_set import Slices, draw, measure, public_set
-from server.runs import save_model
 
 PATIENTS, SEED, SIZE = 900, 424242, 128
 SCHEDULE = ((6, 2e-3), (4, 1e-3), (3, 3e-4))

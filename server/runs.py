@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import yaml
 
 from common.errors import ConfigError
+from common.files import write_bytes
+from common.model_file import save_model
 from common.plan import RunPlan, read_plan
 from common.weights import Manifest
 
@@ -35,27 +35,6 @@ PLAN, MANIFEST, EVALUATION, MODEL, CARD, REPORT, SIMULATION = (
     "report.html",
     "simulation.json",
 )
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, durably and in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def write_json(path: Path, values: object) -> None:
@@ -194,31 +173,3 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError(f"{path}: already holds a run", code="run-exists", hint=f"fedqc run resume {path}, or choose another --out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: exists and is not an empty folder", code="run-exists", hint="choose another --out")
-
-
-def save_model(path: Path, flat: np.ndarray, manifest: Manifest, metadata: Mapping[str, str]) -> None:
-    """Named float32 tensors as safetensors."""
-    tensors, start = {}, 0
-    for name, shape in zip(manifest.names, manifest.shapes, strict=True):
-        count = int(np.prod(shape, dtype=np.int64))
-        tensors[name] = np.ascontiguousarray(flat[start : start + count].reshape(shape))
-        start += count
-    write_bytes(path, safetensors.numpy.save(tensors, metadata=dict(metadata)))
-
-
-def load_model(path: Path, manifest: Manifest) -> np.ndarray:
-    """The flat float32 array of a safetensors file.
-
-    Raises:
-        ConfigError: it is not one, or its tensors are not the manifest's (code `wrong-model`).
-    """
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected = dict(zip(manifest.names, manifest.shapes, strict=True))
-    if found != expected:
-        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
-        raise ConfigError(f"{path}: tensor `{wrong}` is not what model.name describes", code="wrong-model")
-    return np.concatenate([tensors[name].astype(np.float32, copy=False).ravel() for name in manifest.names])

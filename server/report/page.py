@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
+from common.files import write_bytes
 from common.plan import RunPlan
 from server.report import figures, findings
 from server.report.numerals import Number, cut, plain, rounded_up, score, signed, sticks_out
 from server.report.reading import Estimate, Reading, title, with_modality
 from server.report.words import listing, speaker
-from server.runs import REPORT, RunFolder, write_bytes
+from server.runs import REPORT, RunFolder
 
 PLACES = ("home", "elsewhere", "unseen", "worst")
 

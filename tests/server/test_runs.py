@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
+from common.files import write_bytes
+from common.model_file import load_model, save_model
 from common.models import build
 from common.weights import flatten, manifest_of
-from server.runs import ArmFolder, RunFolder, load_model, refuse_existing, save_model, without_nan, write_bytes, write_json
+from server.runs import ArmFolder, RunFolder, refuse_existing, without_nan, write_json
 from tests.conftest import SITES, TRAINING, Consortium, tiny_plan
 
 MANIFEST = {"run": "r", "status": "running", "threads": 1}

@@ -1,0 +1,41 @@
+"""A model on disk: named float32 tensors as safetensors, never pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from common.errors import ConfigError
+from common.files import write_bytes
+from common.weights import Manifest
+
+
+def save_model(path: Path, flat: np.ndarray, manifest: Manifest, metadata: Mapping[str, str]) -> None:
+    """Named float32 tensors as safetensors."""
+    tensors, start = {}, 0
+    for name, shape in zip(manifest.names, manifest.shapes, strict=True):
+        count = int(np.prod(shape, dtype=np.int64))
+        tensors[name] = np.ascontiguousarray(flat[start : start + count].reshape(shape))
+        start += count
+    write_bytes(path, safetensors.numpy.save(tensors, metadata=dict(metadata)))
+
+
+def load_model(path: Path, manifest: Manifest) -> np.ndarray:
+    """The flat float32 array of a safetensors file.
+
+    Raises:
+        ConfigError: it is not one, or its tensors are not the manifest's (code `wrong-model`).
+    """
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = dict(zip(manifest.names, manifest.shapes, strict=True))
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+        raise ConfigError(f"{path}: tensor `{wrong}` is not what model.name describes", code="wrong-model")
+    return np.concatenate([tensors[name].astype(np.float32, copy=False).ravel() for name in manifest.names])
