@@ -1,18 +1,26 @@
-"""A model as ONE flat float32 array plus a manifest, and updates as integers on a public grid.
+"""A model as ONE flat float32 array plus a manifest, updates as integers on a public grid, and both as frames of bytes.
 
 One array crosses Flower in a third of the time of one array a layer; integers make sums exact in any order.
+
+A frame is a uint8 array: a tag of four bytes (kind and version), the CRC-32 of tag and body, and a body of zstd (RFC 8878, without its
+magic number) that declares its content's size. The receiver knows what size to expect, and refuses any other before it allocates. The CRC
+finds accidents; against forgery there is the signature of the message that a frame travels in.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import zstandard
 
 from common.errors import ConfigError, RunError
 
@@ -27,6 +35,21 @@ LIMIT = 2**30
 
 REACH = LIMIT * GRID
 """The same in weight units: 64."""
+
+BLOCK = 1024
+"""Values that share one scale in an int8 frame."""
+
+MOST_SHIFT = 24
+"""Scale of a block whose largest value is LIMIT, as a power of two."""
+
+STEPS, FLOATS, INT8 = b"fqs1", b"fqf1", b"fq81"
+HEADER = struct.Struct("<4sI")
+
+ZSTD_LEVEL = 1
+"""Level 3 costs up to 2.5 times as much, takes 0.4 % off a trained update and makes noised ones and models larger."""
+
+MOST_WINDOW = 8 << 20
+"""Bytes that any zstd decoder must be ready to look back over (RFC 8878, section 3.1.1.1.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +120,146 @@ def to_grid(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     return steps.astype(np.int32)
 
 
-def apply_update(base: np.ndarray, total: np.ndarray, weight: int) -> np.ndarray:
-    """`base + GRID * total / weight` as float32; `total` is the integer sum of weighted updates, int64."""
-    return (base.astype(np.float64) + GRID * (total.astype(np.float64) / weight)).astype(np.float32)
+def mean_steps(total: np.ndarray, weight: int) -> np.ndarray:
+    """`total / weight` to the nearest whole step, ties to even, in integer arithmetic: int32, same shape.
+
+    Args:
+        total: the sum of weighted updates, int64.
+    Raises:
+        RunError: the mean lies beyond LIMIT, or there is none (code `diverged`).
+    """
+    if weight < 1:
+        raise RunError("the mean of no update", code="diverged")
+    whole, rest = np.divmod(total, np.int64(weight))
+    rest *= 2
+    whole += (rest > weight) | ((rest == weight) & (whole & 1 == 1))
+    if whole.max(initial=0) > LIMIT or whole.min(initial=0) < -LIMIT:
+        raise RunError("the mean update is too large for the grid", code="diverged", hint="lower training.learning_rate")
+    return whole.astype(np.int32)
+
+
+def advance(base: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """`base + GRID * steps` as float32, same shape; whoever holds `base` and the int32 steps gets the same bits.
+
+    The mean of a round is therefore rounded to the grid first (`mean_steps`): the price is half a step, 2^-25, in each weight.
+    """
+    return (base.astype(np.float64) + GRID * steps.astype(np.float64)).astype(np.float32)
+
+
+def encode_steps(steps: np.ndarray) -> np.ndarray:
+    """A frame, uint8 (bytes,), that holds int32 steps (n,) without loss.
+
+    Signs go to the lowest bit, so that small values of either sign have zeros above; then all first bytes, all second bytes, and so on.
+    """
+    unsigned = np.ascontiguousarray(steps).view(np.uint32)
+    return _pack(STEPS, _planes(unsigned << 1 ^ (steps >> 31).view(np.uint32)))
+
+
+def decode_steps(frame: np.ndarray, size: int) -> np.ndarray:
+    """The int32 steps (size,) of a frame.
+
+    Raises:
+        RunError: the frame is damaged, of another kind, or does not hold `size` values (code `bad-frame`).
+    """
+    zigzag = _from_planes(_unpack(STEPS, frame, 4 * size))
+    return (zigzag >> 1 ^ -(zigzag & 1)).view(np.int32)
+
+
+def encode_floats(flat: np.ndarray) -> np.ndarray:
+    """A frame, uint8 (bytes,), that holds float32 (n,) bit for bit, for a receiver that holds no earlier model."""
+    return _pack(FLOATS, _planes(np.ascontiguousarray(flat, np.float32).view(np.uint32)))
+
+
+def decode_floats(frame: np.ndarray, size: int) -> np.ndarray:
+    """The float32 array (size,) of a frame; raises RunError as `decode_steps`."""
+    return _from_planes(_unpack(FLOATS, frame, 4 * size)).view(np.float32)
+
+
+def quantize_int8(steps: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A frame of one byte a value before zstd, and the variance that this adds.
+
+    Each block of 1024 values has the smallest power of two 2^k as its scale with which it fits into -127 ... 127. A value v becomes
+    floor((v + r) / 2^k), r uniform on 0 ... 2^k - 1: what arrives is v on average, exactly, in whole grid steps, and never beyond LIMIT.
+
+    Args:
+        steps: int32 (n,). In a private run they are noised already: this is post-processing and costs no privacy.
+        generator: decides the rounding. Sites must not share one, or their errors add up instead of averaging out.
+    Returns:
+        uint8 (bytes,), and the mean over the values of the variance of their rounding, in weight units squared. It is exact given the
+        steps, from their remainders f: 4^k f (1 - f). It is a function of the steps alone.
+    Raises:
+        RunError: a value lies beyond LIMIT (code `diverged`).
+    """
+    blocks = np.zeros((-(-steps.size // BLOCK), BLOCK), np.int32)
+    blocks.reshape(-1)[: steps.size] = steps
+    largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1).astype(np.int64))
+    if largest.max(initial=0) > LIMIT:
+        raise RunError("the update is too large for the grid", code="diverged", hint="lower training.learning_rate")
+    _, shifts = np.frexp(np.maximum(-(-largest // 127) - 1, 0).astype(np.float64))  # bits of ceil(largest / 127) - 1
+    below = (np.int32(1) << shifts[:, None]) - 1
+    rests = (blocks & below) * np.ldexp(np.float32(1), -shifts)[:, None]  # in [0, 1), exact
+    added = float(((rests - rests * rests).sum(axis=1, dtype=np.float64) * 4.0**shifts).sum())
+    coins = generator.integers(0, 1 << MOST_SHIFT, blocks.shape, np.int32) & below
+    rounded = (blocks + coins) >> shifts[:, None]
+    content = np.concatenate([shifts.astype(np.int8), rounded.reshape(-1)[: steps.size].astype(np.int8)])
+    return _pack(INT8, content), added * GRID**2 / max(1, steps.size)
+
+
+def dequantize_int8(frame: np.ndarray, size: int) -> np.ndarray:
+    """The int32 steps (size,) of a frame made by `quantize_int8`; raises RunError as `decode_steps`."""
+    count = -(-size // BLOCK)
+    content = _unpack(INT8, frame, count + size)
+    shifts = content[:count].astype(np.int32)
+    if shifts.max(initial=0) > MOST_SHIFT:
+        raise _bad_frame("a scale is beyond the grid")
+    blocks = np.zeros((count, BLOCK), np.int32)
+    blocks.reshape(-1)[:size] = content[count:].view(np.int8)
+    return (blocks * (np.int32(1) << shifts[:, None])).reshape(-1)[:size]
+
+
+def _planes(words: np.ndarray) -> np.ndarray:
+    """uint32 (n,) as bytes (4, n), the lowest first."""
+    return np.ascontiguousarray(words.astype("<u4", copy=False).view(np.uint8).reshape(-1, 4).T)
+
+
+def _from_planes(content: np.ndarray) -> np.ndarray:
+    """uint32 (n,) of the bytes (4 * n,) that `_planes` made."""
+    return np.ascontiguousarray(content.reshape(4, -1).T).reshape(-1).view("<u4").astype(np.uint32, copy=False)
+
+
+def _pack(tag: bytes, content: np.ndarray) -> np.ndarray:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        ZSTD_LEVEL, source_size=content.nbytes, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=True, write_checksum=False
+    )
+    body = zstandard.ZstdCompressor(compression_params=parameters).compress(content.data)
+    return np.frombuffer(HEADER.pack(tag, zlib.crc32(body, zlib.crc32(tag))) + body, np.uint8)
+
+
+def _unpack(tag: bytes, frame: np.ndarray, length: int) -> np.ndarray:
+    """The `length` bytes in a frame, uint8; everything that it declares is checked before they are allocated."""
+    if frame.dtype != np.uint8 or frame.ndim != 1 or frame.size < HEADER.size:
+        raise _bad_frame("no header")
+    data = np.ascontiguousarray(frame).data
+    found, checksum = HEADER.unpack_from(data)
+    body = data[HEADER.size :]
+    if found != tag:
+        raise _bad_frame(f"kind {found!r}, expected {tag!r}")
+    if zlib.crc32(body, zlib.crc32(tag)) != checksum:
+        raise _bad_frame("its checksum does not hold")
+    try:
+        declared = zstandard.get_frame_parameters(body, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        if declared.content_size != length:
+            raise _bad_frame(f"it declares {declared.content_size} bytes, expected {length}")
+        if declared.window_size > max(length, MOST_WINDOW) or declared.dict_id:
+            raise _bad_frame("it asks for more memory than it fills, or for a dictionary")
+        decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        return np.frombuffer(decompressor.decompress(body, allow_extra_data=False), np.uint8)
+    except zstandard.ZstdError as error:
+        raise _bad_frame(str(error)) from None
+
+
+def _bad_frame(found: str) -> RunError:
+    return RunError(f"not a frame of this model: {found}", code="bad-frame", hint="damaged on the way, or made by another version of fedqc")
 
 
 def resolve_initial(reference: str, sha256: str | None) -> Path:
@@ -108,8 +268,11 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
     Raises:
         ConfigError: it is missing, or its hash is not the plan's.
     """
-    path = Path(__file__).parent / "models" / reference.removeprefix("package:") if reference.startswith("package:") else Path(reference)
-    if not path.is_file():
+    installed = Path(os.environ.get("FEDQC_INSTALLED", Path(__file__).parents[1]))  # a ServerApp is a copy without the models
+    is_packaged = reference.startswith("package:")
+    models = installed / "common" / "models"
+    path = models / reference.removeprefix("package:") if is_packaged else Path(reference)
+    if not path.is_file() or (is_packaged and path.parent != models):
         raise ConfigError(
             f"model.initial = {reference!r}: no such file",
             code="no-initial-weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.weights import apply_update
+from common.weights import advance, mean_steps
 
 
 class FederatedMean:
@@ -23,6 +23,10 @@ class FederatedMean:
         self._total += update.astype(np.int64) * weight
         self._weight += weight
 
+    def steps(self) -> np.ndarray:
+        """The weighted mean in whole grid steps, int32 (size,): what a site that holds the base needs to follow."""
+        return mean_steps(self._total, self._weight)
+
     def result(self, base: np.ndarray) -> np.ndarray:
         """`base`, float32 (size,), moved by the weighted mean of the updates."""
-        return apply_update(base, self._total, self._weight)
+        return advance(base, self.steps())

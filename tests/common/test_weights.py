@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from common.errors import ConfigError, RunError
 from common.models import MODELS, build
-from common.weights import GRID, LIMIT, apply_update, digest, flatten, manifest_of, resolve_initial, to_grid, unflatten
+from common.weights import GRID, LIMIT, advance, digest, flatten, manifest_of, mean_steps, resolve_initial, to_grid, unflatten
 
 WEIGHTS = arrays(np.float32, 5, elements=st.floats(-8, 8, width=32))
 
@@ -78,19 +79,53 @@ def test_an_update_comes_back_to_half_a_grid_step(before: np.ndarray, after: np.
     assert steps.dtype == np.int32
     exact = before.astype(np.float64) + GRID * steps.astype(np.float64)
     assert np.all(np.abs(exact - after.astype(np.float64)) <= GRID / 2)
-    arrived = apply_update(before, steps.astype(np.int64), 1)
+    arrived = advance(before, steps)
     assert np.all(np.abs(arrived - exact) <= np.spacing(np.abs(exact).astype(np.float32)))
 
 
-@given(WEIGHTS, WEIGHTS, st.integers(1, 10_000))
-def test_the_sum_of_one_site_is_its_update_whatever_its_weight(before: np.ndarray, after: np.ndarray, weight: int) -> None:
-    steps = to_grid(after, before).astype(np.int64)
-    assert np.array_equal(apply_update(before, steps * weight, weight), apply_update(before, steps, 1))
+@given(arrays(np.int32, 5, elements=st.integers(-LIMIT, LIMIT)), st.integers(1, 8 * 10**9))
+def test_the_mean_of_one_site_is_its_update_whatever_its_weight(steps: np.ndarray, weight: int) -> None:
+    mean = mean_steps(steps.astype(np.int64) * weight, weight)
+    assert mean.dtype == np.int32
+    assert np.array_equal(mean, steps)
+
+
+@given(st.integers(1, 8 * 10**9).flatmap(lambda weight: st.tuples(st.integers(-LIMIT * weight, LIMIT * weight), st.just(weight))))
+def test_a_mean_is_the_nearest_whole_step(sum_and_weight: tuple[int, int]) -> None:
+    """Python's fractions are exact, and round ties to even."""
+    total, weight = sum_and_weight
+    assert mean_steps(np.array([total]), weight).tolist() == [round(Fraction(total, weight))]
+
+
+@given(st.integers(-LIMIT, LIMIT - 1), st.integers(1, 4 * 10**9))
+def test_a_tie_goes_to_the_even_step(below: int, half: int) -> None:
+    total = 2 * half * below + half  # half a step above `below`
+    even = below + (below & 1)
+    assert mean_steps(np.array([total - 1, total, total + 1]), 2 * half)[1] == even
+    if half > 1:
+        assert mean_steps(np.array([total - 1, total + 1]), 2 * half).tolist() == [below, below + 1]
+
+
+def test_ties_by_hand() -> None:
+    assert mean_steps(np.array([-5, -3, -1, 0, 1, 3, 5]), 2).tolist() == [-2, -2, 0, 0, 0, 2, 2]
+
+
+def test_the_sum_is_left_as_it_was() -> None:
+    total = np.array([-7, 7, 2**40])
+    mean_steps(total, 3000)
+    assert total.tolist() == [-7, 7, 2**40]
+
+
+@pytest.mark.parametrize(("total", "weight"), [(LIMIT + 1, 1), (-LIMIT - 1, 1), (-(2**63), 1), (2**63 - 1, 7), (0, 0), (5, -1)])
+def test_a_mean_beyond_the_grid_or_of_nothing_is_refused(total: int, weight: int) -> None:
+    with pytest.raises(RunError) as caught:
+        mean_steps(np.array([0, total]), weight)
+    assert caught.value.code == "diverged"
 
 
 def test_no_update_changes_no_bit() -> None:
     weights = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    assert apply_update(weights, np.zeros(1000, np.int64), 7).tobytes() == weights.tobytes()
+    assert advance(weights, np.zeros(1000, np.int32)).tobytes() == weights.tobytes()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, GRID * LIMIT * 2, -GRID * LIMIT * 2, 3e38])

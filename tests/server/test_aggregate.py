@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.weights import GRID, LIMIT, apply_update
+from common.weights import GRID, LIMIT, advance
 from server.aggregate import FederatedMean
 
 SIZE = 4
@@ -30,17 +32,27 @@ def test_the_order_of_arrival_changes_no_bit(base: np.ndarray, updates: list[tup
 
 
 @given(BASES, UPDATES)
-def test_it_is_the_exact_weighted_mean_rounded_once(base: np.ndarray, updates: list[tuple[np.ndarray, int]]) -> None:
-    """Python's integers cannot wrap around: what they say is the sum."""
+def test_it_is_the_exact_weighted_mean_rounded_to_the_grid(base: np.ndarray, updates: list[tuple[np.ndarray, int]]) -> None:
+    """Python's integers cannot wrap around: what they say is the sum; its fractions round ties to even."""
     total = [sum(int(update[i]) * weight for update, weight in updates) for i in range(SIZE)]
     weight = sum(weight for _, weight in updates)
-    assert mean_of(base, updates).tobytes() == apply_update(base, np.array(total, np.int64), weight).tobytes()
+    steps = np.array([round(Fraction(each, weight)) for each in total], np.int32)
+    assert mean_of(base, updates).tobytes() == advance(base, steps).tobytes()
+
+
+@given(BASES, UPDATES)
+def test_who_holds_the_base_follows_by_the_steps_alone(base: np.ndarray, updates: list[tuple[np.ndarray, int]]) -> None:
+    mean = FederatedMean(SIZE)
+    for update, weight in updates:
+        mean.add(update, weight)
+    assert mean.steps().dtype == np.int32
+    assert advance(base, mean.steps()).tobytes() == mean.result(base).tobytes()
 
 
 @given(BASES, UPDATES)
 def test_the_mean_of_one_site_is_its_update(base: np.ndarray, updates: list[tuple[np.ndarray, int]]) -> None:
     update, weight = updates[0]
-    assert mean_of(base, [(update, weight)]).tobytes() == apply_update(base, update.astype(np.int64), 1).tobytes()
+    assert mean_of(base, [(update, weight)]).tobytes() == advance(base, update).tobytes()
 
 
 @given(BASES, UPDATES)
