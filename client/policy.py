@@ -8,18 +8,23 @@ A refusal's `public_reason` is a function of plan and policy only (the nominal n
 
 from __future__ import annotations
 
+import math
+import re
+from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from common.errors import ConfigError, RefusedError
-from common.plan import strict_yaml
+from common.plan import RunPlan, strict_yaml
+from common.privacy import GaussianSteps, noise_multiplier_for
 
 Evaluation = Literal["dp", "disclosed", "synthetic", "none"]
 SiteKind = Literal["hospital", "public", "synthetic"]
 
+_HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9])")
 _LOOSENESS: dict[str, int] = {"none": 0, "synthetic": 1, "dp": 2, "disclosed": 3}
 
 
@@ -39,6 +44,15 @@ class SitePolicy(BaseModel):
     evaluation: Evaluation = "dp"
     max_clip_norm: float | None = Field(default=None, gt=0)
     max_rounds: int | None = Field(default=None, ge=1)
+    hours: str | None = None  # local time in which work may begin, "22:00-06:00": the end is not part of it
+    require_approval: bool = False  # whether somebody here must have said yes to each plan, `fedqc site approve`
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, hours: str | None) -> str | None:
+        if hours is not None and ((found := _HOURS.fullmatch(hours)) is None or found[1] == found[2]):
+            raise ValueError("must be two different times of day, such as 22:00-06:00")
+        return hours
 
     @model_validator(mode="after")
     def _run_within_lifetime(self) -> SitePolicy:
@@ -140,6 +154,66 @@ def admit_training(
         raise _refusal(
             "clip-norm-over-policy", f"the plan clips at {clip_norm:g}, this site's policy permits at most {policy.max_clip_norm:g}"
         )
+
+
+def admit_hours(policy: SitePolicy, now: datetime) -> None:
+    """Admit work that begins at `now`, in the hospital's local time, or refuse it. Work that has begun is finished.
+
+    Raises:
+        RefusedError: code `outside-hours`; the public reason repeats the rule, and tells neither the time here nor the place.
+    """
+    if policy.hours is None:
+        return
+    start, end = (time.fromisoformat(part) for part in policy.hours.split("-"))
+    moment = now.time().replace(tzinfo=None)
+    within = start <= moment < end if start < end else moment >= start or moment < end
+    if not within:
+        raise _refusal("outside-hours", f"this site's policy permits work at {policy.hours} local time only")
+
+
+def admit_plan(policy: SitePolicy, approved: bool) -> None:
+    """Admit a plan that somebody at the hospital approved, or any where the policy does not ask for that.
+
+    Raises:
+        RefusedError: code `not-approved`.
+    """
+    if policy.require_approval and not approved:
+        reason = "this plan has not been approved at this site"
+        raise RefusedError(reason, code="not-approved", public_reason=reason, hint="fedqc site approve PLAN, with exactly this plan")
+
+
+def private_schedule(plan: RunPlan, rounds: int | None = None) -> GaussianSteps:
+    """What the private arm does to one patient over `rounds`, by default all of the plan's.
+
+    Without a noise multiplier of its own the plan gets the one with which the *whole* run costs its epsilon.
+    """
+    wanted = plan.privacy
+    noise = wanted.noise_multiplier
+    if noise is None:
+        steps = plan.private_steps_per_round * plan.training.rounds
+        noise = noise_multiplier_for(wanted.epsilon, wanted.delta, wanted.sample_rate, steps)
+    return GaussianSteps(
+        noise_multiplier=noise,
+        sample_rate=wanted.sample_rate,
+        steps=plan.private_steps_per_round * (plan.training.rounds if rounds is None else rounds),
+    )
+
+
+def in_plain_words(epsilon: float, delta: float) -> str:
+    """What (epsilon, delta) per patient means to somebody who has never met the letters.
+
+    A guesser who knows everything else and tosses a fair coin for whether the patient took part is right with probability at most
+    (exp(epsilon) + delta) / (1 + exp(epsilon)).
+    Reference: Kairouz, Oh, Viswanath 2015 (arXiv 1311.0776), the trade-off region of (epsilon, delta).
+    """
+    if not math.isfinite(epsilon):
+        return "no limit: whether one patient took part may become certain"
+    right = 100 * (1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))))
+    shown = f"{math.ceil(right)}" if right <= 99 else f"{math.ceil(right * 100) / 100:g}"
+    text = f"who sees all that is sent and guesses whether one patient took part is right at most {shown} times in 100 (a coin: 50)"
+    if right > 99:
+        text += "; so the promise alone says little, although known attacks do far worse than it allows"
+    return text
 
 
 def admit_evaluation(policy: SitePolicy, requested: Evaluation, *, kind: SiteKind = "hospital") -> None:

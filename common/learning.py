@@ -54,12 +54,14 @@ def train_epochs(
     *,
     training: Training,
     seed: int,
+    tick: Callable[[int], None] = lambda epochs: None,
 ) -> None:
     """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
 
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not assessed.
         seed: decides the shuffles, and nothing else is random.
+        tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
     keep_freed_memory()
     loss_of = loss_named(training.loss)
@@ -68,8 +70,9 @@ def train_epochs(
     step = adam(parameters, training.learning_rate, training.weight_decay)
     truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
     model.train()
-    for _ in range(training.local_epochs):
+    for epoch in range(training.local_epochs):
         for chosen, x in batches(images, modality, rng.permutation(rows), training.batch_size):
+            tick(epoch)
             loss = loss_of(model(x), truth[chosen]).mean()
             step(torch.autograd.grad(loss, parameters))
 

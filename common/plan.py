@@ -81,6 +81,8 @@ class Privacy(StrictModel):
 class Federation(StrictModel):
     quorum: int = Field(default=2, ge=1)  # valid answers without which a round is not averaged
     deadline_s: float = Field(default=3600, gt=0, le=1e7)  # how long a round waits for an answer
+    patience_s: float = Field(default=120, ge=0, le=1e7)  # how long a site that went away during a round may take to come back
+    codec: Literal["plain", "lossless", "int8"] = "lossless"  # of models and updates on the way; int8 rounds updates at random
 
 
 class PublicSet(StrictModel):

@@ -11,6 +11,7 @@ Adding a field is a privacy decision: tests/common/test_wire.py spells the list 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
@@ -33,6 +34,13 @@ class Crossing(Enum):
 
 
 PUBLIC, DP, DISCLOSED = Crossing.PUBLIC, Crossing.DP, Crossing.DISCLOSED
+
+ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+"""Words from outside are printed on somebody's terminal: no control characters."""
+MOST_WORDS = 1000
+
+
+Words = Annotated[str, Field(max_length=MOST_WORDS, pattern=ONE_LINE)]
 
 
 class WireMessage(BaseModel):
@@ -60,46 +68,109 @@ class WireMessage(BaseModel):
             raise RunError(f"malformed {cls.__name__}: {str(error).splitlines()[0]}", code="bad-message") from None
 
     def to_record(self) -> RecordDict:
-        text, arrays = self._parts()
-        return RecordDict(
-            {
-                "fields": ConfigRecord({"json": text}),
-                "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
-            }
-        )
+        """In an envelope that nobody signed: a simulation, where there is nobody to deceive."""
+        return Envelope(payload=self.to_bytes()).to_record()
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
-        """Raises RunError (code bad-message) unless the record holds exactly this message."""
-        try:
-            text = str(record.config_records["fields"]["json"])
-            arrays = {name: array.numpy() for name, array in record.array_records["arrays"].items()}
-        except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, MemoryError, OverflowError):
-            raise RunError(f"expected a {cls.__name__}", code="bad-message") from None
-        return cls._join(text, arrays)
+        """Raises RunError (code bad-message) unless the record holds exactly this message. Whose it is, the caller has checked."""
+        return cls.from_bytes(Envelope.from_record(record).payload)
 
     def to_bytes(self) -> bytes:
-        """The same message as one byte string, for a site's outbox."""
+        """The message as one byte string: what travels, is signed, and lies in a site's outbox."""
         text, arrays = self._parts()
         return safetensors.numpy.save(arrays | {"_": np.zeros(0, np.uint8)}, metadata={"json": text})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         try:
-            length = int.from_bytes(data[:8], "little")
-            text = json.loads(data[8 : 8 + length])["__metadata__"]["json"]
+            text = _header(data)
             arrays = safetensors.numpy.load(data)
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError, OverflowError):
             raise RunError(f"expected the bytes of a {cls.__name__}", code="bad-message") from None
         arrays.pop("_", None)
         return cls._join(text, arrays)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """A message's bytes, and who vouches for them: a `common.signing.Statement` as text and its signature, or neither."""
+
+    payload: bytes
+    statement: str = ""
+    signature: bytes = b""
+
+    def to_record(self) -> RecordDict:
+        raw = Array(dtype="uint8", shape=(len(self.payload),), stype="bytes", data=self.payload)
+        return RecordDict(
+            {
+                "seal": ConfigRecord({"statement": self.statement, "signature": self.signature}),
+                "payload": ArrayRecord({"payload": raw}),
+            }
+        )
+
+    @staticmethod
+    def from_record(record: RecordDict) -> Envelope:
+        """Raises RunError (code bad-message) for a record of another form. The bytes stay bytes: nothing is decoded here."""
+        try:
+            seal, raw = record.config_records["seal"], record.array_records["payload"]["payload"]
+            statement, signature, payload = seal["statement"], seal["signature"], raw.data
+        except (KeyError, TypeError, AttributeError):
+            raise RunError("expected an envelope", code="bad-message") from None
+        if not isinstance(statement, str) or not isinstance(signature, bytes) or not isinstance(payload, bytes):
+            raise RunError("expected an envelope", code="bad-message")
+        return Envelope(payload=payload, statement=statement, signature=signature)
+
+    def to_bytes(self) -> bytes:
+        """For the socket between a hospital's two processes."""
+        text = self.statement.encode()
+        return b"".join((len(text).to_bytes(4, "little"), text, len(self.signature).to_bytes(4, "little"), self.signature, self.payload))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Envelope:
+        """Raises RunError (code bad-message)."""
+        text_end = 4 + int.from_bytes(data[:4], "little")
+        signature_end = text_end + 4 + int.from_bytes(data[text_end : text_end + 4], "little")
+        if len(data) < signature_end or signature_end < 8:
+            raise RunError("expected the bytes of an envelope", code="bad-message")
+        try:
+            statement = data[4:text_end].decode()
+        except UnicodeDecodeError:
+            raise RunError("expected the bytes of an envelope", code="bad-message") from None
+        return Envelope(payload=data[signature_end:], statement=statement, signature=data[text_end + 4 : signature_end])
+
+
+def _header(data: bytes) -> str:
+    """The JSON text in the header of a message's bytes (the metadata of a safetensors file)."""
+    length = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + length])["__metadata__"]["json"]
+    if not isinstance(text, str):
+        raise ValueError("not a text")
+    return text
+
+
+def type_of(payload: bytes) -> str:
+    """The name of the message in these bytes, or "" where there is none."""
+    return _claimed(payload, "type")
+
+
+def site_of(payload: bytes) -> str:
+    """The site that the message in these bytes says it comes from, or "" where it says nothing."""
+    return _claimed(payload, "site")
+
+
+def _claimed(payload: bytes, name: str) -> str:
+    try:
+        return str(json.loads(_header(payload))[name])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+
+
 def message_type(record: RecordDict) -> str:
     """The name of the message in a record, or "" where there is none."""
     try:
-        return str(json.loads(str(record.config_records["fields"]["json"]))["type"])
-    except (KeyError, TypeError, ValueError, RecursionError):
+        return type_of(Envelope.from_record(record).payload)
+    except RunError:
         return ""
 
 
@@ -112,14 +183,27 @@ def crossings(message: type[WireMessage]) -> dict[str, Crossing | None]:
     return found
 
 
+class DescribeTask(WireMessage):
+    """Coordinator to hospital: who are you? With `rehearse`: would you carry this plan, and how far?"""
+
+    run: str = ""
+    rehearse: bool = False
+
+
 class TrainTask(WireMessage):
-    """Coordinator to hospital: train from these weights. Holds nothing of any patient."""
+    """Coordinator to hospital: train from these weights. Holds nothing of any patient.
+
+    `base` is float32 (parameters,) in a plan with the plain codec. Else it is a frame, uint8 (bytes,), of `common.weights`: of the whole
+    model, or, where `held_sha256` names a model that the site has seen, of the whole steps from there in the part that is trained.
+    """
 
     run: str
     arm: str
     round: int = Field(ge=1)
     private: bool
-    base: np.ndarray  # float32 (parameters,)
+    base_sha256: str = ""  # of the decoded weights; empty in a plain frame that nobody signed
+    held_sha256: str = ""
+    base: np.ndarray
 
 
 class EvaluateTask(WireMessage):
@@ -128,6 +212,7 @@ class EvaluateTask(WireMessage):
     run: str
     models: tuple[str, ...]
     everyone: bool
+    final: str = ""  # which of them the run hands on; a hospital keeps it for its own use
     weights: np.ndarray  # float32 (models, parameters)
 
 
@@ -138,12 +223,27 @@ class SiteDescription(WireMessage):
     kind: Annotated[Kind, PUBLIC]
     members: Annotated[tuple[str, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
     nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)
-    stand_in: Annotated[str, PUBLIC] = ""  # what a "patient" is here, when it is not a person
-    version: Annotated[str, PUBLIC]
+    stand_in: Annotated[Words, PUBLIC] = ""  # what a "patient" is here, when it is not a person
+    version: Annotated[Words, PUBLIC]
+
+
+class SiteReadiness(WireMessage):
+    """A rehearsal's answer: a function of plan, policy, ledger, installed software and machine; no patient is looked at."""
+
+    site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
+    kind: Annotated[Kind, PUBLIC]
+    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)
+    version: Annotated[str, PUBLIC] = Field(max_length=32, pattern=ONE_LINE)
+    arms: Annotated[dict[str, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
+    reasons: Annotated[dict[str, Words], PUBLIC]  # arm -> why it is refused
+    evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
+    data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
+    rounds_affordable: Annotated[int | None, PUBLIC] = None  # of the private arm, within what is left of the budget; None: no such arm
+    seconds_a_round: Annotated[float | None, PUBLIC] = None  # on random numbers, for the nominal number of patients
 
 
 class SiteUpdate(WireMessage):
-    """What a hospital learned in one round, in whole steps of `common.weights.GRID`."""
+    """What a hospital learned in one round, in whole steps of `common.weights.GRID`, plain or as a frame."""
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[str, PUBLIC]
@@ -155,7 +255,8 @@ class SiteUpdate(WireMessage):
     noise_multiplier: Annotated[float, PUBLIC] = 0.0
     epsilon: Annotated[float | None, PUBLIC] = None  # of the whole run's schedule at this site; None: not private
     delta: Annotated[float | None, PUBLIC] = None
-    update: Annotated[np.ndarray, DP]  # int32 (trainable parameters,)
+    added_variance: Annotated[float, DP] = 0.0  # that an int8 codec put on each value, in weight units squared
+    update: Annotated[np.ndarray, DP]  # int32 (trainable parameters,), or its frame, uint8 (bytes,)
 
 
 class SiteEvaluation(WireMessage):
@@ -172,11 +273,11 @@ class SiteEvaluation(WireMessage):
 class Refusal(WireMessage):
     """A hospital says no, or failed. The code of a failure is the same whatever went wrong; details stay in the site log."""
 
-    site: Annotated[str, PUBLIC] = ""
-    run: Annotated[str, PUBLIC] = ""
-    code: Annotated[str, PUBLIC]
-    reason: Annotated[str, PUBLIC]
-    incident: Annotated[str, PUBLIC] = ""  # random; finds the entry in the site log
+    site: Annotated[str, PUBLIC] = Field(default="", max_length=32)
+    run: Annotated[str, PUBLIC] = Field(default="", max_length=MOST_WORDS)
+    code: Annotated[str, PUBLIC] = Field(pattern=r"^[a-z0-9-]{1,40}$")
+    reason: Annotated[str, PUBLIC] = Field(max_length=MOST_WORDS, pattern=ONE_LINE)
+    incident: Annotated[str, PUBLIC] = Field(default="", max_length=32)  # random; finds the entry in the site log
 
 
-OUTGOING: tuple[type[WireMessage], ...] = (SiteDescription, SiteUpdate, SiteEvaluation, Refusal)
+OUTGOING: tuple[type[WireMessage], ...] = (SiteDescription, SiteReadiness, SiteUpdate, SiteEvaluation, Refusal)

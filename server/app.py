@@ -11,26 +11,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
+from common.errors import ConfigError, FedqcError, InternalError, PlanError, RefusedError, RunError
+from common.files import write_bytes
 from common.learning import get_threads
 from common.losses import loss_named
+from common.model_file import load_model, save_model
 from common.models import build
 from common.plan import RunPlan, parse_plan
 from common.weights import Manifest, manifest_of, resolve_initial, unflatten
 from server.claims import all_refused, privacy_claims
 from server.evaluate import report_numbers
 from server.model_card import model_card
-from server.progress import Progress
+from server.notify import tell
+from server.orders import failure_of, read_order, write_outcome
+from server.progress import Live, Progress
 from server.public_set import measure, public_set
-from server.rounds import ArmResult, Site, describe_sites, run_rounds, score_sites
-from server.runs import CARD, EVALUATION, MODEL, ArmFolder, RunFolder, load_model, save_model, write_bytes, write_json
+from server.questions import Site, describe_sites, rehearse
+from server.rehearsal import admit, rehearsed
+from server.rounds import ArmResult, run_rounds, score_sites
+from server.runs import CARD, EVALUATION, MODEL, ArmFolder, RunFolder, write_json
+from server.seal import Seal
 
+if TYPE_CHECKING:
+    from server.provision import Federation
+
+TellOf = Callable[..., None]
 app = ServerApp()
 HEAD = "head."
 FINAL_MODEL = ("federated_dp", "federated", "pooled")
@@ -43,7 +54,38 @@ def main(grid: Grid, context: Context) -> None:
     if not config.get("plan") or not config.get("run-dir"):
         raise PlanError("the run config needs `plan` (canonical JSON) and `run-dir` (absolute path)", hint="see docs/architecture.md")
     plan = parse_plan(json.loads(str(config["plan"])))
-    conduct(grid, plan, Path(str(config["run-dir"])))
+    path = Path(str(config["run-dir"]))
+    if (path.parent.parent / "federation.yaml").is_file():
+        from server.provision import Federation
+
+        _serve_order(grid, plan, path, Federation.open(path.parent.parent))
+    else:  # `flwr run` on nodes without a federation: nothing is signed
+        conduct(grid, plan, path)
+
+
+def _serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -> None:
+    """Rehearse, and train unless that was all that was wanted. How it ended is written down where `fedqc run` looks."""
+    from server.provision import site_keys
+
+    order = read_order(federation.folder, path.name)
+    seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=site_keys(federation))
+
+    def tell_of(event: str, site: str = "", detail: str = "") -> None:
+        tell(federation.notify, event=event, run=path.name, site=site, detail=detail)
+
+    try:
+        check = rehearsed(plan, rehearse(grid, seal, expected=len(seal.sites), deadline_s=order.wait_s), list(seal.sites))
+        write_outcome(federation.folder, path.name, "check", check)
+        if order.mode == "check":
+            return
+        admit(plan, check, accept_missing=order.accept_missing)
+        folder = conduct(grid, plan, path, seal=seal, tell_of=tell_of)
+    except Exception as error:
+        failure = error if isinstance(error, FedqcError) else InternalError(type(error).__name__, hint="the ServerApp's log has more")
+        write_outcome(federation.folder, path.name, "failure", failure_of(failure))
+        tell_of("failed", detail=failure.code)
+        raise
+    tell_of(str(folder.manifest["status"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +93,7 @@ class Shared:
     """What every arm of a run has in common."""
 
     grid: Grid
+    seal: Seal
     plan: RunPlan
     run: str
     folder: RunFolder
@@ -58,6 +101,8 @@ class Shared:
     initial: np.ndarray
     score_public: Callable[[np.ndarray], dict[str, float]]
     progress: Progress
+    live: Live
+    tell_of: TellOf
 
 
 @dataclass(kw_only=True)
@@ -72,23 +117,37 @@ class Trained:
     incomplete: set[str] = field(default_factory=set)  # what makes the run partial
 
 
-def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str] | None = None) -> RunFolder:
+def conduct(
+    grid: Grid,
+    plan: RunPlan,
+    path: Path,
+    *,
+    simulation: dict[str, str] | None = None,
+    seal: Seal | None = None,
+    tell_of: TellOf = lambda event, site="", detail="": None,
+) -> RunFolder:
     """Run every arm of `plan` on the sites behind `grid`, or go on where an earlier attempt stopped.
+
+    Args:
+        simulation: where a simulation's data lie.
+        seal: the federation's keys; None signs and verifies nothing.
+        tell_of: told (event, site, code) of silence and refusals.
 
     Raises:
         FedqcError: what the errors module says; the run can be resumed.
     """
     started = time.monotonic()
+    seal = seal or Seal.none(plan)
     network = build(plan.model.name)
     loss_named(plan.training.loss)  # unknown: said before anybody is asked
     manifest = manifest_of(network.state_dict())
     initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     wanted = plan.federation.quorum + len(plan.held_out)
-    connected = describe_sites(grid, expected=wanted, deadline_s=min(60.0, plan.federation.deadline_s))
+    connected = describe_sites(grid, seal, expected=wanted, deadline_s=min(60.0, plan.federation.deadline_s))
     hospitals = [site for site in connected if not site.description.members]
     pooled = [site for site in connected if site.description.members]
     check_sites(plan, [site.name for site in hospitals])
-    folder = open_or_create(path, plan, hospitals, simulation)
+    folder = open_or_create(path, plan, hospitals, simulation, signed=seal.key is not None)
     public = public_set(plan.public_set, plan.image_size)
 
     def score_public(flat: np.ndarray) -> dict[str, float]:
@@ -99,6 +158,7 @@ def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str]
     groups = [(arm, name, sites) for arm in plan.arms if arm != "public" for name, sites in _groups(arm, training, pooled)]
     shared = Shared(
         grid=grid,
+        seal=seal,
         plan=plan,
         run=str(folder.manifest["run"]),
         folder=folder,
@@ -106,15 +166,19 @@ def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str]
         initial=initial,
         score_public=score_public,
         progress=Progress(plan.training.rounds * len(groups) + 1),
+        live=Live(folder.path if seal.key else None, units=plan.training.rounds * len(groups) + 1),
+        tell_of=tell_of,
     )
     shared.progress.say(f"run {shared.run}: {len(training)} training sites, held out: {', '.join(plan.held_out) or 'none'}")
     try:
         trained = train_arms(shared, groups)
-        study, absent = score_sites(grid, plan, shared.run, hospitals, trained.models)
+        final = next(name for name in (*FINAL_MODEL, *trained.models) if name in trained.models)
+        shared.live.update(stage="evaluation", waiting=[site.name for site in hospitals])
+        study, absent = score_sites(grid, seal, plan, shared.run, hospitals, trained.models, final)
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
-    trained.incomplete |= {f"evaluation: {site} did not answer" for site in absent}
+    trained.incomplete |= {f"evaluation: {site} gave no score ({code})" for site, code in absent.items()}
     status = "partial" if trained.incomplete else "completed"
     evaluation = {
         "run": shared.run,
@@ -136,11 +200,11 @@ def conduct(grid: Grid, plan: RunPlan, path: Path, *, simulation: dict[str, str]
         "cpu_seconds": round(cpu_seconds(), 1),
         "seconds": round(time.monotonic() - started, 1),
     }
-    final = next(name for name in (*FINAL_MODEL, *trained.models) if name in trained.models)
     save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": shared.run})
     write_bytes(folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode())
     write_json(folder.path / EVALUATION, evaluation)
     folder.update_manifest(status=status)
+    shared.live.update(stage=status, waiting=[], done=1)
     shared.progress.advance(f"evaluation of {len(trained.models)} models at {len(study.sites)} sites")
     return folder
 
@@ -193,16 +257,32 @@ def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) ->
 
 def _train(shared: Shared, arm: str, name: str, sites: Sequence[Site], folder: ArmFolder) -> ArmResult:
     rounds = shared.plan.training.rounds
+    waiting = {site.name for site in sites}
+    told: set[str] = set()
+    shared.live.update(stage=name, round=folder.last_round() + 1, rounds=rounds, waiting=sorted(waiting), done=folder.last_round())
 
     def on_answer(number: int, site: str) -> None:
+        waiting.discard(site)
         shared.progress.note(f"{name}: round {number} of {rounds}, {site} answered")
+        shared.live.update(stage=name, round=number, waiting=sorted(waiting))
 
     def on_round(number: int, record: dict[str, Any]) -> None:
+        waiting.update(record["invited"])
+        waiting.difference_update(record["refused"])
+        shared.live.update(
+            stage=name, round=min(number + 1, rounds), waiting=sorted(waiting), done=1, public=record["public"], claims=record["claims"]
+        )
+        for event, codes in (("silence", record["failed"]), ("refusal", {site: said["code"] for site, said in record["refused"].items()})):
+            for site, code in codes.items():
+                if site not in told:
+                    told.add(site)
+                    shared.tell_of(event, site, code)
         sites = f"{len(record['answered'])} of {len(record['invited'])} sites"
         shared.progress.advance(f"{name}: round {number} of {rounds}, {sites}, public AUROC {record['public']['auroc']:.3f}")
 
     return run_rounds(
         shared.grid,
+        shared.seal,
         plan=shared.plan,
         run=shared.run,
         arm=arm,
@@ -236,8 +316,13 @@ def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
         )
 
 
-def open_or_create(path: Path, plan: RunPlan, sites: Sequence[Site], simulation: dict[str, str] | None) -> RunFolder:
+def open_or_create(
+    path: Path, plan: RunPlan, sites: Sequence[Site], simulation: dict[str, str] | None, *, signed: bool = False
+) -> RunFolder:
     """The run folder to go on with, or a new one.
+
+    Args:
+        signed: the run belongs to a federation, where coordinator and hospitals know it by the name of its folder.
 
     Raises:
         ConfigError: the folder belongs to another plan (code `other-plan`) or ran with other threads (`other-threads`).
@@ -245,7 +330,7 @@ def open_or_create(path: Path, plan: RunPlan, sites: Sequence[Site], simulation:
     if not (path / "plan.yaml").exists():
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         manifest = {
-            "run": f"{plan.name}-{plan.seed}-{stamp}-{secrets.token_hex(3)}",
+            "run": f"{path.name if signed else f'{plan.name}-{plan.seed}'}-{stamp}-{secrets.token_hex(3)}",
             "status": "running",
             "plan_sha256": plan.sha256(),
             "initial_sha256": plan.model.sha256,
@@ -265,6 +350,7 @@ def open_or_create(path: Path, plan: RunPlan, sites: Sequence[Site], simulation:
             code="other-threads",
             hint=f"--threads {folder.manifest['threads']} gives the same bits",
         )
+    folder.update_manifest(status="running")
     return folder
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from common.plan import RunPlan
 from common.privacy import ADJACENCY, UNIT, GaussianSteps, pld_epsilon
-from server.rounds import ArmResult, Site
+from server.questions import Site
+from server.rounds import ArmResult
 
 NO_CLAIM: dict[str, Any] = {"epsilon": None, "epsilon_pld": None, "delta": None, "noise_multiplier": None}
 

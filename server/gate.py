@@ -8,16 +8,21 @@ from common.artifacts import NAMES
 from common.counts import BINS
 from common.errors import ConfigError, RunError
 from common.privacy import GaussianSteps, rdp_epsilon
-from common.weights import LIMIT
+from common.weights import LIMIT, decode_steps, dequantize_int8
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
 MOST_COUNTED = 2**31
 """Patients in one bin: more is no hospital, and sums of it could wrap around."""
 
 
-def check_update(answer: SiteUpdate, task: TrainTask, base_sha256: str, site: SiteDescription, size: int) -> None:
-    """Refuse an update that is not the answer to `task` from `site` with `size` trainable parameters.
+def check_update(
+    answer: SiteUpdate, task: TrainTask, base_sha256: str, site: SiteDescription, size: int, codec: str = "plain"
+) -> np.ndarray:
+    """The update in whole steps, int32 (size,); refused unless it is the answer to `task` from `site`.
 
+    Args:
+        size: number of trainable parameters.
+        codec: of the plan; a frame declares its size, which is compared before anything is allocated.
     Raises:
         RunError: code `bad-update`, saying which claim does not hold.
     """
@@ -29,16 +34,21 @@ def check_update(answer: SiteUpdate, task: TrainTask, base_sha256: str, site: Si
         "base": (answer.base_sha256, base_sha256),
         "weight": (answer.weight, site.nominal_patients),
         "private": (answer.private, task.private),
-        "shape": (answer.update.shape, (size,)),
-        "dtype": (str(answer.update.dtype), "int32"),
+        "dtype": (str(answer.update.dtype), "int32" if codec == "plain" else "uint8"),
     }
     if task.private:
         _check_guarantee(answer)
     for claim, (found, expected) in claims.items():
         if found != expected:
             raise RunError(f"{site.site}: {claim} is {found!r}, expected {expected!r}", code="bad-update")
-    if np.abs(answer.update.astype(np.int64)).max(initial=0) > LIMIT:
+    steps = answer.update
+    if codec != "plain":
+        steps = dequantize_int8(steps, size) if codec == "int8" else decode_steps(steps, size)
+    if steps.shape != (size,):
+        raise RunError(f"{site.site}: the update has shape {steps.shape}, expected ({size},)", code="bad-update")
+    if np.abs(steps.astype(np.int64)).max(initial=0) > LIMIT:
         raise RunError(f"{site.site}: the update leaves the public grid", code="bad-update")
+    return steps
 
 
 def check_evaluation(answer: SiteEvaluation, task: EvaluateTask, site: SiteDescription) -> None:

@@ -41,6 +41,7 @@ def tiny_values(**changes: Any) -> dict[str, Any]:
         "split": {"train": 0.6, "test": 0.4},
         "training": {"rounds": 2},
         "public_set": {"patients": 10},
+        "federation": {"codec": "plain", "patience_s": 0.0} | changes.pop("federation", {}),  # tests look into updates, and wait for nobody
     } | changes
 
 

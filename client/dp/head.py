@@ -58,6 +58,7 @@ def train_private_head(
     loss: PerSampleLoss = masked_bce,
     gradients: str = "opacus",
     rng: np.random.Generator | None = None,
+    tick: Callable[[int], None] = lambda steps: None,
 ) -> TrainedHead:
     """Train a linear head, each patient's influence on each step clipped and covered by noise.
 
@@ -78,6 +79,7 @@ def train_private_head(
         gradients: a key of `PER_SLICE_GRADIENTS`.
         rng: None (always, for patients): sampling and noise from keys of the operating system, new in each step. A generator makes the
             run reproducible and therefore *not private*.
+        tick: called before every step with the number of finished ones, a public number; what it raises ends the training.
     Returns:
         the head after `steps` steps and that number.
     Raises:
@@ -95,7 +97,8 @@ def train_private_head(
     y = torch.as_tensor(np.ascontiguousarray(labels, dtype=np.float32))
     parameters = np.concatenate([np.asarray(weight, dtype=np.float64).ravel(), np.asarray(bias, dtype=np.float64)])
     velocity = np.zeros_like(parameters)
-    for _ in range(steps):
+    for step in range(steps):
+        tick(step)
         generator = fresh_generator() if rng is None else rng
         sampled = sample_patients(len(slices_of), sample_rate, generator)
         chosen = [draw_slices(slices_of[position], max_slices_per_patient, generator) for position in sampled]

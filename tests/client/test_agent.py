@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,11 +17,22 @@ from client.agent import Agent, agent_for
 from client.cohort import load_cohort, read_site, site_key
 from client.ledger import Ledger, ledger_file_name
 from common.learning import score
+from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan
 from common.privacy import rdp_epsilon
-from common.weights import digest, flatten, manifest_of, unflatten
-from common.wire import EvaluateTask, Refusal, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask, WireMessage, message_type
+from common.weights import digest, manifest_of, resolve_initial, unflatten
+from common.wire import (
+    DescribeTask,
+    EvaluateTask,
+    Refusal,
+    SiteDescription,
+    SiteEvaluation,
+    SiteUpdate,
+    TrainTask,
+    WireMessage,
+    message_type,
+)
 from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
@@ -30,13 +40,9 @@ PLAN = tiny_plan(name="private", arms=["federated", "federated_dp"])
 MARKER = "MARKER-4711-Zhang-San"
 
 
-def base() -> np.ndarray:
-    torch.manual_seed(11)
-    return flatten(build("small_cnn").state_dict())
-
-
-BASE = base()
-HEAD = manifest_of(build("small_cnn").state_dict()).part("head.")
+MANIFEST = manifest_of(build("small_cnn").state_dict())
+BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
+HEAD = MANIFEST.part("head.")
 
 
 def agent(data: Path, *names: str, plan: RunPlan = PLAN) -> Agent:
@@ -299,7 +305,7 @@ def spellings(text: str) -> list[bytes]:
 def ask(data: Path, kind: str, task: WireMessage | None, name: str = A) -> Message:
     consortium = Consortium(data=data, names=(name,))
     grid = consortium.grid(PLAN, data)
-    content = RecordDict() if task is None else task.to_record()
+    content = (task or DescribeTask()).to_record()
     (answer,) = grid.send_and_receive([Message(content=content, dst_node_id=1, message_type=kind)])
     return answer
 
@@ -379,7 +385,7 @@ def test_different_failures_cannot_be_told_apart(data: Path, monkeypatch: pytest
 
         monkeypatch.setattr("client.agent.train_epochs", fail)
         answers.append(refusal_of(agent(data).train(non_private())).model_dump(exclude={"incident"}))
-    assert all(answer == answers[0] for answer in answers)
+    assert all(answer == answers[0] for answer in answers), answers
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -393,12 +399,12 @@ def test_a_malformed_question_is_refused_in_general_words(kind: str, content: Re
 
 def test_an_update_of_another_model_is_refused_and_nothing_leaves(data: Path) -> None:
     for task in (non_private(base=np.zeros(7, np.float32)), train_task(base=np.zeros(7, np.float32))):
-        assert refusal_of(agent(data).train(task)).code == "site-failure"
+        assert refusal_of(agent(data).train(task)).code == "crafted-model"
 
 
 def test_weights_that_are_not_finite_train_nothing(data: Path) -> None:
     for value in (np.nan, np.inf, 3e38):
-        assert refusal_of(agent(data).train(non_private(base=np.full_like(BASE, value)))).code == "site-failure"
+        assert refusal_of(agent(data).train(non_private(base=np.full_like(BASE, value)))).code == "crafted-model"
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -414,6 +420,6 @@ def test_a_broken_site_yaml_leaves_a_trace_for_the_operator(data: Path, caplog: 
     """The reply says that the operator finds the cause in the site log."""
     settle(data / A, unknown_key=1)
     grid = Consortium(data=data).grid(PLAN, data)
-    grid.send_and_receive([Message(content=RecordDict(), dst_node_id=1, message_type="query.describe")])
+    grid.send_and_receive([Message(content=DescribeTask().to_record(), dst_node_id=1, message_type="query.describe")])
     log = data / A / "state" / "site.log"
     assert "unknown_key" in caplog.text or (log.is_file() and "unknown_key" in log.read_text(encoding="utf-8"))

@@ -2,14 +2,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from client.policy import SitePolicy, admit_evaluation, admit_training, default_policy, read_policy
+from client.policy import (
+    SitePolicy,
+    admit_evaluation,
+    admit_hours,
+    admit_plan,
+    admit_training,
+    default_policy,
+    in_plain_words,
+    private_schedule,
+    read_policy,
+)
 from common.errors import ConfigError, RefusedError
+from common.plan import parse_plan
+from common.privacy import GaussianSteps, rdp_epsilon
 
 PLAN: dict[str, Any] = {"private": True, "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0, "nominal_patients": 200, "rounds": 20}
 
@@ -155,3 +168,77 @@ def test_a_policy_cannot_be_changed_in_memory() -> None:
 def test_policy_ledger_and_outbox_need_no_torch() -> None:
     code = "import sys, client.policy, client.ledger, client.outbox; print(sorted({'torch', 'opacus', 'flwr'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("hours", "clock", "is_admitted"),
+    [
+        (None, "12:00", True),
+        ("22:00-06:00", "23:59", True),
+        ("22:00-06:00", "00:00", True),
+        ("22:00-06:00", "05:59", True),
+        ("22:00-06:00", "06:00", False),
+        ("22:00-06:00", "21:59", False),
+        ("08:00-17:30", "08:00", True),
+        ("08:00-17:30", "17:29", True),
+        ("08:00-17:30", "17:30", False),
+        ("20:00-00:00", "23:00", True),
+        ("20:00-00:00", "00:00", False),
+    ],
+)
+def test_work_begins_only_in_the_hours_of_the_policy(hours: str | None, clock: str, is_admitted: bool) -> None:
+    policy, now = SitePolicy(hours=hours), datetime.fromisoformat(f"2026-03-01T{clock}:30")
+    if is_admitted:
+        admit_hours(policy, now)
+    else:
+        with pytest.raises(RefusedError) as caught:
+            admit_hours(policy, now)
+        assert caught.value.code == "outside-hours"
+
+
+def test_a_refusal_out_of_hours_tells_the_rule_and_not_the_clock() -> None:
+    reasons = set()
+    for clock in ("07:00", "21:59"):
+        with pytest.raises(RefusedError) as caught:
+            admit_hours(SitePolicy(hours="22:00-06:00"), datetime.fromisoformat(f"2026-03-01T{clock}:00"))
+        reasons.add(caught.value.public_reason)
+    assert reasons == {"this site's policy permits work at 22:00-06:00 local time only"}
+
+
+@pytest.mark.parametrize("hours", ["22-6", "24:00-06:00", "22:00-22:00", "22:00 - 06:00", "22:60-06:00", "", "2200", "always"])
+def test_hours_that_could_be_misread_are_refused(hours: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two different times of day"):
+        read_policy(written(tmp_path, f"hours: '{hours}'\n"))
+
+
+def test_hours_are_read_as_people_write_them(tmp_path: Path) -> None:
+    assert read_policy(written(tmp_path, "hours: 22:00-06:00\n")).hours == "22:00-06:00"
+
+
+def test_a_plan_waits_for_a_yes_only_where_the_policy_asks_for_one() -> None:
+    admit_plan(SitePolicy(), False)
+    admit_plan(SitePolicy(require_approval=True), True)
+    with pytest.raises(RefusedError) as caught:
+        admit_plan(SitePolicy(require_approval=True), False)
+    assert caught.value.code == "not-approved"
+    assert caught.value.public_reason
+
+
+def test_the_private_schedule_costs_what_the_plan_says() -> None:
+    plan = parse_plan({"name": "x", "training": {"rounds": 5, "local_epochs": 2}, "privacy": {"epsilon": 3.0}})
+    whole = private_schedule(plan)
+    assert whole.steps == 10
+    assert private_schedule(plan, 2) == GaussianSteps(noise_multiplier=whole.noise_multiplier, sample_rate=1.0, steps=4)
+    assert 2.9 < rdp_epsilon([whole], plan.privacy.delta) <= 3.0
+    stated = parse_plan({"name": "x", "privacy": {"noise_multiplier": 7.0}})
+    assert private_schedule(stated).noise_multiplier == 7.0
+
+
+def test_epsilon_in_plain_words_is_an_upper_bound() -> None:
+    assert "at most 74 times in 100" in in_plain_words(1.0, 1e-5)  # e / (1 + e) = 0.731
+    assert "at most 51 times in 100" in in_plain_words(0.01, 1e-5)  # 0.5025
+    assert "99.97" in in_plain_words(8.0, 1e-5)
+    assert "says little" in in_plain_words(8.0, 1e-5)
+    assert "says little" not in in_plain_words(2.0, 1e-5)
+    assert "certain" in in_plain_words(float("inf"), 0.0)
+    assert "100 times in 100" in in_plain_words(1000.0, 1e-5)

@@ -18,10 +18,13 @@ from common.wire import (
     DP,
     OUTGOING,
     PUBLIC,
+    DescribeTask,
+    Envelope,
     EvaluateTask,
     Refusal,
     SiteDescription,
     SiteEvaluation,
+    SiteReadiness,
     SiteUpdate,
     TrainTask,
     WireMessage,
@@ -38,6 +41,18 @@ LEAVES_A_HOSPITAL = {
         "stand_in": PUBLIC,
         "version": PUBLIC,
     },
+    "SiteReadiness": {
+        "site": PUBLIC,
+        "kind": PUBLIC,
+        "nominal_patients": PUBLIC,
+        "version": PUBLIC,
+        "arms": PUBLIC,
+        "reasons": PUBLIC,
+        "evaluation": PUBLIC,
+        "data_prepared": PUBLIC,
+        "rounds_affordable": PUBLIC,
+        "seconds_a_round": PUBLIC,
+    },
     "SiteUpdate": {
         "site": PUBLIC,
         "run": PUBLIC,
@@ -49,6 +64,7 @@ LEAVES_A_HOSPITAL = {
         "noise_multiplier": PUBLIC,
         "epsilon": PUBLIC,
         "delta": PUBLIC,
+        "added_variance": DP,
         "update": DP,
     },
     "SiteEvaluation": {
@@ -64,7 +80,8 @@ LEAVES_A_HOSPITAL = {
 
 MESSAGES: tuple[WireMessage, ...] = (
     TrainTask(run="r", arm="federated", round=3, private=False, base=np.linspace(-1, 1, 7, dtype=np.float32)),
-    EvaluateTask(run="r", models=("public", "local/a"), everyone=True, weights=np.ones((2, 7), np.float32)),
+    EvaluateTask(run="r", models=("public", "local/a"), everyone=True, final="public", weights=np.ones((2, 7), np.float32)),
+    DescribeTask(run="r", rehearse=True),
     SiteDescription(site="hospital-a", kind="hospital", nominal_patients=50, version="0.1.0", stand_in="体模", members=("a", "b")),
     SiteUpdate(
         site="hospital-a",
@@ -88,7 +105,20 @@ MESSAGES: tuple[WireMessage, ...] = (
         covariance=np.full((5, 5), np.nan),
     ),
     Refusal(site="hospital-a", run="r", code="too-few-patients", reason="the policy says so"),
+    SiteReadiness(
+        site="hospital-a",
+        kind="hospital",
+        nominal_patients=50,
+        version="0.1.0",
+        arms={"federated": "non-private-not-permitted", "federated_dp": "accept"},
+        reasons={"federated": "the policy says so"},
+        evaluation="accept",
+        data_prepared=True,
+        rounds_affordable=6,
+        seconds_a_round=1.5,
+    ),
 )
+UPDATE_MESSAGE = next(message for message in MESSAGES if isinstance(message, SiteUpdate))
 
 
 def same(first: WireMessage, second: WireMessage) -> bool:
@@ -112,7 +142,7 @@ def test_every_outgoing_field_has_a_class() -> None:
 
 
 def test_every_message_of_the_wall_is_a_task_or_in_the_list() -> None:
-    assert set(WireMessage.__subclasses__()) == {TrainTask, EvaluateTask, *OUTGOING}
+    assert set(WireMessage.__subclasses__()) == {DescribeTask, TrainTask, EvaluateTask, *OUTGOING}
 
 
 def test_an_unclassified_field_would_be_seen() -> None:
@@ -145,25 +175,53 @@ def test_another_message_is_refused(message: WireMessage, expected: type[WireMes
         assert caught.value.code == "bad-message"
 
 
-def record(text: Any, arrays: dict[str, Array] | None = None) -> RecordDict:
-    return RecordDict({"fields": ConfigRecord({"json": text}), "arrays": ArrayRecord(arrays or {})})
+def payload(text: Any, arrays: dict[str, np.ndarray] | None = None) -> bytes:
+    """The bytes of a message whose JSON part is `text`, whatever that is."""
+    header: dict[str, Any] = {"__metadata__": {"json": text}}
+    body = b""
+    for name, array in (arrays or {}).items():
+        raw = array.tobytes()
+        kind = {"float64": "F64", "int32": "I32"}[str(array.dtype)]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + body
+
+
+def record(text: Any, arrays: dict[str, np.ndarray] | None = None) -> RecordDict:
+    return Envelope(payload=payload(text, arrays)).to_record()
 
 
 FIELDS: dict[str, Any] = {"type": "Refusal", "code": "c", "reason": "r"}
-UPDATE = json.loads(str(MESSAGES[3].to_record().config_records["fields"]["json"]))
+UPDATE = {"type": "SiteUpdate"} | UPDATE_MESSAGE.model_dump(mode="json", exclude={"update"})
+HUGE = {"__metadata__": {"json": json.dumps(UPDATE)}, "update": {"dtype": "I32", "shape": [2**52], "data_offsets": [0, 2**54]}}
+
+
+def sealed(seal: dict[str, Any], raw: Array) -> RecordDict:
+    return RecordDict({"seal": ConfigRecord(seal), "payload": ArrayRecord({"payload": raw})})
+
 
 FOREIGN: dict[str, tuple[type[WireMessage], RecordDict]] = {
     "nothing": (Refusal, RecordDict()),
-    "no arrays": (Refusal, RecordDict({"fields": ConfigRecord({"json": json.dumps(FIELDS)})})),
-    "no fields": (Refusal, RecordDict({"arrays": ArrayRecord({})})),
+    "no payload": (Refusal, RecordDict({"seal": ConfigRecord({"statement": "", "signature": b""})})),
+    "no seal": (Refusal, RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (1,), "bytes", b"x")})})),
+    "a seal of numbers": (Refusal, sealed({"statement": 1, "signature": 2}, Array("uint8", (1,), "bytes", b"x"))),
+    "half a seal": (Refusal, sealed({"statement": ""}, Array("uint8", (1,), "bytes", b"x"))),
     "not JSON": (Refusal, record("{")),
+    "a number": (Refusal, record(7)),
+    "a list for an object": (Refusal, record("[]")),
+    "deep nesting": (Refusal, record("[" * 100_000)),
     "a field more": (Refusal, record(json.dumps(FIELDS | {"patients": 12}))),
     "a field less": (Refusal, record(json.dumps({"type": "Refusal", "code": "c"}))),
     "no type": (Refusal, record(json.dumps({"code": "c", "reason": "r"}))),
-    "an array more": (Refusal, record(json.dumps(FIELDS), {"image": Array(np.zeros((64, 64)))})),
+    "an array more": (Refusal, record(json.dumps(FIELDS), {"image": np.zeros((64, 64))})),
     "an array less": (SiteUpdate, record(json.dumps(UPDATE))),
-    "a pickle": (SiteUpdate, record(json.dumps(UPDATE), {"update": Array("int32", (1,), "numpy.ndarray", b"\x80\x04K\x01.")})),
-    "another serializer": (SiteUpdate, record(json.dumps(UPDATE), {"update": Array("int32", (1,), "pickle", b"\x80\x04K\x01.")})),
+    "a pickle": (SiteUpdate, sealed({"statement": "", "signature": b""}, Array("uint8", (4,), "numpy.ndarray", b"\x80\x04K\x01."))),
+    "an array that claims to be huge": (
+        SiteUpdate,
+        Envelope(payload=len(json.dumps(HUGE)).to_bytes(8, "little") + json.dumps(HUGE).encode() + bytes(4)).to_record(),
+    ),
+    "a header that claims to be huge": (SiteUpdate, Envelope(payload=(2**62).to_bytes(8, "little") + b"{}").to_record()),
     "a wrong word": (SiteDescription, record(json.dumps({"type": "SiteDescription", "site": "../x", "kind": "hospital"}))),
 }
 
@@ -185,13 +243,31 @@ def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
 
 @given(st.data())
 def test_damaged_bytes_are_a_message_or_refused(data: st.DataObject) -> None:
-    whole = bytearray(MESSAGES[3].to_bytes())
+    whole = bytearray(UPDATE_MESSAGE.to_bytes())
     position = data.draw(st.integers(0, len(whole) - 1))
     whole[position] ^= data.draw(st.integers(1, 255))
     with suppress(RunError):
         SiteUpdate.from_bytes(bytes(whole))
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_message_type_never_raises(name: str) -> None:
+    message_type(FOREIGN[name][1])
+
+
 def test_a_record_that_is_no_message_has_no_type() -> None:
     for foreign in (RecordDict(), record("{"), record("[]"), record("{}")):
         assert message_type(foreign) == ""
+
+
+@given(st.text(max_size=50), st.binary(max_size=70), st.binary(max_size=200))
+def test_an_envelope_is_the_same_after_record_and_bytes(statement: str, signature: bytes, content: bytes) -> None:
+    envelope = Envelope(payload=content, statement=statement.encode("utf-8", "ignore").decode(), signature=signature)
+    assert Envelope.from_bytes(envelope.to_bytes()) == envelope
+    assert Envelope.from_record(envelope.to_record()) == envelope
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_an_envelope_or_refused(data: bytes) -> None:
+    with suppress(RunError):
+        assert Envelope.from_bytes(data).to_bytes() == data

@@ -13,10 +13,11 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from common.errors import PlanError, RefusedError, RunError
+from common.model_file import load_model
 from common.models import build
 from common.weights import LIMIT, manifest_of
 from common.wire import SiteDescription, SiteUpdate, message_type
-from server.runs import RunFolder, load_model
+from server.runs import RunFolder
 from tests.conftest import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
@@ -97,7 +98,7 @@ def test_a_lost_site_leaves_the_run_partial_and_is_named(consortium: Consortium,
     folder = consortium.conduct(tiny_plan(), out)
     found = evaluation(folder)
     assert found["status"] == folder.manifest["status"] == "partial"
-    assert found["incomplete"] == [f"evaluation: {B} did not answer", f"federated: {B} failed (unavailable)"]
+    assert found["incomplete"] == [f"evaluation: {B} gave no score (unavailable)", f"federated: {B} failed (unavailable)"]
     for record in folder.arm("federated").rounds():
         assert record["failed"] == {B: "unavailable"}
         assert record["answered"] == [A, C]
@@ -214,7 +215,7 @@ def test_a_site_that_answers_nothing_before_the_deadline_is_left_out(
         return pull(grid, message_ids)
 
     monkeypatch.setattr(LocalGrid, "pull_messages", silent)
-    monkeypatch.setattr("server.rounds.POLL_S", 0.01)
+    monkeypatch.setattr("server.questions.POLL_S", 0.01)
     folder = consortium.conduct(tiny_plan(training={"rounds": 1}, federation={"deadline_s": 2.0}), out)
     (record,) = folder.arm("federated").rounds()
     assert record["failed"] == {C: "no-answer"}

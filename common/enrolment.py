@@ -1,0 +1,148 @@
+"""What a hospital and a coordinator hand each other before the first run: `request.zip` and `kit.zip`.
+
+A request holds public keys and what the operator says of the site. A kit holds the federation's address, its certificate authority and
+the coordinator's public key. Neither holds a private key. Both are signed by their maker; a kit is trusted because the operator compares
+its fingerprint with one that reached the hospital another way (telephone, letterhead).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import lzma
+import zipfile
+import zlib
+from datetime import date
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ConfigError, RunError
+from common.plan import MOST_PATIENTS, SITE_NAME, describe_validation
+from common.signing import fingerprint, parse_public, public_text, sign, verify
+
+MOST_BYTES = 1 << 20
+_REQUEST, _KIT, _SIGNATURE = "request.json", "kit.json", "signature"
+P = TypeVar("P", bound="_Paper")
+_DOMAINS = {_REQUEST: b"fedqc request v1\0", _KIT: b"fedqc kit v1\0"}
+
+
+class _Paper(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(_Paper):
+    """A hospital asks to take part."""
+
+    site: str = Field(pattern=SITE_NAME)
+    kind: Literal["hospital", "public", "synthetic"]
+    nominal_patients: int = Field(ge=1, le=MOST_PATIENTS)
+    stand_in: str = Field(default="", max_length=500)
+    node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$", max_length=500)  # OpenSSH public key of the network side
+    signing_key: str = Field(max_length=64)  # Ed25519 public key of the agent, base64
+    version: str = Field(max_length=32)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the operator reads to the coordinator: covers both keys and the name."""
+        return fingerprint(json.dumps([self.site, self.node_key, self.signing_key]).encode())
+
+
+class Kit(_Paper):
+    """A coordinator lets a hospital take part."""
+
+    federation: str = Field(pattern=SITE_NAME)
+    site: str = Field(pattern=SITE_NAME)
+    address: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", max_length=300)  # host:port of the proxy
+    ca_certificate: str = Field(max_length=20_000)  # PEM
+    coordinator_key: str = Field(max_length=64)  # Ed25519 public key, base64
+    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the only Flower app that this site's node will serve
+    site_key: str = Field(max_length=64)  # the site's own signing key, as enrolled
+    version: str = Field(max_length=32)
+    expires: date  # of the enrolment; a renewed kit moves it
+
+    @property
+    def fingerprint(self) -> str:
+        """What the coordinator publishes: the same for every site of a federation, for as long as its keys last."""
+        return federation_fingerprint(self.ca_certificate, self.coordinator_key)
+
+
+def federation_fingerprint(ca_certificate: str, coordinator_key: str) -> str:
+    return fingerprint(json.dumps([ca_certificate, coordinator_key]).encode())
+
+
+def write_request(path: Path, request: Request, key: Ed25519PrivateKey) -> None:
+    """Raises ConfigError (code `output-exists`) rather than overwrite."""
+    _write(path, _REQUEST, request, key)
+
+
+def write_kit(path: Path, kit: Kit, key: Ed25519PrivateKey) -> None:
+    _write(path, _KIT, kit, key)
+
+
+def read_request(path: Path) -> Request:
+    """Raises ConfigError (code `bad-request-file`): not a request, altered, or not signed by the key it names."""
+    text, signature = _read(path, _REQUEST, "bad-request-file")
+    request = _parse(Request, text, path, "bad-request-file")
+    _check(path, text, signature, request.signing_key, _REQUEST, "bad-request-file")
+    return request
+
+
+def read_kit(path: Path) -> Kit:
+    """Raises ConfigError (code `bad-kit`): not a kit, altered, or not signed by the coordinator it names.
+
+    That says nothing yet of who this coordinator is: compare `Kit.fingerprint`.
+    """
+    text, signature = _read(path, _KIT, "bad-kit")
+    kit = _parse(Kit, text, path, "bad-kit")
+    _check(path, text, signature, kit.coordinator_key, _KIT, "bad-kit")
+    return kit
+
+
+def _write(path: Path, name: str, paper: _Paper, key: Ed25519PrivateKey) -> None:
+    text = paper.model_dump_json(indent=1)
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, text)
+        archive.writestr(_SIGNATURE, base64.b64encode(sign(text, key, _DOMAINS[name])).decode() + "\n" + public_text(key) + "\n")
+    try:
+        with path.open("xb") as file:
+            file.write(held.getvalue())
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists already", code="output-exists", hint="name another file, or move it away") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})", code="not-writable") from None
+
+
+def _read(path: Path, name: str, code: str) -> tuple[str, bytes]:
+    """The text and signature of a paper; sizes are checked before anything is unpacked."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes", code=code)
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            if sorted(info.filename for info in infos) != [name, _SIGNATURE] or sum(info.file_size for info in infos) > MOST_BYTES:
+                raise ConfigError(f"{path}: must hold {name} and {_SIGNATURE}, nothing else", code=code)
+            text = archive.read(name).decode("utf-8")
+            return text, base64.b64decode(archive.read(_SIGNATURE).split()[0], validate=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", code=code) from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, IndexError, RuntimeError):
+        raise ConfigError(f"{path}: damaged, or not a file that fedqc made", code=code) from None
+
+
+def _parse(kind: type[P], text: str, path: Path, code: str) -> P:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_validation(error)}", code=code) from None
+
+
+def _check(path: Path, text: str, signature: bytes, key: str, name: str, code: str) -> None:
+    try:
+        verify(text, signature, parse_public(key), _DOMAINS[name])
+    except (RunError, ConfigError):
+        raise ConfigError(f"{path}: was altered after it was signed", code=code, hint="ask for it again") from None
