@@ -1,0 +1,60 @@
+"""Flower's SuperNode as the node starts it: the same program, with shorter naps, which ends when the node does.
+
+Flower 1.41 looks for a message every 3 s and for its answer every 0.5 s, both fixed, which is most of the time of a round that computes
+little. The main loop's only `time.sleep`s are replaced: waiting for the answer is local and costs nothing; asking the coordinator costs a
+signed request, so the nap is a twentieth of the time that nothing came, and Flower's 3 s at the longest.
+
+Takes the arguments of `flower-supernode`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+import flwr.supernode.start_client_internal as main_loop
+from flwr.supernode.cli import flower_supernode
+
+IDLE_S, ANSWER_S = 3, 0.5
+"""What Flower asks to sleep: no message; no answer yet. Other lengths are slept as they are."""
+SHORTEST_S, SHARE, ANSWER_NAP_S = 0.2, 1 / 20, 0.02
+_PR_SET_PDEATHSIG = 1
+
+
+class Naps:
+    """Stands in for the module `time` in Flower's main loop."""
+
+    def __init__(self) -> None:
+        self._last_message = time.monotonic()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(self.length(seconds))
+
+    def length(self, seconds: float) -> float:
+        """How long to sleep where Flower wants `seconds`."""
+        now = time.monotonic()
+        if seconds == ANSWER_S:  # there is a message
+            self._last_message = now
+            return ANSWER_NAP_S
+        if seconds == IDLE_S:
+            return min(max((now - self._last_message) * SHARE, SHORTEST_S), IDLE_S)
+        return seconds
+
+
+def main(parent: int) -> None:
+    """Be a SuperNode until `parent` ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+    vars(main_loop)["time"] = Naps()
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv.pop(1)))
