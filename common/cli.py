@@ -25,7 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("server.cli:simulate", "Run a plan on all sites under a folder, in one process."),
     "report": ("server.cli:report", "Write report.html of a finished run."),
     "compare": ("server.cli:compare", "Compare runs: differences of arms, paired over patients and seeds."),
-    "run": ("server.cli:run", "Go on with runs."),
+    "federation": ("server.federation_cli:federation", "Make a federation, enrol hospitals, run its services."),
+    "run": ("server.run_cli:run", "Rehearse, start, watch, stop and resume runs."),
+    "site": ("client.site_cli:site", "Install a hospital's node, see what it may do, what it spent and sent."),
     "data": ("client.cli:data", "Make, check and inject image data."),
 }
 

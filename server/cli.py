@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +14,12 @@ from common.cli import Format, FormatOption
 from common.errors import ConfigError
 from common.plan import RunPlan, read_plan
 
+if TYPE_CHECKING:
+    from server.runs import RunFolder
+
 simulate = typer.Typer(add_completion=False)
 report = typer.Typer(add_completion=False)
 compare = typer.Typer(add_completion=False)
-run = typer.Typer(add_completion=False, no_args_is_help=True)
 
 PARTIAL = 6
 
@@ -46,26 +48,16 @@ def simulate_command(
     return _simulate(wanted, data, out, threads or idle_threads(), format)
 
 
-@run.callback()
-def _run_group() -> None:
-    """Go on with runs."""
+def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None, format: Format) -> int:
+    """Go on with a simulation.
 
-
-@run.command()
-def resume(
-    run: Annotated[Path, typer.Argument(help="Run folder of a simulation that was stopped.")],
-    data: Annotated[Path | None, typer.Option(help="Where the sites lie now, if they have moved.")] = None,
-    threads: ThreadsOption = None,
-    format: FormatOption = Format.text,
-) -> int:
-    """Go on with a run from its last finished round, to the same weights as if it had never stopped."""
-    from server.runs import RunFolder
-
-    folder = RunFolder.open(run)
+    Raises:
+        ConfigError: nobody says where its data lie (code `no-data`).
+    """
     simulation = folder.simulation
     if data is None and not simulation:
-        raise ConfigError(f"{run}: does not say where its data lie", code="no-data", hint="--data DIR")
-    return _simulate(folder.plan, data or Path(simulation["data"]), run, threads or folder.manifest["threads"], format)
+        raise ConfigError(f"{folder.path}: does not say where its data lie", code="no-data", hint="--data DIR")
+    return _simulate(folder.plan, data or Path(simulation["data"]), folder.path, threads or folder.manifest["threads"], format)
 
 
 def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format) -> int:
