@@ -1,16 +1,20 @@
 # The two commands: `make demo` and `make test`. Both build .venv from constraints.txt first.
+# `make offline` packs fedqc with all it needs for a machine without internet (Linux, same Python and processor as here);
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without CUDA, which is a tenth of the size.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= data/demo
 PATIENTS ?= 340
 STAMP := $(VENV)/.installed
+OFFLINE := dist/offline
+TORCH_INDEX ?=
 
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: setup demo test test-slow check bench clean-demo
+.PHONY: setup demo test test-slow check bench offline clean-demo
 
 setup: $(STAMP)
 
@@ -42,3 +46,16 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loop_overhead.py --quick --update docs/performance.md
+
+offline: $(STAMP)
+	rm -rf $(OFFLINE) build && mkdir -p $(OFFLINE)/wheels
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		--wheel-dir $(OFFLINE)/wheels torch==2.13.0
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check -c constraints.txt --find-links $(OFFLINE)/wheels \
+		--wheel-dir $(OFFLINE)/wheels .
+	cp LICENSE docs/deploy.md $(OFFLINE)
+	cd $(OFFLINE) && sha256sum wheels/*.whl | sed -E 's|^([0-9a-f]{64}) [ *](.*)$$|./\2 --hash=sha256:\1|' > requirements.txt
+	cd $(OFFLINE) && sha256sum LICENSE deploy.md requirements.txt wheels/*.whl > SHA256SUMS
+	rm -rf build
+	@echo "$(OFFLINE): $$(ls $(OFFLINE)/wheels | wc -l) wheels, $$(du -sh $(OFFLINE) | cut -f1). Tell the hospital, another way than the files:"
+	@sha256sum $(OFFLINE)/SHA256SUMS
