@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from common.enrolment import Kit
     from server.provision import Enrolment, Federation
 
+NO_SUPERLINK = 3
+
 federation = typer.Typer(add_completion=False, no_args_is_help=True)
 
 FederationOption = Annotated[
@@ -76,7 +78,7 @@ def approve(
     from common.enrolment import read_request
     from server.provision import approve as enrol
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     request = read_request(request_zip)
     target = _kit_path(out, request.site)
     if fingerprint is not None and not hmac.compare_digest(_digits(fingerprint), _digits(request.fingerprint)):
@@ -103,7 +105,7 @@ def renew(
     from server.bundle import is_current, write_bundle
     from server.provision import configure, renew_server_certificate, renew_site
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     if site is not None:
         target = _kit_path(out, site)
         _write_kit(opened, renew_site(opened, site, days), target)
@@ -131,7 +133,7 @@ def revoke(
     from server.provision import revoke as exclude
     from server.services import running
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     enrolment = opened.site(site)
     if not yes and not typer.confirm(f"Exclude {site} ({enrolment.request.kind}, enrolled {enrolment.approved}) for good?", err=True):
         raise RefusedError(f"{site}: was not revoked", code="not-confirmed", hint="nothing was changed")
@@ -143,14 +145,15 @@ def revoke(
 
 @federation.command()
 def sites(federation: FederationOption = None, format: FormatOption = Format.text) -> int:
-    """Who is enrolled: status, last contact, version, days left, readiness at the last rehearsal."""
+    """Who is enrolled: status, last contact, version, days left, readiness. Exit status 3: the SuperLink does not answer."""
     from server.provision import WARN_DAYS
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     rows = site_rows(opened)
+    status = NO_SUPERLINK if any(row["connection"] == "unknown" for row in rows) else 0
     if format is Format.json:
         print(json.dumps(rows, ensure_ascii=False))
-        return 0
+        return status
     print(f"{'site':20s}{'status':10s}{'connection':14s}{'last contact':24s}{'version':10s}{'days':>6s}  readiness")
     for row in rows:
         ready = row["readiness"]
@@ -164,7 +167,9 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
     for row in rows:
         if row["status"] == "active" and row["enrolment_days"] <= WARN_DAYS:
             say(f"{row['site']}: its enrolment ends soon: fedqc federation renew {row['site']}")
-    return 0
+    if status:
+        say("the SuperLink does not answer: fedqc federation start")
+    return status
 
 
 @federation.command()
@@ -176,7 +181,7 @@ def start(
     from server.bundle import is_current
     from server.services import serve
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     if not is_current(opened.folder):
         say("the bundle was made by another installation of fedqc: fedqc federation renew, then a kit for every site")
     if os.geteuid() == 0:
@@ -189,7 +194,7 @@ def stop(federation: FederationOption = None) -> int:
     """End the services that `start` runs. A run that is under way ends too; `fedqc run resume` goes on with it."""
     from server.services import stop as end
 
-    opened = _open(federation)
+    opened = open_federation(federation)
     end(opened)
     print(f"{opened.name}: stopped")
     return 0
@@ -251,7 +256,8 @@ def _last_answers(federation: Federation) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _open(folder: Path | None) -> Federation:
+def open_federation(folder: Path | None) -> Federation:
+    """The federation that `--federation`, FEDQC_FEDERATION or the current folder names."""
     from server.provision import FEDERATION, Federation
 
     chosen = folder or (Path(os.environ["FEDQC_FEDERATION"]) if "FEDQC_FEDERATION" in os.environ else None)

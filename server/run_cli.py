@@ -14,6 +14,7 @@ import typer
 from common.cli import Format, FormatOption, say
 from common.errors import ConfigError, NetworkError
 from common.plan import RunPlan, read_plan
+from server.federation_cli import FederationOption, open_federation
 
 if TYPE_CHECKING:
     from server.provision import Federation
@@ -23,9 +24,6 @@ run = typer.Typer(add_completion=False, no_args_is_help=True)
 PARTIAL = 6
 CONNECTION = "fedqc"
 POLL_S = 1.0
-FederationOption = Annotated[
-    Path | None, typer.Option("--federation", help="Federation folder; by default $FEDQC_FEDERATION, else the current folder.")
-]
 RunArgument = Annotated[str, typer.Argument(help="Name of a run of the federation, or its folder.")]
 WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for all sites to be connected.")]
 
@@ -46,7 +44,7 @@ def check(
     from server.orders import Order, read_outcome
     from server.rehearsal import check_table
 
-    opened, wanted = _open(federation), read_plan(plan)
+    opened, wanted = open_federation(federation), read_plan(plan)
     name = f"check-{secrets.token_hex(4)}"
     _submit(opened, wanted, name, Order(mode="check", wait_s=wait_s))
     found = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
@@ -66,7 +64,7 @@ def start(
     """Rehearse PLAN once more and run it. Ctrl-C stops watching, not the run."""
     from server.orders import Order
 
-    opened, wanted = _open(federation), read_plan(plan)
+    opened, wanted = open_federation(federation), read_plan(plan)
     chosen = name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _run_folder(opened, chosen)
     if folder.exists():
@@ -97,7 +95,7 @@ def resume(
         return resume_simulation(found, data, threads, format)
     from server.orders import Order
 
-    opened = _open(folder.parent.parent)
+    opened = open_federation(folder.parent.parent)
     _submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))
     found.update_manifest(status="running")  # else `watch` would take how it ended before for how it ended now
     return _follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
@@ -106,7 +104,7 @@ def resume(
 @run.command("list")
 def list_runs(federation: FederationOption = None, format: FormatOption = Format.text) -> None:
     """The federation's runs, newest first: state, round, sites."""
-    opened = _open(federation)
+    opened = open_federation(federation)
     states = [_state(opened, path) for path in sorted(opened.runs.glob("*/plan.yaml"), key=lambda path: -path.stat().st_mtime)]
     if format is Format.json:
         print(json.dumps(states, ensure_ascii=False))
@@ -121,7 +119,7 @@ def list_runs(federation: FederationOption = None, format: FormatOption = Format
 def watch(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> int:
     """Follow a run: sites, round, scores on the public set, epsilon, time left. May be stopped and started again at any time."""
     folder = _known_folder(federation, run)
-    return _watch(_open(folder.parent.parent), folder.name, format)
+    return _watch(open_federation(folder.parent.parent), folder.name, format)
 
 
 @run.command()
@@ -131,18 +129,12 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     from server.services import flower
 
     folder = _known_folder(federation, run)
-    opened = _open(folder.parent.parent)
+    opened = open_federation(folder.parent.parent)
     flower_id = _flower_id(opened, folder.name)
     flower(opened, "stop", flower_id, CONNECTION)
     if (folder / "plan.yaml").is_file():  # else it ended before it began; the ServerApp was ended, and can no longer say so itself
         RunFolder.open(folder).update_manifest(status="stopped")
     print(f"{folder.name}: stopped; fedqc run resume {folder.name} goes on with it")
-
-
-def _open(federation: Path | None) -> Federation:
-    from server.provision import Federation
-
-    return Federation.open(federation or Path(os.environ.get("FEDQC_FEDERATION", ".")))
 
 
 def _run_folder(federation: Federation, name: str) -> Path:
@@ -157,7 +149,7 @@ def _known_folder(federation: Path | None, run: str) -> Path:
         return Path(run).absolute()
     if federation is None and "FEDQC_FEDERATION" not in os.environ and not Path("federation.yaml").is_file():
         raise ConfigError(f"{run}: not a run folder", code="no-such-run", hint="name its folder, or give --federation")
-    return _run_folder(_open(federation), run)
+    return _run_folder(open_federation(federation), run)
 
 
 def _submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
