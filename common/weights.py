@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -268,9 +267,8 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
     Raises:
         ConfigError: it is missing, or its hash is not the plan's.
     """
-    installed = Path(os.environ.get("FEDQC_INSTALLED", Path(__file__).parents[1]))  # a ServerApp is a copy without the models
     is_packaged = reference.startswith("package:")
-    models = installed / "common" / "models"
+    models = Path(__file__).parent / "models"
     path = models / reference.removeprefix("package:") if is_packaged else Path(reference)
     if not path.is_file() or (is_packaged and path.parent != models):
         raise ConfigError(

@@ -110,6 +110,7 @@ http {{
         reset_timedout_connection on;
         large_client_header_buffers 4 8k;
         client_max_body_size {BODY_LIMIT_BYTES};
+        client_body_buffer_size {BODY_LIMIT_BYTES};  # an update never touches the proxy's disk
         limit_conn hospitals {CONNECTIONS_PER_ADDRESS};
 
         # what is not HTTP at all gets the same answer as what is not a call
