@@ -227,7 +227,9 @@ CALLED = re.compile(r"(?:(?:^|/|\bcoordinator )fedqc|\bdesk)\s+(\S.*)")
 def typed_commands() -> Iterator[str]:
     """What follows `fedqc`, or the container it runs in, on each line of a code block of the deployment pages."""
     for page in (ROOT / "docs" / "deploy.md", DOCKER / "README.md"):
-        for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        for language, block in re.findall(r"^```([a-z]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            if language == "text":  # what a terminal answered
+                continue
             for line in block.replace("\\\n", " ").splitlines():
                 if called := CALLED.search(re.sub(r"(^|\s)#.*", "", line)):
                     yield called[1]
