@@ -67,6 +67,7 @@ OF_THE_QUESTION = {
     "bad-plan": "the plan cannot be read, or is not written as it is hashed",
     "bad-message": "the task cannot be read",
     "bad-frame": "the model in the task cannot be decoded",
+    "bad-privacy-parameters": "the plan's noise, sampling rate or number of steps is out of range",
     "unknown-model": "the plan's network is not known here",
     "no-initial-weights": "the plan's starting weights are not installed here",
     "wrong-initial-weights": "the plan's starting weights are not those installed here",
@@ -440,12 +441,15 @@ def memory_is_short(failure: BaseException) -> bool:
     return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in _SHORT)
 
 
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the second: no room for the index of the write-ahead log
+
+
 def disk_is_full(failure: BaseException | None) -> bool:
     """Whether a full disk is what `failure` came of, in a file or in the ledger."""
     while failure is not None:
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if isinstance(failure, sqlite3.Error) and getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        if isinstance(failure, sqlite3.Error) and getattr(failure, "sqlite_errorcode", None) in _SQLITE_FULL:
             return True
         failure = failure.__cause__ or failure.__context__
     return False

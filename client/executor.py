@@ -52,7 +52,9 @@ def serve(
 ) -> None:
     """Answer the tasks of one SuperNode, one after the other, until `stop` is set.
 
-    A SuperNode that is not up yet, or started anew, is waited for; a task that was taken back meanwhile is forgotten.
+    A SuperNode that is not up yet, or started anew, is waited for; a task that was taken back meanwhile is forgotten. So is one whose
+    message never becomes whole, because the coordinator stopped in the middle of sending it: Flower would ask for the rest for an hour,
+    but a SuperNode has one message at a time, and so another task says that the one before is void.
 
     Args:
         runtime_address: host:port of the SuperNode's Runtime API, plain HTTP on the loopback.
@@ -66,8 +68,16 @@ def serve(
     answer = app or _installed_app()
     signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE}))
     pause, silent = poll_s, False
+    task: _Task | None = None
     with _client(runtime_address, [signed]) as queue:
         while not stop.is_set():
+            if task is not None and (task.has_message.is_set() or not task.is_alive()):
+                while task.is_alive() and not stop.is_set():  # whoever waits for the agent is left behind when the node must end
+                    task.join(0.2)
+                if task.is_lost.is_set():
+                    raise NetworkError("the SuperNode took an answer by halves", code="task-lost", hint="the node is started again")
+                task, pause = None, poll_s
+                continue
             try:
                 token = _acquire(queue)
                 silent = False
@@ -80,15 +90,11 @@ def serve(
                 stop.wait(pause)
                 pause = min(pause * 1.05, SLOWEST_POLL_S)
                 continue
-            lost = threading.Event()
-            arguments = (runtime_address, token, bundle_sha256, answer, lost)
-            task = threading.Thread(target=_carry_out, args=arguments, name="task", daemon=True)
+            if task is not None:
+                task.forget()
+            task = _Task(runtime_address, token, bundle_sha256, answer)
             task.start()
-            while task.is_alive() and not stop.is_set():  # whoever waits for the agent is left behind when the node must end
-                task.join(0.2)
-            if lost.is_set():
-                raise NetworkError("the SuperNode took an answer by halves", code="task-lost", hint="the node is started again")
-            pause = poll_s
+            task.has_message.wait(pause := poll_s)
 
 
 def _installed_app() -> App:
@@ -103,19 +109,35 @@ def _acquire(queue: RuntimeHttpClient) -> str:
     return str(found.token) if found.HasField("task") else ""
 
 
-def _carry_out(runtime_address: str, token: str, bundle_sha256: str, app: App, lost: threading.Event) -> None:
+class _Task(threading.Thread):
     """One task, from its message to its answer. Where the answer cannot be handed in, Flower itself says so after a minute."""
-    try:
-        with _client(runtime_address, [RuntimeTokenHttpInterceptor(token)]) as runtime, _heartbeat(runtime):
-            message, context, _, bundle = pull_task_input(runtime)
-            reply = _reply(message, context, hashlib.sha256(bundle.content).hexdigest() == bundle_sha256, app)
-            push_message(runtime, reply, context)
-            push_task_output(runtime, context, SubStatus.COMPLETED, "")
-    except Exception as error:  # the task was taken back, the SuperNode is gone
-        if isinstance(error, httpx.TimeoutException | ObjectPushError):
-            lost.set()
-        log.warning("a task could not be handed back: %s", _public(error))
-        log.debug("details", exc_info=True)
+
+    def __init__(self, runtime_address: str, token: str, bundle_sha256: str, app: App) -> None:
+        super().__init__(name="task", daemon=True)
+        self._runtime = _client(runtime_address, [RuntimeTokenHttpInterceptor(token)])
+        self._bundle_sha256, self._app = bundle_sha256, app
+        self._forget = lambda: None
+        self.has_message = threading.Event()
+        self.is_lost = threading.Event()  # the answer was taken by halves
+
+    def run(self) -> None:
+        try:
+            with self._runtime as runtime, _heartbeat(runtime):
+                self._forget = runtime.close
+                message, context, _, bundle = pull_task_input(runtime)
+                self.has_message.set()
+                reply = _reply(message, context, hashlib.sha256(bundle.content).hexdigest() == self._bundle_sha256, self._app)
+                push_message(runtime, reply, context)
+                push_task_output(runtime, context, SubStatus.COMPLETED, "")
+        except Exception as error:  # the task was taken back, the SuperNode is gone
+            if isinstance(error, httpx.TimeoutException | ObjectPushError):
+                self.is_lost.set()
+            log.warning("a task could not be handed back: %s", _public(error))
+            log.debug("details", exc_info=True)
+
+    def forget(self) -> None:
+        """Ask for the rest of the message no more."""
+        self._forget()
 
 
 def _reply(message: Message, context: Context, is_pinned: bool, app: App) -> Message:
@@ -147,7 +169,7 @@ def _heartbeat(runtime: RuntimeHttpClient) -> Iterator[None]:
     """Tells the SuperNode that the task is being worked on. That it has been taken back shows when the answer is handed in."""
 
     def beat() -> bool:
-        with suppress(httpx.HTTPError, ValueError):
+        with suppress(httpx.HTTPError, ValueError, RuntimeError):  # the last: the client was closed
             runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         return True
 

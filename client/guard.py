@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 import traceback
@@ -85,7 +86,7 @@ class Guard:
         Returns:
             `Envelope.to_bytes()` of the answer, signed where the site is enrolled.
         """
-        from client.agent import Job
+        from client.agent import DISK_FULL, Job
 
         asked = Statement(kind="", payload_sha256="", nonce="")
         answer: WireMessage
@@ -102,6 +103,8 @@ class Guard:
         except Exception as failure:
             answer = self._failure(asked.run, failure)
             payload = answer.to_bytes()
+        if isinstance(answer, Refusal) and answer.code == DISK_FULL:  # the log is on that disk
+            print(f"agent: {DISK_FULL}: free some space under {self._state}; nothing was sent", file=sys.stderr, flush=True)
         try:
             return self._sealed(answer, payload, asked).to_bytes()
         except Exception as failure:  # what cannot be noted does not leave

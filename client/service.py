@@ -98,6 +98,7 @@ def _state_folder(site: Path) -> Path:
 
 
 def _guard(site: Path) -> Answer:
+    import client.agent  # noqa: F401  (torch: now, because a library that was loaded by halves for lack of memory stays broken)
     from client.guard import guard_for
 
     return guard_for(str(site)).answer
@@ -156,7 +157,7 @@ class _Service:
         import grpc
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-        pool = ThreadPoolExecutor(_CALLERS, thread_name_prefix="caller")
+        pool, self._worker = (_started(count, name) for count, name in ((_CALLERS, "caller"), (1, "job")))
         options = [
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", MOST_BYTES),
@@ -180,7 +181,8 @@ class _Service:
             server.start()
             healthy.set("", health_pb2.HealthCheckResponse.SERVING)
             print(f"agent: answers on {self.socket}", file=sys.stderr, flush=True)
-            self._stop.wait()
+            while not self._stop.wait(1.0):
+                pass  # a signal that another thread took (after SIGSTOP) is heard by Python only when this one wakes
             print("agent: stops", file=sys.stderr, flush=True)
             healthy.enter_graceful_shutdown()
             self._cancelled.set()
@@ -224,7 +226,7 @@ class _Service:
             def do(progress: Progress) -> bytes:
                 return work(method, plan_json, envelope, progress=progress, cancelled=cancelled)
 
-            threading.Thread(target=self._job, args=(method, do, frames.put), name="job", daemon=True).start()
+            self._worker.submit(self._job, method, do, frames.put)
             if not context.add_callback(nobody_waits):
                 nobody_waits()
             while (frame := frames.get()) is not None:
@@ -242,23 +244,32 @@ class _Service:
         def progress(stage: str, done: int, total: int) -> None:
             put(b"P" + json.dumps([stage, done, total]).encode())
 
+        last = b""
         try:
             with suppress(OSError):
                 (self._run / "busy").touch(mode=0o640)
             last = b"A" + do(progress)
         except BaseException:
-            self._log(f"{method} failed\n{traceback.format_exc()}")
-            last = b""
+            with suppress(Exception):  # without memory there is no log either
+                self._log(f"{method} failed\n{traceback.format_exc()}")
         finally:
-            with suppress(OSError):
+            with suppress(Exception):
                 (self._run / "busy").unlink(missing_ok=True)
             self._slot.release()
-        put(last)
+            put(last)
 
     def _log(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with suppress(OSError), (self._state / "site.log").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} agent: {text}\n")
+
+
+def _started(threads: int, name: str) -> ThreadPoolExecutor:
+    """A pool whose threads are all there: one that cannot be started later, for lack of memory, would leave a call without an end."""
+    pool, met = ThreadPoolExecutor(threads, thread_name_prefix=name), threading.Barrier(threads)
+    for started in [pool.submit(met.wait) for _ in range(threads)]:
+        started.result()
+    return pool
 
 
 def _parsed(request: bytes, context: Any) -> tuple[str, bytes]:

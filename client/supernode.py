@@ -1,8 +1,8 @@
 """Flower's SuperNode as the node starts it: the same program, with shorter naps, which ends when the node does.
 
 Flower 1.41 looks for a message every 3 s and for its answer every 0.5 s, both fixed, which is most of the time of a round that computes
-little. The main loop's only `time.sleep`s are replaced: waiting for the answer is local and costs nothing; asking the coordinator costs a
-signed request, so the nap is a twentieth of the time that nothing came, and Flower's 3 s at the longest.
+little. The main loop's only `time.sleep`s are replaced. A nap is a share of the time that was waited already, so it costs little beside any
+wait, and never longer than Flower's: looking for the answer is a local query, asking the coordinator a signed request.
 
 Takes the arguments of `flower-supernode`.
 """
@@ -20,7 +20,8 @@ from flwr.supernode.cli import flower_supernode
 
 IDLE_S, ANSWER_S = 3, 0.5
 """What Flower asks to sleep: no message; no answer yet. Other lengths are slept as they are."""
-SHORTEST_S, SHARE, ANSWER_NAP_S = 0.2, 1 / 20, 0.02
+SHORTEST_S, SHARE = 0.2, 1 / 20
+ANSWER_NAP_S, ANSWER_SHARE = 0.02, 1 / 100
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,6 +30,7 @@ class Naps:
 
     def __init__(self) -> None:
         self._last_message = time.monotonic()
+        self._answer_since: float | None = None  # when the present message began to be worked on
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
@@ -41,8 +43,10 @@ class Naps:
         now = time.monotonic()
         if seconds == ANSWER_S:  # there is a message
             self._last_message = now
-            return ANSWER_NAP_S
+            self._answer_since = self._answer_since or now
+            return min(max((now - self._answer_since) * ANSWER_SHARE, ANSWER_NAP_S), ANSWER_S)
         if seconds == IDLE_S:
+            self._answer_since = None
             return min(max((now - self._last_message) * SHARE, SHORTEST_S), IDLE_S)
         return seconds
 

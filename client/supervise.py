@@ -26,6 +26,7 @@ from typing import Any, Literal
 from client.cohort import read_site
 from client.enrol import coordinator_of, write_as_owner
 from client.preflight import contact, coordinator_address
+from common.children import die_with_parent
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 
@@ -113,6 +114,8 @@ def supervise(
         ConfigError: `already-running`.
     """
     run = site / "run"
+    if "supervisor" not in _alive(run):  # it was killed, and its children are on their way out
+        _wait(lambda: not _alive(run), GRACE_S + 2)
     if alive := _alive(run):
         raise ConfigError(
             f"{site}: is running already (process {next(iter(alive.values()))})", code="already-running", hint="fedqc site stop"
@@ -200,7 +203,10 @@ def is_running(site: Path) -> bool:
 
 
 class _Keeper:
-    """The children: started in sessions of their own, so that Ctrl-C reaches only the one who ends them in order."""
+    """The children: started in sessions of their own, so that Ctrl-C reaches only the one who ends them in order.
+
+    A supervisor that is killed takes them with it, so that the next start finds the site free.
+    """
 
     def __init__(self, run: Path, parts: Sequence[Part], say: Callable[[str], None]) -> None:
         self._run, self._parts, self._say = run, parts, say
@@ -227,7 +233,12 @@ class _Keeper:
                 ended = status
                 self._note()
             if part.name not in self._children and time.monotonic() >= self._due[part.name]:
-                self._children[part.name] = subprocess.Popen(part.command, start_new_session=True, env=os.environ | SILENT)
+                self._children[part.name] = subprocess.Popen(
+                    part.command,
+                    start_new_session=True,
+                    env=os.environ | SILENT,
+                    preexec_fn=die_with_parent,  # noqa: PLW1509  (one call into a library that is loaded already)
+                )
                 self._note()
         return ended
 

@@ -72,7 +72,7 @@ class Privacy(StrictModel):
     epsilon: float = Field(default=8.0, gt=0, le=1000)  # over the whole run, per patient, add/remove
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)  # probability of failure, well below 1 / patients
     clip_norm: float = Field(default=1.0, gt=0, le=1000)  # L2 bound on one patient's gradient
-    sample_rate: float = Field(default=1.0, gt=0, le=1)  # q: chance that a patient takes part in a step
+    sample_rate: float = Field(default=1.0, ge=1e-9, le=1)  # q: chance that a patient takes part in a step
     noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)  # overrides the one derived from epsilon
     learning_rate: float = Field(default=3.0, gt=0, le=1000)
     max_slices_per_patient: int = Field(default=4, ge=1, le=64)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import RunNotRunningException
 
 from common.errors import ConfigError, FedqcError, InternalError, PlanError, RefusedError, RunError
 from common.files import write_bytes
@@ -29,7 +30,7 @@ from server.claims import all_refused, privacy_claims
 from server.evaluate import report_numbers
 from server.model_card import model_card
 from server.notify import tell
-from server.orders import failure_of, read_order, write_outcome
+from server.orders import being_run, failure_of, read_order, write_outcome
 from server.progress import Live, Progress
 from server.public_set import measure, public_set
 from server.questions import Site, describe_sites, rehearse
@@ -58,17 +59,19 @@ def main(grid: Grid, context: Context) -> None:
     if (path.parent.parent / "federation.yaml").is_file():
         from server.provision import Federation
 
-        _serve_order(grid, plan, path, Federation.open(path.parent.parent))
+        federation = Federation.open(path.parent.parent)
+        with being_run(federation.folder, path.name):
+            _serve_order(grid, plan, path, federation)
     else:  # `flwr run` on nodes without a federation: nothing is signed
         conduct(grid, plan, path)
 
 
 def _serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -> None:
     """Rehearse, and train unless that was all that was wanted. How it ended is written down where `fedqc run` looks."""
-    from server.provision import site_keys
+    from server.provision import EnrolledKeys
 
     order = read_order(federation.folder, path.name)
-    seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=site_keys(federation))
+    seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=EnrolledKeys(federation))
 
     def tell_of(event: str, site: str = "", detail: str = "") -> None:
         tell(federation.notify, event=event, run=path.name, site=site, detail=detail)
@@ -82,6 +85,9 @@ def _serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) 
         folder = conduct(grid, plan, path, seal=seal, tell_of=tell_of)
     except Exception as error:
         failure = error if isinstance(error, FedqcError) else InternalError(type(error).__name__, hint="the ServerApp's log has more")
+        if isinstance(error, RunNotRunningException):
+            why = "it was stopped, or was not heard of for a minute"
+            failure = RunError(f"the SuperLink ended the run: {why}", code="run-ended", hint=f"fedqc run resume {path.name} goes on")
         write_outcome(federation.folder, path.name, "failure", failure_of(failure))
         tell_of("failed", detail=failure.code)
         raise

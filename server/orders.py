@@ -2,11 +2,16 @@
 
 The ServerApp gets two keys from Flower (plan and run-dir). What else a coordinator decided stands in `state/orders/<run>.json`; what the
 rehearsal found, and why a run ended early, come back beside it. The run folder itself is made once the run really begins.
+
+A ServerApp that is killed writes nothing any more. So it holds the lock `<run>.lock` while it lives, which the kernel lets go of for it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +62,45 @@ def read_outcome(federation: Path, run: str, kind: Literal["check", "failure"]) 
     return found if isinstance(found, dict) else None
 
 
-def forget_outcomes(federation: Path, run: str) -> None:
-    for kind in ("check", "failure"):
+def forget_outcomes(federation: Path, run: str, kinds: Sequence[str] = ("check", "failure")) -> None:
+    for kind in kinds:
         order_path(federation, run).with_suffix(f".{kind}.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def being_run(federation: Path, run: str) -> Iterator[None]:
+    """One ServerApp at a time has a run.
+
+    Raises:
+        ConfigError: another has it (code `run-running`).
+    """
+    with _lock_path(federation, run).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise run_running(run) from None
+        yield
+
+
+def is_being_run(federation: Path, run: str) -> bool:
+    """Whether a ServerApp has this run, and lives."""
+    try:
+        with _lock_path(federation, run).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def run_running(run: str) -> ConfigError:
+    hint = f"fedqc run watch {run} follows it, fedqc run stop {run} ends it"
+    return ConfigError(f"{run}: is running", code="run-running", hint=hint)
+
+
+def _lock_path(federation: Path, run: str) -> Path:
+    return order_path(federation, run).with_suffix(".lock")
 
 
 def failure_of(error: FedqcError) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -407,6 +407,22 @@ def revoke(federation: Federation, site: str) -> None:
 def site_keys(federation: Federation) -> dict[str, Ed25519PublicKey]:
     """Whose answers count: the signing key of every site that is active and whose enrolment has not run out."""
     return {enrolment.site: parse_public(enrolment.request.signing_key) for enrolment in federation.sites() if enrolment.may_take_part()}
+
+
+class EnrolledKeys(Mapping[str, Ed25519PublicKey]):
+    """`site_keys`, looked up anew each time: who is revoked in the middle of a run is out at once."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    def __getitem__(self, site: str) -> Ed25519PublicKey:
+        return site_keys(self._federation)[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(site_keys(self._federation))
+
+    def __len__(self) -> int:
+        return len(site_keys(self._federation))
 
 
 def renew_server_certificate(federation: Federation, days: int = SERVER_DAYS) -> None:

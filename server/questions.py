@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -15,8 +18,8 @@ from common.wire import DescribeTask, Envelope, Refusal, SiteDescription, SiteRe
 from server.seal import Question, Seal
 
 POLL_S = 0.25
-MOST_QUESTIONS = 5
-"""How often one site is asked one thing: the second time and later because it was away, or lacked the model to build on."""
+MOST_QUESTIONS = 20
+"""How often one site is asked one thing: the second time and later because it was away. Spread over the patience, so that it lasts."""
 RETRY_S = 5.0
 ANSWER_S = 60.0
 """How long a connected site may take to introduce itself, or to rehearse."""
@@ -68,15 +71,27 @@ def ask(
 
     Args:
         question: makes the question for (node, attempt from 0): asked again, it is signed anew.
-        patience_s: how long a node that went away during the work may take to come back, to be asked again.
+        patience_s: how long, since it first went away during the work, a node may take to come back, to be asked again.
         again: whether an answer asks for another question at once, for instance with the whole model.
     """
     started = time.monotonic()
+    pause_s = max(min(RETRY_S, patience_s), patience_s / MOST_QUESTIONS)
     attempts = dict.fromkeys(nodes, 0)
     waiting: dict[str, tuple[int, Question]] = {}
     away: dict[int, Answer] = {}
     due: dict[int, float] = {}
+    left: dict[int, float] = {}  # when each node first went away
     doubted: set[int] = set()  # answered once what was not theirs to say: asked once more
+
+    def wait_for(node: int, answer: Answer) -> None:
+        now = time.monotonic()
+        away[node], due[node] = answer, now + (pause_s if seal.counts(answer.question.statement.site) else 0)
+        left.setdefault(node, now)
+
+    def is_awaited(answer: Answer) -> bool:
+        node, now = answer.node, time.monotonic()
+        is_enrolled = seal.counts(answer.question.statement.site)
+        return is_enrolled and attempts[node] < MOST_QUESTIONS and now - left.get(node, now) < patience_s
 
     def send(chosen: Sequence[int]) -> None:
         asked = [question(node, attempts[node]) for node in chosen]
@@ -88,40 +103,106 @@ def ask(
         for node, put, message_id in zip(chosen, asked, ids, strict=True):
             attempts[node] += 1
             if not message_id:  # Flower would not take it: the node has just gone, or is registered no longer
-                away[node] = Answer(node=node, seconds=time.monotonic() - started, question=put, failure="unavailable")
-                due[node] = time.monotonic() + min(RETRY_S, patience_s)
+                wait_for(node, Answer(node=node, seconds=time.monotonic() - started, question=put, failure="unavailable"))
             else:
                 waiting[message_id] = node, put
 
+    post = _Post(grid, patient_s=deadline_s / 4 if seal.key else None)
     send(nodes)
     while (waiting or away) and time.monotonic() - started < deadline_s:
-        pulled = list(grid.pull_messages(list(waiting))) if waiting else []
+        pulled, lost = post.pull(list(waiting), until=started + deadline_s)
+        for message_id in lost if len(lost) > 1 else ():  # one of them is no answer, and nobody knows which
+            send([waiting.pop(message_id)[0]])
+        for message_id in lost if len(lost) == 1 else ():
+            node, put = waiting.pop(message_id)
+            yield Answer(node=node, seconds=time.monotonic() - started, question=put, failure="bad-message")
         for message in pulled:
             node, asked = waiting.pop(message.metadata.reply_to_message_id, (0, None))
             if asked is None:
                 continue
             answer = _opened(message, seal, node, asked, time.monotonic() - started)
-            more = attempts[node] < MOST_QUESTIONS
-            if more and answer.failure in AWAY and patience_s > 0:
-                away[node], due[node] = answer, time.monotonic() + min(RETRY_S, patience_s)
-            elif more and answer.failure in ("bad-signature", "replayed-task") and node not in doubted:
+            if answer.failure in AWAY and is_awaited(answer):
+                wait_for(node, answer)
+            elif answer.failure in ("bad-signature", "replayed-task") and node not in doubted:
                 doubted.add(node)
                 send([node])
-            elif more and again(answer):
+            elif attempts[node] == 1 and again(answer):
                 send([node])
             else:
                 yield answer
         for node in [node for node in away if time.monotonic() >= due[node]]:
-            if attempts[node] < MOST_QUESTIONS and node in list(grid.get_node_ids()):
+            if not is_awaited(away[node]):
+                yield away.pop(node)
+            elif node in list(grid.get_node_ids()):
                 del away[node]
                 send([node])
-            elif time.monotonic() - started - away[node].seconds > patience_s:
-                yield away.pop(node)
             else:
-                due[node] = time.monotonic() + min(RETRY_S, patience_s)
+                due[node] = time.monotonic() + pause_s
         if not pulled:
             time.sleep(min(POLL_S, deadline_s))
     yield from away.values()
+
+
+class _Post:
+    """Fetches answers as Flower does, and outlives what a hostile node hands in.
+
+    Flower fetches all answers there are in one call. One that is no message ends the call with an exception, and one whose content never
+    comes holds it up for minutes; either way the others in that call are lost. From then on each question has a call of its own.
+    """
+
+    def __init__(self, grid: Grid, *, patient_s: float | None) -> None:
+        """`patient_s` is how long a call may take; None: it may take for ever, and is made in this thread (a simulation)."""
+        self._grid, self._patient_s = grid, patient_s
+        self._alone = False
+        self._calls: dict[tuple[str, ...], tuple[float, queue.SimpleQueue[list[Message] | BaseException]]] = {}
+
+    def pull(self, ids: list[str], *, until: float) -> tuple[list[Message], list[str]]:
+        """The answers that have come, and the questions whose answers are lost: several of which one is to blame, or that one.
+
+        Args:
+            until: on the monotonic clock.
+        """
+        if self._patient_s is None or not ids:
+            return (list(self._grid.pull_messages(ids)) if ids else []), []
+        if not self._alone and len(ids) > 1:
+            found = self._fetched(tuple(ids), until)
+            self._alone = found is None
+            return (found or []), (ids if found is None else [])
+        came: list[Message] = []
+        for message_id in ids:
+            found = self._fetched((message_id,), time.monotonic() + POLL_S)
+            if found is None:
+                return came, [message_id]
+            came += found
+        return came, []
+
+    def _fetched(self, ids: tuple[str, ...], until: float) -> list[Message] | None:
+        """What came; None where it cannot be read, or has not come in time. A call that is under way is waited for, until then or later."""
+        assert self._patient_s is not None
+        if ids not in self._calls:
+            self._calls[ids] = time.monotonic(), queue.SimpleQueue()
+            threading.Thread(target=self._call, args=(ids,), name="post", daemon=True).start()
+        began, box = self._calls[ids]
+        ends = began + self._patient_s
+        try:
+            found = box.get(timeout=max(0.0, min(ends, until) - time.monotonic()))
+        except queue.Empty:
+            if time.monotonic() < ends:
+                return []
+            found = TimeoutError()
+        del self._calls[ids]
+        if isinstance(found, list):
+            return found
+        if isinstance(found, httpx.HTTPError) or not isinstance(found, Exception):  # the SuperLink is gone; Ctrl-C
+            raise found
+        return None
+
+    def _call(self, ids: tuple[str, ...]) -> None:
+        box = self._calls[ids][1]
+        try:
+            box.put(list(self._grid.pull_messages(list(ids))))
+        except BaseException as error:
+            box.put(error)
 
 
 def _opened(message: Message, seal: Seal, node: int, asked: Question, seconds: float) -> Answer:

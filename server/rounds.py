@@ -256,7 +256,10 @@ def _accept(answer: Answer) -> SiteUpdate:
     return SiteUpdate.from_bytes(answer.payload)
 
 
-FAILURES = ("site-failure", "disk-full", "bad-signature", "wrong-site", "wrong-plan", "replayed-task", "unsigned-task")
+FAILURES = (
+    *("site-failure", "disk-full", "bad-signature", "wrong-site", "wrong-plan", "replayed-task", "unsigned-task"),
+    *("bad-plan", "bad-message", "bad-frame"),
+)
 """Codes of a refusal that are no decision of the site's policy."""
 
 

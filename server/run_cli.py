@@ -6,13 +6,15 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import Format, FormatOption, say
-from common.errors import ConfigError, NetworkError
+from common.cli import INTERRUPTED, Format, FormatOption, say
+from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
 from server.federation_cli import FederationOption, open_federation
 
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 run = typer.Typer(add_completion=False, no_args_is_help=True)
 
 PARTIAL = 6
+INTERRUPTED_RUN = "interrupted"
 CONNECTION = "fedqc"
 POLL_S = 1.0
+STOP_S = 30.0
+"""For a ServerApp that was told to end, which it hears with its next question to the SuperLink."""
 RunArgument = Annotated[str, typer.Argument(help="Name of a run of the federation, or its folder.")]
 WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for all sites to be connected.")]
 
@@ -70,7 +75,8 @@ def start(
     if folder.exists():
         raise ConfigError(f"{folder}: there is a run of this name", code="run-exists", hint=f"fedqc run resume {chosen}, or --name")
     _submit(opened, wanted, chosen, Order(accept_missing=accept_missing, wait_s=wait_s))
-    return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
+    with _run_goes_on(chosen):
+        return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
 
 
 @run.command()
@@ -93,12 +99,18 @@ def resume(
         from server.cli import resume_simulation
 
         return resume_simulation(found, data, threads, format)
-    from server.orders import Order
+    from server.orders import Order, is_being_run, run_running
+    from server.services import flower
 
     opened = open_federation(folder.parent.parent)
+    if is_being_run(opened.folder, folder.name):
+        raise run_running(folder.name)
+    with suppress(RunError):  # it has ended there too, or was never heard of
+        flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)  # else nodes wait for the rest of what was being sent
     _submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))
     found.update_manifest(status="running")  # else `watch` would take how it ended before for how it ended now
-    return _follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
+    with _run_goes_on(folder.name):
+        return _follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
 
 
 @run.command("list")
@@ -119,12 +131,14 @@ def list_runs(federation: FederationOption = None, format: FormatOption = Format
 def watch(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> int:
     """Follow a run: sites, round, scores on the public set, epsilon, time left. May be stopped and started again at any time."""
     folder = _known_folder(federation, run)
-    return _watch(open_federation(folder.parent.parent), folder.name, format)
+    with _run_goes_on(folder.name):
+        return _watch(open_federation(folder.parent.parent), folder.name, format)
 
 
 @run.command()
 def stop(run: RunArgument, federation: FederationOption = None) -> None:
     """Stop a run after what its sites are doing now; `fedqc run resume` goes on with it."""
+    from server.orders import forget_outcomes, is_being_run
     from server.runs import RunFolder
     from server.services import flower
 
@@ -132,6 +146,10 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     opened = open_federation(folder.parent.parent)
     flower_id = _flower_id(opened, folder.name)
     flower(opened, "stop", flower_id, CONNECTION)
+    until = time.monotonic() + STOP_S
+    while is_being_run(opened.folder, folder.name) and time.monotonic() < until:
+        time.sleep(0.1)
+    forget_outcomes(opened.folder, folder.name, ("failure",))  # that it was ended is none
     if (folder / "plan.yaml").is_file():  # else it ended before it began; the ServerApp was ended, and can no longer say so itself
         RunFolder.open(folder).update_manifest(status="stopped")
     print(f"{folder.name}: stopped; fedqc run resume {folder.name} goes on with it")
@@ -207,6 +225,16 @@ def _raise_failure(federation: Federation, name: str) -> None:
     raise kinds.get(failure["exit_status"], errors.RunError)(failure["message"], code=failure["code"], hint=failure["hint"])
 
 
+@contextmanager
+def _run_goes_on(name: str) -> Iterator[None]:
+    """A signal ends the watching, not the run: say so, and leave with the status of the signal."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        say(f"{name}: no longer watched, and goes on; fedqc run watch {name} follows it, fedqc run stop {name} ends it")
+        raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
+
+
 def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: bool) -> int:
     from server.orders import read_outcome
     from server.rehearsal import check_table
@@ -223,16 +251,20 @@ def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: b
 
 def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
     """What is known of a run from its folder."""
-    from server.orders import read_outcome
+    from server.orders import is_being_run, read_outcome
     from server.progress import read_live
     from server.runs import RunFolder
 
     folder = RunFolder.open(plan_file.parent)
-    live, manifest = read_live(folder.path), folder.manifest
-    failure = read_outcome(federation.folder, folder.path.name, "failure")
+    name = folder.path.name
+    began = read_outcome(federation.folder, name, "check") is not None
+    is_alive = is_being_run(federation.folder, name)  # looked at between the two: what a ServerApp writes, it writes while it lives
+    live, manifest, failure = read_live(folder.path), folder.manifest, read_outcome(federation.folder, name, "failure")
     status = "failed" if failure else manifest["status"]
+    if status == "running" and began and not is_alive:
+        status = INTERRUPTED_RUN
     return {
-        "run": folder.path.name,
+        "run": name,
         "status": status,
         "failure": failure,
         "sites": len(manifest["sites"]),
@@ -250,9 +282,12 @@ def _watch(federation: Federation, name: str, format: Format) -> int:
         state = _state(federation, plan_file)
         line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
         key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
-        if key != last:
+        if key != last and state["units"]:
             print(line, flush=True)
             last = key
+        if state["status"] == INTERRUPTED_RUN:
+            hint = f"fedqc run resume {name} goes on from the last finished round"
+            raise RunError(f"{name}: its ServerApp has ended without a word", code="run-interrupted", hint=hint)
         if state["status"] not in ("running", "failed"):
             return PARTIAL if state["status"] == "partial" else 0
         time.sleep(POLL_S)

@@ -276,9 +276,9 @@ def test_a_frame_that_is_not_one_of_this_model_is_refused(name: str) -> None:
 
 @pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("name", ["no frame", "a damaged frame"])
-def test_a_damaged_frame_is_a_failure_before_data_is_read(name: str, tiny_consortium: Path) -> None:
+def test_a_damaged_frame_is_refused_before_data_is_read(name: str, tiny_consortium: Path) -> None:
     base, _ = WRONG[name]()
-    assert refusal(tiny_consortium, train_task(base)).code == "site-failure"
+    assert refusal(tiny_consortium, train_task(base)).code == "bad-frame"
 
 
 def test_an_agent_holds_the_model_it_was_last_sent_for_each_arm_and_no_other(data: Path) -> None:

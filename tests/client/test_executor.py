@@ -58,14 +58,18 @@ class Node:
         app = create_app(self.states, superexec_auth_secret=SECRET)
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
 
-    def put(self, text: str) -> None:
-        """As the SuperNode does with a message that has come: it is stored, then a task is made for it."""
+    def put(self, text: str, *, whole: bool = True) -> None:
+        """As the SuperNode does with a message that has come: it is stored, then a task is made for it.
+
+        Args:
+            whole: whether the content of the message has come too.
+        """
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, 1, 1
         message = Message(RecordDict({"q": ConfigRecord({"text": text, "drawn": time.time_ns()})}), dst_node_id=NODE, message_type="train")
         message.metadata.__dict__["_message_id"] = message.object_id
         store = self.objects.store()
         store.preregister(RUN, get_object_tree(message))
-        for name, part in get_all_nested_objects(message).items():
+        for name, part in get_all_nested_objects(message).items() if whole else ():
             store.put(name, part.deflate())
         self.state.store_message(remove_content_from_message(message))
         task = self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=self.state.get_run(RUN).fab_hash)
@@ -208,6 +212,16 @@ def test_a_task_that_was_taken_back_is_forgotten() -> None:
         found.put("second")
         assert found.reply()["a"]["text"].startswith("second")
         assert thread.is_alive()
+
+
+def test_a_message_that_never_becomes_whole_holds_up_none_after_it() -> None:
+    """Its sender was killed half way: Flower's SuperNode goes on with the next, and so must whoever was given the task."""
+    port = free_port()
+    with node(port) as found, serving(port, echo):
+        found.put("first", whole=False)
+        until(lambda: all(entry.is_retrieved for entry in found.state.msg_store.values()))
+        found.put("second")
+        assert found.reply()["a"]["text"].startswith("second")
 
 
 def test_it_ends_while_the_agent_works() -> None:

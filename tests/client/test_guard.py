@@ -292,7 +292,7 @@ def test_whatever_comes_in_a_signed_refusal_goes_out(site: Path, method: str, pl
     assert code_of(decoded(sealed(site, guard_for(str(site)).answer(method, plan, sent)).payload)) in {
         "unsigned-task",
         "bad-signature",
-        "site-failure",
+        "bad-message",
     }
 
 
@@ -364,7 +364,7 @@ def test_every_answer_is_signed_over_its_final_bytes_and_noted_before_it_leaves(
         "train federated_dp",
         "evaluate",
         "refusal: bad-signature",
-        "refusal: site-failure",
+        "refusal: bad-message",
     ]
     for note, answer, envelope in zip(notes, answers, opened, strict=True):
         assert note["kind"] == type_of(envelope.payload)
@@ -449,7 +449,7 @@ def test_the_final_model_stays_at_the_site(site: Path) -> None:
 
 
 def test_a_final_model_that_is_none_of_those_sent_is_not_kept(site: Path) -> None:
-    assert code_of(ask(site, EVALUATE.model_copy(update={"final": "other"}))) == "site-failure"
+    assert code_of(ask(site, EVALUATE.model_copy(update={"final": "other"}))) == "bad-message"
     assert not (site / "state" / "models" / "latest.safetensors").exists()
     assert isinstance(ask(site, EVALUATE.model_copy(update={"final": ""})), SiteEvaluation)
     assert not (site / "state" / "models" / "latest.safetensors").exists()

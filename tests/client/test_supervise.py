@@ -231,8 +231,19 @@ def test_two_supervisors_never_share_a_site(site: Path, running: Callable[..., R
     assert caught.value.code == "already-running"
 
 
-def test_what_a_killed_supervisor_left_is_found_and_ended(site: Path, running: Callable[..., Running]) -> None:
+def test_a_supervisor_that_is_killed_takes_both_along_and_the_next_start_works(site: Path, running: Callable[..., Running]) -> None:
     one = running()
+    one.process.kill()
+    one.process.wait()
+    assert watch(site, [part(site, "agent", STAYS)], is_up=lambda: True, stop_when="connected")[0] == 0
+    assert [is_alive(pid) for pid in one.children] == [False, False]
+
+
+def test_what_a_killed_supervisor_left_is_found_and_ended(
+    site: Path, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "GRACE_S", 0.5)
+    one = running(agent=STUBBORN, node=STUBBORN)
     one.process.kill()
     one.process.wait()
     assert is_running(site)

@@ -187,6 +187,22 @@ def test_a_node_is_asked_again_only_once_it_is_back(room: Room) -> None:
     assert came_back <= room.clock.now < 60
 
 
+def test_an_agent_may_take_as_long_as_the_patience_to_come_back(room: Room) -> None:
+    """Its node is there all the time, and says each time that the agent is not."""
+
+    def back_after(seconds: float) -> Reply:
+        lost = unsigned("agent-unreachable")
+        return lambda site, asked: introduction(site, asked) if room.clock.now >= seconds else lost(site, asked)
+
+    room.replies["b"] = back_after(110.0)
+    assert outcome(room.hear(patience_s=120.0)) == ALL
+    assert 110 <= room.clock.now < 120
+    room.clock.now = 0.0
+    room.replies["b"] = back_after(1000.0)
+    assert outcome(room.hear(patience_s=120.0)) == ALL | {"b": "agent-unreachable"}
+    assert 110 <= room.clock.now < 130
+
+
 def test_a_node_that_stays_away_is_given_up_after_the_patience_not_the_deadline(room: Room) -> None:
     def leaves(site: str, asked: Statement) -> Error:
         room.net.down.add(2)
@@ -279,7 +295,7 @@ def test_a_site_that_lacks_the_model_to_build_on_is_asked_again_at_once_and_not_
     room.asked.clear()
     room.replies["b"] = refusal
     assert outcome(room.hear(again=lacks_base)) == ALL | {"b": "Refusal"}
-    assert room.times("b") == MOST_QUESTIONS
+    assert room.times("b") == 2
 
 
 def test_an_answer_to_no_question_of_ours_is_not_heard(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, RefusedError
-from server.orders import Order, failure_of, forget_outcomes, read_order, read_outcome, write_order, write_outcome
+from common.cli import Format
+from common.errors import ConfigError, RefusedError, RunError
+from server import run_cli
+from server.orders import Order, being_run, failure_of, forget_outcomes, is_being_run, read_order, read_outcome, write_order, write_outcome
 from server.progress import Live, read_live
 from server.run_cli import toml_string, watch_line
-from tests.conftest import fedqc
+from server.runs import RunFolder
+from tests.conftest import fedqc, tiny_plan
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -53,6 +58,44 @@ def test_a_simulation_writes_no_live_file(tmp_path: Path) -> None:
     Live(None, units=1).update(stage="x")
     assert not list(tmp_path.iterdir())
     assert read_live(tmp_path)["stage"] == "start"
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Any:
+    """A federation, as far as `run` looks at it, with a run that says it is running."""
+    RunFolder.create(tmp_path / "runs" / "one", tiny_plan(), {"run": "one", "status": "running", "sites": []})
+    write_order(tmp_path, "one", Order())
+    return SimpleNamespace(folder=tmp_path, runs=tmp_path / "runs")
+
+
+def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> None:
+    assert run_cli._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"  # ordered, not begun
+    write_outcome(one.folder, "one", "check", {})
+    with being_run(one.folder, "one"):
+        assert run_cli._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"
+    with pytest.raises(RunError) as caught:
+        run_cli._watch(one, "one", Format.text)
+    assert caught.value.code == "run-interrupted"
+    assert "resume one" in caught.value.hint
+
+
+def test_a_run_has_one_serverapp_at_a_time(one: Any) -> None:
+    with being_run(one.folder, "one"), pytest.raises(ConfigError) as caught, being_run(one.folder, "one"):
+        pass
+    assert caught.value.code == "run-running"
+    with being_run(one.folder, "one"):
+        assert is_being_run(one.folder, "one")
+    assert not is_being_run(one.folder, "one")
+
+
+@pytest.mark.parametrize(("signal", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_ends_the_watching_and_says_that_the_run_goes_on(
+    signal: BaseException, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left, run_cli._run_goes_on("one"):
+        raise signal
+    assert left.value.code == status
+    assert "fedqc run watch one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("watch", "nothing"), ("stop", "nothing"), ("resume", "nothing")])
