@@ -46,6 +46,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loop_overhead.py --quick --update docs/performance.md
+	$(BIN)/python benchmarks/update_codecs.py --quick --update docs/performance.md
+	$(BIN)/python benchmarks/deployment_round.py --quick --update docs/performance.md
 
 offline: $(STAMP)
 	rm -rf $(OFFLINE) build && mkdir -p $(OFFLINE)/wheels

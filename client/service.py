@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from client.wall import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
+from common.files import sweep
 
 if TYPE_CHECKING:
     import grpc
@@ -145,6 +146,7 @@ class _Service:
             raise ConfigError(f"{site}: an agent is running already", code="agent-running", hint="fedqc site stop") from None
         for stale in (self.socket, self._run / "busy"):
             stale.unlink(missing_ok=True)
+        sweep(self._state, self._state / "outbox", self._state / "models")
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "started": started, "isolation": isolation.how, "holds": isolation.holds}
         temporary = self._run / ".agent.json"

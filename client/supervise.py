@@ -29,6 +29,7 @@ from client.preflight import contact, coordinator_address
 from common.children import die_with_parent
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
+from common.files import sweep
 
 PID_FILE, AFTER_ROUND, BUSY = "supervisor.pid", "stop-after-round", "busy"
 """In run/. `busy` is kept by the agent while it works on a job."""
@@ -120,6 +121,7 @@ def supervise(
         raise ConfigError(
             f"{site}: is running already (process {next(iter(alive.values()))})", code="already-running", hint="fedqc site stop"
         )
+    sweep(run)
     for stale in (run / AFTER_ROUND, run / BUSY, site / "node" / "status.json"):
         stale.unlink(missing_ok=True)
     stopped = threading.Event()

@@ -35,6 +35,14 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def sweep(*folders: Path) -> None:
+    """Remove what writers that were killed left half-written in these folders, which nobody else may be writing to now."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY)
     try:

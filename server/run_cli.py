@@ -99,12 +99,14 @@ def resume(
         from server.cli import resume_simulation
 
         return resume_simulation(found, data, threads, format)
+    from common.files import sweep
     from server.orders import Order, is_being_run, run_running
     from server.services import flower
 
     opened = open_federation(folder.parent.parent)
     if is_being_run(opened.folder, folder.name):
         raise run_running(folder.name)
+    sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
     with suppress(RunError):  # it has ended there too, or was never heard of
         flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)  # else nodes wait for the rest of what was being sent
     _submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))

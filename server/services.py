@@ -31,7 +31,7 @@ from typing import Any
 from common.children import die_with_parent
 from common.cli import SILENT
 from common.errors import ConfigError, FedqcError, NetworkError, RunError
-from common.files import write_bytes
+from common.files import sweep, write_bytes
 from server.bundle import find_program, search_path
 from server.provision import CONNECTION, LOOPBACK, WARN_DAYS, Federation, configure
 
@@ -73,6 +73,7 @@ def serve(federation: Federation, *, proxy: bool = True, say: Callable[[str], No
         RunError: a service did not come up (code `service-failed`); the others were ended.
     """
     with _only_one(federation):
+        sweep(federation.state)
         services = preflight(federation, proxy=proxy, say=say)
         stopped, received = threading.Event(), []
 

@@ -163,8 +163,11 @@ class Faulty(Deployment):
                 assert len(requests) == len(set(requests)), f"{name}: charged twice"
         kept = [self.fed / part for part in ("state", "sites", "runs", "keys", "certificates")]
         kept += [self.site(name) / part for name in self.names for part in ("state", "run", "node")]
-        half = [path for root in kept for path in root.rglob(".*") if not {"flwr", "tmp"} & set(path.relative_to(root).parts)]
-        assert not half, "half-written files"
+
+        def half() -> list[Path]:
+            return [path for root in kept for path in root.rglob(".*") if not {"flwr", "tmp"} & set(path.relative_to(root).parts)]
+
+        wait_until(lambda: not half(), 30, "no half-written file", lambda: str(half()))
         for log in self.logs.glob("*.log"):
             text = log.read_text(encoding="utf-8", errors="replace")
             assert "Traceback" not in text, f"{log.name}\n{text[-3000:]}"

@@ -412,7 +412,8 @@ def test_f16_crafted_models_are_refused_before_data_is_read(hospital: Hospital, 
     assert not {"SiteUpdate", "site-failure"} & set(codes.values()), codes
     assert opened.now() == set()
     assert hospital.rows() == before
-    assert code_of(hospital.ask(train("not-crafted"))) == "SiteUpdate"
+    other = PLAN.model_copy(update={"question": "a plan whose images this agent has not read yet"}).canonical_json()
+    assert code_of(hospital.ask(train("not-crafted"), other)) == "SiteUpdate"
     assert opened.now()
 
 

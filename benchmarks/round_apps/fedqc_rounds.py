@@ -1,0 +1,62 @@
+"""A ServerApp that does nothing but fedqc's rounds, on a model of any layers.
+
+Half of benchmarks/deployment_round.py. Questions, signatures, codec, gate, average, checkpoint and records are the project's own; only the
+scoring of each round's model on the public set is left out, as it is of the network, not of the deployment.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.plan import parse_plan
+from common.weights import Manifest
+from server.provision import Federation, site_keys
+from server.questions import describe_sites
+from server.rounds import run_rounds
+from server.runs import ArmFolder
+from server.seal import Seal
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    config = context.run_config
+    plan = parse_plan(json.loads(str(config["plan"])))
+    federation = Federation.open(Path(str(config["federation"])))
+    seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=site_keys(federation))
+    layers = json.loads(str(config["layers"]))
+    manifest = Manifest(names=tuple(name for name, _ in layers), shapes=tuple(tuple(shape) for _, shape in layers))
+    initial = (0.02 * np.random.default_rng(0).standard_normal(manifest.size)).astype(np.float32)
+
+    def note(number: int, record: dict[str, Any]) -> None:
+        if record.get("failed") or record.get("refused"):
+            raise RuntimeError(f"round {number}: {record}")
+        with open(str(config["marks"]), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": number, "at": time.time(), "bytes": record.get("bytes")}) + "\n")
+
+    sites = describe_sites(grid, seal, expected=len(seal.sites), deadline_s=60)
+    note(0, {})
+    run_rounds(
+        grid,
+        seal,
+        plan=plan,
+        run="deployment-round",
+        arm="federated",
+        sites=sites,
+        initial=initial,
+        manifest=manifest,
+        trainable=slice(0, manifest.size),
+        quorum=len(sites),
+        folder=ArmFolder(path=Path(str(config["run-dir"]))),
+        score_public=lambda flat: {},
+        on_answer=lambda number, site: None,
+        on_round=note,
+    )
