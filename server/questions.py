@@ -81,7 +81,7 @@ def ask(
     away: dict[int, Answer] = {}
     due: dict[int, float] = {}
     left: dict[int, float] = {}  # when each node first went away
-    doubted: set[int] = set()  # answered once what was not theirs to say: asked once more
+    doubted: set[int] = set()  # answered once what was not theirs to say, or by halves: asked once more
 
     def wait_for(node: int, answer: Answer) -> None:
         now = time.monotonic()
@@ -115,7 +115,11 @@ def ask(
             send([waiting.pop(message_id)[0]])
         for message_id in lost if len(lost) == 1 else ():
             node, put = waiting.pop(message_id)
-            yield Answer(node=node, seconds=time.monotonic() - started, question=put, failure="bad-message")
+            if node in doubted:
+                yield Answer(node=node, seconds=time.monotonic() - started, question=put, failure="bad-message")
+            else:  # it may have been lost on the way: a node whose connection broke while it handed in does not know
+                doubted.add(node)
+                send([node])
         for message in pulled:
             node, asked = waiting.pop(message.metadata.reply_to_message_id, (0, None))
             if asked is None:

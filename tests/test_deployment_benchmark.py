@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -99,21 +100,22 @@ def test_table_gives_seconds_bytes_and_ratios_beside_their_aims(deployment_round
     sides = {"default": ([20.0, 22.0], [30.0, 30.0]), "fedqc": ([5.0, 5.0], [10.0, 10.0]), "floor": ([2.0, 2.0], [2.0, 2.0])}
     turn = {name: {"wall_s": wall, "cpu_s": cpu, "bytes": moved} for name, (wall, cpu) in sides.items()}
     small = {name: {"wall_s": 9.0, "cpu_s": cpu} for name, cpu in (("running", 8.0), ("from nothing", 20.0), ("floor", 4.0))}
-    page = deployment_round.table(
-        {
-            "work": {"sites": 3, "weights": 11_689_512, "arrays": 62, "rounds": 2, "turns": 1, "proxy": True},
-            "summary": deployment_round.summary([turn]),
-            "small": deployment_round.small_summary([small]),
-            "environment": {
-                **{"versions": {"flwr": "1"}, "date": "today", "cores": 2, "machine": "one"},
-                **{"load_1min": 0, "load_1min_after": 0, "python": "3"},
-            },
-        }
-    )
+    result: dict[str, Any] = {
+        "work": {"sites": 3, "weights": 11_689_512, "arrays": 62, "rounds": 2, "turns": 1, "proxy": True},
+        "summary": deployment_round.summary([turn]),
+        "small": deployment_round.small_summary([small]),
+        "environment": {
+            **{"versions": {"flwr": "1"}, "date": "today", "cores": 2, "machine": "one"},
+            **{"load_1min": 0, "load_1min_after": 0, "python": "3"},
+        },
+    }
+    page = deployment_round.table(result)
     assert "| fedqc | 5.00 | 10.00 | 2.0 | 1.0 |" in page
     assert "| fedqc / default | 0.238 (0.238–0.238) | 0.333 (0.333–0.333) | wall ≤ 0.3: met |" in page
     assert "| small run, running / its floor | 1.000 (1.000–1.000) | 2.000 (2.000–2.000) | CPU ≤ 4: met |" in page
     assert "CPU ≤ 4: missed" in page
+    result["work"]["weights"] = 1000
+    assert "wall ≤" not in deployment_round.table(result)  # the aim is for a model of ResNet18's size
 
 
 @pytest.mark.parametrize("name", ["deployment_round", "update_codecs"])

@@ -424,7 +424,7 @@ def test_a_run_that_was_stopped_is_not_watched_for_ever(tmp_path: Path, monkeypa
 
     folder = RunFolder.create(tmp_path / "fed" / "runs" / "one", tiny_plan(), {"run": "one", "status": "running", "sites": []})
     opened = SimpleNamespace(folder=tmp_path / "fed", runs=tmp_path / "fed" / "runs")
-    monkeypatch.setattr(run_cli, "_open", lambda _: opened)
+    monkeypatch.setattr(run_cli, "open_federation", lambda _: opened)
     monkeypatch.setattr(run_cli, "_flower_id", lambda *_: "7")
     monkeypatch.setattr("server.services.flower", lambda *_: {})
     run_cli.stop(str(folder.path))
