@@ -26,6 +26,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -273,7 +274,7 @@ class Ledger:
             self._verified_rows()
 
     def _prepare(self) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._use_write_ahead_log()
         self._connection.execute("PRAGMA synchronous = FULL")
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -297,6 +298,19 @@ class Ledger:
             raise LedgerError(f"{self._path} is the ledger of cohort {cohort!r}, not of {self._cohort!r}", code="ledger-foreign")
         self.verify()
         self._mark_head()
+
+    def _use_write_ahead_log(self) -> None:
+        """Switch the file to WAL, once in its life. Where two processes switch at the same time, SQLite answers one of them with "database
+        is locked" at once, whatever its busy timeout (a wait there could be a deadlock), so the wait is here."""
+        until = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     @contextmanager
     def _transaction(self) -> Iterator[list[LedgerRow]]:

@@ -404,3 +404,25 @@ def test_threads_cannot_overspend_together(tmp_path: Path) -> None:
         assert refused == ["budget-exhausted"] * (40 - len(granted))
         assert math.isclose(ledger.spent(DELTA), rdp_epsilon([steps(1.0, 0.25, 5 * len(granted))], DELTA))
         assert ledger.spent(DELTA) <= 8.0
+
+
+def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+    """SQLite refuses one of two that turn a new file's journal into a write-ahead log together, without waiting."""
+    failures: list[BaseException] = []
+
+    def open_one(path: Path, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            Ledger.open(path, cohort="brain-mri", key=KEY).close()
+        except BaseException as error:
+            failures.append(error)
+
+    for number in range(20):
+        together = threading.Barrier(4)
+        path = tmp_path / f"ledger-{number}.sqlite3"
+        threads = [threading.Thread(target=open_one, args=(path, together)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
