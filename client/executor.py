@@ -11,32 +11,36 @@ one moves. Flower's own retries are not used: on a refused credential they send 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import flwr.supernode.runtime.run_clientapp as runtime_calls
 import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from common.errors import NetworkError
-from common.wire import Refusal
+from common.wire import PULLING, Refusal
 
 WRONG_BUNDLE, SITE_FAILURE = "wrong-bundle", "site-failure"
 SLOWEST_POLL_S = 1.0
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 log = logging.getLogger("fedqc.node")
+
+# A task is there before the SuperNode has all of its message.
+vars(runtime_calls)["pull_and_inflate_object_from_tree"] = functools.partial(pull_and_inflate_object_from_tree, **PULLING)
 
 App = Callable[[Message, Context], Message]
 
@@ -124,11 +128,11 @@ class _Task(threading.Thread):
         try:
             with self._runtime as runtime, _heartbeat(runtime):
                 self._forget = runtime.close
-                message, context, _, bundle = pull_task_input(runtime)
+                message, context, _, bundle = runtime_calls.pull_task_input(runtime)
                 self.has_message.set()
                 reply = _reply(message, context, hashlib.sha256(bundle.content).hexdigest() == self._bundle_sha256, self._app)
-                push_message(runtime, reply, context)
-                push_task_output(runtime, context, SubStatus.COMPLETED, "")
+                runtime_calls.push_message(runtime, reply, context)
+                runtime_calls.push_task_output(runtime, context, SubStatus.COMPLETED, "")
         except Exception as error:  # the task was taken back, the SuperNode is gone
             if isinstance(error, httpx.TimeoutException | ObjectPushError):
                 self.is_lost.set()

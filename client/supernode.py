@@ -10,13 +10,17 @@ Takes the arguments of `flower-supernode`.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
 import time
 
 import flwr.supernode.start_client_internal as main_loop
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supernode.cli import flower_supernode
+
+from common.wire import PULLING
 
 IDLE_S, ANSWER_S = 3, 0.5
 """What Flower asks to sleep: no message; no answer yet. Other lengths are slept as they are."""
@@ -57,6 +61,7 @@ def main(parent: int) -> None:
     if os.getppid() != parent:
         sys.exit(1)
     vars(main_loop)["time"] = Naps()
+    vars(main_loop)["pull_objects"] = functools.partial(pull_objects, **PULLING)
     flower_supernode()
 
 

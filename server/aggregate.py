@@ -20,7 +20,7 @@ class FederatedMean:
 
     def add(self, update: np.ndarray, weight: int) -> None:
         """Add int32 `update`, shape (size,), counted `weight` times (the site's public nominal number of patients)."""
-        self._total += update.astype(np.int64) * weight
+        np.add(self._total, np.multiply(update, np.int64(weight), dtype=np.int64), out=self._total)
         self._weight += weight
 
     def steps(self) -> np.ndarray:

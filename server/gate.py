@@ -46,7 +46,7 @@ def check_update(
         steps = dequantize_int8(steps, size) if codec == "int8" else decode_steps(steps, size)
     if steps.shape != (size,):
         raise RunError(f"{site.site}: the update has shape {steps.shape}, expected ({size},)", code="bad-update")
-    if np.abs(steps.astype(np.int64)).max(initial=0) > LIMIT:
+    if steps.max(initial=0) > LIMIT or steps.min(initial=0) < -LIMIT:
         raise RunError(f"{site.site}: the update leaves the public grid", code="bad-update")
     return steps
 

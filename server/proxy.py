@@ -127,6 +127,9 @@ http {{
             proxy_pass https://superlink;
             proxy_http_version 1.1;
             proxy_request_buffering on;
+            proxy_buffers 24 256k;  # nor does a model on its way down
+            proxy_busy_buffers_size 1m;
+            proxy_max_temp_file_size 0;
             proxy_read_timeout 60s;
             proxy_next_upstream off;
             proxy_ssl_verify on;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -14,7 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.errors import FedqcError, RunError
-from common.wire import DescribeTask, Envelope, Refusal, SiteDescription, SiteReadiness, type_of
+from common.wire import PULLING, DescribeTask, Envelope, Refusal, SiteDescription, SiteReadiness, type_of
 from server.seal import Question, Seal
 
 POLL_S = 0.25
@@ -157,6 +158,11 @@ class _Post:
     def __init__(self, grid: Grid, *, patient_s: float | None) -> None:
         """`patient_s` is how long a call may take; None: it may take for ever, and is made in this thread (a simulation)."""
         self._grid, self._patient_s = grid, patient_s
+        if patient_s is not None:
+            from flwr.supercore.inflatable.inflatable_utils import pull_objects
+            from flwr.superlink.grid import http_grid
+
+            vars(http_grid)["pull_objects"] = functools.partial(pull_objects, **PULLING)
         self._alone = False
         self._calls: dict[tuple[str, ...], tuple[float, queue.SimpleQueue[list[Message] | BaseException]]] = {}
 

@@ -204,6 +204,8 @@ def sealed(seal: dict[str, Any], raw: Array) -> RecordDict:
 FOREIGN: dict[str, tuple[type[WireMessage], RecordDict]] = {
     "nothing": (Refusal, RecordDict()),
     "no payload": (Refusal, RecordDict({"seal": ConfigRecord({"statement": "", "signature": b""})})),
+    "no seal around a small payload": (Refusal, RecordDict({"seal": ConfigRecord({"payload": b"x"})})),
+    "a small payload of another kind": (Refusal, RecordDict({"seal": ConfigRecord({"statement": "", "signature": b"", "payload": "x"})})),
     "no seal": (Refusal, RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (1,), "bytes", b"x")})})),
     "a seal of numbers": (Refusal, sealed({"statement": 1, "signature": 2}, Array("uint8", (1,), "bytes", b"x"))),
     "half a seal": (Refusal, sealed({"statement": ""}, Array("uint8", (1,), "bytes", b"x"))),

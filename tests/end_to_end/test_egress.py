@@ -390,7 +390,7 @@ def decode(streams: Sequence[bytes]) -> Decoded:
             found.errors.append(f"{answer.error.code} {answer.error.reason}")
             continue
         envelope = Envelope.from_record(answer.content)
-        assert set(answer.content) == {"seal", "payload"}, "more than an envelope left"
+        assert set(answer.content) == set(envelope.to_record()), "more than an envelope left"
         Statement.parse(envelope.statement)  # raises for a field more
         found.envelopes.append(envelope)
         found.parts += [envelope.statement.encode(), envelope.payload, *_opened(envelope.payload, found.fields)]
