@@ -306,8 +306,7 @@ class _Child:
             self.left_s = self._seconds
         self.numbers.append(number)
         self._outgoing += _framed(str(number).encode() + b" " + item)
-        with suppress(_GoneError):  # noticed again, and dealt with, by whoever listens
-            self._send()
+        self._send()
 
     def talk(self) -> list[tuple[int, Outcome]]:
         """Send and receive what can be without waiting; the answers that are complete now.
@@ -316,8 +315,8 @@ class _Child:
             _GoneError: after the last answer that was complete, which is kept for the next call.
         """
         gone = False
+        self._send()
         try:
-            self._send()
             self._receive()
         except _GoneError:
             gone = True
@@ -344,8 +343,8 @@ class _Child:
                 del self._outgoing[: os.write(self._to, self._outgoing)]
         except BlockingIOError:
             pass
-        except OSError:
-            raise _GoneError from None
+        except OSError:  # it ended; what it said before is still to be read, and the end of that tells
+            self._outgoing.clear()
 
     def _receive(self) -> None:
         """Fill the buffer that is wanted, then the next one, until there is nothing to read."""
