@@ -16,7 +16,7 @@ import yaml
 
 from common.artifacts import NAMES
 from common.errors import ConfigError
-from common.imaging.dicom import make_uid, write_slice
+from common.imaging.dicom_write import make_uid, write_slice
 from common.physics.appearance import SITE_APPEARANCES, Appearance
 from common.physics.phantom import PhantomSlice, draw_patients
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from client.generate import nominal_bucket, whole_folder, write_site_yaml
 from common.artifacts import ARTIFACTS, NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
-from common.imaging.dicom import SliceHeader, exclusion, find_files, make_uid, read_header, read_pixels, write_slice
+from common.imaging.dicom import SliceHeader, exclusion, find_files, read_header, read_pixels
+from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample, robust_scale_mr
 from common.physics import SIMULATORS, ct
 from common.physics.acquisition import Acquisition, acquire, body_mask, uniform

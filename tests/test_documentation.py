@@ -16,7 +16,7 @@ from client.cohort import SiteConfig
 from client.policy import SitePolicy
 from common.artifacts import NAMES
 from common.cli import COMMANDS
-from common.imaging.dicom import CODES, EXCLUSIONS
+from common.imaging.refusals import CODES, EXCLUSIONS
 from common.losses import LOSSES
 from common.models import MODELS
 from common.plan import ARM_NAMES, RunPlan

@@ -19,7 +19,7 @@ PLANTED = {
     "client in common": ("common/counts.py", "import client.agent", "common imports neither side"),
     "Flower in common": ("common/counts.py", "import flwr", "Flower stays at its doors"),
     "Opacus in common": ("common/losses.py", "import opacus", "Opacus stays in client.dp"),
-    "pydicom in client": ("client/cohort.py", "import pydicom", "pydicom stays in common.imaging.dicom"),
+    "pydicom in client": ("client/cohort.py", "import pydicom", "pydicom stays in the DICOM modules of common.imaging"),
     "torch in the policy": ("client/policy.py", "import torch", "what a hospital's door loads is free of torch"),
     "a layer upwards": ("common/plan.py", "import common.wire", "rooms inside common"),
 }

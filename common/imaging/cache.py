@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, ImagingError
-from common.imaging.dicom import CODES, find_files, read_pixels
+from common.imaging.dicom import find_files, read_pixels
 from common.imaging.index import Intake, Problem, SliceRecord, build_index, problem_of
 from common.imaging.preprocess import PREPROCESS_VERSION, prepare, to_stored
+from common.imaging.refusals import CODES
 
 FORMAT = 1
 

@@ -1,95 +1,123 @@
-"""DICOM files to headers and arrays, and back. The only module that imports pydicom.
+"""DICOM files to headers and arrays, through one boundary.
 
-Everything a file can do wrong ends in one `ImagingError` with a code of `CODES`; nothing else is ever raised (`_boundary`). A header
-value is never put into a message: pydicom's own warnings quote values, so they are silenced here, in the one place that reads files.
+A file is a seekable stream, so that the member of an archive is read like a file on disk. One file holds one slice, or several: the frames
+of an enhanced CT or MR image, or the tiles of a mosaic. Slices of a file are numbered from 0; the number is called the frame of either.
 
-References: DICOM PS3.3 (C.7.6.2 Image Plane, C.7.6.3 Image Pixel, C.8.2 CT, C.8.3 MR, C.11.1 Modality LUT), PS3.5 (A.4 encapsulation).
+Everything a file can do wrong ends in one `ImagingError` with a code of `CODES` or `EXCLUSIONS`; nothing else is ever raised (`_boundary`).
+A header value is never put into a message: pydicom's own warnings quote values, so they are silenced here, where files are read.
+
+What is used:
+- CT and MR by their SOP class, also where the header has it in its meta information only; the modality decides only where there is no SOP
+  class. `no-modality` where neither says, `unsupported-object` for any other class.
+- Grey images of one sample. `colour` otherwise.
+- Enhanced and legacy converted enhanced CT and MR: each frame is a slice. Its geometry, rescale and frame type are those of its own
+  functional groups, else of the shared ones, else of the top level. A classic image of several frames is `multi-frame`.
+- Mosaics whose header states the number of tiles (`mosaic.py`); others are left out as `mosaic`.
+- What `exclusion` lets pass.
+
+Limits, all checked on the header, before an image takes memory: a file `MAX_FILE_BYTES`, its deflated form `MAX_INFLATED_BYTES`, an element
+`MAX_ELEMENT_BYTES`, a side `MAX_SIDE`, frames `MAX_FRAMES`, all frames decoded `MAX_DECODED_BYTES`. One frame is in memory at a time.
+
+References: DICOM PS3.3 (C.7.6.2 Image Plane, C.7.6.3 Image Pixel, C.7.6.16 Multi-frame Functional Groups, C.8.2 CT, C.8.3 MR, C.11.1
+Modality LUT), PS3.5 (A.4 encapsulation).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-import math
 import os
 import re
 import struct
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial, read_preamble
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.tag import BaseTag
-from pydicom.uid import UID
-from pydicom.valuerep import format_number_as_ds
+from pydicom.tag import BaseTag, Tag
 
 from common.artifacts import Modality
 from common.errors import ImagingError
-
-CODES: dict[str, str] = {
-    "not-dicom": "no DICOM preamble: not a DICOM file, or one without its file meta information",
-    "truncated": "the file ends before its pixel data does",
-    "too-large": "above the limit for a file, an image or the number of frames",
-    "too-nested": "sequences nested deeper than any scanner writes",
-    "bad-geometry": "rows, columns, bits or frames are missing, impossible or do not fit the pixel data",
-    "bad-rescale": "the rescale slope or intercept is not one finite, usable number",
-    "unsupported-syntax": "no installed codec decodes this transfer syntax",
-    "unsupported-object": "not a single-frame CT or MR image (enhanced multi-frame, report, plan, segmentation, secondary capture)",
-    "mosaic": "many slices tiled in one image (Siemens MOSAIC, UIH VFRAME)",
-    "no-modality": "neither the SOP class nor the modality says CT or MR",
-    "colour": "a colour image",
-    "non-finite": "the image holds values that are not finite",
-    "changed": "the file changed while it was read",
-    "conflict": "one SOP instance UID on files with different pixels",
-    "unreadable": "damaged in another way, or not readable by this user",
-}
-EXCLUSIONS: dict[str, str] = {
-    "burned-in": "the header says that text is burned into the pixels",
-    "localizer": "a localizer (scout), not a diagnostic slice",
-    "secondary": "a secondary image: screenshot, reformat or dose screen",
-    "dicomdir": "a DICOMDIR, the table of contents of a medium",
-}
+from common.imaging.codecs import BIG_ENDIAN, DEFLATED, EXPLICIT, NATIVE, Layout, check_syntax, decode_frame, starts_codestream
+from common.imaging.elements import (
+    Elements,
+    age_years,
+    date,
+    elements_of,
+    holds,
+    integer,
+    items_of,
+    numbers,
+    positive,
+    printable,
+    raw_bytes,
+    text,
+    texts,
+    value_of,
+    whole,
+    words,
+)
+from common.imaging.mosaic import MOSAIC_TYPES, PRIVATE_TAGS, Grid, grid_of, tile_positions_mm
+from common.imaging.refusals import CODES, EXCLUSIONS, refusal
 
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 64 << 20
+MAX_ELEMENT_BYTES = 64 << 20
 MAX_SIDE = 4096
+MAX_FRAMES = 4096
+MAX_DECODED_BYTES = 2 << 30
+MAX_FRAGMENTS = 1 << 18
 PLAUSIBLE_FRAMES = 100_000
+LEAST_HU = -1500.0
+"""Nothing is less dense than air; what lies this far below it is a scanner's filling outside the round field of view (-2000, -3024)."""
+AIR_HU = -1024.0
 
 SOP_CLASSES: dict[str, Modality] = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
-_SOP_CLASS_OF: dict[Modality, str] = {modality: uid for uid, modality in SOP_CLASSES.items()}
+ENHANCED_CLASSES: dict[str, Modality] = {
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",  # legacy converted
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",  # legacy converted
+}
+WRITER = "FEDQC"
+"""ImplementationVersionName of the files that `dicom_write` makes."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_EXPLICIT = "1.2.840.10008.1.2.1"
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_NATIVE = frozenset({"1.2.840.10008.1.2", _EXPLICIT, _BIG_ENDIAN, _DEFLATED})
-_RLE = "1.2.840.10008.1.2.5"
-_JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (90, 91, 201, 202, 203))
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, _PIXEL_DATA})
 _UNDEFINED = 0xFFFFFFFF
 _UID = re.compile(r"[0-9A-Za-z._-]{1,64}")  # wider than the standard: some anonymizers write hashes
 
-_KEYWORDS = (
-    "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
-    "KVP", "MagneticFieldStrength", "SliceThickness", "InPlanePhaseEncodingDirection", "StudyInstanceUID", "SeriesInstanceUID",
-    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit", "BurnedInAnnotation",
-    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence",
+_FRAME_KEYWORDS = (
+    "FrameType", "PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "RescaleIntercept",
+    "RescaleSlope", "InPlanePhaseEncodingDirection", "EffectiveEchoTime", "EchoTime", "RepetitionTime", "KVP", "ConvolutionKernel",
+    "InstanceNumber", "ScanningSequence", "SequenceVariant", "SequenceName", "MagneticFieldStrength",
 )  # fmt: skip
-_TAGS: list[BaseTag | int] = [pydicom.tag.Tag(keyword) for keyword in _KEYWORDS]
+"""What a functional group may say about a frame; everything else is taken from the top level."""
+_GROUPS = (
+    "UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence", "PixelMeasuresSequence",
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelValueTransformationSequence", "CTImageFrameTypeSequence",
+    "MRImageFrameTypeSequence", "MRFOVGeometrySequence", "MREchoSequence", "MRTimingAndRelatedParametersSequence", "CTXRayDetailsSequence",
+    "CTReconstructionSequence",
+)  # fmt: skip
+_KEYWORDS = (
+    *_FRAME_KEYWORDS, "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
+    "PatientAge", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate", "AccessionNumber", "SeriesNumber", "SeriesDescription",
+    "BodyPartExamined", "DeviceSerialNumber", "StationName", "PulseSequenceName", "EchoPulseSequence", "SpacingBetweenSlices",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "ImagerPixelSpacing", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "BurnedInAnnotation",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
+)  # fmt: skip
+_FRAME_TAGS = frozenset(int(Tag(keyword)) for keyword in _FRAME_KEYWORDS)  # plain integers: pydicom's tags compare slowly
+_WANTED = frozenset(int(Tag(keyword)) for keyword in _KEYWORDS) | frozenset(PRIVATE_TAGS)
+_TAGS: list[BaseTag | int] = list(_WANTED)
 
 # pydicom warns with the offending value in the text; such a value may be a patient's. It must not reach a terminal or a log.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -98,46 +126,78 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHeader:
-    """What fedqc reads of one CT or MR header. `patient_key`, the UIDs and free text stay in the memory of the hospital's process.
+    """What fedqc reads of one CT or MR slice. `patient_key`, the UIDs, the accession number, the scanner, the date, the age and free text
+    stay in the memory of the hospital's process.
 
-    `None` means that the header does not say, or says something unusable, about a thing that is not needed to read the image.
+    `None` (for text "") means that the header does not say, or says something unusable, about a thing that is not needed to read the image.
     """
 
+    frame: int  # number of the slice in its file; 0 for the only one
+    number_of_frames: int  # slices in the file
     modality: Modality
-    rows: int
+    rows: int  # of the slice: of one tile of a mosaic
     columns: int
     bits: int  # bits stored
     photometric: str
-    number_of_frames: int
     sop_class: str
-    sop_uid: str  # "" where the header has none
+    sop_uid: str  # of the file: all its slices share it
     patient_key: str  # PatientID; else the study, the series; "" where nothing tells patients apart
+    study_uid: str
     series_uid: str
+    accession: str
+    study_date: str  # YYYYMMDD
+    series_number: int | None
+    series_description: str
     instance_number: int | None
+    body_part: str
+    age_years: float | None
     pixel_spacing_mm: tuple[float, float] | None  # between rows, between columns
     slice_thickness_mm: float | None
     slice_position_mm: float | None  # along the slice normal
     manufacturer: str
     model: str
+    scanner: str  # serial number, else station name, as written
     field_strength_t: float | None
     kvp: float | None
+    kernel: str
+    sequence: str  # MR: scanning sequence, its variant, its name
+    echo_time_ms: float | None
+    repetition_time_ms: float | None
     transfer_syntax: str
     phase_encoding: str | None  # "ROW" or "COL"
     slope: float
     intercept: float
-    image_type: tuple[str, ...]
+    image_type: tuple[str, ...]  # the frame type, where frames have one
     burned_in: bool
+    simulated: bool  # written by fedqc itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """How the pixels are stored."""
+class _Parsed:
+    """A header, and where its pixel data lies."""
 
-    allocated: int
-    stored: int
-    high_bit: int
-    signed: bool
-    padding: tuple[int, int] | None  # lowest and highest stored value that stands for "no data"
+    source: BinaryIO  # the stream, or its inflated form
+    top: Elements
+    meta: Elements
+    sop_class: str
+    start: int  # of the pixel data
+    length: int  # bytes; `_UNDEFINED` where encapsulated
+    words: bool  # pixel data of VR OW
+    items: tuple[tuple[int, int], ...]  # start and length of the encapsulated items; the first is the offset table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """A checked header: what every slice of the file is, and how it is stored."""
+
+    parsed: _Parsed
+    syntax: str
+    rows: int  # of a stored frame
+    columns: int
+    layout: Layout
+    grid: Grid | None
+    headers: tuple[SliceHeader, ...]
+    fragments: tuple[tuple[tuple[int, int], ...], ...]  # of each compressed frame
 
 
 def find_files(root: Path) -> list[Path]:
@@ -174,46 +234,100 @@ def find_files(root: Path) -> list[Path]:
     return [Path(path) for _, path in sorted(found)]
 
 
+def read_headers(stream: BinaryIO, size: int) -> tuple[SliceHeader, ...]:
+    """The header of each slice of a file, in order, without its pixels; checks that the file is long enough to hold them.
+
+    A header that says something impossible of one of its slices refuses the file as a whole.
+    Args:
+        stream: seekable, read from its beginning.
+        size: its length in bytes.
+    Raises:
+        ImagingError: the file cannot be used, `code` says why (`CODES`, `EXCLUSIONS`).
+    """
+    with _boundary():
+        return _describe(_parse(stream, size)).headers
+
+
+def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """The slices of a file in physical units, one after the other: number and float32 of shape (rows, columns); Hounsfield units for CT.
+
+    Modality rescale is applied: slope 1 and intercept 0 where the header has none, which for CT needs signed values (`bad-rescale`
+    otherwise, as unsigned ones cannot be Hounsfield units). Padding becomes air (-1024 HU) in CT, as does everything at or below
+    `LEAST_HU`, and the lowest real value in MR. A MONOCHROME1 MR image is inverted; CT is not, because the rescale alone defines its
+    Hounsfield units.
+    Args:
+        stream, size: as in `read_headers`.
+        frames: numbers of the slices to decode, in any order; all by default. Nothing else is decoded.
+    Raises:
+        ImagingError: the file, or the slice that comes next, cannot be used; the others may be asked for again. `changed` if there is no
+            slice of that number.
+    Reference: DICOM PS3.3 C.11.1 (Modality LUT), C.7.5.1.1.2 (pixel padding).
+    """
+    with _boundary():
+        image = _describe(_parse(stream, size))
+        numbers_wanted = range(len(image.headers)) if frames is None else frames
+        if not all(0 <= number < len(image.headers) for number in numbers_wanted):
+            raise refusal("changed", "the file does not hold the slice that was asked for")
+    tiled: np.ndarray | None = None  # a mosaic is decoded once
+    for number in numbers_wanted:
+        with _boundary():
+            if image.grid is None:
+                stored = _decode(image, number)
+            else:
+                tiled = _decode(image, 0) if tiled is None else tiled
+                stored = image.grid.tile(tiled, number)
+            physical = _physical(stored, image.headers[number], image.layout)
+        yield number, physical
+
+
 def read_header(path: Path) -> SliceHeader:
-    """The header of one CT or MR slice, without its pixels; also checks that the file is long enough to hold them.
+    """The header of the only slice of a file on disk.
 
     Raises:
-        ImagingError: the file cannot be used, `code` says why (`CODES`).
+        ImagingError: as `read_headers`; `changed` if the file changes meanwhile, `multi-frame` if it holds several slices.
     """
-    with _boundary(path), _opened(path) as stream:
-        dataset, _ = _parse(stream, with_pixels=False)
-        return _header_of(dataset)[0]
+    with _boundary(path), _opened(path) as (stream, size):
+        headers = read_headers(stream, size)
+        if len(headers) != 1:
+            raise refusal("multi-frame", "several slices in the file, where one is expected")
+        return headers[0]
+
+
+def read_pixels(path: Path, frame: int = 0) -> np.ndarray:
+    """One slice of a file on disk in physical units, float32, shape (rows, columns); see `read_slices`.
+
+    Raises:
+        ImagingError: as `read_slices`; `changed` if the file changes meanwhile.
+    """
+    with _boundary(path), _opened(path) as (stream, size):
+        return next(image for _, image in read_slices(stream, size, [frame]))
 
 
 def exclusion(header: SliceHeader) -> str | None:
-    """The code of `EXCLUSIONS` by which this readable slice is left out, or None."""
-    if header.burned_in:
+    """The code of `EXCLUSIONS` by which this readable slice is left out, or None.
+
+    Only originals (value 1 of ImageType) and primary images (value 2) enter; a value that is absent excludes nothing. DERIVED are
+    multiplanar and projection images, diffusion maps and averages, and whatever an archive compressed with loss: their artifacts are not
+    the scanner's. The derived slices that fedqc writes itself (real images with simulated artifacts) are made to be used.
+    Reference: DICOM PS3.3 C.7.6.1.1.2.
+    """
+    return _excluded(header.image_type, burned_in=header.burned_in, simulated=header.simulated)
+
+
+def _excluded(image_type: tuple[str, ...], *, burned_in: bool, simulated: bool) -> str | None:
+    if burned_in:
         return "burned-in"
-    if "LOCALIZER" in header.image_type:
+    if "LOCALIZER" in image_type:
         return "localizer"
-    if "SECONDARY" in header.image_type[1:2]:
+    if image_type[1:2] not in {(), ("",), ("PRIMARY",)}:
         return "secondary"
+    if image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not simulated:
+        return "derived"
     return None
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """The slice in physical units: float32, shape (rows, columns); Hounsfield units for CT.
-
-    Modality rescale is applied (slope 1, intercept 0 where the header has none). Padding becomes air (-1024 HU) in CT and the lowest
-    real value in MR. A MONOCHROME1 MR image is inverted; CT is not, because the rescale alone defines its Hounsfield units.
-    Raises:
-        ImagingError: the file cannot be used, `code` says why (`CODES`).
-    Reference: DICOM PS3.3 C.11.1 (Modality LUT), C.7.5.1.1.2 (pixel padding).
-    """
-    with _boundary(path), _opened(path) as stream:
-        dataset, length = _parse(stream, with_pixels=True)
-        header, layout = _header_of(dataset)
-        stored = _decode(dataset, header, layout, length)
-        return _physical(stored, header, layout)
-
-
-def _physical(stored: np.ndarray, header: SliceHeader, layout: _Layout) -> np.ndarray:
-    """Stored integers to float32 in physical units; see `read_pixels`."""
+def _physical(stored: np.ndarray, header: SliceHeader, layout: Layout) -> np.ndarray:
+    """Stored integers to float32 in physical units; see `read_slices`."""
     image = stored.astype(np.float32)
     if header.slope != 1:
         image *= np.float32(header.slope)
@@ -224,12 +338,13 @@ def _physical(stored: np.ndarray, header: SliceHeader, layout: _Layout) -> np.nd
         padded = (stored >= layout.padding[0]) & (stored <= layout.padding[1])
         padded = None if padded.all() or not padded.any() else padded
     if not np.isfinite(image).all():
-        raise _refuse("non-finite", "the image holds values that are not finite")
+        raise refusal("non-finite", "the image holds values that are not finite")
     if header.modality == "CT":
         if padded is not None:
-            image[padded] = -1024.0
+            image[padded] = AIR_HU
         if image.min() < -32768 or image.max() > 65535:
-            raise _refuse("bad-rescale", "Hounsfield units outside -32768..65535 after the rescale")
+            raise refusal("bad-rescale", "Hounsfield units outside -32768..65535 after the rescale")
+        image[image <= LEAST_HU] = AIR_HU
         return image
     real = image if padded is None else image[~padded]
     low, high = real.min(), real.max()
@@ -240,155 +355,19 @@ def _physical(stored: np.ndarray, header: SliceHeader, layout: _Layout) -> np.nd
     return image
 
 
-def make_uid(seed: bytes) -> str:
-    """A UID that is always the same for the same seed: `2.25.` and a UUID as an integer (PS3.5 B.2). Not reversible without the seed."""
-    return f"2.25.{uuid.UUID(bytes=hashlib.sha256(seed).digest()[:16], version=5).int}"
-
-
-def write_slice(
-    path: Path,
-    image: np.ndarray,
-    *,
-    modality: Modality,
-    pixel_spacing_mm: float | tuple[float, float],
-    patient_id: str,
-    study_uid: str,
-    series_uid: str,
-    sop_uid: str,
-    instance_number: int,
-    slice_position_mm: float = 0.0,
-    slice_thickness_mm: float = 1.0,
-    manufacturer: str = "fedqc",
-    model: str = "phantom",
-    slope: float = 1.0,
-    intercept: float = 0.0,
-    bits_stored: int = 16,
-    signed: bool = True,
-    phase_encoding: str | None = None,
-    field_strength_t: float | None = None,
-    kvp: float | None = None,
-    description: str = "",
-    derived: bool = False,
-) -> None:
-    """Write a synthetic slice as CT or MR Image Storage, Explicit VR Little Endian; the same arguments give the same bytes.
-
-    Args:
-        image: shape (rows, columns), physical units (HU for CT). Stored as round((image - intercept) / slope), clipped to what
-            `bits_stored` and `signed` can hold, so `read_pixels` gives the image back to within slope / 2 where it was not clipped.
-        pixel_spacing_mm: one number, or between rows and between columns.
-        phase_encoding: "ROW" or "COL", MR only.
-        derived: made from a real image: the header then says DERIVED, and nothing of the real header is copied.
-    Raises:
-        ImagingError: the image is not a finite 2-D array of at most 4096 x 4096, or the slope is not usable.
-    """
-    values = np.asarray(image, dtype=np.float64)
-    if values.ndim != 2 or not 1 <= min(values.shape) <= max(values.shape) <= MAX_SIDE:
-        raise _refuse("bad-geometry", f"image of shape {values.shape}; expected (rows, columns), each 1..{MAX_SIDE}")
-    if not np.isfinite(values).all():
-        raise _refuse("non-finite", "the image holds values that are not finite")
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0 and 1 <= bits_stored <= 16):
-        raise _refuse("bad-rescale", f"slope {slope}, intercept {intercept}, bits_stored {bits_stored} cannot store an image")
-    slope_text, intercept_text = format_number_as_ds(float(slope)), format_number_as_ds(float(intercept))
-    low, high = (-(1 << bits_stored - 1), (1 << bits_stored - 1) - 1) if signed else (0, (1 << bits_stored) - 1)
-    stored = np.clip(np.rint((values - float(intercept_text)) / float(slope_text)), low, high).astype("<i2" if signed else "<u2")
-    rows, columns = stored.shape
-    spacing = (pixel_spacing_mm, pixel_spacing_mm) if isinstance(pixel_spacing_mm, int | float) else pixel_spacing_mm
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(_SOP_CLASS_OF[modality])
-    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
-    meta.TransferSyntaxUID = UID(_EXPLICIT)
-    meta.ImplementationClassUID = UID(make_uid(b"fedqc"))
-    meta.ImplementationVersionName = "FEDQC"  # not pydicom's version: the same arguments give the same bytes
-    dataset = Dataset()
-    dataset.file_meta = meta
-    fields: dict[str, Any] = {
-        "SpecificCharacterSet": "ISO_IR 192",
-        "ImageType": ["DERIVED" if derived else "ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"],
-        "SOPClassUID": UID(_SOP_CLASS_OF[modality]),
-        "SOPInstanceUID": UID(sop_uid),
-        "Modality": modality,
-        "PatientName": "DERIVED^PUBLIC" if derived else "SYNTHETIC^PHANTOM",
-        "PatientID": patient_id,
-        "PatientBirthDate": "",
-        "PatientSex": "O",
-        "StudyInstanceUID": UID(study_uid),
-        "StudyDate": "",
-        "StudyTime": "",
-        "StudyID": "",
-        "AccessionNumber": "",
-        "ReferringPhysicianName": "",
-        "SeriesInstanceUID": UID(series_uid),
-        "SeriesNumber": 1,
-        "SeriesDescription": description,
-        "PatientPosition": "HFS",
-        "FrameOfReferenceUID": UID(make_uid(b"frame of reference of " + study_uid.encode())),
-        "PositionReferenceIndicator": "",
-        "Manufacturer": manufacturer,
-        "ManufacturerModelName": model,
-        "InstanceNumber": instance_number,
-        "AcquisitionNumber": 1,
-        "BurnedInAnnotation": "NO",
-        "PixelSpacing": [format_number_as_ds(float(value)) for value in spacing],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "ImagePositionPatient": [format_number_as_ds(float(value)) for value in _corner(rows, columns, spacing, slice_position_mm)],
-        "SliceThickness": format_number_as_ds(float(slice_thickness_mm)),
-        "SliceLocation": format_number_as_ds(float(slice_position_mm)),
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": rows,
-        "Columns": columns,
-        "BitsAllocated": 16,
-        "BitsStored": bits_stored,
-        "HighBit": bits_stored - 1,
-        "PixelRepresentation": int(signed),
-    }
-    if modality == "CT":
-        fields |= {"KVP": "" if kvp is None else format_number_as_ds(float(kvp)), "RescaleType": "HU"}
-    else:
-        fields |= {"ScanningSequence": "GR", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "2D"}
-        fields |= {"RepetitionTime": "", "EchoTime": "", "EchoTrainLength": ""}
-        if phase_encoding is not None:
-            fields["InPlanePhaseEncodingDirection"] = phase_encoding
-        if field_strength_t is not None:
-            fields["MagneticFieldStrength"] = format_number_as_ds(float(field_strength_t))
-    if modality == "CT" or (slope, intercept) != (1, 0):
-        fields |= {"RescaleSlope": slope_text, "RescaleIntercept": intercept_text}
-    for keyword, value in fields.items():
-        setattr(dataset, keyword, value)
-    dataset.add_new(_PIXEL_DATA, "OW", stored.tobytes() + b"\0" * (stored.nbytes % 2))
-
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _corner(rows: int, columns: int, spacing: tuple[float, float], position_mm: float) -> tuple[float, float, float]:
-    """Centre of the first pixel, so that the image centre lies on the z axis."""
-    return (-(columns - 1) / 2 * spacing[1], -(rows - 1) / 2 * spacing[0], position_mm)
-
-
-def _refuse(code: str, message: str) -> ImagingError:
-    return ImagingError(message, code=code, hint=CODES.get(code, EXCLUSIONS.get(code, "")))
-
-
 @contextmanager
-def _boundary(path: Path) -> Iterator[None]:
+def _boundary(path: Path | None = None) -> Iterator[None]:
     """Whatever goes wrong inside becomes an `ImagingError`. The original exception is dropped: its text may quote the header."""
+    where = "" if path is None else f"{path}: "
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ImagingError as error:
-        raise ImagingError(f"{path}: {error.message}", code=error.code, hint=error.hint) from None
+        raise ImagingError(f"{where}{error.message}", code=error.code, hint=error.hint) from None
     except Exception as error:  # RecursionError and MemoryError are Exceptions too
         code = next(code for kinds, code in _CODE_OF if isinstance(error, kinds))
-        raise ImagingError(f"{path}: {CODES[code]} ({type(error).__name__})", code=code, hint=CODES[code]) from None
+        raise ImagingError(f"{where}{CODES[code]} ({type(error).__name__})", code=code, hint=CODES[code]) from None
 
 
 _CODE_OF: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
@@ -401,277 +380,334 @@ _CODE_OF: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The open file, at most `MAX_FILE_BYTES`; `changed` if its size or time moves while it is open."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The open file and its size; `changed` if its size or time moves while it is open."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # a pipe must not block us
         before = os.fstat(stream.fileno())
-        if before.st_size > MAX_FILE_BYTES:
-            raise _refuse("too-large", f"{before.st_size} bytes; the limit is {MAX_FILE_BYTES}")
-        yield stream
+        yield stream, before.st_size
         after = os.fstat(stream.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise _refuse("changed", CODES["changed"])
+            raise refusal("changed", CODES["changed"])
 
 
-def _parse(stream: BinaryIO, *, with_pixels: bool) -> tuple[Dataset, int]:
-    """The elements fedqc needs, and the byte length of the pixel data (`_UNDEFINED` where encapsulated)."""
-    source, size = _inflated(stream)
-    seen: list[tuple[int, int, int]] = []  # tag, length, where the value begins
+def _parse(stream: BinaryIO, size: int) -> _Parsed:
+    """The elements fedqc needs, and where the pixel data lies inside the file."""
+    if size > MAX_FILE_BYTES:
+        raise refusal("too-large", f"{size} bytes; the limit is {MAX_FILE_BYTES}")
+    source, size = _inflated(stream, size)
+    seen: list[tuple[int, str | None, int, int]] = []  # tag, VR, length, where the value begins
 
-    def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
+    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
         if tag in _PIXEL_TAGS:
-            seen.append((int(tag), length, source.tell()))
+            seen.append((int(tag), vr, length, source.tell()))
             return True
         if length != _UNDEFINED and source.tell() + length > size:
-            raise _refuse("truncated", "an element is longer than the rest of the file")
+            raise refusal("truncated", "an element is longer than the rest of the file")
+        if length != _UNDEFINED and length > MAX_ELEMENT_BYTES and tag in _WANTED:
+            raise refusal("too-large", f"an element of the header is longer than {MAX_ELEMENT_BYTES} bytes")
         return False
 
     dataset = read_partial(source, stop_when=at_pixels, specific_tags=_TAGS)
-    _check_object(dataset, has_pixels=bool(seen))
-    if seen[0][0] != _PIXEL_DATA:
-        raise _refuse("bad-geometry", "floating point pixel data in a CT or MR image")
-    _, length, start = seen[0]
-    if length != _UNDEFINED:
-        if start + length > size:
-            raise _refuse("truncated", "the pixel data is longer than the rest of the file")
-    else:
-        length_of_items = _walk_items(source, start, size, big_endian=dataset.file_meta.get("TransferSyntaxUID") == _BIG_ENDIAN)
-    if with_pixels:
-        source.seek(start)
-        value = source.read(length if length != _UNDEFINED else length_of_items)
-        dataset.add_new(_PIXEL_DATA, "OB" if length == _UNDEFINED else "OW", value)
-        dataset[_PIXEL_DATA].is_undefined_length = length == _UNDEFINED
-    return dataset, length
+    top, meta = elements_of(dataset), elements_of(dataset.file_meta)
+    sop_class = _check_object(top, meta, has_pixels=bool(seen))
+    tag, vr, length, start = seen[0]
+    if tag != _PIXEL_DATA:
+        raise refusal("bad-geometry", "floating point pixel data in a CT or MR image")
+    items: tuple[tuple[int, int], ...] = ()
+    if length == _UNDEFINED:
+        items = _walk_items(source, start, size, big_endian=text(meta, "TransferSyntaxUID") == BIG_ENDIAN)
+    elif start + length > size:
+        raise refusal("truncated", "the pixel data is longer than the rest of the file")
+    return _Parsed(
+        source=source, top=top, meta=meta, sop_class=sop_class, start=start, length=length, words=vr != "OB", items=items
+    )
 
 
-def _inflated(stream: BinaryIO) -> tuple[BinaryIO, int]:
+def _inflated(stream: BinaryIO, size: int) -> tuple[BinaryIO, int]:
     """The stream to parse and its size: the file itself, or a bounded inflation of a deflated one."""
-    size = os.fstat(stream.fileno()).st_size
 
     def after_meta(tag: BaseTag, _vr: str | None, length: int) -> bool:
         if tag >> 16 == 2 and stream.tell() + length > size:
-            raise _refuse("truncated", "an element is longer than the rest of the file")
+            raise refusal("truncated", "an element is longer than the rest of the file")
         return tag >> 16 != 2
 
+    stream.seek(0)
     read_preamble(stream, False)
     meta = read_dataset(stream, False, True, stop_when=after_meta)
     head = stream.tell()
     stream.seek(0)
-    if str(meta.get("TransferSyntaxUID", "")) != _DEFLATED:
+    if str(meta.get("TransferSyntaxUID", "")) != DEFLATED:
         return stream, size
-    start = stream.read(head).replace(_DEFLATED.encode(), _EXPLICIT.encode().ljust(len(_DEFLATED), b"\0"))
+    start = stream.read(head).replace(DEFLATED.encode(), EXPLICIT.encode().ljust(len(DEFLATED), b"\0"))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     body = inflater.decompress(stream.read(), MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
-        raise _refuse("too-large", f"inflates to more than {MAX_INFLATED_BYTES} bytes")
+        raise refusal("too-large", f"inflates to more than {MAX_INFLATED_BYTES} bytes")
     if not inflater.eof:
-        raise _refuse("truncated", "the deflated data has no end")
+        raise refusal("truncated", "the deflated data has no end")
     return io.BytesIO(start + body), head + len(body)
 
 
-def _walk_items(source: BinaryIO, start: int, size: int, *, big_endian: bool) -> int:
-    """Length of the encapsulated pixel data without its delimiter; checks that every item lies inside the file."""
+def _walk_items(source: BinaryIO, start: int, size: int, *, big_endian: bool) -> tuple[tuple[int, int], ...]:
+    """Start and length of each item of encapsulated pixel data; checks that all lie inside the file."""
     layout = struct.Struct(">HHL" if big_endian else "<HHL")
     position = start
+    items: list[tuple[int, int]] = []
     while True:
         source.seek(position)
         group, element, length = layout.unpack(source.read(8))  # struct.error at the end of the file: truncated
         if (group, element) == (0xFFFE, 0xE0DD):
-            return position - start
+            return tuple(items)
         if (group, element) != (0xFFFE, 0xE000) or length == _UNDEFINED:
-            raise _refuse("unreadable", "the encapsulated pixel data is not a chain of items")
+            raise refusal("unreadable", "the encapsulated pixel data is not a chain of items")
+        items.append((position + 8, length))
         position += 8 + length
         if position > size:
-            raise _refuse("truncated", "an item of the pixel data is longer than the rest of the file")
+            raise refusal("truncated", "an item of the pixel data is longer than the rest of the file")
+        if len(items) > MAX_FRAGMENTS:
+            raise refusal("too-large", f"pixel data in more than {MAX_FRAGMENTS} pieces")
 
 
-def _check_object(dataset: Dataset, *, has_pixels: bool) -> None:
-    """Only single-frame CT and MR images pass."""
-    sop_class = _sop_class(dataset)
+def _check_object(top: Elements, meta: Elements, *, has_pixels: bool) -> str:
+    """The SOP class, "" where there is none; only CT and MR images pass."""
+    sop_class = text(top, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
     if sop_class == _DICOMDIR:
-        raise _refuse("dicomdir", EXCLUSIONS["dicomdir"])
-    if sop_class and sop_class not in SOP_CLASSES:
-        raise _refuse("unsupported-object", CODES["unsupported-object"])
+        raise refusal("dicomdir", EXCLUSIONS["dicomdir"])
+    if sop_class and sop_class not in SOP_CLASSES | ENHANCED_CLASSES:
+        raise refusal("unsupported-object", EXCLUSIONS["unsupported-object"])
     if not has_pixels:
-        raise _refuse("truncated", "the header ends without pixel data")
-    if not sop_class and _text(dataset, "Modality") not in _SOP_CLASS_OF:
-        raise _refuse("no-modality", CODES["no-modality"])
+        raise refusal("truncated", "the header ends without pixel data")
+    if not sop_class and text(top, "Modality") not in SOP_CLASSES.values():
+        raise refusal("no-modality", EXCLUSIONS["no-modality"])
+    return sop_class
 
 
-def _sop_class(dataset: Dataset) -> str:
-    return _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
-
-
-def _header_of(dataset: Dataset) -> tuple[SliceHeader, _Layout]:
+def _describe(parsed: _Parsed) -> _Image:
     """Check the elements, all of them, and give them types."""
-    sop_class = _sop_class(dataset)
-    modality = SOP_CLASSES.get(sop_class) or ("CT" if _text(dataset, "Modality") == "CT" else "MR")
-    image_type = tuple(value.strip().upper() for value in _texts(dataset, "ImageType"))
-    if {"MOSAIC", "VFRAME"} & set(image_type):
-        raise _refuse("mosaic", CODES["mosaic"])
-    photometric = _text(dataset, "PhotometricInterpretation").upper() or "MONOCHROME2"
-    samples = _integer(dataset, "SamplesPerPixel", default=1)
+    top, meta, sop_class = parsed.top, parsed.meta, parsed.sop_class
+    enhanced = sop_class in ENHANCED_CLASSES
+    is_mosaic = bool(MOSAIC_TYPES & set(_image_type(top)))
+    photometric = text(top, "PhotometricInterpretation").upper() or "MONOCHROME2"
+    samples = integer(top, "SamplesPerPixel", default=1)
     if samples == 3 or photometric.startswith(("RGB", "YBR", "PALETTE", "HSV", "ARGB", "CMYK")):
-        raise _refuse("colour", CODES["colour"])
+        raise refusal("colour", EXCLUSIONS["colour"])
     if samples != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise _refuse("bad-geometry", "SamplesPerPixel or PhotometricInterpretation is not one of a grey image")
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
-    frames = _integer(dataset, "NumberOfFrames", default=1)
+        raise refusal("bad-geometry", "SamplesPerPixel or PhotometricInterpretation is not one of a grey image")
+    rows, columns = integer(top, "Rows"), integer(top, "Columns")
+    frames = integer(top, "NumberOfFrames", default=1)
     if not (rows >= 1 and columns >= 1 and 1 <= frames <= PLAUSIBLE_FRAMES):
-        raise _refuse("bad-geometry", "Rows, Columns or NumberOfFrames is impossible")
-    if max(rows, columns) > MAX_SIDE or frames > 1:
-        raise _refuse("too-large", f"larger than {MAX_SIDE} x {MAX_SIDE}, or more than one frame")
-    layout = _layout(dataset)
-    slope, intercept = _rescale(dataset)
-    sop_uid = _text(dataset, "SOPInstanceUID")
+        raise refusal("bad-geometry", "Rows, Columns or NumberOfFrames is impossible")
+    if max(rows, columns) > MAX_SIDE or frames > MAX_FRAMES:
+        raise refusal("too-large", f"larger than {MAX_SIDE} x {MAX_SIDE}, or more than {MAX_FRAMES} frames")
+    if frames > 1 and not enhanced:
+        raise refusal("multi-frame", CODES["multi-frame"])
+    layout = _layout(top)
+    if frames * rows * columns * layout.allocated // 8 > MAX_DECODED_BYTES:
+        raise refusal("too-large", f"more than {MAX_DECODED_BYTES} bytes of pixels")
+    grid = grid_of(top, rows, columns) if is_mosaic else None
+    if is_mosaic and grid is None:
+        raise refusal("mosaic", EXCLUSIONS["mosaic"])
+    headers: Iterator[SliceHeader]
+    if grid is not None:
+        one = _header_of(top, meta, sop_class, layout, photometric, rows=grid.rows, columns=grid.columns)
+        places = tile_positions_mm(top, grid, one.slice_position_mm)
+        headers = (
+            replace(one, frame=number, number_of_frames=grid.count, slice_position_mm=place) for number, place in enumerate(places)
+        )
+    else:
+        views = _frame_views(top, frames) if enhanced else [top]
+        headers = (
+            replace(
+                _header_of(view, meta, sop_class, layout, photometric, rows=rows, columns=columns), frame=number, number_of_frames=frames
+            )
+            for number, view in enumerate(views)
+        )
+    syntax = text(meta, "TransferSyntaxUID")
+    fragments = _fragments_of_frames(parsed, syntax, frames, rows * columns * layout.allocated // 8)
+    return _Image(
+        parsed=parsed,
+        syntax=syntax,
+        rows=rows,
+        columns=columns,
+        layout=layout,
+        grid=grid,
+        headers=tuple(headers),
+        fragments=fragments,
+    )
+
+
+def _frame_views(top: Elements, frames: int) -> Iterator[Elements]:
+    """What holds for each frame: its own functional groups, else the shared ones, else the top level."""
+    own = items_of(top, "PerFrameFunctionalGroupsSequence")
+    if own and len(own) != frames:
+        raise refusal("bad-geometry", "PerFrameFunctionalGroupsSequence does not have an item for each frame")
+    shared = dict(top)
+    for item in items_of(top, "SharedFunctionalGroupsSequence")[:1]:
+        shared |= _grouped(item)
+    return ({**shared, **_grouped(item)} for item in own) if own else (shared for _ in range(frames))
+
+
+def _grouped(groups: Dataset) -> dict[int, Dataset]:
+    """The elements inside the functional groups of one item."""
+    elements = elements_of(groups)
+    found: dict[int, Dataset] = {}
+    for keyword in _GROUPS:
+        for item in items_of(elements, keyword)[:1]:
+            found |= {tag: item for tag in elements_of(item) if tag in _FRAME_TAGS}
+    return found
+
+
+def _fragments_of_frames(parsed: _Parsed, syntax: str, frames: int, frame_bytes: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Where the codestream of each compressed frame lies; nothing for native pixel data, whose length is checked."""
+    if syntax in NATIVE or (not syntax and parsed.length != _UNDEFINED):
+        if parsed.length == _UNDEFINED:
+            raise refusal("unreadable", "uncompressed pixel data of undefined length")
+        if parsed.length < frames * frame_bytes:
+            raise refusal("truncated", "less pixel data than frames x rows x columns")
+        return ()
+    check_syntax(syntax)
+    if parsed.length != _UNDEFINED:
+        raise refusal("unreadable", "compressed pixel data that is not in items")
+    table, *fragments = parsed.items or ((parsed.start, 0),)
+    if not fragments:
+        raise refusal("truncated", "no compressed pixel data")
+    if frames == 1:
+        return (tuple(fragments),)
+    if len(fragments) == frames:
+        return tuple((fragment,) for fragment in fragments)
+    starts = {start for start, _ in fragments}
+    first = fragments[0][0]
+    offsets = _offsets(parsed, table)
+    begins = {first + offset for offset in offsets}
+    if len(offsets) != frames or first not in begins or not begins <= starts:
+        begins = {start for start, length in fragments if starts_codestream(_read(parsed.source, start, min(length, 4)))}
+    groups: list[list[tuple[int, int]]] = []
+    for fragment in fragments:
+        if fragment[0] in begins or not groups:
+            groups.append([])
+        groups[-1].append(fragment)
+    if len(groups) != frames:
+        raise refusal("bad-geometry", "the pieces of the compressed pixel data do not make up the number of frames")
+    return tuple(map(tuple, groups))
+
+
+def _offsets(parsed: _Parsed, table: tuple[int, int]) -> tuple[int, ...]:
+    """The extended offset table, else the basic one."""
+    extended = value_of(parsed.top, "ExtendedOffsetTable")
+    if isinstance(extended, bytes) and extended:
+        return tuple(np.frombuffer(extended[: len(extended) // 8 * 8], "<u8").tolist())
+    start, length = table
+    return tuple(np.frombuffer(_read(parsed.source, start, min(length, 4 * MAX_FRAMES) // 4 * 4), "<u4").tolist())
+
+
+def _read(source: BinaryIO, start: int, length: int) -> bytes:
+    source.seek(start)
+    found = source.read(length)
+    if len(found) < length:
+        raise refusal("changed", CODES["changed"])
+    return found
+
+
+def _decode(image: _Image, frame: int) -> np.ndarray:
+    """The stored integers of one frame."""
+    source = image.parsed.source
+    if image.fragments:
+        stored = b"".join(_read(source, start, length) for start, length in image.fragments[frame])
+    else:
+        length = image.rows * image.columns * image.layout.allocated // 8
+        begin = frame * length
+        if image.layout.allocated == 8 and image.syntax == BIG_ENDIAN and image.parsed.words:
+            even = begin & ~1  # words of two pixels each, the second one first (PS3.5 8.1.1)
+            found = _read(source, image.parsed.start + even, min(begin + length - even + 1 & ~1, image.parsed.length - even))
+            stored = np.frombuffer(found[: len(found) & ~1], "<u2").byteswap().tobytes()[begin - even :][:length]
+        else:
+            stored = _read(source, image.parsed.start + begin, length)
+    return decode_frame(stored, image.syntax, image.rows, image.columns, image.layout)
+
+
+def _image_type(elements: Elements) -> tuple[str, ...]:
+    return tuple(value.upper() for value in texts(elements, "FrameType") or texts(elements, "ImageType"))
+
+
+def _header_of(
+    elements: Elements, meta: Elements, sop_class: str, layout: Layout, photometric: str, *, rows: int, columns: int
+) -> SliceHeader:
+    modality = (SOP_CLASSES | ENHANCED_CLASSES).get(sop_class) or ("CT" if text(elements, "Modality") == "CT" else "MR")
+    image_type = _image_type(elements)
+    burned_in = text(elements, "BurnedInAnnotation").upper() == "YES"
+    simulated = text(meta, "ImplementationVersionName") == WRITER
+    try:
+        slope, intercept = _rescale(elements, modality, layout)
+    except ImagingError:
+        code = _excluded(image_type, burned_in=burned_in, simulated=simulated)  # maps and projections often have no rescale
+        if code is None:
+            raise
+        raise refusal(code, EXCLUSIONS[code]) from None
+    sop_uid = text(elements, "SOPInstanceUID")
     if sop_uid and not _UID.fullmatch(sop_uid):
-        raise _refuse("unreadable", "SOPInstanceUID is not a UID")
-    spacing = _numbers(dataset, "PixelSpacing", 2) or _numbers(dataset, "ImagerPixelSpacing", 2)
-    field = _positive(_numbers(dataset, "MagneticFieldStrength", 1))
-    series_uid = _text(dataset, "SeriesInstanceUID")
-    phase_encoding = _text(dataset, "InPlanePhaseEncodingDirection").upper()
-    header = SliceHeader(
+        raise refusal("unreadable", "SOPInstanceUID is not a UID")
+    spacing = numbers(elements, "PixelSpacing", 2) or numbers(elements, "ImagerPixelSpacing", 2)
+    field = positive(elements, "MagneticFieldStrength")
+    phase_encoding = {"ROW": "ROW", "COL": "COL", "COLUMN": "COL"}.get(text(elements, "InPlanePhaseEncodingDirection").upper())
+    sequence = " ".join(filter(None, (words(elements, name) for name in ("ScanningSequence", "SequenceVariant", "SequenceName"))))
+    return SliceHeader(
+        frame=0,
+        number_of_frames=1,
         modality=modality,
         rows=rows,
         columns=columns,
         bits=layout.stored,
         photometric=photometric,
-        number_of_frames=frames,
-        sop_class=sop_class or _SOP_CLASS_OF[modality],
+        sop_class=sop_class or next(uid for uid, kind in SOP_CLASSES.items() if kind == modality),
         sop_uid=sop_uid,
-        patient_key=_patient_key(dataset),
-        series_uid=series_uid,
-        instance_number=_instance_number(dataset),
+        patient_key=_patient_key(elements),
+        study_uid=text(elements, "StudyInstanceUID"),
+        series_uid=text(elements, "SeriesInstanceUID"),
+        accession=printable(text(elements, "AccessionNumber")),
+        study_date=date(elements, "StudyDate"),
+        series_number=whole(elements, "SeriesNumber"),
+        series_description=printable(text(elements, "SeriesDescription")),
+        instance_number=whole(elements, "InstanceNumber"),
+        body_part=printable(text(elements, "BodyPartExamined")).upper(),
+        age_years=age_years(elements),
         pixel_spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        slice_thickness_mm=_positive(_numbers(dataset, "SliceThickness", 1)),
-        slice_position_mm=_slice_position(dataset),
-        manufacturer=_printable(_text(dataset, "Manufacturer")),
-        model=_printable(_text(dataset, "ManufacturerModelName")),
+        slice_thickness_mm=positive(elements, "SliceThickness"),
+        slice_position_mm=_slice_position(elements),
+        manufacturer=printable(text(elements, "Manufacturer")),
+        model=printable(text(elements, "ManufacturerModelName")),
+        scanner=printable(text(elements, "DeviceSerialNumber") or text(elements, "StationName")),
         field_strength_t=field / 10_000 if field and field > 100 else field,  # some scanners write gauss
-        kvp=_positive(_numbers(dataset, "KVP", 1)),
-        transfer_syntax=_text(dataset.file_meta, "TransferSyntaxUID"),
-        phase_encoding=phase_encoding if phase_encoding in {"ROW", "COL"} else None,
+        kvp=positive(elements, "KVP"),
+        kernel=words(elements, "ConvolutionKernel"),
+        sequence=printable(sequence or words(elements, "PulseSequenceName") or words(elements, "EchoPulseSequence")),
+        echo_time_ms=positive(elements, "EffectiveEchoTime") or positive(elements, "EchoTime"),
+        repetition_time_ms=positive(elements, "RepetitionTime"),
+        transfer_syntax=text(meta, "TransferSyntaxUID"),
+        phase_encoding=phase_encoding,
         slope=slope,
         intercept=intercept,
         image_type=image_type,
-        burned_in=_text(dataset, "BurnedInAnnotation").upper() == "YES",
+        burned_in=burned_in,
+        simulated=simulated,
     )
-    return header, layout
 
 
-def _layout(dataset: Dataset) -> _Layout:
-    allocated = _integer(dataset, "BitsAllocated")
-    stored = _integer(dataset, "BitsStored", default=allocated)
-    high_bit = _integer(dataset, "HighBit", default=stored - 1)
-    representation = _integer(dataset, "PixelRepresentation", default=0)
+def _layout(elements: Elements) -> Layout:
+    allocated = integer(elements, "BitsAllocated")
+    stored = integer(elements, "BitsStored", default=allocated)
+    high_bit = integer(elements, "HighBit", default=stored - 1)
+    representation = integer(elements, "PixelRepresentation", default=0)
     if allocated not in {8, 16, 32} or not (1 <= stored <= high_bit + 1 <= allocated) or representation not in {0, 1}:
-        raise _refuse("bad-geometry", "BitsAllocated, BitsStored, HighBit or PixelRepresentation is impossible")
+        raise refusal("bad-geometry", "BitsAllocated, BitsStored, HighBit or PixelRepresentation is impossible")
     signed = representation == 1
-    first, last = (_stored_value(dataset, keyword, allocated, signed) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    first, last = (_stored_value(elements, keyword, allocated, signed) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     padding = None if first is None else (first, first) if last is None else (min(first, last), max(first, last))
-    return _Layout(allocated=allocated, stored=stored, high_bit=high_bit, signed=signed, padding=padding)
+    return Layout(allocated=allocated, stored=stored, high_bit=high_bit, signed=signed, padding=padding)
 
 
-def _rescale(dataset: Dataset) -> tuple[float, float]:
-    """Slope and intercept; 1 and 0 where absent. Present but empty, double, zero or not finite is `bad-rescale`."""
-    if "ModalityLUTSequence" in dataset and "RescaleSlope" not in dataset:
-        raise _refuse("bad-rescale", "a modality lookup table instead of a rescale slope")
-    values = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-    for keyword in values:
-        if keyword in dataset:
-            numbers = _numbers(dataset, keyword, 1)
-            if numbers is None:
-                raise _refuse("bad-rescale", f"{keyword} is not one finite number")
-            values[keyword] = numbers[0]
-    slope, intercept = values["RescaleSlope"], values["RescaleIntercept"]
-    if slope == 0 or abs(slope) > 1e6 or abs(intercept) > 1e9:
-        raise _refuse("bad-rescale", "RescaleSlope is zero, or RescaleSlope or RescaleIntercept is absurd")
-    return slope, intercept
-
-
-def _patient_key(dataset: Dataset) -> str:
-    """PatientID; without one, the study; without one, the series. "" pools all such slices into one patient, the careful choice.
-
-    From the raw bytes, so that a wrong character set cannot make a patient unreadable.
-    """
-    for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
-        if keyword in dataset:
-            raw = dataset.get_item(keyword).value
-            text = (raw.decode("latin-1") if isinstance(raw, bytes) else str(raw or "")).strip(" \0\t\r\n")
-            if text:
-                return f"{keyword}:{text}"
-    return ""
-
-
-def _slice_position(dataset: Dataset) -> float | None:
-    position, axes = _numbers(dataset, "ImagePositionPatient", 3), _numbers(dataset, "ImageOrientationPatient", 6)
-    if position and axes:
-        return float(np.dot(np.cross(axes[:3], axes[3:]), position))
-    location = _numbers(dataset, "SliceLocation", 1)
-    return location[0] if location else None
-
-
-def _value(dataset: Dataset, keyword: str) -> Any:
-    """The element's value, None where absent or not convertible."""
-    try:
-        return dataset.get(keyword)
-    except (RecursionError, MemoryError):
-        raise
-    except Exception:
-        return None
-
-
-def _texts(dataset: Dataset, keyword: str) -> list[str]:
-    value = _value(dataset, keyword)
-    if value is None or isinstance(value, bytes):
-        return []
-    return [value] if isinstance(value, str) else [str(item) for item in value] if isinstance(value, Sequence) else [str(value)]
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    values = _texts(dataset, keyword)
-    return values[0].strip(" \0") if len(values) == 1 else ""
-
-
-def _printable(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())[:64]
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Exactly `count` finite numbers, else None."""
-    value = _value(dataset, keyword)
-    if value is None or isinstance(value, bytes):
-        return None
-    items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        numbers = tuple(float(item) for item in items)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
-
-
-def _positive(numbers: tuple[float, ...] | None) -> float | None:
-    return numbers[0] if numbers and numbers[0] > 0 else None
-
-
-def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    """A whole number of a binary or IS element; `bad-geometry` names the attribute, not the value."""
-    value = _value(dataset, keyword)
-    if value is None and default is not None and keyword not in dataset:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _refuse("bad-geometry", f"{keyword} is missing or not a whole number")
-    return int(value)
-
-
-def _instance_number(dataset: Dataset) -> int | None:
-    value = _value(dataset, "InstanceNumber")
-    return int(value) if isinstance(value, int) else None
-
-
-def _stored_value(dataset: Dataset, keyword: str, allocated: int, signed: bool) -> int | None:
+def _stored_value(elements: Elements, keyword: str, allocated: int, signed: bool) -> int | None:
     """A pixel value from the header, whose VR (US or SS) old writers get wrong."""
-    value = _value(dataset, keyword)
+    value = value_of(elements, keyword)
     if not isinstance(value, int):
         return None
     span = 1 << allocated
@@ -679,76 +715,42 @@ def _stored_value(dataset: Dataset, keyword: str, allocated: int, signed: bool) 
     return value - span if signed and value >= span // 2 else value
 
 
-def _decode(dataset: Dataset, header: SliceHeader, layout: _Layout, length: int) -> np.ndarray:
-    """The stored integers, shape (rows, columns), masked to the bits that are image."""
-    syntax = header.transfer_syntax
-    native = syntax in _NATIVE or (not syntax and length != _UNDEFINED)
-    expected = header.rows * header.columns * layout.allocated // 8
-    if native and length == _UNDEFINED:
-        raise _refuse("unreadable", "uncompressed pixel data of undefined length")
-    if native:
-        if length < expected:
-            raise _refuse("truncated", "less pixel data than rows x columns")
-        if layout.allocated != 8 or syntax != _BIG_ENDIAN:
-            kind = f"{'>' if syntax == _BIG_ENDIAN else '<'}{'i' if layout.signed else 'u'}{layout.allocated // 8}"
-            pixels = np.frombuffer(dataset[_PIXEL_DATA].value, dtype=kind, count=header.rows * header.columns)
-            return _image_bits(pixels.reshape(header.rows, header.columns).astype(kind.replace(">", "<"), copy=False), layout)
-    if not native and len(dataset[_PIXEL_DATA].value) > 4 * expected + 65536:
-        raise _refuse("bad-geometry", "far more compressed data than rows x columns")
-    if syntax in _JPEG_2000:
-        _check_jpeg_2000_size(dataset[_PIXEL_DATA].value, header)
-    pixels = _decode_with_pydicom(dataset, header)
-    if pixels.shape != (header.rows, header.columns):
-        raise _refuse("bad-geometry", "the decoded image is not rows x columns")
-    return _image_bits(pixels, layout) if native or syntax == _RLE else pixels
+def _rescale(elements: Elements, modality: Modality, layout: Layout) -> tuple[float, float]:
+    """Slope and intercept; 1 and 0 where absent, which unsigned CT may not be. Present but empty, double, zero or not finite is
+    `bad-rescale`."""
+    if holds(elements, "ModalityLUTSequence") and not holds(elements, "RescaleSlope"):
+        raise refusal("bad-rescale", "a modality lookup table instead of a rescale slope")
+    if modality == "CT" and not layout.signed and not holds(elements, "RescaleIntercept"):
+        raise refusal("bad-rescale", "a CT image of unsigned values without RescaleIntercept: they cannot be Hounsfield units")
+    values = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+    for keyword in values:
+        if holds(elements, keyword):
+            found = numbers(elements, keyword, 1)
+            if found is None:
+                raise refusal("bad-rescale", f"{keyword} is not one finite number")
+            values[keyword] = found[0]
+    slope, intercept = values["RescaleSlope"], values["RescaleIntercept"]
+    if slope == 0 or abs(slope) > 1e6 or abs(intercept) > 1e9:
+        raise refusal("bad-rescale", "RescaleSlope is zero, or RescaleSlope or RescaleIntercept is absurd")
+    return slope, intercept
 
 
-def _decode_with_pydicom(dataset: Dataset, header: SliceHeader) -> np.ndarray:
-    dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.NumberOfFrames = header.photometric, 1, 1
-    for keyword, value in (("BitsStored", header.bits), ("PixelRepresentation", 0)):
-        if keyword not in dataset:
-            setattr(dataset, keyword, value)
-    try:
-        decoder = get_decoder(UID(header.transfer_syntax))
-        available = decoder.is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        hint = f"can read: {', '.join(supported_syntaxes())}"
-        raise ImagingError("no installed codec decodes this transfer syntax", code="unsupported-syntax", hint=hint)
-    # pylibjpeg is asked first: its OpenJPEG is 1.45x as fast as the others pydicom would pick, and handles signed data.
-    first = "pylibjpeg" if header.transfer_syntax in _JPEG_2000 and "pylibjpeg" in decoder.available_plugins else ""
-    try:
-        return decoder.as_array(dataset, index=0, raw=True, decoding_plugin=first)[0]
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:
-        code = "unreadable" if header.transfer_syntax in _NATIVE | {_RLE} else "unsupported-syntax"
-        raise _refuse(code, f"no installed codec could decode the pixel data ({type(error).__name__})") from None
+def _patient_key(elements: Elements) -> str:
+    """PatientID; without one, the study; without one, the series. "" pools all such slices into one patient, the careful choice.
+
+    From the raw bytes, so that a wrong character set cannot make a patient unreadable.
+    """
+    for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+        raw = raw_bytes(elements, keyword) or ""
+        found = (raw.decode("latin-1") if isinstance(raw, bytes) else raw).strip(" \0\t\r\n")
+        if found:
+            return f"{keyword}:{found}"
+    return ""
 
 
-@lru_cache(maxsize=1)
-def supported_syntaxes() -> tuple[str, ...]:
-    """Names of the transfer syntaxes that the installed codecs decode."""
-    uids = [UID(f"1.2.840.10008.1.2{last}") for last in ("", ".1", ".1.99", ".2", ".5")]
-    uids += [UID(f"1.2.840.10008.1.2.4.{last}") for last in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)]
-    return tuple(sorted(uid.name for uid in uids if get_decoder(uid).is_available))
-
-
-def _image_bits(pixels: np.ndarray, layout: _Layout) -> np.ndarray:
-    """Drop what other elements hid in the unused bits (overlays), and extend the sign."""
-    if layout.stored == layout.allocated:
-        return pixels
-    left = layout.allocated - 1 - layout.high_bit
-    return (pixels << left) >> (layout.allocated - layout.stored)
-
-
-def _check_jpeg_2000_size(encoded: bytes, header: SliceHeader) -> None:
-    """The size inside the codestream must be the header's: it is what the codec will allocate (ISO 15444-1 A.5.1, SIZ)."""
-    at = encoded.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if at < 0 or len(encoded) < at + 42:
-        raise _refuse("unsupported-syntax", "no JPEG 2000 codestream in the pixel data")
-    width, height, left, top = struct.unpack(">4L", encoded[at + 8 : at + 24])
-    components = int.from_bytes(encoded[at + 40 : at + 42], "big")
-    if (height - top, width - left, components) != (header.rows, header.columns, 1):
-        raise _refuse("bad-geometry", "the JPEG 2000 codestream is not rows x columns of one component")
+def _slice_position(elements: Elements) -> float | None:
+    position, axes = numbers(elements, "ImagePositionPatient", 3), numbers(elements, "ImageOrientationPatient", 6)
+    if position and axes:
+        return float(np.dot(np.cross(axes[:3], axes[3:]), position))
+    location = numbers(elements, "SliceLocation", 1)
+    return location[0] if location else None

@@ -18,7 +18,8 @@ from typing import Literal
 
 from common.artifacts import Modality
 from common.errors import DataError, ImagingError
-from common.imaging.dicom import CODES, EXCLUSIONS, SliceHeader, exclusion, find_files, read_header, read_pixels
+from common.imaging.dicom import SliceHeader, exclusion, find_files, read_header, read_pixels
+from common.imaging.refusals import CODES, EXCLUSIONS
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

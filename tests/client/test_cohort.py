@@ -16,7 +16,8 @@ import yaml
 from client.cohort import check_site, load_cohort, read_site, site_key
 from common.artifacts import INDEX, NAMES
 from common.errors import ConfigError, DataError, FedqcError
-from common.imaging.dicom import find_files, make_uid, write_slice
+from common.imaging.dicom import find_files
+from common.imaging.dicom_write import make_uid, write_slice
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")

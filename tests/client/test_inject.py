@@ -18,7 +18,8 @@ from client.cohort import load_cohort, read_site
 from client.inject import Folder, Versions, cut, inject, load, read_map, read_source_labels, take, versions_of
 from client.policy import admit_training, default_policy
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
-from common.imaging.dicom import find_files, make_uid, read_pixels, write_slice
+from common.imaging.dicom import find_files, read_pixels
+from common.imaging.dicom_write import make_uid, write_slice
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")

@@ -14,7 +14,8 @@ import pytest
 import common.imaging.cache as cache_module
 from common.errors import DataError
 from common.imaging.cache import load_or_build
-from common.imaging.dicom import make_uid, read_pixels, write_slice
+from common.imaging.dicom import read_pixels
+from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.preprocess import prepare, to_stored
 
 KEY = bytes(range(32))

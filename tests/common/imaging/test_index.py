@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from common.errors import DataError
-from common.imaging.dicom import make_uid, write_slice
+from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.index import Intake, Problem, build_index, pseudonym, split_of
 
 KEY = bytes(range(32))
