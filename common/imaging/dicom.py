@@ -257,7 +257,8 @@ def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None
     Hounsfield units.
     Args:
         stream, size: as in `read_headers`.
-        frames: numbers of the slices to decode, in any order; all by default. Nothing else is decoded.
+        frames: numbers of the slices to decode, in any order; all by default. Nothing else is decoded. The header is parsed at each call
+            (about a millisecond for each frame of an enhanced image), so ask for all the slices that are wanted at once.
     Raises:
         ImagingError: the file, or the slice that comes next, cannot be used; the others may be asked for again. `changed` if there is no
             slice of that number.
@@ -265,11 +266,11 @@ def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None
     """
     with _boundary():
         image = _describe(_parse(stream, size))
-        numbers_wanted = range(len(image.headers)) if frames is None else frames
-        if not all(0 <= number < len(image.headers) for number in numbers_wanted):
+        wanted = range(len(image.headers)) if frames is None else frames
+        if not all(0 <= number < len(image.headers) for number in wanted):
             raise refusal("changed", "the file does not hold the slice that was asked for")
     tiled: np.ndarray | None = None  # a mosaic is decoded once
-    for number in numbers_wanted:
+    for number in wanted:
         with _boundary():
             if image.grid is None:
                 stored = _decode(image, number)
@@ -504,7 +505,7 @@ def _describe(parsed: _Parsed) -> _Image:
     layout = _layout(top)
     if frames * rows * columns * layout.allocated // 8 > MAX_DECODED_BYTES:
         raise refusal("too-large", f"more than {MAX_DECODED_BYTES} bytes of pixels")
-    grid = grid_of(top, rows, columns) if is_mosaic else None
+    grid = grid_of(top, rows, columns) if is_mosaic and not enhanced else None
     if is_mosaic and grid is None:
         raise refusal("mosaic", EXCLUSIONS["mosaic"])
     headers: Iterator[SliceHeader]

@@ -104,6 +104,29 @@ def test_enhanced_and_legacy_converted_classes_say_the_modality(tmp_path: Path, 
     assert {header.modality for header in headers_of(path)} == {modality}
 
 
+def test_legacy_converted_frames_keep_what_their_slices_said(tmp_path: Path) -> None:
+    own = [
+        group(UnassignedPerFrameConvertedAttributesSequence=items(InstanceNumber=number, SliceLocation=number * 2.5, PatientID="other"))
+        for number in (8, 9)
+    ]
+    shared = group(UnassignedSharedConvertedAttributesSequence=items(EchoTime="12.5", ScanningSequence="EP"))
+    top = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.4", "ImageOrientationPatient": None}
+    headers = headers_of(write_frames(tmp_path / "a.dcm", frames(2), shared=shared, own=own, **top))
+    assert [(header.instance_number, header.slice_position_mm) for header in headers] == [(8, 20.0), (9, 22.5)]
+    assert {header.echo_time_ms for header in headers} == {12.5}
+    assert {header.sequence for header in headers} == {"EP NONE"}
+    assert {header.patient_key for header in headers} == {"PatientID:P1"}  # of the file, whatever a frame says
+
+
+def test_an_enhanced_image_of_mosaics_is_excluded(tmp_path: Path) -> None:
+    """Its tiles would be lost behind those of the first frame."""
+    path = write_frames(tmp_path / "a.dcm", frames(2, 6, 6), ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH", 0x0020, 0x000D))
+    path.write_bytes(content[:at] + siemens(4) + content[at:])
+    assert header_code(path) == "mosaic"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
