@@ -81,4 +81,9 @@ def check_text(found: dict[str, Any]) -> str:
             lines.append(f"  {problems[at]['count']} {title} (row {rows}{', …' if problems[at]['count'] > 8 else ''})")
     if problems["images_without_label"]:
         lines.append(f"  {problems['images_without_label']} images without a label row")
+    if problems["disputed"]:
+        lines.append(f"  {problems['disputed']} labels in dispute between readers, not used until they are decided")
+    if problems["incomplete"]:
+        lines.append(f"  {problems['incomplete']} labels read by too few, not used")
+    lines.append(f"split: {found['split']}")
     return "\n".join(lines)

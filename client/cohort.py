@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.labels import MatchedLabels, match_labels, read_labels
+from client.agreement import Rule
+from client.labels import ImageName, MatchedLabels, match_labels, read_labels
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.imaging.cache import load_or_build
@@ -44,6 +45,7 @@ class SiteConfig(BaseModel):
     cohort: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # the ledger keeps one account per cohort
     images: _PathText = "images"
     labels: _PathText = "labels.csv"
+    consensus: Rule = "agree"  # how several readers become one label: client/agreement.py
     nominal_patients: int = Field(ge=1, le=MOST_PATIENTS)  # public bucket, chosen by the operator: never computed from the data
     state: _PathText = "state"
     stand_in: str | None = None  # where "patients" are not persons: one plain sentence that says what they are
@@ -77,7 +79,10 @@ class IntakeReport:
                 "rows_without_image": {"count": len(self.labels.rows_without_image), "rows": list(self.labels.rows_without_image)},
                 "images_without_label": self.labels.images_without_label,
                 "wrong-modality": {"count": len(self.labels.wrong_modality), "rows": list(self.labels.wrong_modality)},
+                "disputed": int(self.labels.disputed.sum()),
+                "incomplete": int(self.labels.incomplete.sum()),
             },
+            "split": self.labels.split,
             "warnings": {"uid_under_two_patients": self.intake.shared_uids},
         }
 
@@ -168,7 +173,7 @@ def load_cohort(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float
         )
     modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
     may_occur = np.array([applies_to(name) for name in MODALITIES])[modality]
-    matched = match_labels(table, [record.file for record in records], may_occur)
+    matched = match_labels(table, image_names(records), may_occur, site.consensus)
     names = sorted({record.patient for record in records})
     dense = {name: position for position, name in enumerate(names)}
     patients = np.array([dense[record.patient] for record in records], np.int64)
@@ -205,6 +210,11 @@ def check_site(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float,
     Raises: as `load_cohort`.
     """
     return load_cohort(site_yaml, size=size, split=split).report.public()
+
+
+def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
+    """How a label sheet may name each slice."""
+    return [ImageName(file=record.file) for record in records]
 
 
 def site_key(state: Path) -> bytes:

@@ -14,7 +14,10 @@ FOUND = {
         "rows_without_image": {"count": 9, "rows": list(range(2, 11))},
         "wrong-modality": {"count": 0, "rows": []},
         "images_without_label": 3,
+        "disputed": 2,
+        "incomplete": 0,
     },
+    "split": "keyed hash",
 }
 
 
@@ -26,3 +29,6 @@ def test_every_file_and_every_label_that_is_not_used_is_accounted_for():
     assert "9 label rows without an image (row 2, 3, 4, 5, 6, 7, 8, 9, …)" in text
     assert "cannot show" not in text
     assert "3 images without a label row" in text
+    assert "2 labels in dispute" in text
+    assert "read by too few" not in text
+    assert "split: keyed hash" in text
