@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.cli import Format, FormatOption, say
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from client.sheets import SheetProblems
+
+
+class Per(StrEnum):
+    image = "image"
+    series = "series"
+
 
 data = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -52,9 +63,52 @@ def check(
 ) -> None:
     """Say what of a site's images and labels can be used, and why the rest cannot. Changes nothing but the site's own cache."""
     from client.cohort import check_site
+    from client.sheets import SheetProblems
 
-    found = check_site(site)
+    try:
+        found = check_site(site)
+    except SheetProblems as error:
+        _show_problems(error, format)
+        raise
     print(json.dumps(found, ensure_ascii=False) if format is Format.json else check_text(found))
+
+
+@data.command()
+def labels(
+    site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
+    sheets: Annotated[int | None, typer.Option("--sheets", help="Write this many workbooks to fill in, one a reader.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option("--merge", help="A filled workbook or a label sheet; once for each file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for what is written; by default sheets/, or where the labels are.")] = None,
+    per: Annotated[Per, typer.Option(help="What a row of a workbook shows.")] = Per.image,
+    seed: Annotated[int, typer.Option(min=0, help="Of the workbooks' keys and orders, and of the intervals.")] = 7,
+    force: Annotated[bool, typer.Option("--force", help="Let --merge replace the site's label sheet.")] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Check a site's label sheet and how far its readers agree; write workbooks for readers; merge what they filled in."""
+    from client import readers
+    from client.sheets import SheetProblems
+
+    if sheets is not None and merge:
+        raise ConfigError("--sheets and --merge together", code="bad-argument", hint="first hand the workbooks out, then merge them")
+    if sheets is not None:
+        paths = readers.hand_out(site, readers=sheets, out=out, per="series" if per is Per.series else "image", seed=seed)
+        print(json.dumps({"written": [str(path) for path in paths]}) if format is Format.json else "\n".join(map(str, paths)))
+        return
+    try:
+        found, refusal = (readers.merge(site, merge, out=out, force=force, seed=seed), None) if merge else readers.check(site, seed=seed)
+    except SheetProblems as error:
+        _show_problems(error, format)
+        raise
+    print(json.dumps(found, ensure_ascii=False) if format is Format.json else readers.report_text(found))
+    if refusal is not None:
+        raise refusal
+
+
+def _show_problems(error: SheetProblems, format: Format) -> None:
+    from client.readers import problem_text
+
+    problems = [problem.public() for problem in error.problems]
+    print(json.dumps({"problems": problems}, ensure_ascii=False) if format is Format.json else "\n".join(map(problem_text, problems)))
 
 
 def check_text(found: dict[str, Any]) -> str:

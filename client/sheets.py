@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -150,12 +151,14 @@ def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
                     if b"<!DOCTYPE" in text or b"\0" in text:  # NUL: UTF-16, where the word would not be found
                         raise _not_a_sheet(path, "declares XML entities")
         # data_only would give the last result of a formula, and nothing, which is "not assessed", where none is stored.
-        workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=False, keep_links=False, keep_vba=False)
-        try:
-            budget = [MAX_CELLS]
-            return {page.title: list(_rows_of(page, budget, path)) for page in workbook.worksheets} or {"": []}
-        finally:
-            workbook.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # openpyxl's warnings quote cells
+            workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=False, keep_links=False, keep_vba=False)
+            try:
+                budget = [MAX_CELLS]
+                return {page.title: list(_rows_of(page, budget, path)) for page in workbook.worksheets} or {"": []}
+            finally:
+                workbook.close()
     except DataError:
         raise
     except Exception as error:  # openpyxl lets anything through that a damaged file provokes

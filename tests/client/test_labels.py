@@ -342,6 +342,16 @@ def test_what_a_spreadsheet_spoils_is_named(tmp_path: Path) -> None:
     assert "as text" in refusal(workbook(tmp_path, rows)).message
 
 
+def test_opening_a_workbook_says_nothing_of_its_cells(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["file", "accession", "metal"])
+    book.active.append([None, 98765432109, 1])
+    book.active["B2"].number_format = "yyyy-mm-dd"  # no such day: openpyxl would warn, with the number
+    book.save(tmp_path / "labels.xlsx")
+    assert problems(tmp_path / "labels.xlsx")[0] == (2, "B", "bad-label")
+    assert not [one for one in recwarn.list if "98765432109" in str(one.message)]
+
+
 def repacked(path: Path, **members: bytes) -> Path:
     """The workbook with some members replaced."""
     with zipfile.ZipFile(path) as archive:
@@ -370,6 +380,26 @@ def test_a_hostile_workbook_is_refused_before_it_unpacks(tmp_path: Path, monkeyp
     cut = good()
     cut.write_bytes(cut.read_bytes()[:-100])
     assert refusal(cut).code == "bad-label"
+
+
+def test_a_damaged_workbook_is_read_or_refused_but_never_breaks(tmp_path: Path) -> None:
+    path = workbook(tmp_path, [["file", "metal", "reader"], *([f"{n}.dcm", n % 2, "A"] for n in range(20))])
+    with zipfile.ZipFile(path) as archive:
+        good = {name: archive.read(name) for name in archive.namelist()}
+    generator = np.random.default_rng(3)
+    codes = []
+    for _ in range(150):
+        name = generator.choice([name for name in good if name.endswith(".xml")])
+        content = bytearray(good[name])
+        for place in generator.integers(0, len(content), 4):
+            content[place] = generator.integers(0, 256)
+        repacked(path, **(good | {name: bytes(content)}))
+        try:
+            inspect_labels(path)
+        except DataError as error:
+            codes.append(error.code)
+    assert len(codes) > 50
+    assert set(codes) == {"bad-label"}
 
 
 def test_other_files_are_not_taken_for_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
