@@ -191,12 +191,17 @@ def table_of(grid: Grid, path: Path, found: Found, *, key: bytes | None) -> Labe
     name_of = _Readers(key)
     rows: list[LabelRow] = []
     first_of: dict[tuple[RowKey, str, bool], int] = {}
+    untitled: set[int] = set()
     for number, line in enumerate(grid[1:], start=2):
         if not any(line):
             continue
         if len(line) > len(grid[0]) and any(line[len(grid[0]) :]):
             expected = "at most as many cells as the header; a separator inside a cell needs quotes"
             found.add(number, None, code="bad-label", expected=expected)
+        for place, (cell, title) in enumerate(zip(line, grid[0], strict=False), start=1):
+            if cell != "" and title == "" and place not in untitled:
+                untitled.add(place)
+                found.add(number, place, code="bad-label", expected="nothing in a column without a title")
         cells = {columns[place]: (place, cell) for place, cell in enumerate(line, start=1) if place in columns}
         present, severity = answers_of(cells, number, found)
         part = _choice(cells, "part", {"": None} | {name: name for name in PARTS}, f"{', '.join(PARTS)} or blank", number, found)
@@ -303,7 +308,8 @@ def inspect_match(
     part_rows = np.full(len(names), -1, np.int32)
     labelled = np.zeros(len(names), bool)
     owners: dict[tuple[int, int], np.ndarray] = {}
-    lost, wrong = [], []
+    lost: list[int] = []
+    wrong: set[int] = set()
     found = {row.sheet: Found(sheet=row.sheet) for row in table.rows}
     reader_at = {reader: place for place, reader in enumerate(readers)}
     order = sorted(range(len(table.rows)), key=lambda place: table.rows[place].key.level)  # the more specific overwrites
@@ -333,8 +339,8 @@ def inspect_match(
             if math.isnan(value):
                 continue
             shown = positions[can[:, artifact]]
-            if value == 1 and not shown.size and row.row not in wrong:
-                wrong.append(row.row)
+            if value == 1 and not shown.size:
+                wrong.add(row.row)
             answers[reader, shown, artifact] = value
             severities[reader, shown, artifact] = row.severity[artifact]
             sources[reader, shown, artifact] = place

@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from client.labels import Column, answers_of
-from client.sheets import Cell, Found, Grid, Spoilt
+from client.sheets import MAX_BYTES, Cell, Found, Grid, Spoilt
 from common.artifacts import ARTIFACTS, INDEX, NAMES, Modality, applies_to
 from common.errors import DataError
 from common.imaging.preprocess import SOFT_TISSUE_WINDOW_HU, WIDE_WINDOW_HU, from_stored, resample
@@ -142,11 +142,15 @@ def picture(images: np.ndarray, modality: Modality) -> bytes:
 def refuse_too_many(rows: int) -> None:
     """Raises: DataError: `too-many-rows`."""
     if rows > MAX_ROWS:
-        raise DataError(
-            f"{rows} rows, more than the {MAX_ROWS} that a workbook with pictures holds",
-            code="too-many-rows",
-            hint="--per series gives a row a series",
-        )
+        raise _too_many(rows)
+
+
+def _too_many(rows: int) -> DataError:
+    return DataError(
+        f"{rows} rows with pictures; a workbook holds {MAX_ROWS} rows and {MAX_BYTES >> 20} MiB",
+        code="too-many-rows",
+        hint="--per series gives a row a series; or make a site.yaml for each part of the images",
+    )
 
 
 def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
@@ -217,6 +221,8 @@ def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
         hidden.append([name, value])
     stream = io.BytesIO()
     workbook.save(stream)
+    if stream.tell() > MAX_BYTES * 0.9:  # a spreadsheet saves it a little larger, and then it must be read again
+        raise _too_many(len(lines))
     return stream.getvalue()
 
 
@@ -302,7 +308,7 @@ def _shown(title: str) -> str:
     return f"{title}\n{_CHINESE.get(name, '')}{'严重程度' if name != title else ''}".rstrip()
 
 
-def _validation(title: str):  # type: ignore[no-untyped-def]  # openpyxl has no types
+def _validation(title: str) -> Any:
     from openpyxl.worksheet.datavalidation import DataValidation
 
     if title.endswith("_severity"):

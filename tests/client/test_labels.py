@@ -139,6 +139,11 @@ def test_two_columns_for_one_artifact(tmp_path: Path) -> None:
     assert problems(sheet(tmp_path, "file,metal,metallic\na,1,0\n")) == [(1, "C", "bad-label")]
 
 
+def test_a_column_without_a_title_is_not_passed_over(tmp_path: Path) -> None:
+    path = sheet(tmp_path, "file,,metal,\na,,1,\nb,x,1,\nc,y,1,\n")
+    assert problems(path) == [(3, "B", "bad-label")]
+
+
 def test_duplicate_label_names_both_rows(tmp_path: Path) -> None:
     error = refusal(sheet(tmp_path, "file,metal\na.dcm,1\nb.dcm,1\n./a.dcm,0\n"))
     assert error.code == "duplicate-label"
