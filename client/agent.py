@@ -474,11 +474,11 @@ def policy_of(site: SiteConfig, folder: Path) -> SitePolicy:
     return read_policy(folder / site.policy) if site.policy else default_policy(site.kind)
 
 
-def prepare(site_yaml: Path, plan: RunPlan) -> Cohort:
+def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False) -> Cohort:
     """Open a site's data as the plan wants it, building the cache where there is none.
 
     Raises:
         DataError, ConfigError: what is wrong with the folder, with local detail; never sent anywhere.
     """
     split = (plan.split.train, plan.split.validation, plan.split.test)
-    return load_cohort(site_yaml, size=plan.image_size, split=split)
+    return load_cohort(site_yaml, size=plan.image_size, split=split, quarantine="accept" if accept_quarantine else "refuse")

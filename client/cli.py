@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import Format, FormatOption, say
+from common.cli import Format, FormatOption, confirmed, say
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ data = typer.Typer(add_completion=False, no_args_is_help=True)
 
 @data.callback()
 def _data_group() -> None:
-    """Make, check and inject image data."""
+    """Make, check, prepare, label and inject image data."""
 
 
 @data.command()
@@ -71,6 +71,27 @@ def check(
         _show_problems(error, format)
         raise
     print(json.dumps(found, ensure_ascii=False) if format is Format.json else check_text(found))
+
+
+@data.command()
+def prepare(
+    site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
+    plan: Annotated[Path | None, typer.Option(help="Plan whose image size to prepare for.")] = None,
+    accept_quarantine: Annotated[bool, typer.Option("--accept-quarantine", help="Go on although many files cannot be read.")] = False,
+    show_paths: Annotated[bool, typer.Option("--show-paths", help="Name the files that cannot be read. For this terminal only.")] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Read, decode and verify a site's images now, so that a run need not. Goes on where it stopped; changes no image."""
+    from client import preparation
+    from common.imaging.preprocess import DEFAULT_SIZE
+    from common.plan import read_plan
+
+    size = read_plan(plan).image_size if plan else DEFAULT_SIZE
+    found, refusal = preparation.prepare(site, size=size, accept=lambda found: accept_quarantine or confirmed(found))
+    said = preparation.report(found, size=size, show_paths=show_paths)
+    print(json.dumps(said, ensure_ascii=False) if format is Format.json else preparation.report_text(said))
+    if refusal is not None:
+        raise refusal
 
 
 @data.command()

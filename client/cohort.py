@@ -10,8 +10,10 @@ A patient is in one part only. Nothing here leaves the hospital; `check_site` gi
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,14 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from client.admission import Admission, read_admission
 from client.agreement import Rule
 from client.labels import ImageName, MatchedLabels, match_labels, read_labels
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
-from common.imaging.cache import load_or_build
-from common.imaging.index import PARTS, Intake, Part, SliceRecord, split_of
+from common.files import write_bytes
+from common.imaging.cache import Slices, load_or_build
+from common.imaging.index import MOST_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
 from common.imaging.preprocess import DEFAULT_SIZE
 from common.plan import MOST_PATIENTS, strict_yaml
 
@@ -135,45 +139,117 @@ def read_site(path: Path) -> tuple[SiteConfig, Path]:
         raise ConfigError(f"{path}: {'; '.join(lines)}", code="bad-site", hint=f"fields: {', '.join(SiteConfig.model_fields)}") from None
 
 
-def load_cohort(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float, float, float] = DEFAULT_SPLIT) -> Cohort:
-    """Index, decode (once, then from the cache), label and split a site.
+@dataclass(frozen=True, kw_only=True)
+class SiteSlices:
+    """A site's usable slices, before anybody asks for labels."""
+
+    site: SiteConfig
+    folder: Path
+    key: bytes
+    admission: Admission
+    slices: Slices
+
+    @property
+    def images_root(self) -> Path:
+        return self.folder / self.site.images
+
+
+def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
+    """Index and decode a site's images, or open the cache; cohort.yaml says which of them are the cohort's.
 
     Args:
         site_yaml: the file, or the folder that holds it.
         size: side of the stored slices in pixels.
-        split: shares of train, validation and test; patients whose rows have a `part` follow the sheet.
+        how: `progress`, `again` and `verify` of `common.imaging.cache.load_or_build`.
     Raises:
-        ConfigError: site.yaml.
-        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, `leak` (the sheet puts one patient in two parts), or one of
-            `client.labels`.
+        ConfigError: site.yaml or cohort.yaml.
+        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, or about the cache.
     """
-    site, folder = read_site(site_yaml)
-    images_root = folder / site.images
-    if not images_root.is_dir():
-        raise DataError(f"{images_root}: no such folder", code="no-such-folder", hint="site.yaml: images = the folder with the DICOM files")
-    table = read_labels(folder / site.labels)
-    state = folder / site.state
-    if state.resolve().is_relative_to(images_root.resolve()):
-        raise ConfigError(
-            f"{state}: the state folder lies inside the images folder {images_root}", code="bad-site", hint="site.yaml: move one of the two"
-        )
-    key = site_key(state)
-    slices = load_or_build(images_root, key, state / "cache", size)
-    intake, records = slices.intake, slices.intake.records
+    site, folder, key = _opened(site_yaml)
+    images_root, state = folder / site.images, folder / site.state
+    admission = read_admission(folder, key)
+    slices = load_or_build(images_root, key, state / "cache", size, admit=admission, rules=admission.digest(), **how)
+    intake = slices.intake
     if not intake.found:
-        raise DataError(
-            f"{images_root}: no files", code="empty-site", hint="hidden files and symbolic links that leave the folder are not followed"
-        )
-    if not records:
+        raise DataError(f"{images_root}: no files", code="empty-site", hint="hidden files are not counted")
+    if not intake.records:
         codes = ", ".join(sorted({problem.code for problem in (*intake.quarantined, *intake.excluded)}))
         raise DataError(
             f"{images_root}: none of the {intake.found} files can be used ({codes})",
             code="no-usable-images",
             hint="docs/errors.md explains the codes",
         )
+    return SiteSlices(site=site, folder=folder, key=key, admission=admission, slices=slices)
+
+
+def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
+    """A site, its folder and its key; refused where its images are not there, or its state lies among them."""
+    site, folder = read_site(site_yaml)
+    images_root, state = folder / site.images, folder / site.state
+    if not images_root.is_dir():
+        raise DataError(f"{images_root}: no such folder", code="no-such-folder", hint="site.yaml: images = the folder with the DICOM files")
+    if state.resolve().is_relative_to(images_root.resolve()):
+        raise ConfigError(
+            f"{state}: the state folder lies inside the images folder {images_root}", code="bad-site", hint="site.yaml: move one of the two"
+        )
+    return site, folder, site_key(state)
+
+
+def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
+    """Refuse a site of whose files more than `MOST_QUARANTINED` cannot be read, unless somebody has looked and accepts it.
+
+    What was accepted is remembered for this index, and for no more quarantined files than there were then.
+    Raises:
+        DataError: `too-many-quarantined`.
+    """
+    intake, path = found.slices.intake, found.folder / found.site.state / "accepted-quarantine.json"
+    if intake.share_quarantined <= MOST_QUARANTINED:
+        return
+    try:
+        known = json.loads(path.read_text(encoding="ascii"))
+        if known["index"] == found.slices.fingerprint and len(intake.quarantined) <= known["quarantined"]:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if not accept:
+        codes = ", ".join(f"{count} × {code}" for code, count in Counter(problem.code for problem in intake.quarantined).most_common())
+        raise DataError(
+            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined ({codes});"
+            f" above {MOST_QUARANTINED:.0%} somebody should look first",
+            code="too-many-quarantined",
+            hint="fedqc data prepare SITE --show-paths lists them; --accept-quarantine goes on with the rest",
+        )
+    write_bytes(path, json.dumps({"index": found.slices.fingerprint, "quarantined": len(intake.quarantined)}).encode(), 0o600)
+
+
+def load_cohort(
+    site_yaml: Path,
+    *,
+    size: int = DEFAULT_SIZE,
+    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    quarantine: Literal["refuse", "accept", "ignore"] = "refuse",
+) -> Cohort:
+    """Index, decode (once, then from the cache), label and split a site.
+
+    Args:
+        site_yaml: the file, or the folder that holds it.
+        size: side of the stored slices in pixels.
+        split: shares of train, validation and test; patients whose rows have a `part` follow the sheet.
+        quarantine: what to do where many files cannot be read, see `admit_quarantine`. "ignore" accepts nothing: for a report.
+    Raises:
+        ConfigError: site.yaml or cohort.yaml.
+        DataError: as `site_slices`; `too-many-quarantined`; `leak` (the sheet puts one patient in two parts); or one of `client.labels`.
+    """
+    site, folder, key = _opened(site_yaml)
+    table = read_labels(folder / site.labels, key=key)  # first: decoding may take an hour
+    found = site_slices(site_yaml, size=size)
+    slices = found.slices
+    if quarantine != "ignore":
+        admit_quarantine(found, accept=quarantine == "accept")
+    intake, records = slices.intake, slices.intake.records
     modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
     may_occur = np.array([applies_to(name) for name in MODALITIES])[modality]
-    matched = match_labels(table, image_names(records), may_occur, site.consensus)
+    matched = match_labels(table, image_names(records), may_occur, site.consensus, key=key)
     names = sorted({record.patient for record in records})
     dense = {name: position for position, name in enumerate(names)}
     patients = np.array([dense[record.patient] for record in records], np.int64)
@@ -209,12 +285,23 @@ def check_site(site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float,
     What it says is what `load_cohort` gets, because it is the same call; it writes only below the site's state folder.
     Raises: as `load_cohort`.
     """
-    return load_cohort(site_yaml, size=size, split=split).report.public()
+    return load_cohort(site_yaml, size=size, split=split, quarantine="ignore").report.public()
 
 
 def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
     """How a label sheet may name each slice."""
-    return [ImageName(file=record.file) for record in records]
+    return [
+        ImageName(
+            file=record.file,
+            sop_uid=record.image,
+            series_uid=record.series,
+            study_uid=record.study,
+            accession=record.accession,
+            series_number=record.series_number,
+            frame=record.frame + 1,
+        )
+        for record in records
+    ]
 
 
 def site_key(state: Path) -> bytes:

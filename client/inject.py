@@ -30,9 +30,10 @@ from torch import Tensor
 from client.generate import nominal_bucket, whole_folder, write_site_yaml
 from common.artifacts import ARTIFACTS, NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
-from common.imaging.dicom import SliceHeader, exclusion, find_files, read_header, read_pixels
+from common.imaging.dicom import SliceHeader, exclusion, read_header, read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample, robust_scale_mr
+from common.imaging.sources import find_files
 from common.physics import SIMULATORS, ct
 from common.physics.acquisition import Acquisition, acquire, body_mask, uniform
 from common.physics.threads import one_thread
@@ -238,7 +239,7 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
     root = src / wanted.folder
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder, but the map names it", code="no-such-folder", hint="correct 'folder' in the map")
-    files = find_files(root)
+    files = [found.path for found in find_files(root) if not found.problem]
     missing = set(wanted.exclude) - {path.name for path in files}
     if missing:
         raise ConfigError(f"{root}: the map excludes {sorted(missing)[0]!r}, which is not there", code="bad-map", hint="correct 'exclude'")

@@ -31,6 +31,7 @@ from client.agreement import Rule, settle
 from client.sheets import Cell, Found, Grid, SheetProblem, SheetProblems, Spoilt, read_grid
 from common.artifacts import INDEX, NAMES, parse_name
 from common.errors import ConfigError, DataError
+from common.imaging.cache import identifier
 from common.imaging.index import PARTS, Part
 
 Column = tuple[str, str]
@@ -57,6 +58,7 @@ _PANEL = {"panel": True, "arbiter": True, "仲裁": True, "专家": True, "专�
 _ROLES = _PANEL | {"": False, "reader": False, "first": False, "初读": False, "一级": False}
 _SEVERITY_SUFFIXES = ("_severity", " severity", "_严重程度", "严重程度")
 _UID = re.compile(r"\d+(\.\d+)+")
+_OWN_NAME = re.compile(r"[0-9a-f]{16}")  # the site's pseudonym of a UID, as merged workbooks have it: no UID, which has dots
 _WHOLE = re.compile(r"(-?\d{1,10})(\.0+)?")
 _EXPONENT = re.compile(r"-?\d+(\.\d+)?e\+?\d+", re.IGNORECASE)  # what a spreadsheet makes of a long number
 _PSEUDONYM = re.compile(r"reader-[0-9a-f]{8}")
@@ -67,7 +69,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageName:
-    """How a sheet may name one usable slice. Raw identifiers: in the memory of the hospital's own process only."""
+    """How a sheet may name one usable slice. Identifiers stand as the image cache names them, where the site's key is given to match."""
 
     file: str  # relative to the images folder; the frames of a file share it
     sop_uid: str = ""
@@ -270,18 +272,21 @@ def text_of(cells: dict[Column, tuple[int, Cell]], column: Column, row: int, fou
     return unicodedata.normalize("NFKC", cell).strip()
 
 
-def match_labels(table: LabelTable, images: Sequence[ImageName | str], may_occur: np.ndarray, rule: Rule = "agree") -> MatchedLabels:
+def match_labels(
+    table: LabelTable, images: Sequence[ImageName | str], may_occur: np.ndarray, rule: Rule = "agree", *, key: bytes | None = None
+) -> MatchedLabels:
     """Bring the labels into the order of `images`, and settle what readers say.
 
     Args:
         images: the usable slices; a plain string is a file.
         may_occur: bool (images, artifacts), whether the artifact can occur in the image's modality.
         rule: see `client/agreement.py`.
+        key: the site's, under which `images` name UIDs and accession numbers (`cache.identifier`); None: they are raw.
     Raises:
         SheetProblems: `duplicate-label` (rows with different keys name one image, by one reader), `leak` (two parts for one image).
         DataError: `labels-match-nothing`.
     """
-    matched, problems = inspect_match(table, images, may_occur, rule)
+    matched, problems = inspect_match(table, images, may_occur, rule, key=key)
     if table.rows and len(matched.rows_without_image) == len(table.rows):
         raise DataError(
             f"{table.path}: none of the {len(table.rows)} rows names one of the {len(images)} usable images",
@@ -294,11 +299,11 @@ def match_labels(table: LabelTable, images: Sequence[ImageName | str], may_occur
 
 
 def inspect_match(
-    table: LabelTable, images: Sequence[ImageName | str], may_occur: np.ndarray, rule: Rule = "agree"
+    table: LabelTable, images: Sequence[ImageName | str], may_occur: np.ndarray, rule: Rule = "agree", *, key: bytes | None = None
 ) -> tuple[MatchedLabels, tuple[SheetProblem, ...]]:
     """As `match_labels`, but gives the problems beside what could be matched."""
     names = [ImageName(file=image) if isinstance(image, str) else image for image in images]
-    directory = _Directory(names)
+    directory = _Directory(names, key)
     readers = table.readers
     is_panel = np.array([panel for _, panel in readers], bool)
     shape = (len(readers), len(names), len(NAMES))
@@ -411,8 +416,8 @@ class _Readers:
 class _Directory:
     """Images by each key that a row may name."""
 
-    def __init__(self, images: Sequence[ImageName]) -> None:
-        self._images = images
+    def __init__(self, images: Sequence[ImageName], key: bytes | None) -> None:
+        self._images, self._key = images, key
         self._at: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in _NAMING}
         for position, image in enumerate(images):
             for name in _NAMING:
@@ -420,7 +425,7 @@ class _Directory:
 
     def find(self, key: RowKey) -> np.ndarray:
         """Positions of the images that fit every filled key, int64."""
-        filled = [(name, _comparable(name, getattr(key, name))) for name in _NAMING if getattr(key, name)]
+        filled = [(name, self._wanted(name, getattr(key, name))) for name in _NAMING if getattr(key, name)]
         (name, wanted), *rest = filled
         positions = self._at[name].get(wanted, [])
         for name, wanted in rest:
@@ -430,6 +435,16 @@ class _Directory:
         if key.frame is not None:
             positions = [at for at in positions if self._images[at].frame == key.frame]
         return np.array(positions, np.int64)
+
+
+    def _wanted(self, name: str, text: str) -> str:
+        """What a cell is looked up by: an identifier as the cache names it."""
+        if self._key is None or name == "file" or _OWN_NAME.fullmatch(text):
+            return _comparable(name, text)
+        return identifier(_CACHE_NAMES[name], text, self._key)
+
+
+_CACHE_NAMES = {"sop_uid": "image", "series_uid": "series", "study_uid": "study", "accession": "accession"}
 
 
 def _comparable(field: str, text: str) -> str:
@@ -506,7 +521,7 @@ def _key(cells: dict[Column, tuple[int, Cell]], row: int, found: Found) -> RowKe
         found.add(row, cells[kind, ""][0], code=code, title=kind, expected=expected)
 
     for kind in ("sop_uid", "series_uid", "study_uid"):
-        if texts[kind] and not (_UID.fullmatch(texts[kind]) and len(texts[kind]) <= 64):
+        if texts[kind] and not (_OWN_NAME.fullmatch(texts[kind]) or (_UID.fullmatch(texts[kind]) and len(texts[kind]) <= 64)):
             spoilt = _EXPONENT.fullmatch(texts[kind]) is not None
             wrong(kind, "a DICOM UID; format the column as text before typing or pasting", "not-text" if spoilt else "bad-label")
     if _EXPONENT.fullmatch(texts["accession"]):

@@ -28,10 +28,12 @@ from urllib.request import getproxies, proxy_bypass
 import yaml
 
 from client.approvals import is_approved
-from client.cohort import SiteConfig, check_site, read_site
+from client.cohort import SiteConfig, admit_quarantine, check_site, read_site, site_slices
 from client.enrol import coordinator_of
 from client.policy import SitePolicy, admit_hours, admit_plan, default_policy, in_plain_words, private_schedule, read_policy
-from common.errors import ConfigError, FedqcError, NetworkError, RefusedError
+from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
+from common.imaging.index import MOST_QUARANTINED
+from common.imaging.preprocess import DEFAULT_SIZE
 from common.plan import RunPlan, strict_yaml
 from common.privacy import rdp_epsilon
 
@@ -277,6 +279,11 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
     except FedqcError as error:
         return Check(check="data", ok=False, problem=f"{error.code}: {error.message}", fix=error.hint or "fedqc data check says more")
     left_out = len(found["quarantined"])
+    if left_out > MOST_QUARANTINED * found["found"]:
+        try:
+            admit_quarantine(site_slices(folder, size=plan.image_size if plan else DEFAULT_SIZE), accept=False)
+        except DataError as refusal:
+            return Check(check="data", ok=False, problem=f"{refusal.code}: {refusal.message}", fix=refusal.hint)
     said = f"{found['used']} of {found['found']} files, {found['patients']} patients, prepared"
     if left_out:
         return Check(check="data", ok=True, found=said, problem=f"{said}; {left_out} cannot be used", fix="fedqc data check names them")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from client.agreement import agreement
-from client.cohort import SiteConfig, image_names, read_site, site_key
+from client.cohort import SiteConfig, image_names, site_slices
 from client.generate import whole_folder
 from client.labels import (
     ImageName,
@@ -47,7 +47,6 @@ from client.workbooks import (
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.files import write_bytes
-from common.imaging.cache import load_or_build
 from common.imaging.index import SliceRecord
 from common.imaging.preprocess import DEFAULT_SIZE
 
@@ -82,25 +81,16 @@ def site_images(site_yaml: Path, *, size: int = DEFAULT_SIZE) -> SiteImages:
         ConfigError: site.yaml.
         DataError: `no-such-folder`, `no-usable-images`.
     """
-    site, folder = read_site(site_yaml)
-    root, state = folder / site.images, folder / site.state
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder", code="no-such-folder", hint="site.yaml: images = the folder with the DICOM files")
-    if state.resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"{state}: lies inside the images folder", code="bad-site", hint="site.yaml: move one of the two")
-    key = site_key(state)
-    slices = load_or_build(root, key, state / "cache", size)
-    records = slices.intake.records
-    if not records:
-        raise DataError(f"{root}: no usable image", code="no-usable-images", hint="fedqc data check says why")
+    found = site_slices(site_yaml, size=size)
+    records = found.slices.intake.records
     modality = np.array([MODALITIES.index(record.modality) for record in records])
     _, patients = np.unique([record.patient for record in records], return_inverse=True)
     return SiteImages(
-        site=site,
-        folder=folder,
-        key=key,
+        site=found.site,
+        folder=found.folder,
+        key=found.key,
         records=records,
-        images=slices.images,
+        images=found.slices.images,
         names=image_names(records),
         may_occur=np.array([applies_to(name) for name in MODALITIES])[modality],
         patients=patients,
@@ -115,7 +105,7 @@ def check(site_yaml: Path, *, seed: int = SEED, size: int = DEFAULT_SIZE) -> tup
     """
     ours = site_images(site_yaml, size=size)
     table, problems = inspect_labels(ours.labels_path, key=ours.key)
-    matched, more = inspect_match(table, ours.names, ours.may_occur, ours.site.consensus)
+    matched, more = inspect_match(table, ours.names, ours.may_occur, ours.site.consensus, key=ours.key)
     problems = (*problems, *more)
     refusal = SheetProblems(problems, [ours.labels_path]) if problems else None
     return _report(ours, table, matched, problems, seed=seed), refusal
@@ -189,11 +179,11 @@ def merge(
             expected = f"one row a reader for one thing; row {first.row} of sheet {first.sheet} is the other"
             problems.append(SheetProblem(sheet=row.sheet, row=row.row, column=None, title="", code="duplicate-label", expected=expected))
     table = LabelTable(path=target, rows=tuple(kept), artifacts=NAMES)
-    problems += inspect_match(table, ours.names, ours.may_occur, ours.site.consensus)[1]
+    problems += inspect_match(table, ours.names, ours.may_occur, ours.site.consensus, key=ours.key)[1]
     if problems:
         raise SheetProblems(problems, files)
     table = replace(table, rows=tuple(replace(row, row=number, sheet=1) for number, row in enumerate(kept, start=2)))
-    matched, _ = inspect_match(table, ours.names, ours.may_occur, ours.site.consensus)
+    matched, _ = inspect_match(table, ours.names, ours.may_occur, ours.site.consensus, key=ours.key)
     if len(matched.rows_without_image) == len(table.rows):
         raise DataError(
             f"none of the {len(table.rows)} rows of {len(files)} sheets names one of the {len(ours.names)} usable images",

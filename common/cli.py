@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "federation": ("server.federation_cli:federation", "Make a federation, enrol hospitals, run its services."),
     "run": ("server.run_cli:run", "Rehearse, start, watch, stop and resume runs."),
     "site": ("client.site_cli:site", "Install a hospital's node, see what it may do, what it spent and sent."),
-    "data": ("client.cli:data", "Make, check and inject image data."),
+    "data": ("client.cli:data", "Make, check, prepare, label and inject image data."),
 }
 
 
@@ -46,6 +46,11 @@ FormatOption = Annotated[Format, typer.Option("--format", help="text for people,
 def say(text: str) -> None:
     """Talk: to stderr, at once."""
     print(text, file=sys.stderr, flush=True)
+
+
+def confirmed(refusal: FedqcError) -> bool:
+    """Whether the person at the terminal wants to go on all the same; nobody there means no."""
+    return sys.stdin.isatty() and typer.confirm(f"{refusal.message}. Go on without these files?", err=True)
 
 
 class LazyGroup(TyperGroup):

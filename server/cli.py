@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import Format, FormatOption
-from common.errors import ConfigError
+from common.cli import Format, FormatOption, confirmed
+from common.errors import ConfigError, DataError
 from common.plan import RunPlan, read_plan
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def simulate_command(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Instead of the plan's seed.")] = None,
     threads: ThreadsOption = None,
+    accept_quarantine: Annotated[bool, typer.Option("--accept-quarantine", help="Go on although many files cannot be read.")] = False,
     format: FormatOption = Format.text,
 ) -> int:
     """Run a plan on all sites under DATA, in one process, and write the run folder OUT."""
@@ -45,7 +46,7 @@ def simulate_command(
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
     refuse_existing(out)
-    return _simulate(wanted, data, out, threads or idle_threads(), format)
+    return _simulate(wanted, data, out, threads or idle_threads(), format, accept_quarantine=accept_quarantine)
 
 
 def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None, format: Format) -> int:
@@ -60,7 +61,7 @@ def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None,
     return _simulate(folder.plan, data or Path(simulation["data"]), folder.path, threads or folder.manifest["threads"], format)
 
 
-def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format) -> int:
+def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format, *, accept_quarantine: bool = False) -> int:
     from common.learning import set_threads
     from common.local_grid import LocalGrid
     from server.app import check_sites, conduct
@@ -73,7 +74,12 @@ def _simulate(plan: RunPlan, data: Path, out: Path, threads: int, format: Format
     check_sites(plan, list(names.values()))
     talk = Progress(0)
     for path in site_yamls:
-        cohort = prepare(path, plan)
+        try:
+            cohort = prepare(path, plan, accept_quarantine=accept_quarantine)
+        except DataError as refusal:
+            if refusal.code != "too-many-quarantined" or not confirmed(refusal):
+                raise
+            cohort = prepare(path, plan, accept_quarantine=True)
         talk.say(f"{cohort.site.name}: {cohort.report.summary()}")
     nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
     if "pooled" in plan.arms:

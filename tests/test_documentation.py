@@ -12,11 +12,13 @@ import click
 import typer
 from pydantic import BaseModel
 
+from client.admission import ADMISSION_CODES, CohortRules
 from client.cohort import SiteConfig
 from client.policy import SitePolicy
 from common.artifacts import NAMES
 from common.cli import COMMANDS
-from common.imaging.refusals import CODES, EXCLUSIONS
+from common.imaging.index import QUARANTINE_CODES
+from common.imaging.refusals import EXCLUSIONS
 from common.losses import LOSSES
 from common.models import MODELS
 from common.plan import ARM_NAMES, RunPlan
@@ -68,8 +70,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def error_codes() -> Iterator[str]:
     """Codes in the source: `code="..."` of a call, `code = "..."` of a class, the first word of `_refusal(...)` and `_fail(...)`."""
-    yield from CODES
+    yield from QUARANTINE_CODES
     yield from EXCLUSIONS
+    yield from ADMISSION_CODES
     for path in (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
@@ -103,7 +106,7 @@ def test_every_plan_key_is_documented() -> None:
 
 
 def test_every_key_of_a_policy_and_of_site_yaml_is_documented() -> None:
-    assert undocumented(iter([*keys(SitePolicy), *keys(SiteConfig)])) == []
+    assert undocumented(iter([*keys(SitePolicy), *keys(SiteConfig), *(key.rpartition(".")[2] for key in keys(CohortRules))])) == []
 
 
 def test_every_word_a_plan_may_choose_is_documented() -> None:

@@ -200,40 +200,6 @@ class _Image:
     fragments: tuple[tuple[tuple[int, int], ...], ...]  # of each compressed frame
 
 
-def find_files(root: Path) -> list[Path]:
-    """Every regular, visible file below `root`, sorted by its path relative to `root`.
-
-    Hidden files and folders, pipes, sockets and devices are left out. Linked folders are not entered; a linked file counts only if it
-    lies below `root`.
-    Raises:
-        ImagingError: the folder cannot be listed.
-    """
-    found: list[tuple[str, str]] = []
-    real_root = os.path.realpath(root)
-    pending = [(str(root), "")]
-    while pending:
-        folder, prefix = pending.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            raise ImagingError(
-                f"{folder}: cannot list the folder ({type(error).__name__})", code="unreadable", hint="give this user read permission"
-            ) from None
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if not (os.path.isfile(target) and target.startswith(real_root + os.sep)):
-                    continue
-                found.append((prefix + entry.name, entry.path))
-            elif entry.is_dir(follow_symlinks=False):
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
-            elif entry.is_file(follow_symlinks=False):
-                found.append((prefix + entry.name, entry.path))
-    return [Path(path) for _, path in sorted(found)]
-
-
 def read_headers(stream: BinaryIO, size: int) -> tuple[SliceHeader, ...]:
     """The header of each slice of a file, in order, without its pixels; checks that the file is long enough to hold them.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft
 
 from common.artifacts import MODALITIES, Modality
 from common.errors import DataError
@@ -153,6 +152,8 @@ def k_space_channel(images: np.ndarray) -> np.ndarray:
 
     A real image has a symmetric spectrum, |F(-k)| = |F(k)|: half of it is computed and the other half looked up.
     """
+    from scipy import fft  # a quarter of a second, which every process that only decodes would pay, too
+
     n, side, _ = images.shape
     half = np.abs(fft.rfft2(images.astype(np.float32, copy=False)))
     np.log1p(half, out=half)

@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from client.cohort import check_site, load_cohort, read_site, site_key
 from common.artifacts import INDEX, NAMES
 from common.errors import ConfigError, DataError, FedqcError
-from common.imaging.dicom import find_files
 from common.imaging.dicom_write import make_uid, write_slice
+from common.imaging.sources import find_files
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
@@ -131,14 +134,12 @@ def test_check_reconciles_and_names_nobody(tmp_path: Path) -> None:
 
 
 def test_the_second_load_opens_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site(tmp_path)
-    first = load_cohort(tmp_path, size=16)
-    monkeypatch.setattr("common.imaging.cache.read_pixels", None)
-    monkeypatch.setattr("common.imaging.index.read_header", None)
+    first = load_cohort(site(tmp_path), size=16)
+    monkeypatch.setattr("common.imaging.cache.Workers", lambda *_: pytest.fail("a file was read again"))
     second = load_cohort(tmp_path, size=16)
     np.testing.assert_array_equal(first.images, second.images)
-    assert first.part.tolist() == second.part.tolist()
-    assert first.report.public() == second.report.public()
+    np.testing.assert_array_equal(first.part, second.part)
+    assert first.fingerprint == second.fingerprint
 
 
 def test_site_key_is_made_once_and_private(tmp_path: Path) -> None:
@@ -168,6 +169,8 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     assert error.code == "no-usable-images"
     assert "not-dicom" in error.message
     write(tmp_path / "elsewhere/b", "P", 1)
+    assert refusal(tmp_path).code == "too-many-quarantined"
+    (tmp_path / "elsewhere/a").unlink()
     assert refusal(tmp_path).code == "labels-match-nothing"
     (tmp_path / "labels.csv").unlink()
     assert refusal(tmp_path).code == "labels-missing"
@@ -220,7 +223,7 @@ def test_split_shares_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["awkward", "site_mr_philips_bangalore", "site_ct_ge_lightspeed_qiicr"])
 def test_real_folders_reconcile_and_name_nobody(tmp_path: Path, folder: str) -> None:
     images = Path(str(REAL)) / folder
-    files = find_files(images)
+    files = [source.path for source in find_files(images)]
     sheet = ["file," + ",".join(NAMES), *(f'"{path.relative_to(images)}",,,,,' for path in files)]
     (tmp_path / "labels.csv").write_text("\n".join(sheet))
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(SITE | {"images": str(images)}))
@@ -237,3 +240,82 @@ def test_real_folders_reconcile_and_name_nobody(tmp_path: Path, folder: str) -> 
         for keyword in ("PatientID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "InstitutionName"):
             value = str(dataset.get(keyword) or "")
             assert len(value) < 4 or value not in text
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True))
+def test_adding_removing_or_reordering_patients_never_moves_one(tmp_path: Path, chosen: list[int]) -> None:
+    whole = tmp_path / "whole"
+    if not whole.exists():
+        site(whole)
+    everybody = load_cohort(whole, size=16)
+    expected = dict(zip((record.patient for record in everybody.records), everybody.part.tolist(), strict=True))
+    with tempfile.TemporaryDirectory(dir=tmp_path) as other:
+        some = Path(other)
+        rows = ["file,metal,motion"]
+        for place, patient in enumerate(chosen):  # in this order, under other names
+            shutil.copytree(whole / f"images/p{patient:03}", some / f"images/{place:03}")
+            rows += [f"{place:03}/{number}.dcm,,{'' if patient % 2 == 0 else 1}" for number in range(3)]
+        (some / "labels.csv").write_text("\n".join(rows))
+        shutil.copy(whole / "site.yaml", some)
+        (some / "state").mkdir()
+        shutil.copy(whole / "state/site.key", some / "state")
+        found = load_cohort(some, size=16)
+        parts = dict(zip((record.patient for record in found.records), found.part.tolist(), strict=True))
+    assert len(parts) == len(chosen)
+    assert parts == {patient: expected[patient] for patient in parts}
+
+
+def test_a_sheet_may_name_images_by_uid_or_accession_and_series(tmp_path: Path) -> None:
+    folder = site(tmp_path, patients=4)
+    headers = {}
+    for path in sorted((folder / "images").rglob("*.dcm")):
+        dataset = pydicom.dcmread(path)
+        dataset.AccessionNumber, dataset.SeriesNumber = f"ACC-{path.parent.name}", 3
+        dataset.SeriesInstanceUID = make_uid(path.parent.name.encode())
+        dataset.save_as(path)
+        headers[path.relative_to(folder / "images").as_posix()] = dataset
+    rows = ["sop_uid,series_uid,study_uid,accession,series,metal,motion"]
+    rows += [f"{headers[f'p000/{number}.dcm'].SOPInstanceUID},,,,,{number % 2}," for number in range(3)]
+    rows += [f",{headers['p001/0.dcm'].SeriesInstanceUID},,,,,1", ",,,ACC-p002,3,1,", f",,{headers['p003/0.dcm'].StudyInstanceUID},,,,0"]
+    (folder / "labels.csv").write_text("\n".join(rows))
+    cohort = load_cohort(folder, size=16)
+    by_file = {record.file: labels for record, labels in zip(cohort.records, cohort.labels, strict=True)}
+    for number in range(3):
+        assert by_file[f"p000/{number}.dcm"][INDEX["metal"]] == number % 2
+        assert by_file[f"p001/{number}.dcm"][INDEX["motion"]] == 1
+        assert by_file[f"p002/{number}.dcm"][INDEX["metal"]] == 1
+        assert by_file[f"p003/{number}.dcm"][INDEX["motion"]] == 0
+    assert cohort.report.labels.images_without_label == 0
+    stored = b"".join(path.read_bytes() for path in (folder / "state/cache").iterdir())
+    assert b"ACC-p0" not in stored
+    assert str(headers["p000/0.dcm"].SOPInstanceUID).encode() not in stored
+
+
+def test_too_many_unreadable_files_stop_a_run_until_somebody_looked(tmp_path: Path) -> None:
+    folder = site(tmp_path)  # 24 images
+    (folder / "images/bad-1").write_bytes(bytes(300))
+    assert load_cohort(folder, size=16).report.intake.share_quarantined == 1 / 25
+    (folder / "images/bad-2").write_bytes(bytes(300))
+    refused = refusal(folder)
+    assert (refused.code, refused.exit_status) == ("too-many-quarantined", 2)
+    assert "2 of 26 files" in refused.message
+    assert check_site(folder, size=16)["used"] == 24
+    assert refusal(folder).code == "too-many-quarantined"  # a report accepts nothing
+    assert len(load_cohort(folder, size=16, quarantine="accept").records) == 24
+    assert len(load_cohort(folder, size=16).records) == 24  # remembered
+    (folder / "images/bad-3").write_bytes(bytes(300))
+    assert refusal(folder).code == "too-many-quarantined"  # one more than what was accepted
+
+
+def test_who_opts_out_leaves_the_cohort(tmp_path: Path) -> None:
+    folder = site(tmp_path)
+    before = load_cohort(folder, size=16)
+    (folder / "cohort.yaml").write_text("opt_out: [SECRET-3]\n")
+    after = load_cohort(folder, size=16)
+    assert len(after.records) == len(before.records) - 3
+    assert not [record for record in after.records if record.file.startswith("p003")]
+    assert after.fingerprint != before.fingerprint
+    assert after.report.public()["excluded"] == {"opted-out": 3}
+    flow = {step["step"]: step["patients"] for step in after.report.public()["flow"]}  # type: ignore[index]
+    assert (flow["readable"], flow["in the cohort"], flow["used"]) == (8, 7, 7)

@@ -18,8 +18,9 @@ from client.cohort import load_cohort, read_site
 from client.inject import Folder, Versions, cut, inject, load, read_map, read_source_labels, take, versions_of
 from client.policy import admit_training, default_policy
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
-from common.imaging.dicom import find_files, read_pixels
+from common.imaging.dicom import read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
+from common.imaging.sources import find_files
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
@@ -27,6 +28,10 @@ REAL_MAP = Path(__file__).parents[2] / "configs" / "real_hospitals.yaml"
 SIDE = 64
 SECRETS = ("SECRET-7", "Clinic of Nowhere", "20190423", "1.2.3.4.5")
 Y, X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+
+
+def paths_in(folder: Path) -> list[Path]:
+    return [source.path for source in find_files(folder)]
 
 
 def ct_slice(position: int) -> np.ndarray:
@@ -153,7 +158,7 @@ def test_the_default_policy_refuses_the_private_arm(made: tuple[Path, Path, Path
 
 def test_nothing_of_the_original_header_goes_on(made: tuple[Path, Path, Path]) -> None:
     src, out, _ = made
-    uids = [str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in find_files(src) if path.suffix == ".dcm"]
+    uids = [str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in paths_in(src) if path.suffix == ".dcm"]
     written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
     assert written
     for secret in [*SECRETS, *uids, "-300"]:
@@ -316,7 +321,7 @@ def test_real_identifiers_do_not_go_on(tmp_path: Path) -> None:
     run(Path(REAL), tmp_path / "out", write_map(tmp_path / "map.yaml", hospitals, labels=wanted.labels))
     secrets: set[str] = set()
     for one in folders:
-        for path in find_files(Path(REAL) / one.folder):
+        for path in paths_in(Path(REAL) / one.folder):
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             secrets |= {str(dataset.get(word, "")) for word in IDENTIFYING} | {path.name, one.folder}
     secrets = {secret for secret in secrets if len(secret) >= 6}

@@ -24,7 +24,7 @@ from client.workbooks import About, Item, batch_name, picture, row_key
 from common.artifacts import ARTIFACTS, INDEX
 from common.cli import main
 from common.errors import ConfigError, DataError, FedqcError
-from common.imaging.dicom import make_uid, write_slice
+from common.imaging.dicom_write import make_uid, write_slice
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")

@@ -13,7 +13,8 @@ from pydicom.uid import JPEGLSLossless, RLELossless
 
 from common.errors import ImagingError
 from common.imaging import codecs
-from common.imaging.dicom import MAX_DECODED_BYTES, MAX_FRAMES, exclusion, find_files, read_header, read_pixels, read_slices
+from common.imaging.dicom import MAX_DECODED_BYTES, MAX_FRAMES, exclusion, read_header, read_pixels, read_slices
+from common.imaging.sources import find_files
 from tests.common.imaging.dicom_files import (
     REAL,
     code_of,
@@ -321,7 +322,7 @@ def test_fragmented_enhanced_ct_without_an_offset_table_has_two_frames() -> None
 @needs_real_data
 @pytest.mark.parametrize(("site", "name", "counts"), [("mr_siemens_trio_usc", "", {35, 36}), ("mr_uih_umr770", "dti", {20})])
 def test_real_mosaics_become_slices_of_64_by_64(site: str, name: str, counts: set[int]) -> None:
-    files = [path for path in find_files(Path(str(REAL)) / f"site_{site}") if path.name.startswith(name)]
+    files = [found.path for found in find_files(Path(str(REAL)) / f"site_{site}") if found.path.name.startswith(name)]
     seen = set()
     for path in files:
         headers = headers_of(path)

@@ -14,8 +14,9 @@ import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from common.errors import ImagingError
-from common.imaging.dicom import find_files, read_headers, read_slices
+from common.imaging.dicom import read_headers, read_slices
 from common.imaging.refusals import CODES, EXCLUSIONS
+from common.imaging.sources import find_files
 from tests.common.imaging.dicom_files import REAL, encapsulated, group, items, needs_real_data, write, write_frames
 from tests.common.imaging.test_dicom_codecs import LOSSLESS, stored
 from tests.common.imaging.test_dicom_frames import csa, siemens, write_mosaic
@@ -46,7 +47,8 @@ def own_files(folder: Path) -> list[bytes]:
 
 def real_files() -> list[bytes]:
     root = Path(str(REAL))
-    files = [*find_files(root / "awkward"), root / "site_mr_uih_umr770/dtiAP_00000001.dcm", root / "site_mr_philips_bangalore/IM_0001"]
+    awkward = [source.path for source in find_files(root / "awkward")]
+    files = [*awkward, root / "site_mr_uih_umr770/dtiAP_00000001.dcm", root / "site_mr_philips_bangalore/IM_0001"]
     return [path.read_bytes() for path in files if path.stat().st_size <= LARGEST_SEED]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,17 @@ import pydicom
 import pytest
 
 from common.errors import DataError
+from common.imaging.cache import load_or_build
 from common.imaging.dicom_write import make_uid, write_slice
-from common.imaging.index import Intake, Problem, build_index, pseudonym, split_of
+from common.imaging.index import Intake, patient_pseudonyms, pseudonym, split_of
 
 KEY = bytes(range(32))
+
+
+def intake_of(root: Path, key: bytes = KEY) -> Intake:
+    with tempfile.TemporaryDirectory() as cache:
+        return load_or_build(root, key, Path(cache), 16).intake
+
 
 
 def write(path: Path, *, patient: str = "P1", uid: str | None = None, value: float = 0.0, **changes: object) -> Path:
@@ -57,7 +65,7 @@ def messy(root: Path) -> Path:
 
 
 def test_found_is_used_plus_quarantined_plus_duplicates_plus_excluded(tmp_path: Path) -> None:
-    intake = build_index(messy(tmp_path), KEY)
+    intake = intake_of(messy(tmp_path))
     assert intake.found == 15
     assert len(intake.records) == 7
     assert len(intake.duplicates) == 2
@@ -67,19 +75,11 @@ def test_found_is_used_plus_quarantined_plus_duplicates_plus_excluded(tmp_path: 
 
 
 def test_an_intake_that_does_not_reconcile_cannot_exist(tmp_path: Path) -> None:
-    intake = build_index(messy(tmp_path), KEY)
+    intake = intake_of(messy(tmp_path))
     with pytest.raises(AssertionError):
         dataclasses.replace(intake, found=16)
     with pytest.raises(AssertionError):
-        Intake(root=tmp_path, found=1, records=(), quarantined=(), excluded=(), duplicates=(), shared_uids=0)
-
-
-def test_a_failed_record_moves_to_quarantine(tmp_path: Path) -> None:
-    intake = build_index(messy(tmp_path), KEY)
-    number = intake.records[2].number
-    moved = intake.quarantine([Problem(number=number, code="unreadable", detail="")])
-    assert number not in {record.number for record in moved.records}
-    assert number in {problem.number for problem in moved.quarantined}
+        dataclasses.replace(intake, used=intake.used - 1, duplicates=(*intake.duplicates, 1))
 
 
 def test_good_files_do_not_notice_bad_neighbours(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_good_files_do_not_notice_bad_neighbours(tmp_path: Path) -> None:
         shutil.copy2(crowd / f"a/{number}.dcm", alone / f"a/{number}.dcm")
 
     def seen(root: Path) -> list[tuple[str, str]]:
-        return [(record.file, record.patient) for record in build_index(root, KEY).records if record.file.startswith("a/")]
+        return [(record.file, record.patient) for record in intake_of(root).records if record.file.startswith("a/")]
 
     assert seen(alone) == seen(crowd)
     assert len(seen(alone)) == 6
@@ -99,18 +99,36 @@ def test_a_shared_uid_of_two_patients_warns_and_removes_nothing(tmp_path: Path) 
     """What happens to a patient's slices hangs on that patient alone: otherwise the privacy unit would be two patients."""
     for patient in ("P1", "P2"):
         write(tmp_path / patient, patient=patient, uid=make_uid(b"same"), value=ord(patient[1]))
-    intake = build_index(tmp_path, KEY)
+    intake = intake_of(tmp_path)
     assert len(intake.records) == 2
     assert intake.shared_uids == 1
 
 
 def test_the_index_is_deterministic(tmp_path: Path) -> None:
     root = messy(tmp_path)
-    assert build_index(root, KEY) == build_index(root, KEY)
+    assert intake_of(root) == intake_of(root)
+
+
+def test_the_flow_counts_files_slices_and_patients_at_every_step(tmp_path: Path) -> None:
+    flow = {step.name: (step.files, step.slices, step.patients) for step in intake_of(messy(tmp_path)).flow}
+    assert flow == {
+        "found": (15, 13, 3),
+        "readable": (13, 13, 3),
+        "CT and MR, original and primary": (11, 11, 3),
+        "in the cohort": (11, 11, 3),
+        "used": (7, 7, 3),
+    }
+
+
+def test_the_patient_of_an_opt_out_list_is_the_one_of_the_header_in_any_character_set() -> None:
+    for charset in ("utf-8", "gb18030"):
+        raw = "病人7".encode(charset).decode("latin-1")
+        assert pseudonym(f"PatientID:{raw}", KEY) in patient_pseudonyms(" 病人7 ", KEY)
+    assert patient_pseudonyms("P1", KEY) == {pseudonym("PatientID:P1", KEY)}
 
 
 def test_the_public_form_names_nobody(tmp_path: Path) -> None:
-    intake = build_index(messy(tmp_path), KEY)
+    intake = intake_of(messy(tmp_path))
     text = json.dumps(intake.public())
     for secret in ("P1", str(tmp_path), ".dcm", "2.25.", "notes", intake.records[0].patient):
         assert secret not in text
@@ -124,12 +142,12 @@ def test_pseudonyms_need_the_key() -> None:
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        build_index(tmp_path / "absent", KEY)
+        intake_of(tmp_path / "absent")
     assert caught.value.code == "no-such-folder"
 
 
 def test_an_empty_folder_is_an_empty_intake(tmp_path: Path) -> None:
-    assert build_index(tmp_path, KEY).found == 0
+    assert intake_of(tmp_path).found == 0
 
 
 def test_split_shares_hold_on_average_and_never_move() -> None:

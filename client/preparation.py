@@ -1,0 +1,138 @@
+"""`fedqc data prepare`: read, decode and verify a site's images before a run needs them, and settle what to do about the unreadable.
+
+What is written goes into the site's state folder. Sources are read, never changed, moved or deleted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from client.cohort import SiteSlices, admit_quarantine, site_slices
+from common.cli import say
+from common.errors import DataError
+from common.imaging.index import meaning
+
+STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying slices"}
+EVERY_S = 5.0
+"""Between two lines about the same stage, where there is no terminal to draw on."""
+
+
+def prepare(site: Path, *, size: int, accept: Callable[[DataError], bool]) -> tuple[SiteSlices, DataError | None]:
+    """Bring a site's cache up to date: what could not be read is tried again, what is stored is verified.
+
+    Args:
+        accept: asked where more files are quarantined than a run takes unseen; whether to go on with the rest.
+    Returns:
+        the slices, and the refusal (`too-many-quarantined`) where nobody accepted.
+    Raises:
+        DataError, ConfigError: as `site_slices`.
+    """
+    with shown_progress(size) as progress:
+        found = site_slices(site, size=size, progress=progress, again=True, verify=True)
+    try:
+        admit_quarantine(found, accept=False)
+    except DataError as refusal:
+        if not accept(refusal):
+            return found, refusal
+        admit_quarantine(found, accept=True)
+    return found, None
+
+
+def report(found: SiteSlices, *, size: int, show_paths: bool) -> dict[str, Any]:
+    """What was prepared. No path unless `show_paths`, which is for the hospital's own terminal."""
+    intake = found.slices.intake
+    said: dict[str, Any] = {
+        "site": found.site.name,
+        "index": found.slices.fingerprint,
+        "size": size,
+        "cache_bytes": len(intake.records) * size * size * 2,
+        "patients": len({record.patient for record in intake.records}),
+        **intake.public(),
+    }
+    if show_paths:
+        said["quarantined"] = [{"file": problem.number, "code": problem.code, "detail": problem.detail} for problem in intake.quarantined]
+    return said
+
+
+def report_text(said: dict[str, Any]) -> str:
+    """The report for a terminal: the flow of counts, then each code with what it means."""
+    excluded, quarantined = said["excluded"], Counter(problem["code"] for problem in said["quarantined"])
+    lines = [
+        f"{said['found']} files found = {said['used']} used + {len(said['quarantined'])} quarantined + {said['duplicates']} duplicates"
+        f" + {sum(excluded.values())} excluded by rule",
+        f"{'':36s}{'files':>9s}{'slices':>9s}{'patients':>10s}",
+    ]
+    lines += [f"  {step['step']:34s}{step['files']:9d}{step['slices']:9d}{step['patients']:10d}" for step in said["flow"]]
+    lines += [f"  excluded: {count} × {code} ({_meaning(code)})" for code, count in sorted(excluded.items())]
+    for code, count in sorted(quarantined.items()):
+        files = [problem["file"] for problem in said["quarantined"] if problem["code"] == code]
+        shown = ", ".join(map(str, files[:8])) + (", …" if len(files) > 8 else "")
+        lines.append(f"  quarantined: {count} × {code} ({_meaning(code)}): file {shown} of the sorted list")
+    lines += [f"    {problem['file']}: {problem['detail']}" for problem in said["quarantined"] if "detail" in problem]
+    lines.append(f"index {said['index']}: {said['slices']['used']} slices of {said['patients']} patients, {said['cache_bytes'] >> 20} MiB")
+    return "\n".join(lines)
+
+
+def _meaning(code: str) -> str:
+    from client.admission import ADMISSION_CODES
+
+    return ADMISSION_CODES.get(code) or meaning(code)
+
+
+@contextmanager
+def shown_progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of long work: a bar with the time left on a terminal, a line now and then elsewhere; to stderr.
+
+    Before slices are decoded it says how many there are and what they will take at `size`.
+    """
+
+    def forecast(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("slices", 0):
+            say(f"{total} slices to decode, {total * size * size * 2 / (1 << 20):.1f} MiB in the cache")
+        elif done:
+            shown(stage, done, total)
+
+    with _bars() if sys.stderr.isatty() else nullcontext(_Lines()) as shown:
+        yield forecast
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._stage, self._began, self._said = "", 0.0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._said = stage, now, now
+        if now - self._said >= EVERY_S or (done == total and now - self._began >= EVERY_S):
+            left_s = (now - self._began) / done * (total - done)
+            say(f"{STAGES[stage]}: {done} of {total}, {_duration(left_s)} left")
+            self._said = now
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(STAGES[stage], total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield progress
