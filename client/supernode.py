@@ -1,4 +1,4 @@
-"""Flower's SuperNode as the node starts it: the same program, with shorter naps, which ends when the node does.
+"""Flower's SuperNode as the node starts it: the same program, with shorter naps and answers in their turn, which ends when the node does.
 
 Flower 1.41 looks for a message every 3 s and for its answer every 0.5 s, both fixed, which is most of the time of a round that computes
 little. The main loop's only `time.sleep`s are replaced. A nap is a share of the time that was waited already, so it costs little beside any
@@ -15,8 +15,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import flwr.supernode.start_client_internal as main_loop
+from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supernode.cli import flower_supernode
 
@@ -55,12 +58,47 @@ class Naps:
         return seconds
 
 
+class Turns:
+    """Sees to it that a message's own answer is handed in before the next message is asked for.
+
+    Flower hands in whatever answer there is and goes on. Of a task that came to nothing (its run ended in the middle of the message) Flower
+    itself makes an error answer, a minute later; handed in with the next message, it would leave that one's answer lying until another
+    message comes, and so on for ever.
+    """
+
+    def __init__(self, pull: Callable[..., int | None], push: Callable[..., None]) -> None:
+        """Args: Flower's `_pull_and_store_message` and `_push_messages`."""
+        self._pull, self._push = pull, push
+        self._asked = ""
+
+    def pull(self, *, receive: Callable[[], Any], **others: Any) -> int | None:
+        def noted() -> Any:
+            found = receive()
+            if found is not None:
+                self._asked = found[0].metadata.message_id
+            return found
+
+        return self._pull(receive=noted, **others)
+
+    def push(self, *, send: Callable[..., Any], **others: Any) -> None:
+        answered: set[str] = set()
+
+        def noted(message: Message, *rest: Any) -> Any:
+            answered.add(message.metadata.reply_to_message_id)
+            return send(message, *rest)
+
+        while self._asked not in answered:
+            self._push(send=noted, **others)
+
+
 def main(parent: int) -> None:
     """Be a SuperNode until `parent` ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(1)
     vars(main_loop)["time"] = Naps()
+    turns = Turns(main_loop._pull_and_store_message, main_loop._push_messages)
+    vars(main_loop).update(_pull_and_store_message=turns.pull, _push_messages=turns.push)
     vars(main_loop)["pull_objects"] = functools.partial(pull_objects, **PULLING)
     flower_supernode()
 

@@ -278,6 +278,7 @@ def test_the_private_flower_names_are_these() -> None:
         ("flwr.supercore.runtime", "RuntimeHttpClient"),
     }
     assert flower_names(supernode) == [
+        ("flwr.app", "Message"),
         ("flwr.supercore.inflatable.inflatable_utils", "pull_objects"),
         ("flwr.supernode.cli", "flower_supernode"),
     ]
@@ -314,3 +315,54 @@ def test_naps_grow_with_the_silence() -> None:
     assert naps.length(3) == 3
     assert naps.length(0.7) == 0.7
     assert naps.monotonic is time.monotonic
+
+
+def test_a_message_is_answered_though_a_dead_one_s_error_is_handed_in_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Flower's own functions on its own state; the control shows what happens without our turns."""
+
+    def sent_after_one_message(pull: Callable[..., Any], push: Callable[..., Any]) -> list[str]:
+        node = Node(0)
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, 1, NODE
+        store, sent = node.objects.store(), []
+
+        def stored(text: str, *, answers: Message | None = None) -> Message:
+            content = RecordDict({"q": ConfigRecord({"text": text})})
+            message = Message(content, reply_to=answers) if answers else Message(content, dst_node_id=NODE, message_type="train")
+            start_client_internal._insert_message(message, node.state, store)
+            return message
+
+        dead = stored("of a run that has ended")
+        stored("the error answer that Flower made of it", answers=dead)
+        asked = Message(RecordDict({"q": ConfigRecord({"text": "new"})}), dst_node_id=NODE, message_type="train")
+        asked.metadata.__dict__["_message_id"] = asked.object_id
+
+        def nap(seconds: float) -> None:  # while the loop waits, the executor hands in the answer
+            if "the answer" not in made:
+                made.append("the answer")
+                stored("the answer", answers=asked)
+
+        made: list[str] = []
+        monkeypatch.setattr(start_client_internal, "time", type("Clock", (), {"sleep": staticmethod(nap)}))
+        pulled = pull(
+            state=node.state,
+            object_store=store,
+            node_config={},
+            receive=lambda: (remove_content_from_message(asked), get_object_tree(asked)),
+            get_run=None,
+            get_fab=None,
+            pull_object=lambda run, name: get_all_nested_objects(asked)[name].deflate(),
+            confirm_message_received=lambda run, name: None,
+            trusted_entities=None,
+        )
+        assert pulled == RUN
+
+        def send(message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
+            sent.append("new" if message.metadata.reply_to_message_id == asked.object_id else "dead")
+            return set(), "session"
+
+        push(state=node.state, object_store=store, send=send, push_object=lambda *_: None)
+        return sent
+
+    ours = supernode.Turns(start_client_internal._pull_and_store_message, start_client_internal._push_messages)
+    assert sent_after_one_message(ours.pull, ours.push) == ["dead", "new"]
+    assert sent_after_one_message(start_client_internal._pull_and_store_message, start_client_internal._push_messages) == ["dead"]
