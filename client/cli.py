@@ -58,19 +58,44 @@ def inject(
 
 @data.command()
 def check(
-    site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Site folder, its site.yaml, or any folder with images.")],
     format: FormatOption = Format.text,
-) -> None:
-    """Say what of a site's images and labels can be used, and why the rest cannot. Changes nothing but the site's own cache."""
-    from client.cohort import check_site
-    from client.sheets import SheetProblems
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with contact sheets. It shows images.")] = None,
+    against_training: Annotated[
+        bool, typer.Option("--against-training", help="Compare with the patients that this site's model was trained on.")
+    ] = False,
+    training_profile: Annotated[
+        Path | None, typer.Option("--training-profile", help="Compare with this profile, or with the newest one of this site folder.")
+    ] = None,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="List the quarantined files, and what is behind names like other-3f2a, on stderr.")
+    ] = False,
+    lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",
+) -> int:
+    """Say what images and labels are good for: ready, ready with warnings (status 0) or not ready (2), and what to do. Changes nothing but
+    the site's own state; of a folder without site.yaml, a private folder in the user's cache directory."""
+    from client.progress import progress_shown
+    from client.readiness.check import examine, look, paths_text
+    from client.readiness.text import report_text
+    from client.readiness.words import speaker
 
-    try:
-        found = check_site(site)
-    except SheetProblems as error:
-        _show_problems(error, format)
-        raise
-    print(json.dumps(found, ensure_ascii=False) if format is Format.json else check_text(found))
+    speak = speaker(lang)
+    with progress_shown() as progress:
+        subject = look(folder, progress=progress)
+    if subject.found is None:
+        say(f"no site.yaml: images only; the cache is {subject.state}")
+    against: Any = training_profile or ("own" if against_training else "nothing")
+    found = examine(subject, against=against)
+    print(json.dumps(found.public(), ensure_ascii=False) if format is Format.json else report_text(found, speak))
+    if show_paths:
+        for line in paths_text(subject):
+            say(line)
+    if html is not None:
+        from client.readiness.page import write_page
+
+        write_page(html, found, lang)
+        say(f"written: {html}; it shows images and stays in the hospital")
+    return 2 if found.verdict == "not ready" else 0
 
 
 @data.command()
@@ -130,35 +155,3 @@ def _show_problems(error: SheetProblems, format: Format) -> None:
 
     problems = [problem.public() for problem in error.problems]
     print(json.dumps({"problems": problems}, ensure_ascii=False) if format is Format.json else "\n".join(map(problem_text, problems)))
-
-
-def check_text(found: dict[str, Any]) -> str:
-    """The intake report for a terminal."""
-    lines = [
-        f"{found['found']} files found: {found['used']} used, {len(found['quarantined'])} quarantined,"
-        f" {found['duplicates']} duplicates, {sum(found['excluded'].values())} excluded by rule",
-        f"{found['patients']} patients",
-    ]
-    lines += [f"  excluded: {count} × {code}" for code, count in sorted(found["excluded"].items())]
-    codes = [problem["code"] for problem in found["quarantined"]]
-    for code in sorted(set(codes)):
-        files = [str(problem["file"]) for problem in found["quarantined"] if problem["code"] == code]
-        shown = ", ".join(files[:8]) + (", …" if len(files) > 8 else "")
-        lines.append(f"  quarantined: {len(files)} × {code} (file {shown} of the sorted list)")
-    for artifact, counts in found["labels"].items():
-        numbers = f"{counts['present']:5d} present {counts['absent']:6d} absent {counts['not_assessed']:6d} not assessed"
-        lines.append(f"  {artifact:15s} {numbers}")
-    problems = found["label_problems"]
-    titles = {"rows_without_image": "label rows without an image", "wrong-modality": "labels of an artifact the modality cannot show"}
-    for at, title in titles.items():
-        if problems[at]["count"]:
-            rows = ", ".join(str(row) for row in problems[at]["rows"][:8])
-            lines.append(f"  {problems[at]['count']} {title} (row {rows}{', …' if problems[at]['count'] > 8 else ''})")
-    if problems["images_without_label"]:
-        lines.append(f"  {problems['images_without_label']} images without a label row")
-    if problems["disputed"]:
-        lines.append(f"  {problems['disputed']} labels in dispute between readers, not used until they are decided")
-    if problems["incomplete"]:
-        lines.append(f"  {problems['incomplete']} labels read by too few, not used")
-    lines.append(f"split: {found['split']}")
-    return "\n".join(lines)

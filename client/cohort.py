@@ -165,11 +165,8 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
         ConfigError: site.yaml or cohort.yaml.
         DataError: `no-such-folder`, `empty-site`, `no-usable-images`, or about the cache.
     """
-    site, folder, key = _opened(site_yaml)
-    images_root, state = folder / site.images, folder / site.state
-    admission = read_admission(folder, key)
-    slices = load_or_build(images_root, key, state / "cache", size, admit=admission, rules=admission.digest(), **how)
-    intake = slices.intake
+    found = open_slices(site_yaml, size=size, **how)
+    intake, images_root = found.slices.intake, found.images_root
     if not intake.found:
         raise DataError(f"{images_root}: no files", code="empty-site", hint="hidden files are not counted")
     if not intake.records:
@@ -179,6 +176,16 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
             code="no-usable-images",
             hint="docs/errors.md explains the codes",
         )
+    return found
+
+
+def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
+    """As `site_slices`, for a report: a site of which nothing can be used is not refused."""
+    site, folder, key = _opened(site_yaml)
+    admission = read_admission(folder, key)
+    slices = load_or_build(
+        folder / site.images, key, folder / site.state / "cache", size, admit=admission, rules=admission.digest(), **how
+    )
     return SiteSlices(site=site, folder=folder, key=key, admission=admission, slices=slices)
 
 
@@ -253,14 +260,14 @@ def load_cohort(
     names = sorted({record.patient for record in records})
     dense = {name: position for position, name in enumerate(names)}
     patients = np.array([dense[record.patient] for record in records], np.int64)
-    parts_of_patients = _parts(patients, names, records=records, labels=matched, key=key, split=split)
+    parts_of_patients = assign_parts(patients, names, records=records, labels=matched, key=key, split=split)
     report = IntakeReport(
         intake=intake,
         labels=matched,
         patients=len(names),
         patients_by_part={part: int((parts_of_patients == position).sum()) for position, part in enumerate(PARTS)},
         slices_by_modality={name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)},
-        label_counts=_label_counts(matched.present, may_occur),
+        label_counts=count_labels(matched.present, may_occur),
     )
     return Cohort(
         site=site,
@@ -341,7 +348,7 @@ def site_key(state: Path) -> bytes:
     return key
 
 
-def _parts(
+def assign_parts(
     patients: np.ndarray,
     names: list[str],
     *,
@@ -350,7 +357,13 @@ def _parts(
     key: bytes,
     split: tuple[float, float, float],
 ) -> np.ndarray:
-    """Part of each patient, int8 (patients,): the sheet's where it has one, else the keyed hash."""
+    """Part of each patient, int8 (patients,): the sheet's where it has one, else the keyed hash.
+
+    Args:
+        patients: int64 (records,), position in `names`.
+    Raises:
+        DataError: `leak`, the sheet puts one patient in two parts.
+    """
     fixed: dict[int, tuple[Part, int]] = {}
     for patient, part, record in zip(patients.tolist(), labels.parts, records, strict=True):
         if part is None:
@@ -365,7 +378,8 @@ def _parts(
     return np.array([PARTS.index(fixed[i][0] if i in fixed else split_of(name, key, *split)) for i, name in enumerate(names)], np.int8)
 
 
-def _label_counts(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
+def count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
+    """Of each artifact how many slices have it, have it not, and were not assessed; over slices in which it can occur."""
     return {
         name: {
             "present": int((present[:, position] == 1).sum()),
