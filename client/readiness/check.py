@@ -46,7 +46,7 @@ from client.sheets import SheetProblem
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError
 from common.imaging.cache import Progress, Slices, load_or_build
-from common.imaging.index import MOST_QUARANTINED, PARTS, pseudonym
+from common.imaging.index import MOST_QUARANTINED, PARTS, SliceRecord, pseudonym
 from common.imaging.preprocess import DEFAULT_SIZE
 
 Level = Literal["stop", "warning", "note"]
@@ -367,8 +367,9 @@ def _is_accepted(subject: Subject) -> bool:
 def _on_patients(subject: Subject, intake: IntakeReport, names: list[str]) -> list[Finding]:
     found = []
     records = subject.slices.intake.records
-    if pseudonym("", subject.key) in names:
-        unknown = sum(record.patient == pseudonym("", subject.key) for record in records)
+    nobody = pseudonym("", subject.key)
+    if nobody in names:
+        unknown = sum(record.patient == nobody for record in records)
         found.append(Finding(code="no-patient-id", level="warning", values={"slices": unknown}))
     if subject.site is None or not records or not intake.patients_by_part:
         return found
@@ -412,14 +413,13 @@ def _on_images(subject: Subject, scanners: np.ndarray, duplicates: screening.Dup
     found = []
     if scanners.max() == 0:
         found.append(Finding(code="one-scanner", level="warning", values={}))
-    strange = {field: sum(_is_implausible(getattr(record, field), limits) for record in records) for field, limits in _PLAUSIBLE.items()}
+    strange = {field: _implausible(records, field, limits) for field, limits in _PLAUSIBLE.items()}
     if any(strange.values()):
-        values = {"fields": _listed({field: count for field, count in strange.items() if count})}
-        found.append(Finding(code="implausible-units", level="warning", values=values))
+        fields = _listed({field: count for field, count in strange.items() if count})
+        found.append(Finding(code="implausible-units", level="warning", values={"fields": fields}))
     count = int(duplicates.across_patients.sum())
     if count > MANY_DUPLICATES * len(records):
-        values = {"slices": count, "of": len(records)}
-        found.append(Finding(code="near-duplicates", level="warning", values=values))
+        found.append(Finding(code="near-duplicates", level="warning", values={"slices": count, "of": len(records)}))
     if across := int(duplicates.across_split.sum()):
         found.append(Finding(code="near-duplicates-across-split", level="warning", values={"slices": across}))
     if not duplicates.is_complete:
@@ -431,9 +431,13 @@ def _on_images(subject: Subject, scanners: np.ndarray, duplicates: screening.Dup
     return found
 
 
-def _is_implausible(value: float | tuple[float, float] | None, limits: tuple[float, float]) -> bool:
-    values = value if isinstance(value, tuple) else () if value is None else (value,)
-    return any(not limits[0] <= one <= limits[1] for one in values)
+def _implausible(records: Sequence[SliceRecord], field: str, limits: tuple[float, float]) -> int:
+    """Slices whose value lies outside the limits; one that is not stated does not."""
+    stated = [value for record in records if (value := getattr(record, field)) is not None]
+    if not stated:
+        return 0
+    values = np.array(stated, np.float64).reshape(len(stated), -1)
+    return int(((values < limits[0]) | (values > limits[1])).any(1).sum())
 
 
 def _on_time(trends: Sequence[screening.Trend], drift: Drift | None) -> list[Finding]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from client.readiness import screening, text
 from client.readiness.check import Readiness
 from client.readiness.profile import ACQUISITION, MEASURES, Numbers
-from client.readiness.words import Say, speaker
+from client.readiness.words import Say, counted, speaker
 from common.artifacts import ARTIFACTS, INDEX
 from common.errors import ConfigError
 from common.files import write_bytes
@@ -65,6 +65,7 @@ def render(found: Readiness, language: str) -> str:
     )
     return environment.get_template("page.html.j2").render(
         say=say,
+        counted=lambda count, what: counted(say, count, what),
         found=found,
         language=language,
         intake=found.subject.slices.intake,
@@ -162,7 +163,7 @@ def _png(found: Readiness, slices: np.ndarray, numbers: Sequence[int]) -> str:
 def flow_figure(found: Readiness, say: Say) -> Markup:
     """Boxes from what was found to what is used, and beside each arrow what was lost there."""
     steps = found.subject.slices.intake.flow
-    width, height, gap = 178, 78, 34
+    width, height, gap = 178, 88, 34
     parts = []
     for place, step in enumerate(steps):
         left = place * (width + gap)
@@ -181,9 +182,9 @@ def flow_figure(found: Readiness, say: Say) -> Markup:
         name = _wrapped(say(f"step.{step.name}"), 24)
         for line, words in enumerate(name):
             parts.append(_text(left + width / 2, 18 + 14 * line, words, anchor="middle", colour=MUTED, size=12))
-        parts.append(_text(left + width / 2, 50, f"{step.files} {say('files')}", anchor="middle", size=15, weight=600))
-        under = f"{step.slices} {say('slices')} · {step.patients} {say('patients')}"
-        parts.append(_text(left + width / 2, 68, under, anchor="middle", size=12))
+        parts.append(_text(left + width / 2, 58, counted(say, step.files, "files"), anchor="middle", size=15, weight=600))
+        under = f"{counted(say, step.slices, 'slices')} · {counted(say, step.patients, 'patients')}"
+        parts.append(_text(left + width / 2, 77, under, anchor="middle", size=12))
     total = len(steps) * (width + gap) - gap
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="figure">{}</svg>').format(
         total, height + 26, say("flow"), Markup("").join(parts)

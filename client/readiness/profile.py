@@ -1,7 +1,7 @@
 """How images were acquired, as distributions over patients, and how far two such profiles differ. It stays in the hospital.
 
 A patient counts once: each of a patient's slices weighs one over how many slices of the modality the patient has. Numbers are binned at
-the deciles of the profile that is compared *with*, so that a profile can be stored and met by later data.
+the values or deciles of the profile that is compared *with*, so that a profile can be stored and met by later data.
 
 Two profiles are compared by the population stability index, PSI = Σ (q - p) ln(q / p): below 0.1 nothing moved, from 0.25 the population
 is another (Siddiqi, Credit Risk Scorecards, 2006, ch. 9). Small samples differ by chance: without any change PSI is close to
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ MOVED, ALARMING = 0.1, 0.25
 MAX_BYTES = 16 << 20
 MOST_LETTERS = 40  # of a word
 _BINS = 10
+_TOLERANCE = 1e-3  # of a value: 4.999 mm is 5 mm
 _LEAST_IN_BIN = 4  # patients, so that few patients make few bins
 
 WORD_FIELDS = ("vendor", "model", "field_strength_t", "kvp", "kernel", "sequence")
@@ -150,13 +151,25 @@ def _numbers(values: np.ndarray, weight: np.ndarray, edges: tuple[float, ...] | 
         return float(values[order][min(int(np.searchsorted(at, share)), len(at) - 1)])
 
     if edges is None:
-        bins = max(2, min(_BINS, int(weight.sum()) // _LEAST_IN_BIN))
-        inner = sorted({quantile(place / bins) for place in range(1, bins)})
-        edges = tuple(edge for edge in inner if values.min() < edge)
+        edges = _edges(values, quantile, patients=float(weight.sum()))
     found = np.bincount(np.searchsorted(np.array(edges), values, side="right"), weight, minlength=len(edges) + 1)
     return Numbers(
         low=quantile(0.05), median=quantile(0.5), high=quantile(0.95), edges=edges, weights=tuple(found.tolist()), missing=missing
     )
+
+
+def _edges(values: np.ndarray, quantile: Callable[[float], float], *, patients: float) -> tuple[float, ...]:
+    """Inner edges of bins: around each value where there are few of them, else the range and the deciles in it.
+
+    What lies outside every value, or outside the range, has a bin of its own, which is empty until other data come.
+    """
+    few = np.unique(values)
+    bins = max(2, min(_BINS, int(patients) // _LEAST_IN_BIN))
+    if len(few) <= min(_BINS, patients / 2 + 1):
+        return tuple(sorted({mark + side * _TOLERANCE * abs(mark) for mark in few.tolist() for side in (-1, 1)}))
+    low, high = float(few[0]), float(few[-1])
+    inner = {quantile(place / bins) for place in range(1, bins)} - {low, high}
+    return (low - _TOLERANCE * abs(low), *sorted(inner), high + _TOLERANCE * abs(high))
 
 
 def moves(trained: Profile, now: Profile) -> list[Move]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from client.readiness.check import Readiness
 from client.readiness.profile import ACQUISITION, MEASURES, Numbers, Population
-from client.readiness.words import Say
+from client.readiness.words import Say, counted
 from client.sheets import SheetProblem
 
 SHOWN = 8  # file or row numbers, words of a field
@@ -65,8 +65,13 @@ def span_text(numbers: Numbers, say: Say) -> str:
 def words_text(counts: dict[str, float], patients: int) -> str:
     """The most common words of a field with the share of patients."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    said = ", ".join(f"{name} {count / patients:.0%}" for name, count in ordered[:SHOWN])
+    said = ", ".join(f"{name} {percent(count / patients)}" for name, count in ordered[:SHOWN])
     return said + (f", … ({len(ordered)})" if len(ordered) > SHOWN else "")
+
+
+def percent(share: float) -> str:
+    """Rounded half up: equal shares look equal."""
+    return f"{int(share * 100 + 0.5 + 1e-9)}%"
 
 
 def field_rows(population: Population, fields: Iterable[str], say: Say) -> list[tuple[str, str]]:
@@ -102,9 +107,9 @@ def _verdict(found: Readiness, say: Say) -> list[str]:
     site = found.subject.site
     lines = [
         f"{site.name if site else say('folder')}: {say(found.verdict).upper()}",
-        f"{intake.found} {say('files')}: {intake.used} {say('step.used')}, {len(intake.quarantined)} {say('quarantine')},"
+        f"{counted(say, intake.found, 'files')}: {intake.used} {say('step.used')}, {len(intake.quarantined)} {say('quarantine')},"
         f" {len(intake.duplicates)} {say('duplicate')}, {len(intake.excluded)} {say('exclusion')};"
-        f" {len(intake.records)} {say('slices')}, {found.intake.patients} {say('patients')}",
+        f" {counted(say, len(intake.records), 'slices')}, {counted(say, found.intake.patients, 'patients')}",
     ]
     for finding in found.findings:
         lines.append(f"  {say(finding.level)} [{finding.code}]: {finding_text(finding.code, finding.values, say)}")
@@ -152,7 +157,7 @@ def _labels(found: Readiness, say: Say) -> list[str]:
 def _acquisition(found: Readiness, say: Say) -> list[str]:
     lines: list[str] = []
     for modality, population in found.profile.modalities.items():
-        lines.append(f"{modality}: {population.patients} {say('patients')}, {population.slices} {say('slices')}")
+        lines.append(f"{modality}: {counted(say, population.patients, 'patients')}, {counted(say, population.slices, 'slices')}")
         lines += table(field_rows(population, (*ACQUISITION, *MEASURES), say))
     return [say("acquisition"), *lines] if lines else []
 
@@ -163,7 +168,7 @@ def _time(found: Readiness, say: Say) -> list[str]:
         return []
     lines = [say("scanners")]
     for row in rows[:SHOWN]:
-        counts = f"{row['slices']} {say('slices')}, {row['patients']} {say('patients')}"
+        counts = f"{counted(say, row['slices'], 'slices')}, {counted(say, row['patients'], 'patients')}"
         lines.append(f"  {row['scanner']}: {row['vendor']}, {row['model']}; {counts}")
     if len(rows) > SHOWN:
         lines.append(f"  {say('more', count=len(rows) - SHOWN)}")

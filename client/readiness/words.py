@@ -85,6 +85,9 @@ ENGLISH: dict[str, str] = {
     "files": "files",
     "slices": "slices",
     "patients": "patients",
+    "one files": "file",
+    "one slices": "slice",
+    "one patients": "patient",
     "step.found": "found",
     "step.readable": "readable",
     "step.CT and MR, original and primary": "CT and MR, original and primary",
@@ -252,6 +255,9 @@ CHINESE: dict[str, str] = {
     "files": "文件",
     "slices": "切片",
     "patients": "患者",
+    "one files": "文件",
+    "one slices": "切片",
+    "one patients": "患者",
     "step.found": "找到",
     "step.readable": "可读取",
     "step.CT and MR, original and primary": "原始 CT 和 MR 图像",
@@ -340,6 +346,11 @@ CHINESE: dict[str, str] = {
 }
 
 LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+
+
+def counted(say: Say, count: int, what: str) -> str:
+    """A number of `files`, `slices` or `patients`."""
+    return f"{count} {say(f'one {what}' if count == 1 else what)}"
 
 
 def speaker(language: str) -> Say:
