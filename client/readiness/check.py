@@ -184,6 +184,8 @@ def look(path: Path, *, size: int = DEFAULT_SIZE, progress: Progress = lambda st
         ConfigError: site.yaml or cohort.yaml; `no-such-site` (no such folder, or a folder of sites), `bad-cache-folder`.
         DataError: `no-such-folder`, or about the cache.
     """
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{path}: a file, not a folder", code="no-such-site", hint="name the folder that it lies in")
     if path.is_file() or (path / "site.yaml").exists():
         found = open_slices(path, size=size, progress=progress)
         return Subject(path=path, state=found.folder / found.site.state, key=found.key, slices=found.slices, found=found)
@@ -274,7 +276,7 @@ def examine(
     if subject.found is not None and of_patients is not None:
         _keep(subject, acquisition, parts == PARTS.index("train"))
     drift = None if against == "nothing" or not records else _compared(subject, acquisition, against)
-    counts = _artifact_patients(matched, patients, parts)
+    counts = {} if of_patients is None else _artifact_patients(matched, patients, parts)
     has_labels = bool(table.rows)
     findings += [
         *_on_files(subject),

@@ -28,6 +28,7 @@ from common.imaging.preprocess import from_stored
 CT_WINDOW_HU = (-200.0, 800.0)  # soft tissue with its streaks, and bone
 TILE, CAPTION, COLUMNS = 120, 16, 8
 SHOWN = 16  # slices of a contact sheet
+SHOWN_TRENDS = 30
 INK, MUTED, RULE, BLUE, RED = "#1a1a1a", "#555555", "#d9d9d9", "#0063a3", "#a80000"
 WIDTH, ROW = 420, 54
 
@@ -46,8 +47,10 @@ def write_page(path: Path, found: Readiness, language: str) -> None:
     """Render the page into `path`, readable by its owner only.
 
     Raises:
-        ConfigError: `not-writable`; `bad-argument`, the language.
+        ConfigError: `not-writable`; `bad-argument`, the language, or the page would lie among the images.
     """
+    if path.resolve().is_relative_to(found.subject.slices.intake.root.resolve()):
+        raise ConfigError(f"{path}: lies in the folder of images", code="bad-argument", hint="--html FILE, anywhere else")
     content = render(found, language)
     try:
         write_bytes(path, content.encode(), 0o600)
@@ -83,14 +86,19 @@ def render(found: Readiness, language: str) -> str:
         ],
         parts=[part for part in PARTS if found.intake.patients_by_part.get(part)],
         artifacts={artifact.name: artifact.chinese if language == "zh" else artifact.name for artifact in ARTIFACTS},
-        trends=[(trend, sparkline(trend)) for trend in found.trends if len(trend.months) > 1],
+        trends=[(trend, sparkline(trend)) for trend in _alarming_first(found.trends)[:SHOWN_TRENDS]],
         least_months=screening.LEAST_MONTHS,
         least_studies=screening.LEAST_STUDIES,
         sheets=contact_sheets(found, say),
         window=CT_WINDOW_HU,
+        translated=lambda said: text.translated(said, say),
         new_words=lambda move: text.new_words(move.new, say),
         problems_shown=text.SHOWN_PROBLEMS,
     )
+
+
+def _alarming_first(trends: Sequence[screening.Trend]) -> list[screening.Trend]:
+    return sorted((trend for trend in trends if len(trend.months) > 1), key=lambda trend: not trend.is_alarming)
 
 
 # pictures

@@ -9,6 +9,7 @@ from typing import Any
 
 from client.readiness.check import Readiness
 from client.readiness.profile import ACQUISITION, MEASURES, Numbers, Population
+from client.readiness.vocabulary import MISSING
 from client.readiness.words import Say, counted
 from client.sheets import SheetProblem
 
@@ -62,11 +63,16 @@ def span_text(numbers: Numbers, say: Say) -> str:
     return f"{said}; {say('missing', count=f'{numbers.missing:.0f}')}" if round(numbers.missing) else said
 
 
-def words_text(counts: dict[str, float], patients: int) -> str:
+def words_text(counts: dict[str, float], patients: int, say: Say) -> str:
     """The most common words of a field with the share of patients."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     said = ", ".join(f"{name} {percent(count / patients)}" for name, count in ordered[:SHOWN])
-    return said + (f", … ({len(ordered)})" if len(ordered) > SHOWN else "")
+    return translated(said, say) + (f", … ({len(ordered)})" if len(ordered) > SHOWN else "")
+
+
+def translated(said: str, say: Say) -> str:
+    """What a profile says, with its one word that is not a name in the report's language."""
+    return said.replace(MISSING, say("none"))
 
 
 def percent(share: float) -> str:
@@ -78,7 +84,7 @@ def field_rows(population: Population, fields: Iterable[str], say: Say) -> list[
     rows = []
     for field in fields:
         if field in population.words:
-            rows.append((say(field), words_text(population.words[field], population.patients)))
+            rows.append((say(field), words_text(population.words[field], population.patients, say)))
         elif field in population.numbers:
             rows.append((say(field), span_text(population.numbers[field], say)))
     return rows
@@ -169,7 +175,7 @@ def _time(found: Readiness, say: Say) -> list[str]:
     lines = [say("scanners")]
     for row in rows[:SHOWN]:
         counts = f"{counted(say, row['slices'], 'slices')}, {counted(say, row['patients'], 'patients')}"
-        lines.append(f"  {row['scanner']}: {row['vendor']}, {row['model']}; {counts}")
+        lines.append(f"  {row['scanner']}: {translated(row['vendor'], say)}, {translated(row['model'], say)}; {counts}")
     if len(rows) > SHOWN:
         lines.append(f"  {say('more', count=len(rows) - SHOWN)}")
     if found.months:
@@ -186,10 +192,19 @@ def _drift(found: Readiness, say: Say) -> list[str]:
     rows: list[tuple[object, ...]] = [(say("judged"), "", say("field"), say("psi"), say("shifted"), say("before"), say("now"))]
     for move in drift.moves:
         shares = (f"{move.psi:.2f}", f"{move.shifted:.0%}")
-        rows.append((say(move.verdict), move.modality, say(move.field), *shares, move.before, f"{move.now}{new_words(move.new, say)}"))
+        rows.append(
+            (
+                say(move.verdict),
+                move.modality,
+                say(move.field),
+                *shares,
+                translated(move.before, say),
+                translated(move.now, say) + new_words(move.new, say),
+            )
+        )
     return [say("drift-title"), f"  {lead}", *table(rows)]
 
 
 def new_words(new: Sequence[tuple[str, float]], say: Say) -> str:
     said = ", ".join(f"{name} {share:.0%}" for name, share in new[:SHOWN])
-    return f" ({say('new-words', words=said)})" if new else ""
+    return f" ({say('new-words', words=translated(said, say))})" if new else ""

@@ -21,7 +21,6 @@ ENGLISH: dict[str, str] = {
     "note": "note",
     "findings": "Findings",
     "no-findings": "Nothing to do.",
-    "what-to-do": "What to do",
     "no-files.found": "There is no file in the images folder (hidden files are not counted).",
     "no-files.do": "Name the folder with the DICOM files: site.yaml, images.",
     "no-usable-images.found": "None of the {files} files can be used ({codes}).",
@@ -52,7 +51,7 @@ ENGLISH: dict[str, str] = {
     "few-patients.do": "Add patients, or take part as a site that only evaluates.",
     "nominal-patients.found": "{patients} training patients, and site.yaml says nominal_patients: {nominal}.",
     "nominal-patients.do": "Pick the bucket nearest to the training patients before the first run; never the exact count.",
-    "one-sided.found": "Artifacts without a patient of either kind, so that they cannot be learned or scored here: {where}.",
+    "one-sided.found": "Artifacts that cannot be learned or scored in a part, because no patient there has them, or every one: {where}.",
     "one-sided.do": "Label more patients, or leave the artifact to other sites.",
     "disputed.found": "{labels} labels are in dispute between readers, and not used.",
     "disputed.do": "fedqc data labels SITE lists them; a panel decides.",
@@ -108,7 +107,6 @@ ENGLISH: dict[str, str] = {
     "train": "train",
     "validation": "validation",
     "test": "test",
-    "patients-by-part": "Patients by part",
     "slices-labels": "Labels of slices",
     "patients-labels": "Patients with / without the artifact in a slice",
     "split": "split",
@@ -129,9 +127,7 @@ ENGLISH: dict[str, str] = {
     "spread": "spread",
     "detail": "detail",
     "modality": "modality",
-    "span": "median (5th – 95th percentile)",
     "missing": "not stated for {count} patients",
-    "statistics": "Image statistics",
     "statistics.note": (
         "Mean and spread are of the stored slice: HU for CT, signal over the slice's own high percentile for MR. Detail is the spread of "
         "the Laplacian over that of the image: low when blurred, high when noisy."
@@ -177,7 +173,7 @@ ENGLISH: dict[str, str] = {
     "new-words": "new: {words}",
     "problems": "Problems of the label sheet",
     "more": "… and {count} more",
-    "none": "none",
+    "none": "not stated",
 }
 
 CHINESE: dict[str, str] = {
@@ -192,7 +188,6 @@ CHINESE: dict[str, str] = {
     "note": "提示",
     "findings": "检查结果",
     "no-findings": "无需处理。",
-    "what-to-do": "处理办法",
     "no-files.found": "图像文件夹中没有文件（隐藏文件不计）。",
     "no-files.do": "在 site.yaml 的 images 中填写存放 DICOM 文件的文件夹。",
     "no-usable-images.found": "{files} 个文件全部无法使用（{codes}）。",
@@ -278,7 +273,6 @@ CHINESE: dict[str, str] = {
     "train": "训练",
     "validation": "验证",
     "test": "测试",
-    "patients-by-part": "各部分的患者数",
     "slices-labels": "切片标注",
     "patients-labels": "切片中有 / 无该伪影的患者数",
     "split": "划分方式",
@@ -299,9 +293,7 @@ CHINESE: dict[str, str] = {
     "spread": "离散度",
     "detail": "细节",
     "modality": "模态",
-    "span": "中位数（第 5 – 95 百分位）",
     "missing": "{count} 名患者未注明",
-    "statistics": "图像统计",
     "statistics.note": (
         "均值和离散度按存储的切片计算：CT 为 HU，MR 为信号与该切片高百分位之比。细节为拉普拉斯与图像的离散度之比：模糊时低，噪声大时高。"
     ),
@@ -342,7 +334,7 @@ CHINESE: dict[str, str] = {
     "new-words": "新出现：{words}",
     "problems": "标注表的问题",
     "more": "……另有 {count} 项",
-    "none": "无",
+    "none": "未注明",
 }
 
 LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}

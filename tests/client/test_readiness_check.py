@@ -153,7 +153,7 @@ def test_every_problem_of_the_sheet_is_listed(tmp_path: Path, capsys: pytest.Cap
     assert status == 2
     assert [problem["row"] for problem in json.loads(out)["problems"]] == [2, 3, 4]
     status, text, _ = run(capsys, folder)
-    assert (status, text.count("row "), "SECRET" in out + text + err) == (2, 4, False)
+    assert (status, text.count("  [bad-label] row") + text.count("  [duplicate-label] row"), "SECRET" in out + text + err) == (2, 3, False)
 
 
 def test_one_sided_artifacts_are_named(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_cache_is_never_among_the_images(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_is_no_folder_of_images_is_said(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere", site(tmp_path / "sites/a").parent, tmp_path):
+    for path in (tmp_path / "nowhere", site(tmp_path / "sites/a").parent, tmp_path, tmp_path / "sites/a/images/p000/0.dcm"):
         with pytest.raises(ConfigError) as caught:
             look(path)
         assert caught.value.code == "no-such-site"
@@ -339,7 +339,8 @@ FIELDS = (
     *("NameOfPhysiciansReadingStudy", "StudyDescription", "SeriesDescription", "StudyID", "AccessionNumber", "Manufacturer"),
     *("ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions", "ProtocolName", "BodyPartExamined", "ConvolutionKernel"),
     *("SequenceName", "ScanningSequence", "ScanOptions", "ImageComments", "RequestedProcedureDescription", "RequestingPhysician"),
-    *("PerformedProcedureStepDescription", "ContrastBolusAgent", "FilterType", "PatientState", "Occupation", "AdmittingDiagnosesDescription"),
+    *("PerformedProcedureStepDescription", "ContrastBolusAgent", "FilterType", "PatientState", "Occupation"),
+    "AdmittingDiagnosesDescription",
 )
 
 
@@ -399,6 +400,9 @@ def test_the_page_is_its_owners_and_a_bad_place_is_said(tmp_path: Path, capsys: 
     assert stat.S_IMODE((tmp_path / "out/page.html").stat().st_mode) == 0o600
     status, _, err = run(capsys, folder, "--html", folder / "labels.csv/page.html")
     assert (status, "[not-writable]" in err) == (2, True)
+    before = listing(folder / "images")
+    assert run(capsys, folder, "--html", folder / "images/page.html")[0] == 2
+    assert listing(folder / "images") == before
     assert run(capsys, folder, "--lang", "fr")[0] == 2
 
 

@@ -209,13 +209,18 @@ def test_counts_are_coarse_and_every_word_is_there() -> None:
     assert [coarse(count) for count in (0, 9, 10, 19, 20)] == ["<10", "<10", 10, 10, 20]
 
 
-@pytest.mark.parametrize(("value", "word"), [(1.494, "1.5"), (2.89, "3.0"), (0.2, "other"), (0.0, "other"), (None, "other"), (math.nan, "other")])
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(1.494, "1.5"), (2.89, "3.0"), (0.2, "other"), (0.0, "other"), (None, "other"), (math.nan, "other")],
+)
 def test_field_strengths_are_rounded(value: float | None, word: str) -> None:
     made = make_release(people(10, field_strength_t=value))
     assert [name for name, count in made.field_strength_t.items() if count == 10] == [word]
 
 
-@pytest.mark.parametrize("values", [{"vendor": {"Wang": 10}}, {"patients": 7}, {"patients": 15}, {"note": "x"}, {"body_part": {"head": "few"}}])
+@pytest.mark.parametrize(
+    "values", [{"vendor": {"Wang": 10}}, {"patients": 7}, {"patients": 15}, {"note": "x"}, {"body_part": {"head": "few"}}]
+)
 def test_a_release_takes_no_other_word_and_no_exact_count(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ReleasedProfile.model_validate(make_release(people(10)).model_dump() | values)

@@ -162,7 +162,8 @@ def history(step: float, *, months: int = 9, studies: int = 4, scanner: str = "x
     for month in range(months):
         for study in range(studies):
             for _ in range(2):
-                records.append(replace(RECORD, study=f"{scanner}{month}-{study}", study_date=f"2024{month + 1:02}{study + 1:02}", scanner=scanner))
+                date = f"2024{month + 1:02}{study + 1:02}"
+                records.append(replace(RECORD, study=f"{scanner}{month}-{study}", study_date=date, scanner=scanner))
                 rows.append([draw.normal(), draw.normal(), draw.normal(0, 0.3) + step * (month >= months - months // 3)])
     return records, np.array(rows)
 
