@@ -56,6 +56,7 @@ FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise l
 OFF_BUCKET = 2.5  # the widest step between two buckets
 MANY_DUPLICATES = 0.01
 MANY_EXCLUDED = 0.2
+KEPT_PROFILES = 20
 SHOWN_NUMBERS = 200  # file numbers in JSON, of each list
 _PLAUSIBLE: dict[str, tuple[float, float]] = {
     "slice_thickness_mm": (0.05, 50.0),
@@ -476,10 +477,16 @@ def _artifact_patients(matched: MatchedLabels, patients: np.ndarray, parts: np.n
 
 
 def _keep(subject: Subject, acquisition: Acquisition, train: np.ndarray) -> None:
-    """Keep the profile of the training patients of this index, for a later comparison."""
+    """Keep the profile of the training patients of this index, for a later comparison; of the old ones those that were trained on."""
+    if not train.any():
+        return
     path = profile_path(subject.state, subject.slices.fingerprint)
-    if train.any():
-        keep_profile(path, acquisition.profile(train), acquisition.patients[train].tolist())
+    keep_profile(path, acquisition.profile(train), acquisition.patients[train].tolist())
+    if old := [other for other in _newest(subject.state)[KEPT_PROFILES:] if other != path]:
+        trained = {profile_path(subject.state, index) for index in _indexes_trained_on(subject)}
+        for other in old:
+            if other not in trained:
+                other.unlink(missing_ok=True)
 
 
 def _compared(subject: Subject, acquisition: Acquisition, against: Literal["own"] | Path | str) -> Drift:

@@ -19,6 +19,7 @@ import yaml
 
 import common.imaging.cache as cache_module
 from client.cohort import admit_quarantine, check_site, open_slices
+from client.ledger import Ledger, ledger_file_name
 from client.progress import progress_shown
 from client.readiness.check import Readiness, examine, look, paths_text
 from client.readiness.page import render
@@ -306,6 +307,21 @@ def test_new_patients_are_compared_with_those_trained_on(tmp_path: Path) -> None
     assert "drift" in codes(found, "warning")
     (vendor,) = [move for move in found.drift.moves if (move.modality, move.field) == ("CT", "vendor")]
     assert "GE" in dict(vendor.new)
+
+
+def test_the_profile_of_the_last_training_is_kept_and_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.readiness.check.KEPT_PROFILES", 1)
+    folder = site(tmp_path)
+    trained = examined(folder).subject
+    with Ledger.open(folder / "state" / ledger_file_name("phantoms"), cohort="phantoms", key=trained.key) as ledger:
+        ledger.record_non_private(request="run", purpose="federated", fingerprint=trained.slices.fingerprint)
+    for number in range(3):
+        write(folder / f"images/more{number}.dcm", f"M-{number}", 500 + number)
+        found = examined(folder, against="own", split=(1.0, 0.0, 0.0))
+        assert found.drift is not None
+        assert found.drift.source == "ledger"
+    kept = {path.name for path in (folder / "state").glob("profile-*.json")}
+    assert kept == {f"profile-{trained.slices.fingerprint}.json", f"profile-{found.subject.slices.fingerprint}.json"}
 
 
 def test_another_folder_is_compared_with_a_sites_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
