@@ -5,22 +5,18 @@ What is written goes into the site's state folder. Sources are read, never chang
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from client.cohort import SiteSlices, admit_quarantine, site_slices
+from client.progress import progress_shown
 from common.cli import say
 from common.errors import DataError
+from common.imaging.cache import Progress
 from common.imaging.index import meaning
-
-STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying slices"}
-EVERY_S = 5.0
-"""Between two lines about the same stage, where there is no terminal to draw on."""
 
 
 def prepare(site: Path, *, size: int, accept: Callable[[DataError], bool]) -> tuple[SiteSlices, DataError | None]:
@@ -33,7 +29,7 @@ def prepare(site: Path, *, size: int, accept: Callable[[DataError], bool]) -> tu
     Raises:
         DataError, ConfigError: as `site_slices`.
     """
-    with shown_progress(size) as progress:
+    with _forecasting(size) as progress:
         found = site_slices(site, size=size, progress=progress, again=True, verify=True)
     try:
         admit_quarantine(found, accept=False)
@@ -86,53 +82,13 @@ def _meaning(code: str) -> str:
 
 
 @contextmanager
-def shown_progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of long work: a bar with the time left on a terminal, a line now and then elsewhere; to stderr.
+def _forecasting(size: int) -> Iterator[Progress]:
+    """Progress that says, before slices are decoded, how many there are and what they will take at `size`."""
+    with progress_shown() as shown:
 
-    Before slices are decoded it says how many there are and what they will take at `size`.
-    """
-
-    def forecast(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("slices", 0):
-            say(f"{total} slices to decode, {total * size * size * 2 / (1 << 20):.1f} MiB in the cache")
-        elif done:
+        def show(stage: str, done: int, total: int) -> None:
+            if (stage, done) == ("slices", 0):
+                say(f"{total} slices to decode, {total * size * size * 2 / (1 << 20):.1f} MiB in the cache")
             shown(stage, done, total)
 
-    with _bars() if sys.stderr.isatty() else nullcontext(_Lines()) as shown:
-        yield forecast
-
-
-class _Lines:
-    def __init__(self) -> None:
-        self._stage, self._began, self._said = "", 0.0, 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began, self._said = stage, now, now
-        if now - self._said >= EVERY_S or (done == total and now - self._began >= EVERY_S):
-            left_s = (now - self._began) / done * (total - done)
-            say(f"{STAGES[stage]}: {done} of {total}, {_duration(left_s)} left")
-            self._said = now
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES[stage], total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress
+        yield show

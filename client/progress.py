@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from common.cli import say
 from common.imaging.cache import Progress
 
-STAGES = {"headers": "reading headers", "slices": "reading images", "verify": "verifying the cache"}
+STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying the cache"}
 SECONDS_BETWEEN_LINES = 10.0
 QUIET_S = 1.0  # work that is done by then is not talked about
 
@@ -51,7 +51,7 @@ def _lines() -> Progress:
         now = time.monotonic()
         start = began.setdefault(stage, now)
         waited = now - told.setdefault(stage, now)
-        if done < total and waited >= SECONDS_BETWEEN_LINES:
+        if 0 < done < total and waited >= SECONDS_BETWEEN_LINES:
             told[stage] = now
             say(f"{STAGES.get(stage, stage)}: {done} of {total}, {_time_left((now - start) / done * (total - done))} left")
         elif done == total and now - start >= QUIET_S:
