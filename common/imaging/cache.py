@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -56,6 +57,7 @@ CREATE TABLE IF NOT EXISTS files (
     file TEXT PRIMARY KEY, number INTEGER, path BLOB NOT NULL, member TEXT NOT NULL, size_bytes INTEGER, mtime_ns INTEGER,
     code TEXT NOT NULL, slices TEXT NOT NULL, content TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_by_number ON files (number);
 CREATE TABLE IF NOT EXISTS slices (
     size INTEGER, content TEXT, frame INTEGER, row INTEGER NOT NULL, pixels BLOB NOT NULL, check_sum BLOB NOT NULL, measures TEXT NOT NULL,
     PRIMARY KEY (size, content, frame)
@@ -182,8 +184,7 @@ def _open(cache_dir: Path, wanted: _Wanted, *, built: bool) -> Slices | None:
 
 def _slices(store: _Store, wanted: _Wanted, *, built: bool) -> Slices:
     pack = store.pack(wanted.size)
-    where = store.where(wanted.size)
-    intake = account(wanted.root, store.files(wanted), lambda record: where.get((record.content, record.frame)))
+    intake = account(wanted.root, store.files(wanted), lambda record: store.where(wanted.size, record))
     rows = np.array([record.row for record in intake.records], np.int64)
     if len(rows) and rows.max() >= len(pack):
         raise ValueError("fewer slices in the cache than its database says")
@@ -246,11 +247,11 @@ def _admitted(store: _Store, wanted: _Wanted) -> Iterator[SliceRecord]:
             yield from (record for record, left_out in facts.slices if not left_out)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """Some slices of one file that are not in the cache."""
+    """Some slices of one file that are not in the cache. All pieces of a folder are in memory at once."""
 
-    source: Source
+    number: int  # of its file
     modality: str
     frames: tuple[int, ...]
     is_first: bool  # of its file
@@ -258,14 +259,13 @@ class _Piece:
 
 def _missing(store: _Store, wanted: _Wanted) -> Iterator[_Piece]:
     """What is to be decoded, in the order of the index."""
-    held = store.where(wanted.size)
-    lacking = (record for record in _admitted(store, wanted) if not record.content or (record.content, record.frame) not in held)
+    lacking = (record for record in _admitted(store, wanted) if not record.content or store.where(wanted.size, record) is None)
     for number, group in groupby(lacking, key=lambda record: record.number):
         records = list(group)
         for place in range(0, len(records), _FRAMES_AT_ONCE):
             piece = records[place : place + _FRAMES_AT_ONCE]
             yield _Piece(
-                source=store.source(number), modality=piece[0].modality, frames=tuple(record.frame for record in piece), is_first=place == 0
+                number=number, modality=piece[0].modality, frames=tuple(record.frame for record in piece), is_first=place == 0
             )
 
 
@@ -285,18 +285,19 @@ def _decode(store: _Store, workers: Workers, missing: Sequence[_Piece], wanted: 
     if total:
         progress("slices", 0, total)  # what is ahead, before it begins
     items = (
-        item_of(piece.source, frames=piece.frames, size=wanted.size, modality=piece.modality, digest=piece.is_first) for piece in missing
+        item_of(store.source(piece.number), frames=piece.frames, size=wanted.size, modality=piece.modality, digest=piece.is_first)
+        for piece in missing
     )
     outcomes = zip(missing, workers.map(items), strict=True)
-    for file, group in groupby(outcomes, key=lambda pair: pair[0].source.file):
+    for number, group in groupby(outcomes, key=lambda pair: pair[0].number):
         content = ""
         for piece, outcome in group:
             failure = outcome.failure or _misfit(piece, outcome, wanted.size)
             if failure:
-                store.put_failure(file, failure)
+                store.put_failure(number, failure)
             else:
                 content = outcome.value["content"] if piece.is_first else content
-                store.put_slices(file, content, piece.frames, outcome, wanted.size)
+                store.put_slices(number, content, piece.frames, outcome, wanted.size)
             done += len(piece.frames)
             progress("slices", done, total)
     store.commit()
@@ -379,15 +380,18 @@ class _Store:
     def has_slices(self) -> bool:
         return self._db.execute("SELECT 1 FROM slices LIMIT 1").fetchone() is not None
 
-    def where(self, size: int) -> dict[tuple[str, int], tuple[int, bytes]]:
-        """(content, frame) -> where the slice lies, and the digest of the image that it was made of."""
-        rows = self._db.execute("SELECT content, frame, row, pixels FROM slices WHERE size = ?", (size,))
-        return {(content, frame): (row, pixels) for content, frame, row, pixels in rows}
+    def where(self, size: int, record: SliceRecord) -> tuple[int, bytes] | None:
+        """Where the slice lies, and the digest of the image that it was made of."""
+        wanted = (size, record.content, record.frame)
+        found: tuple[int, bytes] | None = self._db.execute(
+            "SELECT row, pixels FROM slices WHERE size = ? AND content = ? AND frame = ?", wanted
+        ).fetchone()
+        return found
 
     def measures(self, size: int, records: Sequence[SliceRecord]) -> list[list[Any]]:
         rows = self._db.execute("SELECT row, measures FROM slices WHERE size = ?", (size,))
-        by_row = dict(rows)
-        return [json.loads(by_row[record.row]) for record in records]
+        by_row = {row: json.loads(text) for row, text in rows}
+        return [by_row[record.row] for record in records]
 
     def files(self, wanted: _Wanted) -> Iterator[FileFacts]:
         """Every file, in the order of its number."""
@@ -435,11 +439,11 @@ class _Store:
         )
         self._commit_sometimes()
 
-    def put_failure(self, file: str, code: str) -> None:
-        self._db.execute("UPDATE files SET code = ? WHERE file = ?", (code, _text(file)))
+    def put_failure(self, number: int, code: str) -> None:
+        self._db.execute("UPDATE files SET code = ? WHERE number = ?", (code, number))
 
-    def put_slices(self, file: str, content: str, frames: Sequence[int], outcome: Outcome, size: int) -> None:
-        self._db.execute("UPDATE files SET content = ? WHERE file = ?", (content, _text(file)))
+    def put_slices(self, number: int, content: str, frames: Sequence[int], outcome: Outcome, size: int) -> None:
+        self._db.execute("UPDATE files SET content = ? WHERE number = ?", (content, number))
         stream = self._writable(size)
         for place, frame in enumerate(frames):
             data, pixels = outcome.arrays[0][place].tobytes(), bytes.fromhex(outcome.value["pixels"][place])
@@ -548,6 +552,7 @@ class _Store:
 
 
 _IDENTIFIERS = {"study_uid": "study", "series_uid": "series", "sop_uid": "image", "accession": "accession", "scanner": "scanner"}
+_SHARED = ("patient", "study", "series", "scanner", "modality", "manufacturer", "model", "kernel", "sequence", "study_date")
 _OF_THE_CACHE = frozenset({"number", "file", "path", "row", "content"})
 _OF_THE_HEADER = tuple(field.name for field in fields(SliceRecord) if field.name not in _OF_THE_CACHE | {"patient", *_IDENTIFIERS.values()})
 
@@ -568,8 +573,10 @@ def identifier(kind: str, value: str, key: bytes) -> str:
 
 
 def _tupled(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record; what the slices of a series or a patient have in common is in memory once."""
     spacing = values["pixel_spacing_mm"]
-    return values | {"pixel_spacing_mm": None if spacing is None else (spacing[0], spacing[1])}
+    shared = {name: sys.intern(values[name]) for name in _SHARED if values[name]}
+    return values | shared | {"pixel_spacing_mm": None if spacing is None else (spacing[0], spacing[1])}
 
 
 def _text(path: str) -> str:
