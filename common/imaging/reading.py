@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,12 +50,14 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     with open_source(source) as (stream, size):
         content = _digest(stream) if item.get("digest") else ""
         if "frames" not in item:
-            return {"headers": [[asdict(header), exclusion(header) or ""] for header in read_headers(stream, size)], "content": content}, ()
+            return {"headers": [[vars(header), exclusion(header) or ""] for header in read_headers(stream, size)], "content": content}, ()
         frames, side, modality = item["frames"], item["size"], item["modality"]
         stored = np.empty((len(frames), side, side), np.int16)
         pixels, measured = [], []
         for place, (_, image) in enumerate(read_slices(stream, size, frames)):
-            pixels.append(hashlib.blake2b(f"{image.shape}".encode() + np.ascontiguousarray(image).data, digest_size=16).hexdigest())
+            digest = hashlib.blake2b(f"{image.shape}".encode(), digest_size=16)
+            digest.update(np.ascontiguousarray(image).data)
+            pixels.append(digest.hexdigest())
             stored[place] = to_stored(prepare(image, modality, side), modality)
             measured.append(measures(stored[place]))
     return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
