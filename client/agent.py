@@ -32,6 +32,7 @@ from client.outbox import AnswerKey, Outbox
 from client.policy import SitePolicy, admit_evaluation, admit_training, default_policy, private_schedule, read_policy
 from common.artifacts import NAMES
 from common.errors import FedqcError, RefusedError, RunError
+from common.imaging.cache import is_prepared
 from common.learning import extract_features, seed_for, train_epochs
 from common.model_file import load_model
 from common.models import as_classifier, build
@@ -198,7 +199,7 @@ class Agent:
             arms=arms,
             reasons=reasons,
             evaluation=evaluation,
-            data_prepared=self._is_prepared(),
+            data_prepared=is_prepared(self._state / "cache", self._plan.image_size),
             rounds_affordable=affordable,
             seconds_a_round=self._seconds_a_round(),
         )
@@ -225,9 +226,6 @@ class Agent:
             if filter_admits(history, private_schedule(self._plan, rounds), epsilon=self.policy.max_epsilon, delta=wanted.delta)
         )
         return next(fitting, 0)
-
-    def _is_prepared(self) -> bool:
-        return (self._state / "cache").is_dir() and any((self._state / "cache").iterdir())
 
     def _seconds_a_round(self) -> float:
         """Training time of one non-private round, from two batches of random numbers and the nominal number of patients."""

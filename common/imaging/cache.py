@@ -153,6 +153,16 @@ def load_or_build(
         ) from error
 
 
+def is_prepared(cache_dir: Path, size: int) -> bool:
+    """Whether an index with slices of this size was ever made here. Looks at no image, and does not say that nothing changed since."""
+    path = cache_dir / "store.sqlite3"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute("SELECT 1 FROM meta WHERE name = ?", (f"index:{size}",)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
     root: Path

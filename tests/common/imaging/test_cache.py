@@ -20,7 +20,7 @@ import pytest
 
 import common.imaging.cache as cache_module
 from common.errors import DataError
-from common.imaging.cache import load_or_build
+from common.imaging.cache import is_prepared, load_or_build
 from common.imaging.dicom import read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.preprocess import prepare, to_stored
@@ -135,6 +135,14 @@ def test_what_no_index_refers_to_leaves_the_disk_and_is_noted(tmp_path: Path) ->
     noted = [json.loads(line) for line in (cache / "indexes.jsonl").read_text().splitlines()]
     assert [(line["patients"], line["patients_new"], line["patients_gone"]) for line in noted] == [(5, 5, 0), (4, 0, 1)]
     assert load_or_build(images, KEY, cache, 16).fingerprint == first.fingerprint  # without the rule he is back
+
+
+def test_a_cache_is_prepared_for_the_sizes_it_was_made_for(tmp_path: Path) -> None:
+    images, cache = folder(tmp_path / "images"), tmp_path / "cache"
+    assert not is_prepared(cache, 16)
+    load_or_build(images, KEY, cache, 16)
+    assert is_prepared(cache, 16)
+    assert not is_prepared(cache, 8)
 
 
 def test_another_key_or_size_is_another_cache(tmp_path: Path) -> None:
