@@ -49,7 +49,7 @@ PASSING = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "deco
 
 _FRAMES_AT_ONCE = 64  # of one file: a worker's limit on time and memory is for about one image
 _COMMIT_S = 1.0  # between two points from which a killed build goes on
-_SPARE_BYTES = 64 << 20  # that stay free on the disk
+_ABOUT_BYTES = 4 << 10  # in the database, of one slice
 _CHECK_BYTES = 16  # of a slice's own digest
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -281,10 +281,10 @@ def _missing(store: _Store, wanted: _Wanted) -> Iterator[_Piece]:
 
 def _check_room(cache_dir: Path, missing: Sequence[_Piece], size: int) -> None:
     slices = sum(len(piece.frames) for piece in missing)
-    needed, free = slices * size * size * 2 + _SPARE_BYTES, shutil.disk_usage(cache_dir).free
+    needed, free = slices * (size * size * 2 + _ABOUT_BYTES), shutil.disk_usage(cache_dir).free
     if needed > free:
         raise DataError(
-            f"{cache_dir}: the slices need {needed >> 20} MiB, {free >> 20} MiB are free",
+            f"{cache_dir}: the slices need {needed / (1 << 20):.1f} MiB, {free / (1 << 20):.1f} MiB are free",
             code="disk-full",
             hint="free some, or move the state folder of site.yaml to another disk",
         )

@@ -451,8 +451,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch: pytes
     assert said.out == ""
     lines: Sequence[str] = said.err.splitlines()
     assert len(lines) == 5
-    assert lines[0] == "reading images: 21 of 100, 38 s left"
-    assert lines[-1] == "reading images: 100 of 100 in 50 s"
+    assert lines[0] == "decoding slices: 21 of 100, 38 s left"
+    assert lines[-1] == "decoding slices: 100 of 100 in 50 s"
 
 
 @needs_real_data
