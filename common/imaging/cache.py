@@ -39,11 +39,11 @@ from common.files import append_line, sync_folder
 from common.imaging.codecs import supported_syntaxes
 from common.imaging.index import FileFacts, Intake, SliceRecord, account, pseudonym
 from common.imaging.preprocess import PREPROCESS_VERSION
-from common.imaging.reading import item_of, read
+from common.imaging.reading import DIGEST_CHARACTERS, item_of, read
 from common.imaging.sources import Source, expand_archives, find_files
 from common.imaging.workers import Outcome, Workers
 
-FORMAT = 2
+FORMAT = 3
 PASSING = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "decoder-crashed"})
 """Problems that may be gone the next time, though the file is the same: it is read again whenever the cache is brought up to date."""
 
@@ -321,7 +321,7 @@ def _misfit(piece: _Piece, outcome: Outcome, size: int) -> str:
         and shapes == [("<i2", (len(piece.frames), size, size))]
         and isinstance(value.get("content"), str)
         and all(isinstance(value.get(name), list) and len(value[name]) == len(piece.frames) for name in ("pixels", "measures"))
-        and all(isinstance(text, str) and len(text) == 32 for text in value["pixels"])
+        and all(isinstance(text, str) and len(text) == DIGEST_CHARACTERS for text in value["pixels"])
     )
     return "" if fits else "decoder-crashed"
 
@@ -595,7 +595,7 @@ def _text(path: str) -> str:
 
 
 def _check(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_CHECK_BYTES).digest()
+    return hashlib.sha256(data).digest()[:_CHECK_BYTES]
 
 
 @contextmanager

@@ -201,7 +201,9 @@ def _image_bits(pixels: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.stored == layout.allocated:
         return pixels
     left = layout.allocated - 1 - layout.high_bit
-    return (pixels << left) >> (layout.allocated - layout.stored)
+    shifted = pixels << left
+    shifted >>= layout.allocated - layout.stored
+    return shifted
 
 
 def _extend_sign(pixels: np.ndarray, precision: int) -> np.ndarray:

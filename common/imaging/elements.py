@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from common.imaging.refusals import refusal
@@ -18,6 +19,9 @@ from common.imaging.refusals import refusal
 Elements = Mapping[int, Dataset]
 """For each tag the data set that holds its element: the top level, or a functional group of one frame."""
 
+_TEXTS = frozenset({"AS", "CS", "DA", "DS", "LO", "SH", "UI"})
+_ASCII = re.compile(rb"[ -~]+[ \0]*")
+_WHOLE = re.compile(rb" *[+-]?\d{1,9}[ \0]?")
 _AGE = re.compile(r"(\d{1,3})([YMWD])")
 _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
 
@@ -50,11 +54,31 @@ def value_of(elements: Elements, tag: str | int) -> Any:
     if number is None or number not in elements:
         return None
     try:
-        return elements[number][number].value
+        element = elements[number].get_item(number)
+        value = _plain_value(element) if isinstance(element, RawDataElement) else None
+        return elements[number][number].value if value is None else value
     except (RecursionError, MemoryError):
         raise
     except Exception:
         return None
+
+
+def _plain_value(element: RawDataElement) -> str | list[str] | int | None:
+    """What the commonest elements say, in a tenth of the time that pydicom takes; None where it has to be asked.
+
+    That is text in printable ASCII, which means the same in every character set, also of decimal numbers; and one whole number.
+    """
+    value, vr = element.value, element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
+    if not value:
+        return None
+    if vr in _TEXTS and _ASCII.fullmatch(value):
+        texts = value.decode("ascii").rstrip(" \0").split("\\")
+        return texts[0] if len(texts) == 1 else texts
+    if vr == "IS" and _WHOLE.fullmatch(value):
+        return int(value.rstrip(b"\0"))
+    if vr in {"US", "SS"} and len(value) == 2:
+        return int.from_bytes(value, "little" if element.is_little_endian else "big", signed=vr == "SS")
+    return None
 
 
 def items_of(elements: Elements, tag: str | int) -> Sequence[Dataset]:

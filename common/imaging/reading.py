@@ -19,6 +19,8 @@ from common.imaging.sources import Source, open_source
 
 HASH_SIDE = 8
 """A slice's difference hash has this many bits a side."""
+DIGEST_CHARACTERS = 32
+"""Of a SHA-256 in hexadecimal, which processors have instructions for: half the time of BLAKE2."""
 _BLOCK = 1 << 20
 
 
@@ -55,9 +57,9 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
         stored = np.empty((len(frames), side, side), np.int16)
         pixels, measured = [], []
         for place, (_, image) in enumerate(read_slices(stream, size, frames)):
-            digest = hashlib.blake2b(f"{image.shape}".encode(), digest_size=16)
+            digest = hashlib.sha256(f"{image.shape}".encode())
             digest.update(np.ascontiguousarray(image).data)
-            pixels.append(digest.hexdigest())
+            pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
             stored[place] = to_stored(prepare(image, modality, side), modality)
             measured.append(measures(stored[place]))
     return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
@@ -83,8 +85,8 @@ def measures(stored: np.ndarray) -> list[float | str]:
 
 def _digest(stream: BinaryIO) -> str:
     stream.seek(0)
-    found = hashlib.blake2b(digest_size=16)
+    found = hashlib.sha256()
     while block := stream.read(_BLOCK):
         found.update(block)
     stream.seek(0)
-    return found.hexdigest()
+    return found.hexdigest()[:DIGEST_CHARACTERS]
