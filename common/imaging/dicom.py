@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -87,6 +87,7 @@ ENHANCED_CLASSES: dict[str, Modality] = {
     "1.2.840.10008.5.1.4.1.1.4.1": "MR",
     "1.2.840.10008.5.1.4.1.1.4.4": "MR",  # legacy converted
 }
+_ALL_CLASSES = SOP_CLASSES | ENHANCED_CLASSES
 WRITER = "FEDQC"
 """ImplementationVersionName of the files that `dicom_write` makes."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
@@ -188,15 +189,18 @@ class _Parsed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Image:
-    """A checked header: what every slice of the file is, and how it is stored."""
+    """A checked header: how every slice of the file is stored, and what describes it."""
 
     parsed: _Parsed
     syntax: str
     rows: int  # of a stored frame
     columns: int
     layout: Layout
+    photometric: str
     grid: Grid | None
-    headers: tuple[SliceHeader, ...]
+    slices: int
+    shared: Elements  # what holds for all frames
+    own: Sequence[Dataset]  # functional groups of each frame, or nothing
     fragments: tuple[tuple[tuple[int, int], ...], ...]  # of each compressed frame
 
 
@@ -211,7 +215,7 @@ def read_headers(stream: BinaryIO, size: int) -> tuple[SliceHeader, ...]:
         ImagingError: the file cannot be used, `code` says why (`CODES`, `EXCLUSIONS`).
     """
     with _boundary():
-        return _describe(_parse(stream, size)).headers
+        return tuple(_headers_of(_describe(_parse(stream, size))))
 
 
 def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -232,8 +236,8 @@ def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None
     """
     with _boundary():
         image = _describe(_parse(stream, size))
-        wanted = range(len(image.headers)) if frames is None else frames
-        if not all(0 <= number < len(image.headers) for number in wanted):
+        wanted = range(image.slices) if frames is None else frames
+        if not all(0 <= number < image.slices for number in wanted):
             raise refusal("changed", "the file does not hold the slice that was asked for")
     tiled: np.ndarray | None = None  # a mosaic is decoded once
     for number in wanted:
@@ -243,7 +247,7 @@ def read_slices(stream: BinaryIO, size: int, frames: Sequence[int] | None = None
             else:
                 tiled = _decode(image, 0) if tiled is None else tiled
                 stored = image.grid.tile(tiled, number)
-            physical = _physical(stored, image.headers[number], image.layout)
+            physical = _physical(stored, _view(image, number), image)
         yield number, physical
 
 
@@ -293,20 +297,22 @@ def _excluded(image_type: tuple[str, ...], *, burned_in: bool, simulated: bool) 
     return None
 
 
-def _physical(stored: np.ndarray, header: SliceHeader, layout: Layout) -> np.ndarray:
+def _physical(stored: np.ndarray, view: Elements, described: _Image) -> np.ndarray:
     """Stored integers to float32 in physical units; see `read_slices`."""
+    layout, modality = described.layout, _modality_of(view, described.parsed.sop_class)
+    slope, intercept = _rescale(view, modality, layout)
     image = stored.astype(np.float32)
-    if header.slope != 1:
-        image *= np.float32(header.slope)
-    if header.intercept != 0:
-        image += np.float32(header.intercept)
+    if slope != 1:
+        image *= np.float32(slope)
+    if intercept != 0:
+        image += np.float32(intercept)
     padded = None
     if layout.padding is not None:
         padded = (stored >= layout.padding[0]) & (stored <= layout.padding[1])
         padded = None if padded.all() or not padded.any() else padded
     if not np.isfinite(image).all():
         raise refusal("non-finite", "the image holds values that are not finite")
-    if header.modality == "CT":
+    if modality == "CT":
         if padded is not None:
             image[padded] = AIR_HU
         if image.min() < -32768 or image.max() > 65535:
@@ -315,7 +321,7 @@ def _physical(stored: np.ndarray, header: SliceHeader, layout: Layout) -> np.nda
         return image
     real = image if padded is None else image[~padded]
     low, high = real.min(), real.max()
-    if header.photometric == "MONOCHROME1":
+    if described.photometric == "MONOCHROME1":
         np.subtract(low + high, image, out=image)
     if padded is not None:
         image[padded] = low
@@ -440,7 +446,7 @@ def _check_object(top: Elements, meta: Elements, *, has_pixels: bool) -> str:
     sop_class = text(top, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
     if sop_class == _DICOMDIR:
         raise refusal("dicomdir", EXCLUSIONS["dicomdir"])
-    if sop_class and sop_class not in SOP_CLASSES | ENHANCED_CLASSES:
+    if sop_class and sop_class not in _ALL_CLASSES:
         raise refusal("unsupported-object", EXCLUSIONS["unsupported-object"])
     if not has_pixels:
         raise refusal("truncated", "the header ends without pixel data")
@@ -474,21 +480,10 @@ def _describe(parsed: _Parsed) -> _Image:
     grid = grid_of(top, rows, columns) if is_mosaic and not enhanced else None
     if is_mosaic and grid is None:
         raise refusal("mosaic", EXCLUSIONS["mosaic"])
-    headers: Iterator[SliceHeader]
-    if grid is not None:
-        one = _header_of(top, meta, sop_class, layout, photometric, rows=grid.rows, columns=grid.columns)
-        places = tile_positions_mm(top, grid, one.slice_position_mm)
-        headers = (
-            replace(one, frame=number, number_of_frames=grid.count, slice_position_mm=place) for number, place in enumerate(places)
-        )
-    else:
-        views = _frame_views(top, frames) if enhanced else [top]
-        headers = (
-            replace(
-                _header_of(view, meta, sop_class, layout, photometric, rows=rows, columns=columns), frame=number, number_of_frames=frames
-            )
-            for number, view in enumerate(views)
-        )
+    sop_uid = text(top, "SOPInstanceUID")
+    if sop_uid and not _UID.fullmatch(sop_uid):
+        raise refusal("unreadable", "SOPInstanceUID is not a UID")
+    shared, own = _functional_groups(top, frames) if enhanced else (top, ())
     syntax = text(meta, "TransferSyntaxUID")
     fragments = _fragments_of_frames(parsed, syntax, frames, rows * columns * layout.allocated // 8)
     return _Image(
@@ -497,30 +492,49 @@ def _describe(parsed: _Parsed) -> _Image:
         rows=rows,
         columns=columns,
         layout=layout,
+        photometric=photometric,
         grid=grid,
-        headers=tuple(headers),
+        slices=frames if grid is None else grid.count,
+        shared=shared,
+        own=own,
         fragments=fragments,
     )
 
 
-def _frame_views(top: Elements, frames: int) -> Iterator[Elements]:
-    """What holds for each frame: its own functional groups, else the shared ones, else the top level."""
+def _headers_of(image: _Image) -> Iterator[SliceHeader]:
+    if image.grid is None:
+        for number in range(image.slices):
+            header = _header_of(_view(image, number), image, rows=image.rows, columns=image.columns)
+            yield replace(header, frame=number, number_of_frames=image.slices)
+        return
+    one = _header_of(image.shared, image, rows=image.grid.rows, columns=image.grid.columns)
+    for number, place in enumerate(tile_positions_mm(image.shared, image.grid, one.slice_position_mm)):
+        yield replace(one, frame=number, number_of_frames=image.slices, slice_position_mm=place)
+
+
+def _view(image: _Image, number: int) -> Elements:
+    """What holds for a slice: the functional groups of its frame, else the shared ones, else the top level."""
+    return {**image.shared, **_grouped(image.own[number])} if image.own else image.shared
+
+
+def _functional_groups(top: Elements, frames: int) -> tuple[Elements, Sequence[Dataset]]:
+    """The top level under what is shared by all frames, and the item of each frame, if they have any."""
     own = items_of(top, "PerFrameFunctionalGroupsSequence")
     if own and len(own) != frames:
         raise refusal("bad-geometry", "PerFrameFunctionalGroupsSequence does not have an item for each frame")
     shared = dict(top)
     for item in items_of(top, "SharedFunctionalGroupsSequence")[:1]:
         shared |= _grouped(item)
-    return ({**shared, **_grouped(item)} for item in own) if own else (shared for _ in range(frames))
+    return shared, own
 
 
-def _grouped(groups: Dataset) -> dict[int, Dataset]:
+def _grouped(groups: Dataset) -> dict[int, Any]:
     """The elements inside the functional groups of one item."""
     elements = elements_of(groups)
-    found: dict[int, Dataset] = {}
+    found: dict[int, Any] = {}
     for keyword in _GROUPS:
         for item in items_of(elements, keyword)[:1]:
-            found |= {tag: item for tag in elements_of(item) if tag in _FRAME_TAGS}
+            found |= {tag: element for tag, element in elements_of(item).items() if tag in _FRAME_TAGS}
     return found
 
 
@@ -596,10 +610,13 @@ def _image_type(elements: Elements) -> tuple[str, ...]:
     return tuple(value.upper() for value in texts(elements, "FrameType") or texts(elements, "ImageType"))
 
 
-def _header_of(
-    elements: Elements, meta: Elements, sop_class: str, layout: Layout, photometric: str, *, rows: int, columns: int
-) -> SliceHeader:
-    modality = (SOP_CLASSES | ENHANCED_CLASSES).get(sop_class) or ("CT" if text(elements, "Modality") == "CT" else "MR")
+def _modality_of(elements: Elements, sop_class: str) -> Modality:
+    return _ALL_CLASSES.get(sop_class) or ("CT" if text(elements, "Modality") == "CT" else "MR")
+
+
+def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) -> SliceHeader:
+    meta, sop_class, layout = image.parsed.meta, image.parsed.sop_class, image.layout
+    modality = _modality_of(elements, sop_class)
     image_type = _image_type(elements)
     burned_in = text(elements, "BurnedInAnnotation").upper() == "YES"
     simulated = text(meta, "ImplementationVersionName") == WRITER
@@ -610,9 +627,6 @@ def _header_of(
         if code is None:
             raise
         raise refusal(code, EXCLUSIONS[code]) from None
-    sop_uid = text(elements, "SOPInstanceUID")
-    if sop_uid and not _UID.fullmatch(sop_uid):
-        raise refusal("unreadable", "SOPInstanceUID is not a UID")
     spacing = numbers(elements, "PixelSpacing", 2) or numbers(elements, "ImagerPixelSpacing", 2)
     field = positive(elements, "MagneticFieldStrength")
     phase_encoding = {"ROW": "ROW", "COL": "COL", "COLUMN": "COL"}.get(text(elements, "InPlanePhaseEncodingDirection").upper())
@@ -624,9 +638,9 @@ def _header_of(
         rows=rows,
         columns=columns,
         bits=layout.stored,
-        photometric=photometric,
+        photometric=image.photometric,
         sop_class=sop_class or next(uid for uid, kind in SOP_CLASSES.items() if kind == modality),
-        sop_uid=sop_uid,
+        sop_uid=text(elements, "SOPInstanceUID"),
         patient_key=_patient_key(elements),
         study_uid=text(elements, "StudyInstanceUID"),
         series_uid=text(elements, "SeriesInstanceUID"),
@@ -649,7 +663,7 @@ def _header_of(
         sequence=printable(sequence or words(elements, "PulseSequenceName") or words(elements, "EchoPulseSequence")),
         echo_time_ms=positive(elements, "EffectiveEchoTime") or positive(elements, "EchoTime"),
         repetition_time_ms=positive(elements, "RepetitionTime"),
-        transfer_syntax=text(meta, "TransferSyntaxUID"),
+        transfer_syntax=image.syntax,
         phase_encoding=phase_encoding,
         slope=slope,
         intercept=intercept,
@@ -718,6 +732,7 @@ def _patient_key(elements: Elements) -> str:
 def _slice_position(elements: Elements) -> float | None:
     position, axes = numbers(elements, "ImagePositionPatient", 3), numbers(elements, "ImageOrientationPatient", 6)
     if position and axes:
-        return float(np.dot(np.cross(axes[:3], axes[3:]), position))
+        (x, y, z), (a, b, c, d, e, f) = position, axes
+        return x * (b * f - c * e) + y * (c * d - a * f) + z * (a * e - b * d)
     location = numbers(elements, "SliceLocation", 1)
     return location[0] if location else None

@@ -11,24 +11,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
 from common.imaging.refusals import refusal
 
-Elements = Mapping[int, Dataset]
-"""For each tag the data set that holds its element: the top level, or a functional group of one frame."""
+Elements = Mapping[int, tuple[Dataset, DataElement | RawDataElement]]
+"""For each tag its element as it was read, and the data set that holds it: the top level, or a functional group of one frame."""
 
 _TEXTS = frozenset({"AS", "CS", "DA", "DS", "LO", "SH", "UI"})
-_ASCII = re.compile(rb"[ -~]+[ \0]*")
-_WHOLE = re.compile(rb" *[+-]?\d{1,9}[ \0]?")
+_ASCII = re.compile(rb"[ -~]*[ \0]*")
+_WHOLE = re.compile(rb" *(?:0|-?[1-9]\d{0,8})[ \0]?")
 _AGE = re.compile(r"(\d{1,3})([YMWD])")
 _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
 
 
-def elements_of(dataset: Dataset) -> dict[int, Dataset]:
+def elements_of(dataset: Dataset) -> dict[int, tuple[Dataset, DataElement | RawDataElement]]:
     """The elements of one data set, those of its sequences apart."""
-    return dict.fromkeys(map(int, dataset.keys()), dataset)
+    return {int(tag): (dataset, element) for tag, element in dataset.items()}
 
 
 def holds(elements: Elements, keyword: str) -> bool:
@@ -36,11 +36,11 @@ def holds(elements: Elements, keyword: str) -> bool:
 
 
 def raw_bytes(elements: Elements, keyword: str) -> bytes | str | None:
-    """The value before any character set is applied, where it has not been converted yet."""
+    """The value before any character set is applied, where it was read so."""
     tag = tag_for_keyword(keyword)
     if tag is None or tag not in elements:
         return None
-    value = elements[tag].get_item(tag).value
+    value = elements[tag][1].value
     return value if isinstance(value, bytes) else str(value or "")
 
 
@@ -53,10 +53,10 @@ def value_of(elements: Elements, tag: str | int) -> Any:
     number = tag_for_keyword(tag) if isinstance(tag, str) else tag
     if number is None or number not in elements:
         return None
+    dataset, element = elements[number]
     try:
-        element = elements[number].get_item(number)
         value = _plain_value(element) if isinstance(element, RawDataElement) else None
-        return elements[number][number].value if value is None else value
+        return dataset[number].value if value is None else value
     except (RecursionError, MemoryError):
         raise
     except Exception:
@@ -68,10 +68,8 @@ def _plain_value(element: RawDataElement) -> str | list[str] | int | None:
 
     That is text in printable ASCII, which means the same in every character set, also of decimal numbers; and one whole number.
     """
-    value, vr = element.value, element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
-    if not value:
-        return None
-    if vr in _TEXTS and _ASCII.fullmatch(value):
+    value, vr = element.value or b"", element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
+    if vr in _TEXTS and _ASCII.fullmatch(value) and (value or vr != "DS"):
         texts = value.decode("ascii").rstrip(" \0").split("\\")
         return texts[0] if len(texts) == 1 else texts
     if vr == "IS" and _WHOLE.fullmatch(value):
