@@ -21,12 +21,11 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -130,21 +129,21 @@ def load_or_build(
     cache_dir, images_root = cache_dir.absolute(), images_root.absolute()
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        listing = find_files(images_root)
-        wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, state=_state_of(listing, key, rules, size))
+        state = _state_of(find_files(images_root), key, rules, size)
+        wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, rules=rules, state=state)
         if not (again or verify):
             opened = _open(cache_dir, wanted, built=False)
             if opened is not None:
                 return opened
         with _alone(cache_dir):
             try:
-                return _brought_up_to_date(cache_dir, wanted, listing, progress, verify)
+                return _brought_up_to_date(cache_dir, wanted, progress, verify)
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError) and not _is_damaged(error):
                     raise
                 for path in (*cache_dir.glob("store.sqlite3*"), *cache_dir.glob("slices-*")):
                     path.unlink(missing_ok=True)
-                return _brought_up_to_date(cache_dir, wanted, listing, progress, verify)
+                return _brought_up_to_date(cache_dir, wanted, progress, verify)
     except (OSError, sqlite3.OperationalError) as error:
         raise DataError(
             f"{cache_dir}: cannot keep the image cache: {getattr(error, 'strerror', None) or error}",
@@ -169,6 +168,7 @@ class _Wanted:
     key: bytes
     size: int
     admit: Admit
+    rules: str
     state: str  # digest of the folder's listing, the rules and the versions
 
 
@@ -215,7 +215,9 @@ def _fingerprint(records: Iterable[SliceRecord], wanted: _Wanted) -> str:
     return found.hexdigest()[:32]
 
 
-def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, listing: Sequence[Source], progress: Progress, verify: bool) -> Slices:
+def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, progress: Progress, verify: bool) -> Slices:
+    listing = find_files(wanted.root)  # as it is now: another process may have held the lock for an hour
+    wanted = replace(wanted, state=_state_of(listing, wanted.key, wanted.rules, wanted.size))
     with closing(_Store(cache_dir, wanted)) as store, Workers(read) as workers:
         sources = expand_archives(listing)
         store.prepare()
@@ -223,6 +225,7 @@ def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, listing: Sequence[Sour
         if verify:
             store.verify(wanted.size, progress)
         _read_headers(store, workers, sources, wanted, progress)
+        del listing, sources  # what comes next is in the database
         missing = list(_missing(store, wanted))
         _check_room(cache_dir, missing, wanted.size)
         _decode(store, workers, missing, wanted, progress)
@@ -408,11 +411,15 @@ class _Store:
         rows = self._db.execute(
             "SELECT file, number, path, member, size_bytes, mtime_ns, code, slices, content FROM files ORDER BY number"
         )
+        known: dict[Any, Any] = {}
         for file, number, path, member, size_bytes, mtime_ns, code, slices, content in rows:
-            source = self._source(number, file, path, member, size_bytes, mtime_ns)
+            source, place = self._source(number, file, path, member, size_bytes, mtime_ns), os.fsdecode(path)
+            place = file if place == file else place
             found = []
             for values, left_out in json.loads(slices):
-                record = SliceRecord(number=number, file=file, path=source.path, row=-1, content=content, **_tupled(values))
+                record = SliceRecord(
+                    number=number, file=file, root=self._roots[0], place=place, row=-1, content=content, **_shared(values, known)
+                )
                 found.append((record, left_out or wanted.admit(record)))
             yield FileFacts(source=source, code=code, slices=tuple(found))
 
@@ -562,8 +569,9 @@ class _Store:
 
 
 _IDENTIFIERS = {"study_uid": "study", "series_uid": "series", "sop_uid": "image", "accession": "accession", "scanner": "scanner"}
-_SHARED = ("patient", "study", "series", "scanner", "modality", "manufacturer", "model", "kernel", "sequence", "study_date")
-_OF_THE_CACHE = frozenset({"number", "file", "path", "row", "content"})
+_OF_THE_CACHE = frozenset({"number", "file", "root", "place", "row", "content"})
+_OWN = frozenset({"image", "frame", "instance_number", "slice_position_mm"})
+"""Fields that every slice has for itself."""
 _OF_THE_HEADER = tuple(field.name for field in fields(SliceRecord) if field.name not in _OF_THE_CACHE | {"patient", *_IDENTIFIERS.values()})
 
 
@@ -582,11 +590,15 @@ def identifier(kind: str, value: str, key: bytes) -> str:
     return pseudonym(f"{kind}:{plain}", key) if plain else ""
 
 
-def _tupled(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record; what the slices of a series or a patient have in common is in memory once."""
+def _shared(values: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:
+    """The fields of a record; a value that many slices have, such as the patient or the thickness, is in memory once.
+
+    Args:
+        known: the values of the slices before, to which these are added.
+    """
     spacing = values["pixel_spacing_mm"]
-    shared = {name: sys.intern(values[name]) for name in _SHARED if values[name]}
-    return values | shared | {"pixel_spacing_mm": None if spacing is None else (spacing[0], spacing[1])}
+    values["pixel_spacing_mm"] = None if spacing is None else (spacing[0], spacing[1])
+    return {name: value if name in _OWN else known.setdefault((type(value), value), value) for name, value in values.items()}
 
 
 def _text(path: str) -> str:

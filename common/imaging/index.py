@@ -47,7 +47,8 @@ class SliceRecord:
 
     number: int  # of its file
     file: str  # relative to the images folder, with forward slashes; see `sources.Source`
-    path: Path  # on the disk; of a member, its archive
+    root: Path  # the images folder
+    place: str  # below `root`, or absolute: the file on the disk; of a member, its archive
     frame: int  # which slice of the file, from 0
     row: int  # where the cache keeps its pixels; -1: nowhere
     content: str  # digest of the file's bytes, unkeyed; "" before they were read as a whole
@@ -79,6 +80,10 @@ class SliceRecord:
     series_description: str
     body_part: str
     age_years: float | None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.place  # made when asked for: a path is as large as all the rest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ _DOCUMENT_MARKS = frozenset({"[Content_Types].xml", "mimetype", "META-INF/MANIFE
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One file to account for: on the disk, or inside an archive. Only `number` and `problem` may be shown."""
 

@@ -16,7 +16,8 @@ from common.imaging.index import SliceRecord
 RECORD = SliceRecord(
     number=1,
     file="a.dcm",
-    path=Path("a.dcm"),
+    root=Path(),
+    place="a.dcm",
     frame=0,
     row=0,
     content="",
