@@ -17,7 +17,8 @@ from common.imaging.index import SliceRecord, patient_pseudonyms
 
 KEY = bytes(range(32))
 RECORD = SliceRecord(
-    number=1, file="a.dcm", path=Path("a.dcm"), frame=0, row=0, content="", patient=min(patient_pseudonyms("P1", KEY)), study="", series="",
+    number=1, file="a.dcm", root=Path("images"), place="a.dcm", frame=0, row=0, content="", study="", series="",
+    patient=min(patient_pseudonyms("P1", KEY)),
     image="", accession="", scanner="", series_number=None, instance_number=None, modality="MR", rows=8, columns=8, bits=12,
     pixel_spacing_mm=None, slice_thickness_mm=None, slice_position_mm=None, phase_encoding=None, manufacturer="", model="",
     field_strength_t=None, kvp=None, kernel="", sequence="", echo_time_ms=None, repetition_time_ms=None, study_date="20200615",
