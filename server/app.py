@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -88,6 +89,9 @@ def _serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) 
         if isinstance(error, RunNotRunningException):
             why = "it was stopped, or was not heard of for a minute"
             failure = RunError(f"the SuperLink ended the run: {why}", code="run-ended", hint=f"fedqc run resume {path.name} goes on")
+        if isinstance(error, httpx.HTTPError):
+            hint = f"it ended, or its certificate did (fedqc federation renew); then fedqc run resume {path.name} goes on"
+            failure = RunError("the SuperLink cannot be reached", code="no-superlink", hint=hint)
         write_outcome(federation.folder, path.name, "failure", failure_of(failure))
         tell_of("failed", detail=failure.code)
         raise
