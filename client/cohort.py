@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.admission import Admission, read_admission
+from client.admission import read_admission
 from client.agreement import Rule
 from client.labels import ImageName, MatchedLabels, match_labels, read_labels
 from common.artifacts import MODALITIES, NAMES, applies_to
@@ -146,7 +146,6 @@ class SiteSlices:
     site: SiteConfig
     folder: Path
     key: bytes
-    admission: Admission
     slices: Slices
 
     @property
@@ -186,7 +185,7 @@ def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
     slices = load_or_build(
         folder / site.images, key, folder / site.state / "cache", size, admit=admission, rules=admission.digest(), **how
     )
-    return SiteSlices(site=site, folder=folder, key=key, admission=admission, slices=slices)
+    return SiteSlices(site=site, folder=folder, key=key, slices=slices)
 
 
 def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:

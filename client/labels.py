@@ -31,8 +31,7 @@ from client.agreement import Rule, settle
 from client.sheets import Cell, Found, Grid, SheetProblem, SheetProblems, Spoilt, read_grid
 from common.artifacts import INDEX, NAMES, parse_name
 from common.errors import ConfigError, DataError
-from common.imaging.cache import identifier
-from common.imaging.index import PARTS, Part
+from common.imaging.index import PARTS, Part, identifier
 
 Column = tuple[str, str]
 """("present" | "severity", artifact), ("severity", "") for the one column of severity, or (one of `COLUMNS`, "")."""
@@ -281,7 +280,7 @@ def match_labels(
         images: the usable slices; a plain string is a file.
         may_occur: bool (images, artifacts), whether the artifact can occur in the image's modality.
         rule: see `client/agreement.py`.
-        key: the site's, under which `images` name UIDs and accession numbers (`cache.identifier`); None: they are raw.
+        key: the site's, under which `images` name UIDs and accession numbers (`index.identifier`); None: they are raw.
     Raises:
         SheetProblems: `duplicate-label` (rows with different keys name one image, by one reader), `leak` (two parts for one image).
         DataError: `labels-match-nothing`.

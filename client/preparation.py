@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.admission import ADMISSION_CODES
 from client.cohort import SiteSlices, admit_quarantine, site_slices
 from client.progress import progress_shown
 from common.cli import say
@@ -76,8 +77,6 @@ def report_text(said: dict[str, Any]) -> str:
 
 
 def _meaning(code: str) -> str:
-    from client.admission import ADMISSION_CODES
-
     return ADMISSION_CODES.get(code) or meaning(code)
 
 

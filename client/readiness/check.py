@@ -50,6 +50,7 @@ from common.imaging.index import MOST_QUARANTINED, PARTS, SliceRecord, pseudonym
 from common.imaging.preprocess import DEFAULT_SIZE
 
 Level = Literal["stop", "warning", "note"]
+Source = Literal["file", "ledger", "earlier index", "this index"]
 Verdict = Literal["ready", "ready with warnings", "not ready"]
 
 FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise leaves something to learn
@@ -96,7 +97,7 @@ class Finding:
 class Drift:
     """The comparison with the profile that a model was trained on."""
 
-    source: Literal["file", "ledger", "earlier index", "this index"]
+    source: Source
     trained_patients: int
     compared: Literal["patients not trained on", "all patients"]
     patients: int
@@ -489,14 +490,18 @@ def _keep(subject: Subject, acquisition: Acquisition, train: np.ndarray) -> None
                 other.unlink(missing_ok=True)
 
 
-def _compared(subject: Subject, acquisition: Acquisition, against: Literal["own"] | Path | str) -> Drift:
-    path, source = (_own_profile(subject)) if not isinstance(against, Path) else (_in_folder(against), "file")
+def _compared(subject: Subject, acquisition: Acquisition, against: Literal["own"] | Path) -> Drift:
+    source: Source = "file"
+    if isinstance(against, Path):
+        path = _in_folder(against)
+    else:
+        path, source = _own_profile(subject)
     trained, members = read_profile(path)
     new = np.array([name not in members for name in acquisition.patients.tolist()], bool)
     only_new = bool(new.any())
     now = acquisition.profile(new if only_new else None, like=trained)
     return Drift(
-        source=source,  # type: ignore[arg-type]
+        source=source,
         trained_patients=trained.patients,
         compared="patients not trained on" if only_new else "all patients",
         patients=now.patients,
@@ -516,7 +521,7 @@ def _newest(state: Path) -> list[Path]:
     return sorted(state.glob("profile-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _own_profile(subject: Subject) -> tuple[Path, str]:
+def _own_profile(subject: Subject) -> tuple[Path, Source]:
     """The profile of the index that the site last trained on, as its ledger says; else of the newest earlier index; else of this one."""
     if subject.site is None:
         raise ConfigError(

@@ -22,7 +22,6 @@ import os
 import shutil
 import sqlite3
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -36,7 +35,7 @@ import numpy as np
 from common.errors import DataError
 from common.files import append_line, sync_folder
 from common.imaging.codecs import supported_syntaxes
-from common.imaging.index import FileFacts, Intake, SliceRecord, account, pseudonym
+from common.imaging.index import FileFacts, Intake, SliceRecord, account, identifier, pseudonym
 from common.imaging.preprocess import PREPROCESS_VERSION
 from common.imaging.reading import DIGEST_CHARACTERS, item_of, read
 from common.imaging.sources import Source, expand_archives, find_files
@@ -582,12 +581,6 @@ def _under_key(header: dict[str, Any], key: bytes) -> dict[str, Any]:
     for name, short in _IDENTIFIERS.items():
         kept[short] = identifier(short, header[name], key)
     return kept
-
-
-def identifier(kind: str, value: str, key: bytes) -> str:
-    """How the cache names an identifier of a header (`image`, `series`, `study`, `accession`, `scanner`); nothing stays nothing."""
-    plain = unicodedata.normalize("NFKC", value).strip()
-    return pseudonym(f"{kind}:{plain}", key) if plain else ""
 
 
 def _shared(values: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:

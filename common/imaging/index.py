@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +249,12 @@ def _settle_same_uid(
 def pseudonym(identifier: str, key: bytes) -> str:
     """The site's own name for a patient or series: 16 hex digits of HMAC-SHA-256. Without the key a guess cannot be tested."""
     return hmac.new(key, identifier.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
+
+
+def identifier(kind: str, value: str, key: bytes) -> str:
+    """How the cache names an identifier of a header (`image`, `series`, `study`, `accession`, `scanner`); nothing stays nothing."""
+    plain = unicodedata.normalize("NFKC", value).strip()
+    return pseudonym(f"{kind}:{plain}", key) if plain else ""
 
 
 def patient_pseudonyms(patient_id: str, key: bytes) -> frozenset[str]:

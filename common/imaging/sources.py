@@ -78,16 +78,6 @@ class Source:
     problem: str = ""  # a code, where it is known without reading that the file cannot be used
 
 
-def find_sources(root: Path) -> list[Source]:
-    """Every file below `root` and inside the archives there, sorted by `file`.
-
-    Opens each file once for its first bytes, and reads the tables of contents of archives; nothing is decompressed.
-    Raises:
-        ImagingError: `unreadable`, the folder `root` itself cannot be listed. Anything else is a source with a problem.
-    """
-    return expand_archives(find_files(root))
-
-
 def find_files(root: Path) -> list[Source]:
     """Every entry on the disk below `root` that is to be accounted for, sorted by `file`, archives not looked into. No file is opened.
 

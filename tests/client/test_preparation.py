@@ -49,13 +49,14 @@ def test_it_forecasts_reconciles_and_counts_the_flow(tmp_path: Path, capsys: pyt
     folder = site(tmp_path, bad=1)
     status, out, err = run(capsys, folder)
     assert status == 0
-    assert err.startswith("24 slices to decode, 0.8 MiB in the cache")
+    assert "24 slices to decode, 0.8 MiB in the cache" in err
     assert out.startswith("25 files found = 24 used + 1 quarantined + 0 duplicates + 0 excluded by rule\n")
     assert "  quarantined: 1 × not-dicom" in out
     assert "24 slices of 12 patients" in out
     status, out, err = run(capsys, folder, "--format", "json")
     found = json.loads(out)
-    assert (status, err, found["used"], found["patients"], found["site"]) == (0, "", 24, 12, "site-a")
+    assert "to decode" not in err
+    assert (status, found["used"], found["patients"], found["site"]) == (0, 24, 12, "site-a")
     assert [step["patients"] for step in found["flow"]] == [12] * 5
 
 
@@ -103,7 +104,7 @@ def test_a_killed_preparation_goes_on(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([*command, str(folder)], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith(b"60 slices to decode")
+        assert any(line.startswith(b"60 slices to decode") for line in process.stderr)  # a busy machine tells of the headers first
         process.kill()
     assert process.returncode == -signal.SIGKILL
     (control / "state").mkdir(parents=True)

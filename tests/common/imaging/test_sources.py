@@ -23,13 +23,17 @@ import pytest
 
 from common.errors import ImagingError
 from common.imaging import sources
-from common.imaging.sources import ARCHIVE_CODES, Source, expand_archives, find_files, find_sources, open_source
+from common.imaging.sources import ARCHIVE_CODES, Source, expand_archives, find_files, open_source
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
 
 CODES = set(ARCHIVE_CODES) | {"too-large", "truncated", "changed", "unreadable"}
 IMAGE = bytes(128) + b"DICM" + random.Random(0).randbytes(5000)
+
+
+def find_sources(root: Path) -> list[Source]:
+    return expand_archives(find_files(root))
 
 
 def content(source: Source) -> bytes:
