@@ -84,12 +84,12 @@ def _serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) 
             return
         admit(plan, check, accept_missing=order.accept_missing)
         folder = conduct(grid, plan, path, seal=seal, tell_of=tell_of)
-    except Exception as error:
+    except (Exception, RunNotRunningException) as error:  # Flower's is no Exception
         failure = error if isinstance(error, FedqcError) else InternalError(type(error).__name__, hint="the ServerApp's log has more")
         if isinstance(error, RunNotRunningException):
             why = "it was stopped, or was not heard of for a minute"
             failure = RunError(f"the SuperLink ended the run: {why}", code="run-ended", hint=f"fedqc run resume {path.name} goes on")
-        if isinstance(error, httpx.HTTPError):
+        if isinstance(error, httpx.TransportError):
             hint = f"it ended, or its certificate did (fedqc federation renew); then fedqc run resume {path.name} goes on"
             failure = RunError("the SuperLink cannot be reached", code="no-superlink", hint=hint)
         write_outcome(federation.folder, path.name, "failure", failure_of(failure))

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from flwr.supercore.run import RunNotRunningException
 
 from common.errors import RunError
 from common.plan import parse_plan
@@ -18,11 +19,13 @@ from server import app
     ("raised", "code", "status"),
     [
         (httpx.ConnectError("certificate of /secret/path has expired"), "no-superlink", 1),
+        (httpx.HTTPStatusError("no", request=httpx.Request("POST", "https://x"), response=httpx.Response(500)), "internal", 5),
+        (RunNotRunningException(), "run-ended", 1),
         (RunError("too few", code="no-quorum"), "no-quorum", 1),
         (KeyError("x"), "internal", 5),
     ],
 )
-def test_each_end_has_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: Exception, code: str, status: int) -> None:
+def test_each_end_has_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: BaseException, code: str, status: int) -> None:
     written: dict[str, dict[str, Any]] = {}
     told: list[str] = []
 
