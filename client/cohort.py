@@ -260,14 +260,7 @@ def load_cohort(
     dense = {name: position for position, name in enumerate(names)}
     patients = np.array([dense[record.patient] for record in records], np.int64)
     parts_of_patients = assign_parts(patients, names, records=records, labels=matched, key=key, split=split)
-    report = IntakeReport(
-        intake=intake,
-        labels=matched,
-        patients=len(names),
-        patients_by_part={part: int((parts_of_patients == position).sum()) for position, part in enumerate(PARTS)},
-        slices_by_modality={name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)},
-        label_counts=count_labels(matched.present, may_occur),
-    )
+    report = intake_report(intake, matched, modality=modality, patients=len(names), parts=parts_of_patients)
     return Cohort(
         site=site,
         folder=folder,
@@ -282,6 +275,26 @@ def load_cohort(
         records=records,
         fingerprint=slices.fingerprint,
         report=report,
+    )
+
+
+def intake_report(
+    intake: Intake, labels: MatchedLabels, *, modality: np.ndarray, patients: int, parts: np.ndarray | None
+) -> IntakeReport:
+    """The account of a site.
+
+    Args:
+        modality: int8 (slices,), positions in MODALITIES.
+        parts: int8 (patients,), positions in PARTS; None where patients are in no part.
+    """
+    may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(len(modality), len(NAMES))
+    return IntakeReport(
+        intake=intake,
+        labels=labels,
+        patients=patients,
+        patients_by_part={} if parts is None else {part: int((parts == position).sum()) for position, part in enumerate(PARTS)},
+        slices_by_modality={name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)},
+        label_counts=_count_labels(labels.present, may_occur),
     )
 
 
@@ -377,7 +390,7 @@ def assign_parts(
     return np.array([PARTS.index(fixed[i][0] if i in fixed else split_of(name, key, *split)) for i, name in enumerate(names)], np.int8)
 
 
-def count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
+def _count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
     """Of each artifact how many slices have it, have it not, and were not assessed; over slices in which it can occur."""
     return {
         name: {

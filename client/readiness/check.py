@@ -24,8 +24,8 @@ from client.cohort import (
     SiteSlices,
     admit_quarantine,
     assign_parts,
-    count_labels,
     image_names,
+    intake_report,
     open_slices,
     site_key,
 )
@@ -258,14 +258,7 @@ def examine(
             of_patients = assign_parts(patients, names.tolist(), records=records, labels=matched, key=key, split=split)
         except DataError as error:
             findings.append(Finding(code=error.code, level="stop", values={}))
-    intake = IntakeReport(
-        intake=slices.intake,
-        labels=matched,
-        patients=len(names),
-        patients_by_part={} if of_patients is None else {part: int((of_patients == position).sum()) for position, part in enumerate(PARTS)},
-        slices_by_modality={name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)},
-        label_counts=count_labels(matched.present, may_occur),
-    )
+    intake = intake_report(slices.intake, matched, modality=modality, patients=len(names), parts=of_patients)
     parts = np.full(len(records), -1, np.int8) if of_patients is None else of_patients[patients]
     measures = np.array([measured[:3] for measured in slices.measures], np.float64).reshape(-1, 3)
     hashes = np.array([int(measured[3], 16) for measured in slices.measures], np.uint64)
