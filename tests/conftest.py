@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -162,6 +163,20 @@ class Finished:
     plan: Path
     out: Path
     said: subprocess.CompletedProcess[str]
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str, str]:
+    """Exit status, stdout and stderr of a command line, run in this process; its handling of signals is taken back."""
+    from common.cli import main
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr()
+    return caught.value.code, said.out, said.err
 
 
 def simulate_words(plan: Path, data: Path, out: Path, *more: object) -> list[object]:

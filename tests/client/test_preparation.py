@@ -15,8 +15,8 @@ import pydicom
 import pytest
 import yaml
 
-from common.cli import main
 from common.imaging.dicom_write import make_uid, write_slice
+from tests.conftest import typed
 
 SITE = {"name": "site-a", "kind": "hospital", "cohort": "trial", "nominal_patients": 50}
 
@@ -35,14 +35,7 @@ def site(folder: Path, *, slices: int = 24, bad: int = 0) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str, str]:
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main(["data", "prepare", *map(str, words)])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    said = capsys.readouterr()
-    return caught.value.code, said.out, said.err
+    return typed(capsys, "data", "prepare", *words)
 
 
 def test_it_forecasts_reconciles_and_counts_the_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import signal
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ from client.readiness.page import render
 from client.readiness.release import make_release
 from client.readiness.text import report_text
 from client.readiness.words import LANGUAGES, speaker
-from common.cli import main
 from common.errors import ConfigError, DataError
 from common.imaging.dicom_write import make_uid, write_slice
+from tests.conftest import typed
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
@@ -80,14 +79,7 @@ def codes(found: Readiness, level: str | None = None) -> set[str]:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str, str]:
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main(["data", "check", *map(str, words)])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    said = capsys.readouterr()
-    return caught.value.code, said.out, said.err
+    return typed(capsys, "data", "check", *words)
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
