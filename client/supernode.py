@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,7 @@ class Turns:
 
 
 def main(parent: int) -> None:
-    """Be a SuperNode until `parent` ends."""
+    """Be a SuperNode until `parent` ends, or Flower's main loop does; does not return."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(1)
@@ -100,7 +101,18 @@ def main(parent: int) -> None:
     turns = Turns(main_loop._pull_and_store_message, main_loop._push_messages)
     vars(main_loop).update(_pull_and_store_message=turns.pull, _push_messages=turns.push)
     vars(main_loop)["pull_objects"] = functools.partial(pull_objects, **PULLING)
-    flower_supernode()
+    status = 1
+    try:
+        flower_supernode()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:  # threads of Flower's outlive its main loop and would keep the process, connected to nobody and never started again
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import ast
 import hashlib
 import importlib
 import inspect
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -366,3 +369,28 @@ def test_a_message_is_answered_though_a_dead_one_s_error_is_handed_in_first(monk
     ours = supernode.Turns(start_client_internal._pull_and_store_message, start_client_internal._push_messages)
     assert sent_after_one_message(ours.pull, ours.push) == ["dead", "new"]
     assert sent_after_one_message(start_client_internal._pull_and_store_message, start_client_internal._push_messages) == ["dead"]
+
+
+ENDED = """
+import os, sys, threading, time
+from client import supernode
+
+def main_loop():
+    threading.Thread(target=time.sleep, args=(120,)).start()
+    {ends}
+
+supernode.flower_supernode = main_loop
+supernode.main(os.getppid())
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [("raise OSError('certificate has expired')", 1), ("sys.exit(0)", 0), ("sys.exit(303)", 303 % 256), ("return", 0)]
+)
+def test_the_process_ends_with_flower_s_main_loop_whatever_threads_it_leaves(ends: str, status: int) -> None:
+    """Where the coordinator's certificate ran out the loop ended and the process stayed, so that nobody started it again."""
+    command = [sys.executable, "-c", ENDED.format(ends=ends)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == status
+    assert ("certificate has expired" in said.stderr) == ("OSError" in ends)
