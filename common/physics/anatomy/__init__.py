@@ -1,0 +1,29 @@
+"""Anatomy-like phantoms: a few adjacent slices of one invented patient, as HU (CT) or signal and fat share (MR).
+
+Ellipses and other outlines with anti-aliased edges on a smoothly warped grid, band-limited textures, random lesions. Nothing here knows
+about artifacts.
+"""
+
+from common.physics.anatomy.ct import CT_BODIES, add_dense_spots, add_table
+from common.physics.anatomy.mr import CONTRASTS, MR_BODIES, MrAnatomy
+from common.physics.anatomy.scene import Scene
+
+__all__ = ["CONTRASTS", "CT_BODIES", "FIELD_OF_VIEW_MM", "MR_BODIES", "MrAnatomy", "Scene", "add_dense_spots", "add_table"]
+
+FIELD_OF_VIEW_MM = {
+    "head": 250.0,
+    "brain": 240.0,
+    "thorax": 400.0,
+    "abdomen": 400.0,
+    "pelvis": 400.0,
+    "legs": 380.0,
+    "brain_only": 230.0,
+    "skull_base": 230.0,
+    "head_sagittal": 250.0,
+    "chest": 400.0,
+    "spine": 220.0,
+    "knee": 220.0,
+    "shoulder": 500.0,
+    "qa_phantom": 250.0,
+}
+"""Of an image, by body; a body that exists in CT and in MR has one."""
