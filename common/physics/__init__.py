@@ -1,17 +1,32 @@
 """Forward models of artifacts and phantoms to show them on. numpy and torch only; no files, no DICOM.
 
-Each artifact is a file with `draw(severity, generator, acquisition) -> params` and `apply(image, params) -> (image, mask)`.
+Each artifact is a file with `draw(severity, generator, acquisition) -> params` and `apply(image, params) -> (image, mask)`. Parameters
+are drawn apart from applied, hold the seed of what noise they need, and are all that `apply` needs: a recorded row replays its image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from common.physics import beam_hardening, chemical_shift, metal, motion, susceptibility
+from common.artifacts import Modality
+from common.physics import (
+    beam_hardening,
+    bias_field,
+    chemical_shift,
+    ghosting,
+    gibbs,
+    metal,
+    motion,
+    rician_noise,
+    susceptibility,
+)
+from common.physics.acquisition import Acquisition, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +36,80 @@ class Simulator:
     `image` is HU (CT) or magnitude (MR), (rows, columns) or (slices, rows, columns); severity is 0 (identity) to 1 (severe).
     """
 
-    draw: Callable[..., Any]
+    modality: Modality
+    label: str | None
+    """The artifact of the vocabulary that it shows; None: a nuisance of appearance."""
+    params: type
+    draw: Callable[[float, torch.Generator, Acquisition], Any]
     apply: Callable[..., tuple[Tensor, Tensor]]
 
 
 SIMULATORS: dict[str, Simulator] = {
-    "metal": Simulator(draw=metal.draw, apply=metal.apply),
-    "beam_hardening": Simulator(draw=beam_hardening.draw, apply=beam_hardening.apply),
-    "motion": Simulator(draw=motion.draw, apply=motion.apply),
-    "susceptibility": Simulator(draw=susceptibility.draw, apply=susceptibility.apply),
-    "chemical_shift": Simulator(draw=chemical_shift.draw, apply=chemical_shift.apply),
+    "metal": Simulator(modality="CT", label="metal", params=metal.Metal, draw=metal.draw, apply=metal.apply),
+    "beam_hardening": Simulator(
+        modality="CT",
+        label="beam_hardening",
+        params=beam_hardening.BeamHardening,
+        draw=beam_hardening.draw,
+        apply=beam_hardening.apply,
+    ),
+    "motion": Simulator(modality="MR", label="motion", params=motion.Motion, draw=motion.draw, apply=motion.apply),
+    "ghosting": Simulator(modality="MR", label="motion", params=ghosting.Ghosting, draw=ghosting.draw, apply=ghosting.apply),
+    "susceptibility": Simulator(
+        modality="MR",
+        label="susceptibility",
+        params=susceptibility.Susceptibility,
+        draw=susceptibility.draw,
+        apply=susceptibility.apply,
+    ),
+    "chemical_shift": Simulator(
+        modality="MR",
+        label="chemical_shift",
+        params=chemical_shift.ChemicalShift,
+        draw=chemical_shift.draw,
+        apply=chemical_shift.apply,
+    ),
+    "chemical_shift_2": Simulator(
+        modality="MR",
+        label="chemical_shift",
+        params=chemical_shift.ChemicalShift,
+        draw=chemical_shift.draw_second_kind,
+        apply=chemical_shift.apply,
+    ),
+    "gibbs": Simulator(modality="MR", label=None, params=gibbs.Gibbs, draw=gibbs.draw, apply=gibbs.apply),
+    "bias_field": Simulator(modality="MR", label=None, params=bias_field.BiasField, draw=bias_field.draw, apply=bias_field.apply),
+    "rician_noise": Simulator(modality="MR", label=None, params=rician_noise.RicianNoise, draw=rician_noise.draw, apply=rician_noise.apply),
 }
+
+SHOWN_BY: dict[str, tuple[tuple[str, float], ...]] = {
+    "metal": (("metal", 1.0),),
+    "beam_hardening": (("beam_hardening", 1.0),),
+    "motion": (("motion", 0.7), ("ghosting", 0.3)),
+    "susceptibility": (("susceptibility", 1.0),),
+    "chemical_shift": (("chemical_shift", 1.0),),  # opposed phase is chosen by who sets the echo time, and is no fault of the image
+}
+"""Label -> the simulators that show it, and how often each is taken."""
+
+
+def choose(label: str, generator: torch.Generator) -> str:
+    """A simulator for a label, by the chances of `SHOWN_BY`. Always draws one number."""
+    place = uniform(generator, 0, 1)
+    for name, chance in SHOWN_BY[label]:
+        place -= chance
+        if place < 0:
+            return name
+    return SHOWN_BY[label][-1][0]
+
+
+def record(params: Any) -> dict[str, Any]:
+    """Parameters as a row of a manifest: plain numbers, words and lists."""
+    return asdict(params)
+
+
+def replay(name: str, row: dict[str, Any]) -> Any:
+    """The parameters of simulator `name` from a row; `record`'s inverse.
+
+    Raises:
+        KeyError: no such simulator. pydantic.ValidationError: the row is not of its parameters.
+    """
+    return TypeAdapter(SIMULATORS[name].params).validate_python(row)

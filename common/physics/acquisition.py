@@ -45,6 +45,8 @@ class Acquisition:
     pixel_spacing_mm: float = 1.0
     slice_thickness_mm: float = 5.0
     phase_encoding: str = "COL"
+    sequence: str = "SE"
+    """"SE", "GRE" or "EPI"; EPI is taken to be fat-suppressed."""
     field_tesla: float = 1.5
     echo_time_ms: float = 10.0
     bandwidth_hz_per_px: float = 200.0
@@ -68,6 +70,7 @@ def acquire(image: Tensor, modality: str, **fields: float | str) -> Acquisition:
     if image.ndim != 2:
         raise ImagingError(f"slice has {image.ndim} axes, expected 2", code="not-a-slice")
     rows, columns = image.shape
+    image = image.cpu()
     return Acquisition(rows=rows, columns=columns, frame=frame_of(image, modality), **fields)  # type: ignore[arg-type]
 
 

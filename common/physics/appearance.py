@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Range = tuple[float, float]
 
@@ -33,6 +33,8 @@ class Appearance:
     """Rician noise, % of the 99th percentile of the signal."""
     outline: Range = (0.0, 0.0)
     """Opposed-phase share: 1 makes every fat-water border black on all sides."""
+    sequences: tuple[str, ...] = ("SE", "SE", "GRE")
+    """"SE", "GRE" or "EPI"; decides what a disturbed field does."""
     phase_encoding: str = "COL"
     field_tesla: float = 1.5
     bandwidth_hz_per_px: float = 200.0
@@ -53,6 +55,12 @@ class Appearance:
     dense_spots: int = 0
     """At most this many calcifications or spots of oral contrast a patient."""
     table: bool = True
+
+    # both
+    oriented: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Chances of a patient to be upside down, mirrored, on the side."""
+    nuisances: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Simulator without a label -> chance that a patient shows it, at severity 0.1-0.7."""
 
     # how a DICOM writer stores CT
     rescale_slope: float = 1.0
@@ -169,39 +177,71 @@ SITE_APPEARANCES: tuple[Appearance, ...] = (
 )
 """Three hospitals that train, and a fourth, outside the range of the others, that is never seen."""
 
-PUBLIC_APPEARANCES: tuple[Appearance, ...] = (
-    Appearance(
-        name="public_a",
-        manufacturer="OPEN ARCHIVE",
-        model_name="Collection A",
-        mr_contrasts=("T1", "PD"),
-        mr_bodies=("brain",),
-        bias=(0.0, 0.1),
-        rolloff=(0.2, 0.4),
-        noise_percent=(0.5, 1.5),
-        phase_encoding="COL",
-        kernel=(-0.1, 0.1),
-        ct_noise_hu=(3.0, 6.0),
-        ct_bodies=("head", "abdomen"),
-    ),
-    Appearance(
-        name="public_b",
-        manufacturer="OPEN ARCHIVE",
-        model_name="Collection B",
-        mr_contrasts=("T1",),
-        mr_bodies=("brain", "abdomen"),
-        mr_zoom=(0.9, 1.0),
-        gamma=(1.0, 1.2),
-        bias=(0.05, 0.15),
-        rolloff=(0.4, 0.6),
-        noise_percent=(1.0, 2.0),
-        phase_encoding="COL",
-        field_tesla=3.0,
-        kernel=(-0.4, -0.1),
-        ct_noise_hu=(4.0, 8.0),
-        ct_bodies=("thorax", "abdomen", "pelvis"),
-        enhanced=0.4,
-        table=False,
-    ),
+PREVALENCE = {"metal": 0.4, "beam_hardening": 0.4, "motion": 0.4, "susceptibility": 0.4, "chemical_shift": 0.4}
+
+_SPIN_ECHO = Appearance(
+    name="public_a",
+    manufacturer="OPEN ARCHIVE",
+    model_name="Collection A",
+    mr_bodies=("brain", "brain", "skull_base", "head_sagittal", "spine", "knee"),
+    mr_contrasts=("T1", "T2", "PD"),
+    mr_zoom=(0.7, 1.0),
+    gamma=(0.85, 1.2),
+    bias=(0.0, 0.3),
+    rolloff=(0.0, 0.6),
+    truncation=(0.92, 1.0),
+    noise_percent=(0.5, 4.0),
+    phase_encoding="ROW",
+    kernel=(-0.3, 0.3),
+    ct_noise_hu=(2.0, 12.0),
+    ct_zoom=(0.7, 1.0),
+    ct_bodies=("head", "thorax", "abdomen", "abdomen", "spine"),
+    enhanced=0.4,
+    dense_spots=2,
+    oriented=(0.15, 0.5, 0.1),
+    nuisances={"gibbs": 0.12, "bias_field": 0.15},
+    prevalence=PREVALENCE,
+    severity_range=(0.25, 1.0),
 )
-"""What anybody may download: clean, narrow, unlike every hospital above."""
+_GRADIENT_ECHO = replace(
+    _SPIN_ECHO,
+    name="public_b",
+    model_name="Collection B",
+    mr_bodies=("abdomen", "chest", "chest", "legs", "head_sagittal", "spine"),
+    mr_contrasts=("GRE", "T1", "T2"),
+    sequences=("GRE", "SE"),
+    bias=(0.1, 0.38),
+    field_tesla=3.0,
+    echo_time_ms=6.0,
+    kernel=(-0.7, -0.1),
+    ct_noise_hu=(3.0, 20.0),
+    ct_bodies=("thorax", "abdomen", "pelvis", "knee", "shoulder"),
+    table=False,
+)
+_EPI = replace(
+    _SPIN_ECHO,
+    name="public_c",
+    model_name="Collection C",
+    mr_bodies=("brain_only",),
+    mr_contrasts=("EPI", "DWI"),
+    mr_zoom=(0.65, 0.95),
+    rolloff=(0.0, 0.8),
+    truncation=(0.42, 0.65),
+    noise_percent=(0.5, 4.5),
+    phase_encoding="COL",
+    field_tesla=3.0,
+    echo_time_ms=30.0,
+    kernel=(0.0, 0.45),
+    ct_noise_hu=(4.0, 18.0),
+    ct_bodies=("head", "head", "qa_phantom", "abdomen", "spine"),
+)
+
+PUBLIC_APPEARANCES: tuple[Appearance, ...] = (
+    _SPIN_ECHO,
+    _GRADIENT_ECHO,
+    _EPI,
+    replace(_SPIN_ECHO, name="public_d", model_name="Collection D", phase_encoding="COL", field_tesla=3.0, bandwidth_hz_per_px=300.0),
+    replace(_GRADIENT_ECHO, name="public_e", model_name="Collection E", phase_encoding="COL", field_tesla=1.5),
+    replace(_EPI, name="public_f", model_name="Collection F", truncation=(0.65, 1.0)),
+)
+"""What anybody may invent: all bodies and contrasts, broad ranges, and the fourth hospital's noise, gamma and kernel outside them."""

@@ -22,9 +22,9 @@ def to_image(kspace: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=(-2, -1)), norm="ortho"), dim=(-2, -1))
 
 
-def frequencies(count: int) -> Tensor:
+def frequencies(count: int, device: torch.device | str = "cpu") -> Tensor:
     """Cycles per pixel of centred k-space samples, shape (count,)."""
-    return (torch.arange(count, dtype=torch.float32) - count // 2) / count
+    return (torch.arange(count, dtype=torch.float32, device=device) - count // 2) / count
 
 
 def readout_last(images: Sequence[Tensor], phase_encoding: Sequence[str], step: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
@@ -39,14 +39,14 @@ def readout_last(images: Sequence[Tensor], phase_encoding: Sequence[str], step: 
     unknown = set(phase_encoding) - {"ROW", "COL"}
     if unknown:
         raise ImagingError(f"phase encoding {sorted(unknown)!r}, expected 'ROW' or 'COL'", code="bad-phase-encoding")
-    turned = torch.tensor([word == "ROW" for word in phase_encoding])
-    if not bool(turned.any()):
+    turned = [word == "ROW" for word in phase_encoding]
+    if not any(turned):
         return step(list(images))
-    if bool(turned.all()):
+    if all(turned):
         return [result.transpose(-2, -1) for result in step([image.transpose(-2, -1) for image in images])]
     if images[0].shape[-2] != images[0].shape[-1]:
         raise ImagingError("slices that are not square must share one phase encoding", code="bad-phase-encoding")
-    choice = turned[:, None, None]
+    choice = torch.tensor(turned, device=images[0].device)[:, None, None]
     results = step([torch.where(choice, image.transpose(-2, -1), image) for image in images])
     return [torch.where(choice, result.transpose(-2, -1), result) for result in results]
 

@@ -1,9 +1,8 @@
-"""Motion: ghosts, ringing and smearing along phase encoding, from movement between k-space lines.
+"""Rigid motion: ghosts, ringing and smearing along phase encoding, from poses that change between k-space lines.
 
 Forward model: phase-encoding lines are split into segments, each acquired with the object in its own rigid pose (rotation by resampling,
 translation by the shift theorem), y = F^-1 sum_k M_k F(R_k x); the pose of the segment that holds the k-space centre is subtracted, so
-that the image as a whole does not move. Breathing adds a quasi-periodic translation along phase encoding line by line, ghosts being
-n / period apart. Approximations: in-plane, poses compose additively (small angles), magnitude images only.
+that the image as a whole does not move. Approximations: in-plane, poses compose additively (small angles), magnitude images only.
 """
 
 from __future__ import annotations
@@ -28,9 +27,6 @@ class Motion:
     angles_deg: tuple[float, ...]
     phase_shifts_px: tuple[float, ...]
     readout_shifts_px: tuple[float, ...]
-    breath_px: float
-    breath_period_lines: float
-    breath_phase: float
 
     @property
     def segments(self) -> int:
@@ -38,11 +34,10 @@ class Motion:
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> Motion:
-    """2-12 segments, poses up to 6 degrees and 8 px either way at matrix 256, one change close to the k-space centre; or breathing."""
+    """2-12 segments, poses up to 6 degrees and 8 px either way at matrix 256, one change close to the k-space centre."""
     lines = acquisition.columns if acquisition.phase_encoding == "ROW" else acquisition.rows
     scale = acquisition.pixel_scale
-    breathing = uniform(generator, 0, 1) < 0.3
-    segments = 2 + round((3 if breathing else 10) * severity * uniform(generator, 0.5, 1))
+    segments = 2 + round(10 * severity * uniform(generator, 0.5, 1))
     side = 1 if uniform(generator, 0, 1) < 0.5 else -1
     boundaries = {lines // 2 + side * max(2, round(lines * uniform(generator, 0.02, 0.07)))}
     while len(boundaries) < segments - 1:
@@ -51,7 +46,7 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
     beside = centre - 1 if side < 0 else centre + 1  # the segment across the change that is close to the k-space centre
     poses = []
     for limit in (6.0, 8.0 * scale, 5.0 * scale):
-        reach = limit * severity * (0.3 if breathing else 1.0)
+        reach = limit * severity
         pose = [reach * uniform(generator, 0.4, 1) * (1 if uniform(generator, 0, 1) < 0.5 else -1) for _ in range(segments)]
         pose[beside] = -math.copysign(max(abs(pose[beside]), 0.7 * reach), pose[centre])
         poses.append(pose)
@@ -63,9 +58,6 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
         angles_deg=angles,
         phase_shifts_px=along_phase,
         readout_shifts_px=along_readout,
-        breath_px=7.0 * scale * severity if breathing else 0.0,
-        breath_period_lines=uniform(generator, 5, 18),
-        breath_phase=uniform(generator, 0, 2 * math.pi),
     )
 
 
@@ -89,7 +81,7 @@ def moved_energy(image: Tensor, params: Motion) -> float:
     """Share of k-space energy in lines acquired away from the central pose: what decides how severe a motion looks."""
     turned = image.T if params.phase_encoding == "ROW" else image
     energy = kspace.to_kspace(turned.float()).abs().square().sum(-1)
-    segment = _segment_of_line(params, turned.shape[0])
+    segment = _segment_of_line(params, turned.shape[0]).to(energy.device)
     return float(energy[segment != segment[turned.shape[0] // 2]].sum() / energy.sum())
 
 
@@ -100,37 +92,29 @@ def _segment_of_line(params: Motion, lines: int) -> Tensor:
 def _move(images: Tensor, params: Sequence[Motion]) -> Tensor:
     """Slices of shape (slices, PE, RO), moved."""
     _, lines, samples = images.shape
-    source = torch.tensor([index for index, one in enumerate(params) for _ in range(one.segments)])
-    angle = torch.deg2rad(torch.tensor([value for one in params for value in one.angles_deg]))
+    device = images.device
+    source = torch.tensor([index for index, one in enumerate(params) for _ in range(one.segments)], device=device)
+    angle = torch.deg2rad(torch.tensor([value for one in params for value in one.angles_deg], device=device))
     posed = kspace.to_kspace(_rotate(images[source], angle))
-    phase = kspace.frequencies(lines)[None, :, None]
-    readout = kspace.frequencies(samples)[None, None, :]
-    result = []
-    start = 0
+    start, rows, along = 0, [], []
     for one in params:
         segment = _segment_of_line(one, lines)
-        picked = posed[start : start + one.segments][segment, torch.arange(lines)]
-        along_phase = torch.tensor(one.phase_shifts_px)[segment] + _breath(one, lines)
-        along_readout = torch.tensor(one.readout_shifts_px)[segment]
-        angle_of_k = -2 * math.pi * (phase[0] * along_phase[:, None] + readout[0] * along_readout[:, None])
-        result.append(picked * torch.exp(1j * angle_of_k))
+        rows.append(segment + start)
+        along.append(torch.stack([torch.tensor(one.phase_shifts_px)[segment], torch.tensor(one.readout_shifts_px)[segment]]))
         start += one.segments
-    return kspace.to_image(torch.stack(result)).abs()
+    picked = posed[torch.stack(rows).to(device), torch.arange(lines, device=device)]
+    along_phase, along_readout = torch.stack(along).to(device).unbind(1)
+    phase, readout = kspace.frequencies(lines, device)[:, None], kspace.frequencies(samples, device)[None, :]
+    angle_of_k = -2 * math.pi * (phase * along_phase[..., None] + readout * along_readout[..., None])
+    return kspace.to_image(picked * torch.polar(torch.ones_like(angle_of_k), angle_of_k)).abs()
 
 
 def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Each slice turned about the centre by its angle (rad), linear interpolation; in pixels, so exact for a matrix of any shape."""
     count, rows, columns = images.shape
-    y = torch.arange(rows, dtype=torch.float32)[:, None] - (rows - 1) / 2
-    x = torch.arange(columns, dtype=torch.float32)[None, :] - (columns - 1) / 2
+    y = torch.arange(rows, dtype=torch.float32, device=images.device)[:, None] - (rows - 1) / 2
+    x = torch.arange(columns, dtype=torch.float32, device=images.device)[None, :] - (columns - 1) / 2
     cosine, sine = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     grid = torch.stack([(cosine * x + sine * y) * (2 / (columns - 1)), (cosine * y - sine * x) * (2 / (rows - 1))], -1)
     turned = torch.nn.functional.grid_sample(images[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return turned.reshape(count, rows, columns)
-
-
-def _breath(params: Motion, lines: int) -> Tensor:
-    """Displacement of each line along phase encoding, px: a flattened-expiration waveform whose period wanders by about 10 %."""
-    line = torch.arange(lines, dtype=torch.float32) - lines // 2
-    turn = 2 * math.pi * line / params.breath_period_lines + 0.6 * torch.sin(2 * math.pi * line / (4.7 * params.breath_period_lines))
-    return params.breath_px * (torch.cos(turn / 2 + params.breath_phase).pow(4) - 0.375)

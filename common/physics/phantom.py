@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.artifacts import ARTIFACTS, Modality
 from common.errors import ConfigError
-from common.physics import anatomy, beam_hardening, chemical_shift, ct, kspace, metal, motion, susceptibility
+from common.physics import SIMULATORS, anatomy, beam_hardening, chemical_shift, choose, ct, kspace, metal, susceptibility
 from common.physics.acquisition import Acquisition, frame_of, integer, uniform
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
 from common.physics.threads import one_thread
@@ -68,15 +68,15 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
 @one_thread()
 def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[PhantomSlice]:
     """The slices of one patient; see `draw_patients`."""
-    streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(4, np.uint64)
-    who, body, look, physics = (torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams)
+    streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(5, np.uint64)
+    who, body, look, physics, extra = (torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams)
     modality: Modality = "CT" if uniform(who, 0, 1) < 0.5 else "MR"
     slices = integer(who, 2, 3)
     severities = _draw_severities(appearance, modality, slices, who)
     if modality == "CT":
-        images, spacing = _ct_slices(appearance, severities, body, look, physics)
+        images, spacing = _ct_slices(appearance, severities, body, look, physics, extra)
     else:
-        images, spacing = _mr_slices(appearance, severities, body, look, physics)
+        images, spacing = _mr_slices(appearance, severities, body, look, physics, extra)
     return [
         PhantomSlice(
             patient=patient,
@@ -122,6 +122,26 @@ def _same_draw(
     return [draw(severity, torch.Generator().manual_seed(seed), acquisition) for severity in severities]
 
 
+def _oriented(images: list[Tensor], appearance: Appearance, generator: torch.Generator) -> list[Tensor]:
+    """The slices mirrored, upside down or on their side, as files of other planes and positions are."""
+    upside_down, mirrored, on_side = (uniform(generator, 0, 1) < chance for chance in appearance.oriented)
+    axes = [axis for axis, turned in ((-2, upside_down), (-1, mirrored)) if turned]
+    turned_images = [image.flip(axes) for image in images] if axes else images
+    return [image.transpose(-2, -1) for image in turned_images] if on_side else turned_images
+
+
+def _with_nuisances(
+    image: Tensor, modality: Modality, appearance: Appearance, generator: torch.Generator, acquisition: Acquisition
+) -> Tensor:
+    """The slices with what `appearance.nuisances` adds; the same in all slices of a patient."""
+    for name, chance in appearance.nuisances.items():
+        simulator = SIMULATORS[name]
+        if simulator.modality == modality and uniform(generator, 0, 1) < chance:
+            severity = uniform(generator, 0.1, 0.7)
+            image, _ = simulator.apply(image, _same_draw(simulator.draw, [severity] * len(image), generator, acquisition))
+    return image
+
+
 def _choice(words: tuple[str, ...], generator: torch.Generator) -> str:
     return words[integer(generator, 0, len(words) - 1)]
 
@@ -132,6 +152,7 @@ def _ct_slices(
     body: torch.Generator,
     look: torch.Generator,
     physics: torch.Generator,
+    extra: torch.Generator,
 ) -> tuple[Tensor, float]:
     """HU (slices, matrix, matrix) and pixel spacing in mm."""
     slices, size = len(severities["metal"]), appearance.matrix
@@ -140,6 +161,7 @@ def _ct_slices(
     scene = anatomy.Scene(size, slices, body, zoom)
     clean = anatomy.CT_BODIES[kind](scene, scene.chance(appearance.enhanced))
     clean = anatomy.add_dense_spots(scene, clean, integer(body, 0, appearance.dense_spots))
+    (clean,) = _oriented([clean], appearance, extra)
     frame = frame_of(clean[0], "CT")
     if appearance.table:
         clean = anatomy.add_table(scene, clean)
@@ -153,7 +175,8 @@ def _ct_slices(
     errors = torch.cat([metal.sinogram_error(paths, implants), beam_hardening.sinogram_error(paths, hardening)])
     streaks, bands = ct.reconstruct(errors, paths).chunk(2)
     image = clean + metal.scale(streaks, clean, implants) + beam_hardening.scale(bands, clean, hardening)
-    return _scan_ct(appearance, metal.paint(image, implants), clean, look), spacing
+    image = _with_nuisances(metal.paint(image, implants), "CT", appearance, extra, acquisition)
+    return _scan_ct(appearance, image, clean, look), spacing
 
 
 def _scan_ct(appearance: Appearance, image: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -192,16 +215,18 @@ def _mr_slices(
     body: torch.Generator,
     look: torch.Generator,
     physics: torch.Generator,
+    extra: torch.Generator,
 ) -> tuple[Tensor, float]:
     """Magnitude (slices, matrix, matrix) and pixel spacing in mm."""
     slices, size = len(severities["motion"]), appearance.matrix
     kind = _choice(appearance.mr_bodies, body)
     scene = anatomy.Scene(size, slices, body, uniform(body, *appearance.mr_zoom))
-    made = anatomy.MR_BODIES[kind](scene, _choice(appearance.mr_contrasts, body))
+    contrast = _choice(appearance.mr_contrasts, body)
+    made = anatomy.MR_BODIES[kind](scene, contrast)
     outline = uniform(body, *appearance.outline)
     signal, fat_signal = _soften(made.signal), _soften(made.signal * made.fat)
     fat = fat_signal / signal.clamp(min=1e-3)
-    clean = signal * (1 - outline * (1 - (1 - 2 * fat).abs()))
+    clean, fat = _oriented([signal * (1 - outline * (1 - (1 - 2 * fat).abs())), fat], appearance, extra)
     spacing = anatomy.FIELD_OF_VIEW_MM[kind] / size
 
     acquisition = Acquisition(
@@ -210,16 +235,19 @@ def _mr_slices(
         frame=frame_of(clean[0], "MR"),
         pixel_spacing_mm=spacing,
         phase_encoding=appearance.phase_encoding,
+        sequence="EPI" if contrast in anatomy.FAT_SUPPRESSED else _choice(appearance.sequences, physics),
         field_tesla=appearance.field_tesla,
         echo_time_ms=appearance.echo_time_ms,
         bandwidth_hz_per_px=appearance.bandwidth_hz_per_px,
     )
     shifts = _same_draw(chemical_shift.draw, severities["chemical_shift"], physics, acquisition)
     fields = _same_draw(susceptibility.draw, severities["susceptibility"], physics, acquisition)
-    moves = [motion.draw(severity, physics, acquisition) for severity in severities["motion"]]
+    mover = SIMULATORS[choose("motion", physics)]
+    moves = [mover.draw(severity, physics, acquisition) for severity in severities["motion"]]
     image, _ = chemical_shift.apply(clean, shifts, fat=fat)
     image, _ = susceptibility.apply(image, fields)
-    image, _ = motion.apply(image, moves)
+    image, _ = mover.apply(image, moves)
+    image = _with_nuisances(image, "MR", appearance, extra, acquisition)
     return _scan_mr(appearance, image, clean, look), spacing
 
 

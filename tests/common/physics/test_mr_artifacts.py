@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
 from common.errors import ImagingError
-from common.physics import SIMULATORS, chemical_shift, kspace, motion, susceptibility
+from common.physics import SIMULATORS, chemical_shift, ghosting, kspace, motion, record, replay, rician_noise, susceptibility
 from common.physics.acquisition import Acquisition, acquire
+
+MR = [name for name, simulator in SIMULATORS.items() if simulator.modality == "MR"]
 
 
 def brain(rows: int = 128, columns: int = 128) -> torch.Tensor:
@@ -28,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", ["motion", "susceptibility", "chemical_shift"])
+@pytest.mark.parametrize("name", MR)
 @pytest.mark.parametrize("phase_encoding", ["ROW", "COL"])
 @pytest.mark.parametrize("shape", [(128, 128), (160, 120)])
 def test_zero_severity_is_the_identity(name: str, phase_encoding: str, shape: tuple[int, int]) -> None:
@@ -41,7 +44,7 @@ def test_zero_severity_is_the_identity(name: str, phase_encoding: str, shape: tu
     assert not bool(mask.any())
 
 
-@pytest.mark.parametrize("name", ["motion", "susceptibility", "chemical_shift"])
+@pytest.mark.parametrize("name", [name for name in MR if SIMULATORS[name].label])
 def test_an_artifact_of_severity_0_4_is_visible_and_finite(name: str) -> None:
     image = brain()
     for seed in range(5):
@@ -52,7 +55,7 @@ def test_an_artifact_of_severity_0_4_is_visible_and_finite(name: str) -> None:
         assert int(mask.sum()) >= 12
 
 
-@pytest.mark.parametrize("name", ["motion", "susceptibility", "chemical_shift"])
+@pytest.mark.parametrize("name", MR)
 def test_parameters_are_reproducible_and_apply_draws_nothing(name: str) -> None:
     image = brain()
     acquisition = acquire(image, "MR")
@@ -66,7 +69,7 @@ def test_parameters_are_reproducible_and_apply_draws_nothing(name: str) -> None:
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["motion", "susceptibility", "chemical_shift"])
+@pytest.mark.parametrize("name", MR)
 def test_a_batch_equals_its_slices_even_with_mixed_directions(name: str) -> None:
     image = brain()
     each = [
@@ -178,24 +181,161 @@ def test_more_severe_motion_changes_more() -> None:
     assert values[1] > 100 * values[0]
 
 
-def test_breathing_ghosts_lie_a_matrix_by_period_apart_along_phase_encoding() -> None:
+@pytest.mark.parametrize("period", [4.0, 8.0])
+@pytest.mark.parametrize("phase_encoding", ["ROW", "COL"])
+def test_ghosts_lie_a_matrix_by_period_apart_along_phase_encoding(period: float, phase_encoding: str) -> None:
     image = torch.zeros(128, 128)
-    image[60:68, 40:88] = 1.0
-    params = motion.Motion(
+    image[62:66, 40:88] = 1.0
+    if phase_encoding == "ROW":
+        image = image.T
+    params = ghosting.Ghosting(
+        severity=1.0, phase_encoding=phase_encoding, amplitude_px=1.0, period_lines=period, phase=0.3, wander=0.0, part="all"
+    )
+    moved, _ = ghosting.apply(image, params)
+    if phase_encoding == "ROW":
+        moved = moved.T
+    along_phase = moved[:, 50:78].mean(1)
+    spacing = round(128 / period)
+    found = along_phase.clone()
+    found[64 - spacing // 2 : 64 + spacing // 2] = 0  # the object itself
+    assert abs(abs(int(found.argmax()) - 63.5) - spacing) <= 2.5
+    assert float(moved[:, :38].max()) < 0.02  # nothing leaves along readout
+
+
+def test_what_does_not_move_stays_as_it_was() -> None:
+    image = brain()
+    params = ghosting.Ghosting(
         severity=1.0,
         phase_encoding="COL",
-        boundaries=(63,),
-        angles_deg=(0.0, 0.0),
-        phase_shifts_px=(0.0, 0.0),
-        readout_shifts_px=(0.0, 0.0),
-        breath_px=3.0,
-        breath_period_lines=4.0,
-        breath_phase=0.0,
+        amplitude_px=4.0,
+        period_lines=6.0,
+        phase=0.0,
+        wander=0.3,
+        part="vessel",
+        place=(64.0, 80.0),
+        reach_px=4.0,
     )
-    moved, _ = motion.apply(image, params)
-    along_phase = moved[:, 50:78].mean(1)
-    assert float(along_phase[28:36].max()) > 3 * float(along_phase[8:16].max())  # 64 - 128 / 4 = 32
-    assert float(moved[:, :38].max()) < 0.02  # nothing leaves along readout
+    changed, mask = ghosting.apply(image, params)
+    difference = (changed - image).abs()
+    assert float(difference[:, :72].max()) < 1e-4  # columns without the vessel
+    assert float(difference[:, 78:83].max()) > 0.05
+    assert not bool(mask[:, :72].any())
+
+
+def test_the_second_kind_outlines_borders_and_leaves_pure_tissue() -> None:
+    image = brain()
+    acquisition = acquire(image, "MR")
+    opposed = chemical_shift.draw_second_kind(1.0, generator(), acquisition)
+    fat = chemical_shift.fat_share(image[None])[0]
+    changed, mask = chemical_shift.apply(image, opposed)
+    ratio = changed / image.clamp(min=1e-6)
+    near = torch.nn.functional.avg_pool2d(fat[None, None], 3, stride=1, padding=1)[0, 0]
+    assert float(ratio[(near == 0) & (image > 0.1)].min()) > 0.999
+    assert float(ratio[(near > 0.4) & (near < 0.6)].max()) < 0.5
+    rows = mask.nonzero()[:, 0]
+    columns = mask.nonzero()[:, 1]
+    assert rows.min() < 20 and rows.max() > 108 and columns.min() < 30 and columns.max() > 98  # noqa: PT018 (all four sides)
+
+
+def test_fat_is_not_found_in_a_brain_whose_cortex_is_the_outline() -> None:
+    y, x = torch.linspace(-1, 1, 128)[:, None], torch.linspace(-1, 1, 128)[None, :]
+    level = torch.sqrt((y / 0.8) ** 2 + (x / 0.65) ** 2)
+    image = (level < 1) * (0.6 + 0.2 * torch.sin(9 * y) * torch.cos(8 * x))  # fat-suppressed EPI
+    assert float(chemical_shift.fat_share(image[None]).sum()) == 0
+
+
+def test_in_epi_what_is_left_of_the_scalp_lies_along_phase_encoding() -> None:
+    image = 0.0 * brain()
+    image[64, 64] = 1.0
+    for word, axis in (("COL", 0), ("ROW", 1)):
+        acquisition = Acquisition(
+            rows=128, columns=128, frame=acquire(brain(), "MR").frame, phase_encoding=word, sequence="EPI", field_tesla=3.0
+        )
+        params = chemical_shift.draw(1.0, generator(2), acquisition)
+        changed, _ = chemical_shift.apply(image + 1e-3 + brain(), params)
+        difference = changed - brain() - image - 1e-3
+        centre = (difference.sum(1 - axis) * torch.arange(128)).sum() / difference.sum()
+        assert 7 * 0.5 <= abs(params.shift_px) <= 34 * 0.5
+        assert (float(centre) - 63.5) * params.shift_px > 0
+
+
+@pytest.mark.parametrize("sequence", ["SE", "EPI"])
+@pytest.mark.parametrize("phase_encoding", ["ROW", "COL"])
+def test_epi_is_distorted_along_phase_encoding_and_a_spin_echo_along_readout(sequence: str, phase_encoding: str) -> None:
+    image = torch.zeros(96, 96)
+    image[40:56, 40:56] = 1.0
+    params = susceptibility.Susceptibility(
+        severity=1.0,
+        phase_encoding=phase_encoding,
+        sequence=sequence,
+        spheres=(susceptibility.Sphere(y=48.0, x=48.0, depth_px=6.0, radius_px=2.0),),
+        dchi_ppm=185.0,
+        field_tesla=3.0,
+        field_axis="slice",
+        echo_time_ms=0.0,
+        bandwidth_hz_per_px=20.0,
+        slice_px=3.0,
+    )
+    changed, _ = susceptibility.apply(image, params)
+    along_columns = (phase_encoding == "COL") == (sequence == "EPI")
+    leak = changed[:38].sum() + changed[58:].sum(), changed[:, :38].sum() + changed[:, 58:].sum()
+    assert float(leak[0 if along_columns else 1]) > 0.5
+    assert float(leak[1 if along_columns else 0]) == 0
+
+
+def test_a_gradient_echo_loses_signal_that_a_spin_echo_keeps() -> None:
+    image = brain()
+    spheres = (susceptibility.Sphere(y=64.0, x=64.0, depth_px=0.0, radius_px=1.5),)
+
+    def total(echo_time_ms: float) -> float:
+        params = susceptibility.Susceptibility(
+            severity=1.0,
+            phase_encoding="COL",
+            spheres=spheres,
+            dchi_ppm=185.0,
+            field_tesla=1.5,
+            field_axis="slice",
+            echo_time_ms=echo_time_ms,
+            bandwidth_hz_per_px=200.0,
+            slice_px=5.0,
+        )
+        return float(susceptibility.apply(image, params)[0].sum())
+
+    kept = [total(milliseconds) for milliseconds in (0.0, 5.0, 10.0, 20.0)]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > kept[1]
+
+
+def test_noise_has_a_rayleigh_background() -> None:
+    image = torch.zeros(128, 128)
+    image[:64] = 1.0
+    noisy, _ = rician_noise.apply(image, rician_noise.RicianNoise(severity=0.5, sigma=0.05, noise_seed=3))
+    background = noisy[70:]
+    assert float(background.mean()) == pytest.approx(0.05 * math.sqrt(math.pi / 2), rel=0.02)
+    assert float(background.std()) == pytest.approx(0.05 * math.sqrt(2 - math.pi / 2), rel=0.03)
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_row_of_a_manifest_replays_the_image(name: str) -> None:
+    simulator = SIMULATORS[name]
+    image = brain() if simulator.modality == "MR" else brain() * 1000 - 1000
+    params = simulator.draw(0.7, generator(5), acquire(image, simulator.modality, pixel_spacing_mm=2.0))
+    again = replay(name, json.loads(json.dumps(record(params))))
+    assert again == params
+    assert torch.equal(simulator.apply(image, again)[0], simulator.apply(image, params)[0])
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_the_same_stream_at_another_severity_draws_the_same_scene(name: str) -> None:
+    """What an artifact does rises with severity when nothing else is drawn anew."""
+    simulator = SIMULATORS[name]
+    image = brain() if simulator.modality == "MR" else brain() * 1200 - 1000
+    acquisition = acquire(image, simulator.modality, pixel_spacing_mm=2.0)
+    changes = []
+    for severity in (0.0, 0.35, 0.7, 1.0):
+        each = [simulator.apply(image, simulator.draw(severity, generator(seed), acquisition))[0] for seed in range(6)]
+        changes.append(sum(float((one - image).abs().mean()) for one in each))
+    assert changes == sorted(changes)
 
 
 def test_moved_energy_is_a_share_and_grows_towards_the_centre_of_kspace() -> None:
@@ -211,9 +351,6 @@ def test_moved_energy_is_a_share_and_grows_towards_the_centre_of_kspace() -> Non
                 angles_deg=(0.0, 3.0),
                 phase_shifts_px=(0.0, 2.0),
                 readout_shifts_px=(0.0, 0.0),
-                breath_px=0.0,
-                breath_period_lines=8.0,
-                breath_phase=0.0,
             ),
         )
 
