@@ -7,19 +7,21 @@ still one person, and versions of a block resemble one another: figures from suc
 
 Clean versions run through the same code with severity zero. An artifact that changes too little of the body is drawn again, and after
 `DRAWS` attempts the version is left out, so that no label says more than the image shows.
+
+`injected.jsonl` of a hospital has a line for each file: what was drawn for it, enough to make it again from the same real slice.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import os
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,18 +29,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from client.gallery import Shown, refuse_place, write_page, write_sheet
+from client.gallery_words import gallery_speaker
 from client.generate import nominal_bucket, whole_folder, write_site_yaml
+from client.real_slices import Simulated, acquisition_of, as_square, body_of
 from common.artifacts import ARTIFACTS, NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.imaging.dicom import SliceHeader, exclusion, read_header, read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
-from common.imaging.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample, robust_scale_mr
 from common.imaging.sources import find_files
-from common.physics import SIMULATORS, ct
-from common.physics.acquisition import Acquisition, acquire, body_mask, uniform
+from common.physics import SIMULATORS, ct, record
+from common.physics.acquisition import Acquisition, uniform
 from common.physics.threads import one_thread
 
-MAX_SIDE = 256
 DRAWS = 5
 POSITION_STEP_MM = 0.1  # images closer than this along the slice normal show the same position
 ORDER = ("beam_hardening", "metal", "chemical_shift", "susceptibility", "motion")  # as they arise: metal is painted last, motion blurs all
@@ -49,7 +52,7 @@ STAND_IN = (
     "one volunteer a scanner: 'patients' are disjoint slice blocks of the same person, each in several versions with simulated artifacts;"
     " versions of a block are not independent, so intervals are too narrow"
 )
-THUMBNAIL = 128
+MANIFEST = "injected.jsonl"
 
 
 _Below = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*([./]?[A-Za-z0-9_-]+)*$", max_length=200)]  # a path below SRC
@@ -154,41 +157,35 @@ class _Talk:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A clean slice and a corrupted one for the gallery, 0..1."""
-
-    row: str
-    title: str
-    clean: np.ndarray
-    corrupted: np.ndarray
-
-
-def inject(src: Path, out: Path, *, map_file: Path, seed: int, say: Callable[[str], None], gallery: Path | None = None) -> None:
+def inject(
+    src: Path, out: Path, *, map_file: Path, seed: int, say: Callable[[str], None], gallery: Path | None = None, language: str = "en"
+) -> None:
     """Make one site folder a hospital of the map below `out`. The same arguments give the same files.
 
     Args:
         src: folder of the real images; nothing in it is changed.
-        gallery: a PNG to write, with every clean slice beside its corrupted versions.
+        gallery: also write the clean slices and their corrupted versions: a page in `language` (.html), or a contact sheet (.png).
     Raises:
         ConfigError: the map is wrong or names what is not there, or `out` exists.
         DataError: the label file cannot be used, or a folder holds no usable image.
     """
+    gallery_speaker(language)
     wanted = read_map(map_file)
     if not src.is_dir():
         raise ConfigError(f"{src}: no such folder", code="no-such-folder", hint="SRC = the folder that holds the folders named in the map")
-    if gallery is not None and (gallery.is_dir() or not gallery.absolute().parent.is_dir()):
-        raise ConfigError(f"--gallery {gallery}: not a file in an existing folder", code="no-such-folder", hint="for example gallery.png")
+    if gallery is not None:
+        refuse_place(gallery, src, "--gallery FILE")
     labels = read_source_labels(src / wanted.labels)
     taken = {one.folder: take(src, one, labels) for folders in wanted.hospitals.values() for one in folders}
-    pairs: list[Pair] = []
+    shown: list[Shown] = []
     with whole_folder(out) as staging:
         for name, folders in wanted.hospitals.items():
-            _write_hospital(staging / name, name, folders, taken, wanted, seed=seed, say=say, pairs=pairs)
+            _write_hospital(staging / name, name, folders, taken, wanted, seed=seed, say=say, shown=shown)
     say("a patient here is a stand-in: " + STAND_IN)
-    if gallery is not None:
-        write_gallery(gallery, pairs)
-        say(f"gallery: {gallery}")
+    if gallery is not None and gallery.suffix.lower() == ".png":
+        write_sheet(gallery, shown)
+    elif gallery is not None:
+        write_page(gallery, [one.simulated for one in shown], seed=seed, language=language, lead="lead.map")
 
 
 def read_map(path: Path) -> HospitalMap:
@@ -309,30 +306,34 @@ def versions_of(modality: Modality, wanted: Versions, without: Collection[str] =
 
 def load(source: Source, *, mirrored: bool) -> tuple[np.ndarray, float]:
     """A real slice as a square of at most `MAX_SIDE` pixels, HU or magnitude, and its pixel spacing in mm."""
-    image = read_pixels(source.path)
-    if source.header.modality == "CT":
-        image = clip_ct(image)
-    square = pad_to_square(image, fill=CT_RANGE_HU[0] if source.header.modality == "CT" else float(image.min()))
-    size = min(square.shape[0], MAX_SIDE)
-    spacing = (source.header.pixel_spacing_mm or (1.0, 1.0))[0] * square.shape[0] / size
-    small = resample(square, size)
+    small, spacing = as_square(read_pixels(source.path), source.header)
     return np.ascontiguousarray(small[:, ::-1] if mirrored else small), spacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """Slices with their artifacts, and what was drawn for each."""
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray]  # bool: where any artifact changed the slice
+    params: list[dict[str, dict[str, Any]]]  # of each slice: named artifact → `record`
+    changed: dict[str, float]  # of each named artifact, the smallest share of the body's pixels that it changed in a slice
 
 
 @one_thread()
 def corrupt(
     images: Sequence[np.ndarray], modality: Modality, severities: dict[str, float], acquisition: Acquisition, generator: torch.Generator
-) -> tuple[list[np.ndarray], dict[str, float]]:
+) -> Corrupted:
     """Every artifact of the modality in turn, at severity zero where `severities` does not name it.
 
     Args:
         images: slices of one stand-in patient; the implant or field stays in its place, movement differs from slice to slice.
-    Returns:
-        the slices, and for each named artifact the smallest share of the body's pixels that it changed in a slice.
     """
     changed: dict[str, float] = {}
     slices = [torch.from_numpy(image) for image in images]
-    bodies = [body_mask(image, threshold=-400.0 if modality == "CT" else None) for image in slices]
+    bodies = [body_of(image, modality) for image in slices]
+    masks = [torch.zeros_like(body) for body in bodies]
+    params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
     for name in ORDER:
         if not _can_occur(name, modality):
             continue
@@ -341,12 +342,15 @@ def corrupt(
         results: list[Tensor] = []
         for number, (image, body) in enumerate(zip(slices, bodies, strict=True)):
             own = torch.Generator().manual_seed(start + number if name == "motion" else start)
-            result, mask = simulator.apply(image, simulator.draw(severity, own, acquisition))
+            drawn = simulator.draw(severity, own, acquisition)
+            result, mask = simulator.apply(image, drawn)
             results.append(result)
             if severity > 0:
+                params[number][name] = record(drawn)
+                masks[number] |= mask
                 changed[name] = min(changed.get(name, 1.0), changed_share(image, result, mask & body, modality))
         slices = results
-    return [image.numpy() for image in slices], changed
+    return Corrupted(images=[image.numpy() for image in slices], masks=[mask.numpy() for mask in masks], params=params, changed=changed)
 
 
 def changed_share(before: Tensor, after: Tensor, mask: Tensor, modality: Modality) -> float:
@@ -357,7 +361,7 @@ def changed_share(before: Tensor, after: Tensor, mask: Tensor, modality: Modalit
         mask: the simulator's map of changed pixels, within the body.
     """
     if modality == "MR":
-        return float(mask.sum()) / max(1, int(body_mask(before).sum()))
+        return float(mask.sum()) / max(1, int(body_of(before, modality).sum()))
     tissue = ct.soft_tissue(before[None])[0]
     change = (after - before)[tissue]
     if not change.numel():
@@ -374,11 +378,12 @@ def _write_hospital(
     *,
     seed: int,
     say: Callable[[str], None],
-    pairs: list[Pair],
+    shown: list[Shown],
 ) -> None:
-    """One site folder: images, labels.csv, site.yaml and a site key."""
+    """One site folder: images, labels.csv, injected.jsonl, site.yaml and a site key."""
     (folder / "images").mkdir(parents=True)
     rows: list[list[str]] = []
+    lines: list[dict[str, Any]] = []
     training_blocks = 0
     for number, one in enumerate(folders, start=1):
         source = taken[one.folder]
@@ -390,7 +395,7 @@ def _write_hospital(
             identity = f"{seed}/{name}/{one.folder}/{block.number}"
             versions = versions_of(source.modality, wanted.versions, one.without)
             tag = f"{name.upper()}-{source.modality}{number}-B{block.number:02d}"
-            rows += _write_block(folder / "images", tag, identity, block, source.modality, versions, wanted.severity, talk, pairs)
+            rows += _write_block(folder / "images", tag, identity, block, source.modality, versions, wanted.severity, talk, lines, shown)
         counted = Counter(block.part for block in blocks)
         say(
             f"{name}: {one.folder}: {source.found - sum(source.skipped.values())} of {source.found} files,"
@@ -403,6 +408,7 @@ def _write_hospital(
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES), "part"])
         writer.writerows(rows)
+    (folder / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     write_site_yaml(
         folder,
         {
@@ -429,12 +435,14 @@ def _write_block(
     versions: Sequence[tuple[str, ...]],
     severity: Severity,
     talk: _Talk,
-    pairs: list[Pair],
+    lines: list[dict[str, Any]],
+    shown: list[Shown],
 ) -> Iterator[list[str]]:
-    """Write the versions of a block; gives their rows of labels.csv."""
-    shown: set[tuple[str, ...]] = set()
+    """Write the versions of a block; gives their rows of labels.csv. Their lines of the manifest go to `lines`."""
+    seen: set[tuple[str, ...]] = set()
     for number, artifacts in enumerate(versions, start=1):
-        made = _make_version(f"{identity}/{number}", block, modality, artifacts, severity, mirrored=number % 2 == 0)
+        mirrored = number % 2 == 0
+        made = _make_version(f"{identity}/{number}", block, modality, artifacts, severity, mirrored=mirrored)
         if made is None:
             talk.dropped["+".join(artifacts)] += 1
             continue
@@ -446,21 +454,51 @@ def _write_block(
         for position, image in enumerate(made.images):
             file = f"{patient.lower()}-{position + 1}.dcm"
             _write(images / file, image, made, patient, f"{identity}/{number}", position)
+            lines.append(
+                {
+                    "file": file,
+                    "patient": patient,
+                    "mirrored": mirrored,
+                    "seed": made.seed,
+                    "artifacts": {
+                        name: {"severity": made.severities[name], "params": params} for name, params in made.params[position].items()
+                    },
+                }
+            )
             yield [file, *labels, *severities, block.part]
-        if artifacts and artifacts not in shown:
-            shown.add(artifacts)
+        if artifacts and artifacts not in seen:
+            seen.add(artifacts)
+            row = f"{tag} {block.part}"
             title = " + ".join(f"{name} {made.severities[name]:.2f} ({made.changed[name]:.0%})" for name in artifacts)
-            before, after = (_shown(image, modality) for image in (made.clean[0], made.images[0]))
-            pairs.append(Pair(row=f"{tag} {block.part}", title=title, clean=before, corrupted=after))
+            shown.append(Shown(row=row, title=title, simulated=_shown(row, modality, made)))
+
+
+def _shown(name: str, modality: Modality, made: _Version) -> Simulated:
+    """The first slice of a version, for people."""
+    body = body_of(torch.from_numpy(made.clean[0]), modality).numpy()
+    return Simulated(
+        name=name,
+        modality=modality,
+        severities={artifact: made.severities[artifact] for artifact in made.params[0]},
+        params=made.params[0],
+        changed=float(made.masks[0][body].mean()) if body.any() else 0.0,
+        seed=made.seed,
+        clean=made.clean[0],
+        corrupted=made.images[0],
+        mask=made.masks[0],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Version:
     clean: list[np.ndarray]
     images: list[np.ndarray]
+    masks: list[np.ndarray]
     headers: list[SliceHeader]
     spacing_mm: float
+    seed: int
     severities: dict[str, float]
+    params: list[dict[str, dict[str, Any]]]  # of each slice
     changed: dict[str, float]
 
 
@@ -479,16 +517,22 @@ def _make_version(
     loaded = [load(source, mirrored=mirrored) for source in sources]
     clean = [image for image, _ in loaded]
     headers, spacing = [source.header for source in sources], loaded[0][1]
-    fields: dict[str, float | str] = {"pixel_spacing_mm": spacing, "slice_thickness_mm": headers[0].slice_thickness_mm or 5.0}
-    if modality == "MR":
-        fields["phase_encoding"] = headers[0].phase_encoding or "COL"
-        fields["field_tesla"] = headers[0].field_strength_t or 1.5
-    acquisition = acquire(torch.from_numpy(clean[0]), modality, **fields)
+    acquisition = acquisition_of(torch.from_numpy(clean[0]), headers[0], spacing)
     for _ in range(DRAWS):
         severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
-        images, changed = corrupt(clean, modality, severities, acquisition, generator)
-        if all(changed[name] >= LEAST_CHANGED[name] for name in artifacts):
-            return _Version(clean=clean, images=images, headers=headers, spacing_mm=spacing, severities=severities, changed=changed)
+        made = corrupt(clean, modality, severities, acquisition, generator)
+        if all(made.changed[name] >= LEAST_CHANGED[name] for name in artifacts):
+            return _Version(
+                clean=clean,
+                images=made.images,
+                masks=made.masks,
+                headers=headers,
+                spacing_mm=spacing,
+                seed=seed,
+                severities=severities,
+                params=made.params,
+                changed=made.changed,
+            )
     return None
 
 
@@ -522,41 +566,3 @@ def _write(path: Path, image: np.ndarray, made: _Version, patient: str, identity
 
 def _can_occur(name: str, modality: Modality) -> bool:
     return any(one.name == name and one.modality == modality for one in ARTIFACTS)
-
-
-def _shown(image: np.ndarray, modality: Modality) -> np.ndarray:
-    """A thumbnail 0..1: an abdominal window for CT, scaled as the model sees it for MR."""
-    small = resample(image, THUMBNAIL) if image.shape[0] != THUMBNAIL else image
-    return np.clip((small + 260) / 600, 0, 1) if modality == "CT" else np.clip(robust_scale_mr(small), 0, 1)
-
-
-def write_gallery(path: Path, pairs: Sequence[Pair]) -> None:
-    """A contact sheet: a row a block, and in it each kind of corrupted version beside its clean slice."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = list(dict.fromkeys(pair.row for pair in pairs))
-    in_row = {row: [pair for pair in pairs if pair.row == row] for row in rows}
-    across, line = max(map(len, in_row.values()), default=1), 18
-    step_x, step_y = 2 * THUMBNAIL + 8, THUMBNAIL + line
-    sheet = np.zeros((max(1, len(rows)) * step_y, across * step_x + 100), np.float32)
-    figure = Figure(figsize=(sheet.shape[1] / 100, sheet.shape[0] / 100), dpi=100)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    for number, row in enumerate(rows):
-        top = number * step_y + line
-        axes.text(2, top + THUMBNAIL / 2, row.replace(" ", "\n"), color="white", fontsize=6)
-        for place, pair in enumerate(in_row[row]):
-            left = 100 + place * step_x
-            sheet[top : top + THUMBNAIL, left : left + 2 * THUMBNAIL] = np.hstack([pair.clean, pair.corrupted])
-            axes.text(left, top - 4, f"clean | {pair.title}", color="yellow", fontsize=5)
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    part = path.with_name(f".{path.name}.{os.getpid()}.png")
-    try:
-        figure.savefig(part, metadata={"Software": None})
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(f"--gallery {path}: cannot be written ({error.strerror})", code="not-writable") from None
-    finally:
-        part.unlink(missing_ok=True)

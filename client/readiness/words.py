@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from common.errors import ConfigError
 
@@ -345,15 +345,17 @@ def counted(say: Say, count: int, what: str) -> str:
     return f"{count} {say(f'one {what}' if count == 1 else what)}"
 
 
-def speaker(language: str) -> Say:
+def speaker(language: str, languages: Mapping[str, Mapping[str, str]] = LANGUAGES) -> Say:
     """A function from a key and its values to a sentence.
 
+    Args:
+        languages: the sentences of each language; by default this report's.
     Raises:
         ConfigError: `bad-argument`.
     """
-    if language not in LANGUAGES:
-        raise ConfigError(f"--lang {language!r}: not a language of this report", code="bad-argument", hint=f"known: {', '.join(LANGUAGES)}")
-    words = LANGUAGES[language]
+    if language not in languages:
+        raise ConfigError(f"--lang {language!r}: not a language of this report", code="bad-argument", hint=f"known: {', '.join(languages)}")
+    words = languages[language]
 
     def say(key: str, **values: object) -> str:
         return words[key].format(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 import yaml
 
 from client.cohort import load_cohort, read_site
-from client.inject import Folder, Versions, cut, inject, load, read_map, read_source_labels, take, versions_of
+from client.inject import MANIFEST, Folder, Versions, cut, inject, load, read_map, read_source_labels, take, versions_of
 from client.policy import admit_training, default_policy
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.imaging.dicom import read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.sources import find_files
+from common.physics import SIMULATORS, replay
+from common.physics.acquisition import uniform
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
@@ -188,6 +191,27 @@ def test_corrupted_versions_differ_and_carry_a_severity(made: tuple[Path, Path, 
         assert read_pixels(site / "images" / row["file"]).max() > 2000
 
 
+def test_a_line_of_the_manifest_makes_the_written_image_again(made: tuple[Path, Path, Path]) -> None:
+    src, out, map_file = made
+    lines = [json.loads(line) for line in (out / "h1" / MANIFEST).read_text().splitlines()]
+    assert [line["file"] for line in lines] == [row["file"] for row in rows_of(out / "h1")]
+    folders, labels = read_map(map_file).hospitals["h1"], read_source_labels(src / "labels.csv")
+    blocks = [cut(take(src, one, labels).positions, slices=2, gap=1, part=None, test_share=0.4) for one in folders]
+    for line, row in zip(lines, rows_of(out / "h1"), strict=True):
+        assert set(line) == {"file", "patient", "mirrored", "seed", "artifacts"}
+        assert {name: f"{one['severity']:.2f}" for name, one in line["artifacts"].items()} == {
+            name: row[f"{name}_severity"] for name in SIMULATORS if row[f"{name}_severity"]
+        }
+        folder, block, position = map(int, re.fullmatch(r"h1-[cm][tr](\d)-b(\d\d)-v\d\d-(\d)\.dcm", line["file"]).groups())
+        kinds = blocks[folder - 1][block - 1].positions[position - 1]
+        kind = uniform(torch.Generator().manual_seed(line["seed"]), 0, 1)
+        clean, _ = load(kinds[int(kind * len(kinds))], mirrored=line["mirrored"])
+        image = torch.from_numpy(clean)
+        for name, one in line["artifacts"].items():
+            image, _ = SIMULATORS[name].apply(image, replay(name, one["params"]))
+        np.testing.assert_allclose(read_pixels(out / "h1" / "images" / line["file"]), image.numpy(), atol=0.51)
+
+
 def test_same_seed_same_files_and_another_seed_keeps_the_test_list(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     src, out, map_file = made
     run(src, tmp_path / "again", map_file)
@@ -222,6 +246,18 @@ def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
     map_file = write_map(tmp_path / "map.yaml", {"h1": BOTH["h1"][:1]})
     inject(src, tmp_path / "out", map_file=map_file, seed=7, say=lambda _: None, gallery=tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_a_map_shows_each_kind_of_version(tmp_path: Path) -> None:
+    src = source(tmp_path / "src", ct=2, mr=2, kinds=1)
+    map_file = write_map(tmp_path / "map.yaml", BOTH, versions={"clean": 1, "each": 1, "together": 1})
+    said: list[str] = []
+    inject(src, tmp_path / "out", map_file=map_file, seed=7, say=said.append, gallery=tmp_path / "page.html", language="zh")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "磁敏感伪影与运动伪影" in page  # both together
+    assert "H1-CT1-B01 train" in page
+    assert "left out" in said[0]  # beam hardening with metal, which this phantom does not show
+    assert not any(secret in page for secret in SECRETS)
 
 
 CT: dict[str, object] = {"folder": "scanner_ct", "accept": ["no_artifact"]}

@@ -8,7 +8,17 @@ from common.physics.anatomy.ct import CT_BODIES, add_dense_spots, add_table
 from common.physics.anatomy.mr import CONTRASTS, MR_BODIES, MrAnatomy
 from common.physics.anatomy.scene import Scene
 
-__all__ = ["CONTRASTS", "CT_BODIES", "FAT_SUPPRESSED", "FIELD_OF_VIEW_MM", "MR_BODIES", "MrAnatomy", "Scene", "add_dense_spots", "add_table"]
+__all__ = [
+    "CONTRASTS",
+    "CT_BODIES",
+    "FAT_SUPPRESSED",
+    "FIELD_OF_VIEW_MM",
+    "MR_BODIES",
+    "MrAnatomy",
+    "Scene",
+    "add_dense_spots",
+    "add_table",
+]
 
 FAT_SUPPRESSED = ("EPI", "DWI")
 """Contrasts in which fat is dark, and which are taken by EPI."""
