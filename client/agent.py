@@ -270,7 +270,7 @@ class Agent:
         model.load_state_dict(unflatten(base, manifest))
         seed = seed_for(plan.seed, self.name, task.round)
         tick = job.ticker("epoch", plan.training.local_epochs)
-        train_epochs(model, images, modality, labels, rows, training=plan.training, seed=seed, tick=tick)
+        train_epochs(model, images, modality, labels, rows, training=plan.training.in_round(task.round), seed=seed, tick=tick)
         return self._update(task, base, to_grid(flatten(model.state_dict()), base))
 
     def _train_private(self, task: TrainTask, job: Job) -> SiteUpdate:

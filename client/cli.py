@@ -35,11 +35,15 @@ def phantom(
     sites: Annotated[int, typer.Option(help="How many hospitals; the last is unlike the others.")] = 4,
     patients: Annotated[int, typer.Option(min=2, help="Patients per site, 2 or 3 slices each.")] = 340,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 7,
+    public: Annotated[bool, typer.Option("--public", help="Instead: one site, `public`, for configs/plans/pretrain_phantom.yaml.")] = False,
 ) -> None:
     """Write a consortium of phantoms as DICOM, with labels and site.yaml."""
-    from client.generate import write_consortium
+    from client.generate import write_consortium, write_public
 
-    write_consortium(out, sites=sites, patients=patients, seed=seed, say=say)
+    if public:
+        write_public(out, patients=patients, seed=seed, say=say)
+    else:
+        write_consortium(out, sites=sites, patients=patients, seed=seed, say=say)
 
 
 @data.command()

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 from common.artifacts import NAMES
 from common.errors import ConfigError
 from common.imaging.dicom_write import make_uid, write_slice
-from common.physics.appearance import SITE_APPEARANCES, Appearance
+from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
 from common.physics.phantom import PhantomSlice, draw_patients
 
 BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -69,6 +69,24 @@ def write_consortium(out: Path, *, sites: int, patients: int, seed: int, say: Ca
             say(f"{name}: {patients} patients, {slices} slices, {appearance.manufacturer}")
 
 
+def write_public(out: Path, *, patients: int, seed: int, say: Callable[[str], None]) -> None:
+    """One site, `public`, whose phantoms have the public appearances in turn: what the public model is trained on.
+
+    The same arguments give the same files.
+    """
+    name, number_of = "public", len(PUBLIC_APPEARANCES)
+    with whole_folder(out) as staging:
+        folder = staging / name
+        rows: list[list[str]] = []
+        (folder / "images").mkdir(parents=True)
+        for number, appearance in enumerate(PUBLIC_APPEARANCES):
+            drawn = draw_patients(appearance, len(range(number, patients, number_of)), _derived(seed, appearance.name))
+            rows += write_patients(folder / "images", drawn, appearance, f"{name}/{seed}/{appearance.name}", f"{number}-")
+            say(f"{appearance.name}: {len(rows)} slices so far")
+        finish_site(folder, name, rows, kind="public", patients=patients, seed=seed)
+    say(f"{name}: {patients} patients, {len(rows)} slices")
+
+
 def appearances_for(sites: int) -> list[Appearance]:
     """The last is the one outside the range of the others; more sites than appearances repeat them with other noise."""
     *ordinary, outside = SITE_APPEARANCES
@@ -84,14 +102,26 @@ def write_site(folder: Path, name: str, appearance: Appearance, *, patients: int
     """One site folder: images, labels.csv, site.yaml and a site key. Returns the number of slices."""
     images = folder / "images"
     images.mkdir(parents=True)
-    rows = []
-    for slices in draw_patients(appearance, patients, seed):
+    rows = list(write_patients(images, draw_patients(appearance, patients, seed), appearance, f"{name}/{seed}"))
+    finish_site(folder, name, rows, kind="synthetic", patients=patients, seed=seed)
+    return len(rows)
+
+
+def write_patients(
+    images: Path, patients: Iterable[list[PhantomSlice]], appearance: Appearance, identity: str, prefix: str = ""
+) -> Iterator[list[str]]:
+    """Write the slices of patients, whose numbers get `prefix`; gives their rows of labels.csv."""
+    for slices in patients:
         for item in slices:
-            file = f"p{item.patient:04d}_{item.position}.dcm"
-            _write_phantom(images / file, item, appearance, f"{name}/{seed}")
+            file = f"p{prefix}{item.patient:04d}_{item.position}.dcm"
+            _write_phantom(images / file, item, appearance, identity, f"PHANTOM-{prefix}{item.patient:04d}")
             labels = [str(item.labels.get(name, "")) for name in NAMES]
             severities = [f"{item.severities[name]:.2f}" if name in item.severities else "" for name in NAMES]
-            rows.append([file, *labels, *severities])
+            yield [file, *labels, *severities]
+
+
+def finish_site(folder: Path, name: str, rows: list[list[str]], *, kind: str, patients: int, seed: int) -> None:
+    """labels.csv, site.yaml and the key of a site of phantoms."""
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file_handle:
         writer = csv.writer(file_handle, lineterminator="\n")
         writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES)])
@@ -100,14 +130,13 @@ def write_site(folder: Path, name: str, appearance: Appearance, *, patients: int
         folder,
         {
             "name": name,
-            "kind": "synthetic",
+            "kind": kind,
             "cohort": f"phantoms-{name}-{seed}",
             "nominal_patients": nominal_bucket(patients * TRAINING_SHARE),
             "stand_in": "patients are computer-generated phantoms",
         },
         key=hashlib.sha256(f"phantom key {name} {seed}".encode()).digest(),
     )
-    return len(rows)
 
 
 def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> None:
@@ -120,7 +149,7 @@ def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> N
         file.write(key.hex() + "\n")
 
 
-def _write_phantom(path: Path, item: PhantomSlice, appearance: Appearance, identity: str) -> None:
+def _write_phantom(path: Path, item: PhantomSlice, appearance: Appearance, identity: str, patient_id: str) -> None:
     patient = f"{identity}/{item.patient}"
     is_ct = item.modality == "CT"
     write_slice(
@@ -128,7 +157,7 @@ def _write_phantom(path: Path, item: PhantomSlice, appearance: Appearance, ident
         item.image,
         modality=item.modality,
         pixel_spacing_mm=item.pixel_spacing_mm,
-        patient_id=f"PHANTOM-{item.patient:04d}",
+        patient_id=patient_id,
         study_uid=make_uid(f"{patient}/study".encode()),
         series_uid=make_uid(f"{patient}/series".encode()),
         sop_uid=make_uid(f"{patient}/{item.position}".encode()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class Model(StrictModel):
     """Which network, and the public weights that every arm starts from."""
 
     name: str = "small_cnn"
-    initial: str = "package:small_cnn.safetensors"  # `package:NAME` in common/models/, or an absolute path
+    initial: str = "package:small_cnn.safetensors"  # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
@@ -60,7 +61,15 @@ class Training(StrictModel):
     batch_size: int = Field(default=16, ge=1, le=4096)  # slices
     learning_rate: float = Field(default=1e-3, ge=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: the learning rate falls to nothing over the rounds
     loss: str = "bce"
+
+    def in_round(self, number: int) -> Training:
+        """These settings with the learning rate of round `number`, 1..rounds."""
+        if self.schedule == "constant":
+            return self
+        share = 0.5 * (1 + math.cos(math.pi * (number - 1) / self.rounds))
+        return self.model_copy(update={"learning_rate": self.learning_rate * share})
 
 
 class Privacy(StrictModel):
@@ -112,6 +121,8 @@ class RunPlan(StrictModel):
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
+        if self.model.initial == "random" and "federated_dp" in self.arms:
+            raise ValueError("arms: federated_dp trains a head on public features, and model.initial = random has none")
         return self
 
     @property

@@ -307,7 +307,7 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
         raise ConfigError(
             f"model.initial = {reference!r}: no such file",
             code="no-initial-weights",
-            hint="use package:small_cnn.safetensors or an absolute path",
+            hint="use package:small_cnn.safetensors, an absolute path, or random",
         )
     if sha256 is not None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -24,9 +24,9 @@ from common.files import write_bytes
 from common.learning import get_threads
 from common.losses import loss_named
 from common.model_file import load_model, save_model
-from common.models import build
+from common.models import build, fresh
 from common.plan import RunPlan, parse_plan
-from common.weights import Manifest, manifest_of, resolve_initial, unflatten
+from common.weights import Manifest, flatten, manifest_of, resolve_initial, unflatten
 from server.claims import all_refused, privacy_claims
 from server.evaluate import report_numbers
 from server.model_card import model_card
@@ -151,7 +151,7 @@ def conduct(
     network = build(plan.model.name)
     loss_named(plan.training.loss)  # unknown: said before anybody is asked
     manifest = manifest_of(network.state_dict())
-    initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
+    initial = _initial_weights(plan, manifest)
     wanted = plan.federation.quorum + len(plan.held_out)
     connected = describe_sites(grid, seal, expected=wanted, deadline_s=min(60.0, plan.federation.deadline_s))
     hospitals = [site for site in connected if not site.description.members]
@@ -217,6 +217,17 @@ def conduct(
     shared.live.update(stage=status, waiting=[], done=1)
     shared.progress.advance(f"evaluation of {len(trained.models)} models at {len(study.sites)} sites")
     return folder
+
+
+def _initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
+    """Where every arm starts: the plan's file, or fresh weights that follow from its seed.
+
+    Raises:
+        ConfigError: the file is missing, is no such model, or its hash is not the plan's.
+    """
+    if plan.model.initial != "random":
+        return load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
+    return flatten(fresh(plan.model.name, plan.seed).state_dict())
 
 
 def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) -> Trained:

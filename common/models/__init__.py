@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from common.artifacts import NAMES
@@ -34,6 +35,17 @@ def build(name: str) -> nn.Module:
     if name not in MODELS:
         raise PlanError(f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}")
     return MODELS[name](len(NAMES))
+
+
+def fresh(name: str, seed: int) -> nn.Module:
+    """A network whose first weights follow from the seed alone.
+
+    Raises:
+        PlanError: the name is unknown.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(name)
 
 
 def as_classifier(model: nn.Module) -> Classifier:

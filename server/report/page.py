@@ -452,5 +452,5 @@ def settings(plan: RunPlan) -> list[tuple[str, str]]:
         for name, leaf in {f"{key}.{inner}": leaf for inner, leaf in value.items()}.items() if isinstance(value, dict) else [(key, value)]:
             rows.append((name, ", ".join(map(str, leaf)) if isinstance(leaf, list) else "–" if leaf in (None, "") else str(leaf)))
     initial = plan.model.initial
-    shown = initial if initial.startswith("package:") else speaker()("provenance.file")
+    shown = initial if initial.startswith("package:") or initial == "random" else speaker()("provenance.file")
     return [(name, shown if name == "model.initial" else value) for name, value in rows]

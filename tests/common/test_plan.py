@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import PlanError
 from common.plan import RunPlan, parse_plan, read_plan
-from tests.conftest import ROOT, tiny_plan
+from tests.conftest import ROOT, tiny_plan, tiny_values
 
 PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))
 
@@ -188,3 +188,16 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\nprivacy: {delta: 1e-5}\n", encoding="utf-8")
     assert read_plan(path).privacy.delta == 1e-5
+
+
+def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing() -> None:
+    training = parse_plan(tiny_values(training={"rounds": 4, "learning_rate": 0.004, "schedule": "cosine"})).training
+    rates = [training.in_round(number).learning_rate for number in (1, 2, 3, 4)]
+    assert rates == pytest.approx([0.004, 0.004 * (0.5 + 0.5**1.5), 0.002, 0.004 * (0.5 - 0.5**1.5)])
+    constant = parse_plan(tiny_values(training={"rounds": 4})).training
+    assert constant.in_round(3) == constant
+
+
+def test_a_private_head_needs_public_features() -> None:
+    with pytest.raises(PlanError, match="federated_dp"):
+        parse_plan(tiny_values(arms=["federated_dp"], model={"initial": "random"}))
