@@ -1,6 +1,6 @@
 """Beam hardening: dark bands between dense bones and cupping, because the scanner corrects for water only.
 
-Forward model: ten-energy transmission through water and bone, corrected as if all were water, minus the monochromatic sinogram; FBP of
+Forward model: twelve-energy transmission through water and bone, corrected as if all were water, minus the monochromatic sinogram; FBP of
 the difference; its mean over soft tissue removed in part (scanners are calibrated to it); scaled so that the darkest 3 % of soft tissue
 lie `depth_hu` below the rest. The physics gives the shape, `depth_hu` the strength: unscaled bands of a slice depend mostly on how much
 bone it shows, and many would be invisible.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from common.physics import ct
-from common.physics.acquisition import Acquisition, as_batch, uniform
+from common.physics.acquisition import Acquisition, uniform
 
-MAX_GAIN = 20.0
+MAX_GAIN = 25.0
 """Bands are amplified at most this much, so that a slice without bone stays clean."""
 
 
@@ -55,18 +55,12 @@ def apply(image: Tensor, params: BeamHardening | Sequence[BeamHardening]) -> tup
     Returns:
         float32 HU clipped to the CT number range, same shape; bool map of pixels changed by more than 10 HU.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, BeamHardening) else list(params)
 
-    def difference_of(square: Tensor, pixel_cm: float) -> Tensor:
+    def difference_of(square: Tensor, pixel_cm: float, each: list[BeamHardening]) -> Tensor:
         paths = ct.project(square, pixel_cm)
         return scale(ct.reconstruct(sinogram_error(paths, each), paths), square, each)
 
-    changed = (images + ct.through_square(images, each[0].pixel_spacing_mm, difference_of)).clamp(*ct.HU_RANGE)
-    none = torch.tensor([one.depth_hu <= 0 for one in each])[:, None, None]
-    changed = torch.where(none, images, changed)
-    mask = (changed - images).abs() > 10
-    return (changed[0], mask[0]) if single else (changed, mask)
+    return ct.add_difference(image, params, difference_of)
 
 
 def sinogram_error(paths: ct.Paths, params: Sequence[BeamHardening]) -> Tensor:
@@ -74,8 +68,8 @@ def sinogram_error(paths: ct.Paths, params: Sequence[BeamHardening]) -> Tensor:
 
     The part proportional to the bone path, which only changes the CT number of bone, is taken off by least squares.
     """
-    density = torch.tensor([one.bone_density for one in params])[:, None, None]
-    missing = torch.tensor([one.water_error for one in params])[:, None, None]
+    density = ct.column([one.bone_density for one in params], paths.bone)
+    missing = ct.column([one.water_error for one in params], paths.bone)
     bone = paths.bone * density
     transmitted = ct.transmission(paths.water, bone)
     corrected = ct.water_equivalent(transmitted)
