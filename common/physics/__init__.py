@@ -19,11 +19,15 @@ from common.physics import (
     beam_hardening,
     bias_field,
     chemical_shift,
+    ct_motion,
     ghosting,
     gibbs,
+    low_dose,
     metal,
     motion,
+    photon_starvation,
     rician_noise,
+    ring,
     susceptibility,
 )
 from common.physics.acquisition import Acquisition, uniform
@@ -53,6 +57,16 @@ SIMULATORS: dict[str, Simulator] = {
         draw=beam_hardening.draw,
         apply=beam_hardening.apply,
     ),
+    "photon_starvation": Simulator(
+        modality="CT",
+        label=None,
+        params=photon_starvation.PhotonStarvation,
+        draw=photon_starvation.draw,
+        apply=photon_starvation.apply,
+    ),
+    "low_dose": Simulator(modality="CT", label=None, params=low_dose.LowDose, draw=low_dose.draw, apply=low_dose.apply),
+    "ring": Simulator(modality="CT", label=None, params=ring.Ring, draw=ring.draw, apply=ring.apply),
+    "ct_motion": Simulator(modality="CT", label=None, params=ct_motion.CtMotion, draw=ct_motion.draw, apply=ct_motion.apply),
     "motion": Simulator(modality="MR", label="motion", params=motion.Motion, draw=motion.draw, apply=motion.apply),
     "ghosting": Simulator(modality="MR", label="motion", params=ghosting.Ghosting, draw=ghosting.draw, apply=ghosting.apply),
     "susceptibility": Simulator(

@@ -199,7 +199,7 @@ _SPIN_ECHO = Appearance(
     enhanced=0.4,
     dense_spots=2,
     oriented=(0.15, 0.5, 0.1),
-    nuisances={"gibbs": 0.12, "bias_field": 0.15},
+    nuisances={"photon_starvation": 0.12, "ring": 0.08, "ct_motion": 0.08, "gibbs": 0.12, "bias_field": 0.15},
     prevalence=PREVALENCE,
     severity_range=(0.25, 1.0),
 )
