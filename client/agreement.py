@@ -29,6 +29,7 @@ from common.errors import DataError
 Rule = Literal["agree", "majority", "unanimous", "panel"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 DRAWS = 2000
+Z_95 = 1.959964  # of the normal distribution, two-sided
 _DRAWS_AT_ONCE = 64  # bounds memory: draws × patients
 
 
@@ -166,6 +167,19 @@ def agreement(
     one = _items(answers, sources, readers)
     said = answers[readers][:, one]
     return pairs, fleiss_kappa(np.column_stack([(said == 0).sum(0), (said == 1).sum(0)]), patients[one], seed=seed)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion, for independent trials; nan without any.
+
+    Reference: Wilson, J Am Stat Assoc 22 (1927) 209.
+    """
+    if not trials:
+        return math.nan, math.nan
+    share, square = successes / trials, Z_95**2
+    middle = share + square / (2 * trials)
+    half = Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    return max(0.0, (middle - half) / (1 + square / trials)), min(1.0, (middle + half) / (1 + square / trials))
 
 
 def _items(answers: np.ndarray, sources: np.ndarray, readers: list[int]) -> np.ndarray:

@@ -48,16 +48,99 @@ def phantom(
 
 @data.command()
 def inject(
-    src: Annotated[Path, typer.Argument(help="Folder of real images, with the folders that the map names.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make, one subfolder a site.")],
-    map_file: Annotated[Path, typer.Option("--map", help="Which folders make up which hospital, for example configs/real_hospitals.yaml.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 7,
-    gallery: Annotated[Path | None, typer.Option(help="Also write a PNG of clean and corrupted slices side by side.")] = None,
+    src: Annotated[Path | None, typer.Argument(help="Real images: a folder, a zip archive or a file; with --map a folder.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="With --map: folder to make, one subfolder a site.")] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="Which folders make up which hospital, like configs/real_hospitals.yaml.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Page (.html) of simulators on real slices; with --map of its versions, also as .png.")
+    ] = None,
+    blind: Annotated[
+        Path | None, typer.Option(help="Folder to make: workbooks in which readers mark what is realistic, and their key.")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="The folder of --blind with filled workbooks: count what readers called realistic.")
+    ] = None,
+    artifact: Annotated[list[str] | None, typer.Option(help="Only this simulator; once for each (all by default).")] = None,
+    severity: Annotated[
+        list[float] | None, typer.Option(help="Above 0, at most 1; once for each (0.25, 0.5, 0.75 and 1 by default).")
+    ] = None,
+    slices: Annotated[int | None, typer.Option(min=1, max=100, help="Slices of each modality (2 by default; with --blind 4).")] = None,
+    readers: Annotated[int | None, typer.Option(help="With --blind: how many (3 by default).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 7,
+    lang: Annotated[str, typer.Option("--lang", help="Language of page and counts: en or zh.")] = "en",
+    format: FormatOption = Format.text,
 ) -> None:
-    """Write real clean slices, and the same slices with simulated artifacts, as site folders."""
-    from client.inject import inject as write_hospitals
+    """Simulate artifacts on real slices: a gallery, a blinded reading and what came of it, or (OUT and --map) site folders."""
+    kind = _kind_of_injection(
+        {"SRC": src, "OUT": out, "--map": map_file, "--gallery": gallery, "--blind": blind, "--acceptance": acceptance}
+        | {"--artifact": artifact, "--severity": severity, "--slices": slices, "--readers": readers}
+    )
+    if kind == "acceptance":
+        from client import realism
+        from client.gallery_words import gallery_speaker
 
-    write_hospitals(src, out, map_file=map_file, seed=seed, say=say, gallery=gallery)
+        gallery_speaker(lang)
+        found = realism.acceptance(_given(acceptance), seed=seed)
+        print(json.dumps(found, ensure_ascii=False) if format is Format.json else realism.acceptance_text(found, lang))
+        return
+    if kind == "map":
+        from client.inject import inject as write_hospitals
+
+        write_hospitals(_given(src), _given(out), map_file=_given(map_file), seed=seed, say=say, gallery=gallery, language=lang)
+        written = [_given(out), *([] if gallery is None else [gallery])]
+    else:
+        from client.real_slices import wish
+
+        wanted = wish(artifact or [], severity or [], slices=slices or (2 if kind == "gallery" else 4), seed=seed)
+        if kind == "blind":
+            from client.realism import hand_out
+
+            written = hand_out(_given(src), _given(blind), wanted, readers=3 if readers is None else readers, say=say)
+        else:
+            from client.gallery import write_gallery
+
+            write_gallery(_given(src), _given(gallery), wanted, language=lang, say=say)
+            written = [_given(gallery)]
+    print(json.dumps({"written": [str(path) for path in written]}) if format is Format.json else "\n".join(map(str, written)))
+
+
+def _given(value: Path | None) -> Path:
+    """What `_kind_of_injection` has seen to be there."""
+    assert value is not None
+    return value
+
+
+_INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {  # kind → how it is typed, what it needs, what it may also have
+    "acceptance": ("--acceptance DIR", {"--acceptance"}, set()),
+    "blind": ("SRC --blind DIR", {"SRC", "--blind"}, {"--artifact", "--severity", "--slices", "--readers"}),
+    "map": ("SRC OUT --map MAP", {"SRC", "OUT", "--map"}, {"--gallery"}),
+    "gallery": ("SRC --gallery FILE.html", {"SRC", "--gallery"}, {"--artifact", "--severity", "--slices"}),
+}
+
+
+def _kind_of_injection(words: dict[str, Any]) -> str:
+    """What is asked for. Raises: ConfigError: `bad-argument`, naming what is missing or does not belong."""
+    typed = {word for word, value in words.items() if value not in (None, [])}
+    kinds = {"--acceptance": "acceptance", "--blind": "blind", "--map": "map", "OUT": "map", "--gallery": "gallery"}
+    kind = next((kind for word, kind in kinds.items() if word in typed), None)
+    if kind is None:
+        forms = "; ".join(form for form, _, _ in _INJECTIONS.values())
+        raise ConfigError("nothing to make: what should be written?", code="bad-argument", hint=f"fedqc data inject {forms}")
+    form, needed, also = _INJECTIONS[kind]
+    missing, wrong = [word for word in words if word in needed - typed], [word for word in words if word in typed - needed - also]
+    if missing or wrong:
+        said = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(wrong)} not for this"] * bool(wrong)
+        extra = "".join(f" [{word} …]" for word in words if word in also)
+        raise ConfigError(f"{form}: {'; '.join(said)}", code="bad-argument", hint=f"fedqc data inject {form}{extra}")
+    suffixes = {"gallery": (".html",), "map": (".html", ".png")}.get(kind, ())
+    if (gallery := words["--gallery"]) is not None and gallery.suffix.lower() not in suffixes:
+        why = (
+            "a contact sheet (.png) is of the versions of a --map" if gallery.suffix.lower() == ".png" else "the page's name ends in .html"
+        )
+        raise ConfigError(f"--gallery {gallery}: expected {' or '.join(suffixes)}", code="bad-argument", hint=why)
+    return kind
 
 
 @data.command()

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,19 +118,20 @@ def shuffled(lines: Sequence[Line], about: About, key: bytes) -> list[Line]:
     return [lines[place] for place in np.random.default_rng(int.from_bytes(seed, "big")).permutation(len(lines))]
 
 
-def picture(images: np.ndarray, modality: Modality) -> bytes:
+def picture(images: np.ndarray, modality: Modality, side: int = SIDE) -> bytes:
     """A PNG of a slice, or of a series: its middle slice and small pictures from first to last.
 
     Args:
         images: int16 (slices, S, S) in the stored form of `common/imaging/preprocess.py`, in the order of the series.
+        side: of the large picture, pixels; CT shows two side by side.
     """
     from PIL import Image  # with openpyxl, only where a workbook is written
 
     rows, columns = MONTAGE
-    strip = _views(images[len(images) // 2], modality, SIDE)
+    strip = _views(images[len(images) // 2], modality, side)
     if len(images) > 1:
         places = np.linspace(0, len(images) - 1, min(rows * columns, len(images))).round().astype(int)
-        small = [_views(images[place], modality, SIDE // rows)[:, : SIDE // rows] for place in places]
+        small = [_views(images[place], modality, side // rows)[:, : side // rows] for place in places]
         small += [np.zeros_like(small[0])] * (rows * columns - len(small))
         montage = np.vstack([np.hstack(small[row * columns : (row + 1) * columns]) for row in range(rows)])
         strip = np.hstack([strip, montage])
@@ -187,11 +188,12 @@ def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
             elif name in INDEX:
                 cell.fill = grey
         page.cell(row=number, column=1).font = small
+    widths = {"key": 6, "no": 5, "picture": picture_width(line.picture for line in lines), "answers": 44, "note": 30}
     for place, title in enumerate(titles, start=1):
         head = page.cell(row=1, column=place)
         head.font, head.alignment = Font(bold=True), top
         letter = head.column_letter
-        page.column_dimensions[letter].width = {"key": 6, "no": 5, "picture": _width(lines), "answers": 44, "note": 30}.get(title, 14)
+        page.column_dimensions[letter].width = widths.get(title, 14)
         if title.removesuffix("_severity") in INDEX:
             rule = _validation(title)
             page.add_data_validation(rule)
@@ -215,6 +217,15 @@ def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
     for row in how.iter_rows():
         row[0].alignment = top
     how.protection.sheet = True
+    return finished(workbook, about, len(lines))
+
+
+def finished(workbook: Any, about: About, rows: int) -> bytes:
+    """The file of a workbook, with the hidden page that `about_of` reads.
+
+    Raises:
+        DataError: `too-many-rows`.
+    """
     hidden = workbook.create_sheet(_ABOUT)
     hidden.sheet_state = "hidden"
     for name, value in (("batch", about.batch), ("reader", about.reader), ("per", about.per)):
@@ -222,7 +233,7 @@ def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
     stream = io.BytesIO()
     workbook.save(stream)
     if stream.tell() > MAX_BYTES * 0.9:  # a spreadsheet saves it a little larger, and then it must be read again
-        raise _too_many(len(lines))
+        raise _too_many(rows)
     return stream.getvalue()
 
 
@@ -235,9 +246,9 @@ def about_of(pages: Mapping[str, Grid], path: Path) -> About:
     """Whose workbook it is.
 
     Raises:
-        DataError: `bad-label`, the hidden page is damaged.
+        DataError: `bad-label`, the hidden page is damaged or missing.
     """
-    said = {str(row[0]): str(row[1]) for row in pages[_ABOUT] if len(row) > 1}
+    said = {str(row[0]): str(row[1]) for row in pages.get(_ABOUT, []) if len(row) > 1}
     batch, reader, per = said.get("batch", ""), said.get("reader", ""), said.get("per", "")
     if not _BATCH.fullmatch(batch) or not re.fullmatch(r"\d{1,3}|panel", reader) or per not in {"image", "series"}:
         raise DataError(f"{path}: the hidden page 'fedqc' was changed", code="bad-label", hint="fill in the workbook as it was handed out")
@@ -321,9 +332,9 @@ def _validation(title: str) -> Any:
     return rule
 
 
-def _width(lines: Sequence[Line]) -> float:
-    """Of the picture's column, in the spreadsheet's unit of about 7 pixels."""
-    widths = [int.from_bytes(line.picture[16:20], "big") for line in lines]  # PNG: the IHDR chunk begins with the width
+def picture_width(pictures: Iterable[bytes]) -> float:
+    """Of the pictures' column, in the spreadsheet's unit of about 7 pixels."""
+    widths = [int.from_bytes(png[16:20], "big") for png in pictures]  # PNG: the IHDR chunk begins with the width
     return max(widths, default=SIDE) / 7 + 2
 
 
