@@ -38,7 +38,7 @@ from common.errors import ConfigError, DataError, ImagingError
 from common.imaging.dicom import SliceHeader, exclusion, read_header, read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
 from common.imaging.sources import find_files
-from common.physics import SIMULATORS, ct, record
+from common.physics import SIMULATORS, choose, ct, record
 from common.physics.acquisition import Acquisition, uniform
 from common.physics.threads import one_thread
 
@@ -316,6 +316,7 @@ class Corrupted:
 
     images: list[np.ndarray]
     masks: list[np.ndarray]  # bool: where any artifact changed the slice
+    simulators: dict[str, str]  # named artifact → the simulator that shows it
     params: list[dict[str, dict[str, Any]]]  # of each slice: named artifact → `record`
     changed: dict[str, float]  # of each named artifact, the smallest share of the body's pixels that it changed in a slice
 
@@ -334,10 +335,12 @@ def corrupt(
     bodies = [body_of(image, modality) for image in slices]
     masks = [torch.zeros_like(body) for body in bodies]
     params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
+    chosen: dict[str, str] = {}
     for name in ORDER:
         if not _can_occur(name, modality):
             continue
-        simulator, severity = SIMULATORS[name], severities.get(name, 0.0)
+        shown_by, severity = choose(name, generator), severities.get(name, 0.0)
+        simulator = SIMULATORS[shown_by]
         start = int(torch.randint(0, 2**31 - 1, (), generator=generator))
         results: list[Tensor] = []
         for number, (image, body) in enumerate(zip(slices, bodies, strict=True)):
@@ -346,11 +349,18 @@ def corrupt(
             result, mask = simulator.apply(image, drawn)
             results.append(result)
             if severity > 0:
+                chosen[name] = shown_by
                 params[number][name] = record(drawn)
                 masks[number] |= mask
                 changed[name] = min(changed.get(name, 1.0), changed_share(image, result, mask & body, modality))
         slices = results
-    return Corrupted(images=[image.numpy() for image in slices], masks=[mask.numpy() for mask in masks], params=params, changed=changed)
+    return Corrupted(
+        images=[image.numpy() for image in slices],
+        masks=[mask.numpy() for mask in masks],
+        simulators=chosen,
+        params=params,
+        changed=changed,
+    )
 
 
 def changed_share(before: Tensor, after: Tensor, mask: Tensor, modality: Modality) -> float:
@@ -461,7 +471,8 @@ def _write_block(
                     "mirrored": mirrored,
                     "seed": made.seed,
                     "artifacts": {
-                        name: {"severity": made.severities[name], "params": params} for name, params in made.params[position].items()
+                        name: {"severity": made.severities[name], "simulator": made.simulators[name], "params": params}
+                        for name, params in made.params[position].items()
                     },
                 }
             )
@@ -498,6 +509,7 @@ class _Version:
     spacing_mm: float
     seed: int
     severities: dict[str, float]
+    simulators: dict[str, str]
     params: list[dict[str, dict[str, Any]]]  # of each slice
     changed: dict[str, float]
 
@@ -530,6 +542,7 @@ def _make_version(
                 spacing_mm=spacing,
                 seed=seed,
                 severities=severities,
+                simulators=made.simulators,
                 params=made.params,
                 changed=made.changed,
             )

@@ -6,6 +6,7 @@ A slice is known here by its modality and a number ("CT slice 2"). Its file and 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,17 @@ def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acq
     if header.modality == "MR":
         fields["phase_encoding"] = header.phase_encoding or "COL"
         fields["field_tesla"] = header.field_strength_t or 1.5
+        fields["echo_time_ms"] = header.echo_time_ms or 10.0
+        fields["sequence"] = pulse_sequence(header)
     return acquire(image, header.modality, **fields)
+
+
+def pulse_sequence(header: SliceHeader) -> str:
+    """ "EPI", "GRE" or "SE". Diffusion and functional series are EPI, also where the scanning sequence (0018,0020) does not say so."""
+    words = f"{header.sequence} {header.series_description}".lower()
+    if re.search(r"\bep\b|epi|ep2d|dwi|dti|diff|bold|\ddir", words):
+        return "EPI"
+    return "GRE" if re.search(r"\bgr\b|gre|flash|spgr|tfl", words) else "SE"
 
 
 def body_of(image: Tensor, modality: Modality) -> Tensor:

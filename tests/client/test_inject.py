@@ -208,7 +208,7 @@ def test_a_line_of_the_manifest_makes_the_written_image_again(made: tuple[Path, 
         clean, _ = load(kinds[int(kind * len(kinds))], mirrored=line["mirrored"])
         image = torch.from_numpy(clean)
         for name, one in line["artifacts"].items():
-            image, _ = SIMULATORS[name].apply(image, replay(name, one["params"]))
+            image, _ = SIMULATORS[one["simulator"]].apply(image, replay(one["simulator"], one["params"]))
         np.testing.assert_allclose(read_pixels(out / "h1" / "images" / line["file"]), image.numpy(), atol=0.51)
 
 
