@@ -49,6 +49,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/update_codecs.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/deployment_round.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/data_path.py --quick --update docs/performance.md
+	-$(BIN)/python benchmarks/simulators.py --quick --update docs/performance.md
 
 offline: $(STAMP)
 	rm -rf $(OFFLINE) build && mkdir -p $(OFFLINE)/wheels
