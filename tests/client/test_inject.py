@@ -18,6 +18,7 @@ import yaml
 from client.cohort import load_cohort, read_site
 from client.inject import MANIFEST, Folder, Versions, cut, inject, load, read_map, read_source_labels, take, versions_of
 from client.policy import admit_training, default_policy
+from common.artifacts import NAMES
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.imaging.dicom import read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
@@ -200,14 +201,14 @@ def test_a_line_of_the_manifest_makes_the_written_image_again(made: tuple[Path, 
     for line, row in zip(lines, rows_of(out / "h1"), strict=True):
         assert set(line) == {"file", "patient", "mirrored", "seed", "artifacts"}
         assert {name: f"{one['severity']:.2f}" for name, one in line["artifacts"].items()} == {
-            name: row[f"{name}_severity"] for name in SIMULATORS if row[f"{name}_severity"]
+            name: row[f"{name}_severity"] for name in NAMES if row[f"{name}_severity"]
         }
         folder, block, position = map(int, re.fullmatch(r"h1-[cm][tr](\d)-b(\d\d)-v\d\d-(\d)\.dcm", line["file"]).groups())
         kinds = blocks[folder - 1][block - 1].positions[position - 1]
         kind = uniform(torch.Generator().manual_seed(line["seed"]), 0, 1)
         clean, _ = load(kinds[int(kind * len(kinds))], mirrored=line["mirrored"])
         image = torch.from_numpy(clean)
-        for name, one in line["artifacts"].items():
+        for one in line["artifacts"].values():
             image, _ = SIMULATORS[one["simulator"]].apply(image, replay(one["simulator"], one["params"]))
         np.testing.assert_allclose(read_pixels(out / "h1" / "images" / line["file"]), image.numpy(), atol=0.51)
 
