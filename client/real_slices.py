@@ -182,12 +182,17 @@ def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acq
         fields["field_tesla"] = header.field_strength_t or 1.5
         fields["echo_time_ms"] = header.echo_time_ms or 10.0
         fields["sequence"] = pulse_sequence(header)
+        fields["spin_echo"] = re.search(r"\bse\b|dwi|dti|diff|\ddir", words_of(header)) is not None
     return acquire(image, header.modality, **fields)
+
+
+def words_of(header: SliceHeader) -> str:
+    return f"{header.sequence} {header.series_description}".lower()
 
 
 def pulse_sequence(header: SliceHeader) -> str:
     """ "EPI", "GRE" or "SE". Diffusion and functional series are EPI, also where the scanning sequence (0018,0020) does not say so."""
-    words = f"{header.sequence} {header.series_description}".lower()
+    words = words_of(header)
     if re.search(r"\bep\b|epi|ep2d|dwi|dti|diff|bold|\ddir", words):
         return "EPI"
     return "GRE" if re.search(r"\bgr\b|gre|flash|spgr|tfl", words) else "SE"

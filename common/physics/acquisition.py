@@ -47,6 +47,8 @@ class Acquisition:
     phase_encoding: str = "COL"
     sequence: str = "SE"
     """"SE", "GRE" or "EPI"; EPI is taken to be fat-suppressed."""
+    spin_echo: bool = False
+    """Whether a spin echo refocuses what EPI acquires: diffusion, not BOLD."""
     field_tesla: float = 1.5
     echo_time_ms: float = 10.0
     bandwidth_hz_per_px: float = 200.0

@@ -27,6 +27,8 @@ class Appearance:
     """Standard deviation of the log of the coil's sensitivity."""
     rolloff: Range = (0.0, 0.3)
     """Gaussian damping of k-space: exponent at its edge on each axis."""
+    detail: Range = (0.0, 0.0)
+    """Depth of texture at all scales, as a share of the signal."""
     truncation: Range = (1.0, 1.0)
     """Share of k-space kept on each axis: below 1 edges ring slightly."""
     noise_percent: Range = (1.5, 2.5)
@@ -48,6 +50,8 @@ class Appearance:
     kernel: Range = (-0.2, 0.2)
     """Below 0 smooth, 0 neutral, above 0 edge-enhancing."""
     ct_noise_hu: Range = (6.0, 10.0)
+    detail_hu: Range = (0.0, 0.0)
+    """Depth of texture at all scales in soft tissue."""
     shading_hu: Range = (0.0, 4.0)
     """Smooth shading by scatter."""
     enhanced: float = 0.2
@@ -57,6 +61,8 @@ class Appearance:
     table: bool = True
 
     # both
+    ct_share: float = 0.5
+    """Share of patients that are CT; the others are MR."""
     oriented: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Chances of a patient to be upside down, mirrored, on the side."""
     nuisances: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -184,8 +190,10 @@ _SPIN_ECHO = Appearance(
     manufacturer="OPEN ARCHIVE",
     model_name="Collection A",
     mr_bodies=("brain", "brain", "skull_base", "head_sagittal", "spine", "knee"),
-    mr_contrasts=("T1", "T2", "PD"),
+    mr_contrasts=("T1", "T2", "PD", "ANY"),
     mr_zoom=(0.7, 1.0),
+    detail=(0.02, 0.25),
+    detail_hu=(0.0, 20.0),
     gamma=(0.85, 1.2),
     bias=(0.0, 0.3),
     rolloff=(0.0, 0.6),
@@ -198,17 +206,18 @@ _SPIN_ECHO = Appearance(
     ct_bodies=("head", "thorax", "abdomen", "abdomen", "spine"),
     enhanced=0.4,
     dense_spots=2,
+    ct_share=0.35,
     oriented=(0.15, 0.5, 0.1),
     nuisances={"photon_starvation": 0.12, "ring": 0.08, "ct_motion": 0.08, "gibbs": 0.12, "bias_field": 0.15},
     prevalence=PREVALENCE,
-    severity_range=(0.25, 1.0),
+    severity_range=(0.35, 1.0),
 )
 _GRADIENT_ECHO = replace(
     _SPIN_ECHO,
     name="public_b",
     model_name="Collection B",
     mr_bodies=("abdomen", "chest", "chest", "legs", "head_sagittal", "spine"),
-    mr_contrasts=("GRE", "T1", "T2"),
+    mr_contrasts=("GRE", "T1", "T2", "ANY"),
     sequences=("GRE", "SE"),
     bias=(0.1, 0.38),
     field_tesla=3.0,
@@ -223,7 +232,7 @@ _EPI = replace(
     name="public_c",
     model_name="Collection C",
     mr_bodies=("brain_only",),
-    mr_contrasts=("EPI", "DWI"),
+    mr_contrasts=("EPI", "DWI", "ANY_EPI"),
     mr_zoom=(0.65, 0.95),
     rolloff=(0.0, 0.8),
     truncation=(0.42, 0.65),

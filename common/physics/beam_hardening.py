@@ -80,16 +80,19 @@ def sinogram_error(paths: ct.Paths, params: Sequence[BeamHardening]) -> Tensor:
 
 
 def scale(difference: Tensor, images: Tensor, params: Sequence[BeamHardening]) -> Tensor:
-    """Centre a HU difference over soft tissue and scale it to each slice's `depth_hu`, saturating at twice that; less inside bone."""
+    """Centre a HU difference over soft tissue and scale it to each slice's `depth_hu`, saturating at twice that; less inside bone.
+
+    What calibration takes off is proportional to density: air stays air.
+    """
     scaled = []
-    bone = ((images - 150) / 600).clamp(0, 1)
-    for change, tissue, calibrated, one in zip(difference, ct.soft_tissue(images), bone, params, strict=True):
+    bone, density = ((images - 150) / 600).clamp(0, 1), ((images + 1000) / 1000).clamp(0, 1)
+    for change, tissue, calibrated, matter, one in zip(difference, ct.soft_tissue(images), bone, density, params, strict=True):
         values = change[tissue]
         if values.numel() < 50:
             scaled.append(torch.zeros_like(change))
             continue
-        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(max=MAX_GAIN)
+        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(max=MAX_GAIN * one.severity)
         limit = max(2 * one.depth_hu, 1e-3)
-        bands = limit * torch.tanh((change - one.centring * values.mean()) * (gain / limit))
+        bands = limit * torch.tanh((change - one.centring * values.mean() * matter) * (gain / limit))
         scaled.append(bands * (1 - 0.8 * calibrated))
     return torch.stack(scaled)

@@ -77,7 +77,7 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
 
 
 def draw_second_kind(severity: float, generator: torch.Generator, acquisition: Acquisition) -> ChemicalShift:
-    """An echo time at which fat and water are pi x severity apart (in 1.5 T, opposed at 2.2 ms)."""
+    """An echo time at which fat and water are pi x severity apart (in 1.5 T, opposed at 2.2 ms); none in EPI, which is fat-suppressed."""
     return ChemicalShift(
         severity=severity,
         phase_encoding=acquisition.phase_encoding,
@@ -85,7 +85,7 @@ def draw_second_kind(severity: float, generator: torch.Generator, acquisition: A
         bandwidth_hz_per_px=math.inf,
         direction=1,
         kind="second",
-        phase_rad=math.pi * severity * uniform(generator, 0.95, 1.0),
+        phase_rad=0.0 if acquisition.sequence == "EPI" else math.pi * severity * uniform(generator, 0.95, 1.0),
     )
 
 

@@ -50,8 +50,8 @@ class PhantomSlice:
 def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[list[PhantomSlice]]:
     """The 2-3 slices of each patient of one hospital.
 
-    Deterministic in (appearance, seed) on one machine; patient i does not depend on `patients`. Half of the patients are CT. Each
-    artifact of the modality is drawn independently with the hospital's prevalence.
+    Deterministic in (appearance, seed) on one machine; patient i does not depend on `patients`. Patients are CT or MR by the hospital's
+    share. Each artifact of the modality is drawn independently with the hospital's prevalence.
     Args:
         patients: how many.
         seed: any non-negative integer.
@@ -70,7 +70,7 @@ def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[Phanto
     """The slices of one patient; see `draw_patients`."""
     streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(5, np.uint64)
     who, body, look, physics, extra = (torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams)
-    modality: Modality = "CT" if uniform(who, 0, 1) < 0.5 else "MR"
+    modality: Modality = "CT" if uniform(who, 0, 1) < appearance.ct_share else "MR"
     slices = integer(who, 2, 3)
     severities = _draw_severities(appearance, modality, slices, who)
     if modality == "CT":
@@ -160,6 +160,8 @@ def _ct_slices(
     zoom = uniform(body, *appearance.ct_zoom)
     scene = anatomy.Scene(size, slices, body, zoom)
     clean = anatomy.CT_BODIES[kind](scene, scene.chance(appearance.enhanced))
+    if appearance.detail_hu[1] > 0:
+        clean = clean + uniform(body, *appearance.detail_hu) * scene.detail().clamp(-3, 3) * (clean > -300)
     clean = anatomy.add_dense_spots(scene, clean, integer(body, 0, appearance.dense_spots))
     (clean,) = _oriented([clean], appearance, extra)
     frame = frame_of(clean[0], "CT")
@@ -223,6 +225,8 @@ def _mr_slices(
     scene = anatomy.Scene(size, slices, body, uniform(body, *appearance.mr_zoom))
     contrast = _choice(appearance.mr_contrasts, body)
     made = anatomy.MR_BODIES[kind](scene, contrast)
+    if appearance.detail[1] > 0:
+        made = replace(made, signal=made.signal * torch.exp(uniform(body, *appearance.detail) * scene.detail().clamp(-3, 3)))
     outline = uniform(body, *appearance.outline)
     signal, fat_signal = _soften(made.signal), _soften(made.signal * made.fat)
     fat = fat_signal / signal.clamp(min=1e-3)
@@ -236,6 +240,7 @@ def _mr_slices(
         pixel_spacing_mm=spacing,
         phase_encoding=appearance.phase_encoding,
         sequence="EPI" if contrast in anatomy.FAT_SUPPRESSED else _choice(appearance.sequences, physics),
+        spin_echo=contrast == "DWI",
         field_tesla=appearance.field_tesla,
         echo_time_ms=appearance.echo_time_ms,
         bandwidth_hz_per_px=appearance.bandwidth_hz_per_px,

@@ -68,7 +68,7 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
     surface_px = 2 * kspace.GYROMAGNETIC_HZ_PER_T * acquisition.field_tesla * dchi * 1e-6 / 3 / bandwidth
     zone = (8.0 + 26.0 * severity) * acquisition.pixel_scale
     # the zone ends where the displacement has fallen to 0.5 px (a^3 surface = 0.5 zone^3); air has no room to fall, so it is large
-    radius = min(zone * (0.5 / surface_px) ** (1 / 3), 0.5 * zone) if severity > 0 else 0.0
+    radius = min(zone * (0.5 / surface_px) ** (1 / 3), 0.35 * zone) * (1.6 if epi else 1.0) if severity > 0 else 0.0
     spheres = []
     for place in _air_places(generator, acquisition) if epi else _places(generator, acquisition):
         size = radius * uniform(generator, 0.8, 1.15)
@@ -78,11 +78,11 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
                 Sphere(
                     y=place[0] + away * math.sin(turn),
                     x=place[1] + away * math.cos(turn),
-                    depth_px=uniform(generator, -0.5, 0.5) * size,
+                    depth_px=uniform(generator, -0.5, 0.5) * size if not epi else uniform(generator, 1.1, 1.7) * size,
                     radius_px=size * (1 - 0.25 * part),
                 )
             )
-    spin_echo = uniform(generator, 0, 1) < {"SE": 1.0, "GRE": 0.0, "EPI": 0.5}[acquisition.sequence]  # EPI: diffusion or BOLD
+    spin_echo = acquisition.sequence == "SE" or acquisition.spin_echo
     return Susceptibility(
         severity=severity,
         phase_encoding=acquisition.phase_encoding,
@@ -108,14 +108,17 @@ def _places(generator: torch.Generator, acquisition: Acquisition) -> list[tuple[
 
 
 def _air_places(generator: torch.Generator, acquisition: Acquisition) -> list[tuple[float, float]]:
-    """Where an axial head has air: before the frontal lobes and beside both temporal lobes, outside the brain; one or two of the three."""
+    """Where an axial head has air: under the frontal lobes and beside both temporal lobes, one or two of the three.
+
+    The cavities lie below the slice: what shows is pile-up and stretching, not the hole.
+    """
     frame = acquisition.frame
     sites = [(-math.pi / 2, 0.25), (math.radians(15), 0.3), (math.radians(165), 0.3)]
     first = integer(generator, 0, 2)
     chosen = [sites[first], *([sites[(first + 1) % 3]] if uniform(generator, 0, 1) < 0.6 else [])]
     places = []
     for middle, spread in chosen:
-        angle, radius = middle + spread * uniform(generator, -1, 1), uniform(generator, 0.9, 1.1)
+        angle, radius = middle + spread * uniform(generator, -1, 1), uniform(generator, 0.75, 1.0)
         places.append((frame.y + radius * frame.half_height * math.sin(angle), frame.x + radius * frame.half_width * math.cos(angle)))
     return places
 

@@ -20,7 +20,7 @@ __all__ = [
     "add_table",
 ]
 
-FAT_SUPPRESSED = ("EPI", "DWI")
+FAT_SUPPRESSED = ("EPI", "DWI", "ANY_EPI")
 """Contrasts in which fat is dark, and which are taken by EPI."""
 
 FIELD_OF_VIEW_MM = {

@@ -11,6 +11,9 @@ from torch import Tensor
 from common.physics.acquisition import uniform
 from common.physics.anatomy.scene import Scene, union
 
+INVENTED = ("ANY", "ANY_EPI")
+"""Contrasts drawn anew for every patient; in the second fat is dark."""
+
 CONTRASTS: dict[str, dict[str, float]] = {  # signal relative to the brightest tissue, rounded from usual 1.5 T protocols
     "T1": {
         "fat": 1.0,
@@ -128,12 +131,21 @@ class MrAnatomy:
     """Share of the signal that is fat, 0..1."""
 
 
+def _invented(scene: Scene) -> dict[str, float]:
+    """A contrast no protocol has: any signal for any tissue, so that no order of tissues can be learned (Billot et al., MedIA 2023)."""
+    table = {name: uniform(scene.generator, 0.05, 1.0) for name in CONTRASTS["T1"]}
+    return table | {"gas": 0.0, "bone": 0.2 * table["bone"], "fat": max(table["fat"], 0.3)}
+
+
 class _Mr:
     """Signal and fat, painted tissue by tissue."""
 
     def __init__(self, scene: Scene, contrast: str) -> None:
         self.scene = scene
-        self.table = {name: value * uniform(scene.generator, 0.88, 1.12) for name, value in CONTRASTS[contrast].items()}
+        self.table = _invented(scene) if contrast in INVENTED else CONTRASTS[contrast]
+        self.table = {name: value * uniform(scene.generator, 0.88, 1.12) for name, value in self.table.items()}
+        if contrast == "ANY_EPI":
+            self.table |= {name: 0.08 * self.table[name] for name in ("fat", "marrow", "skin", "bone")}
         self.signal = torch.zeros(scene.slices, scene.size, scene.size)
         self.fat = torch.zeros_like(self.signal)
 

@@ -74,6 +74,15 @@ class Scene:
         turn = SLICE_STEP * self.place
         return spline @ (torch.cos(turn) * here + torch.sin(turn) * there) @ spline.T
 
+    def detail(self) -> Tensor:
+        """Texture at all scales with lines among it, as tissue has it, unit variance or a little less, (slices, size, size)."""
+        blobs = sum((self.texture(cells) for cells in (6, 12, 24, 48)), torch.zeros(())) / 2
+        for _ in range(int(uniform(self.generator, 0, 4))):  # vessels, sulci, septa: bright or dark
+            cells = int(uniform(self.generator, 6, 26))
+            line = ((0.16 - self.texture(cells).abs()) / 0.16).clamp(min=0)
+            blobs = blobs + uniform(self.generator, -3, 3) * line * (self.texture(5) > 0)
+        return blobs
+
     def level(self, y: Tensor | float, x: Tensor | float, height: Tensor | float, width: Tensor | float, angle: float = 0.0) -> Tensor:
         """1 on the ellipse with these half-axes, 0 in its centre; (slices, size, size)."""
         dy, dx = self.y - y, self.x - x
