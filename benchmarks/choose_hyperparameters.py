@@ -27,12 +27,12 @@ from common.weights import flatten, manifest_of, to_grid, unflatten
 from server.aggregate import FederatedMean
 from server.public_set import Slices, draw
 
-FIRST, SECOND = PUBLIC_APPEARANCES
+FIRST, SECOND = (replace(one, nuisances={}, oriented=(0.0, 0.0, 0.0), severity_range=(0.4, 1.0)) for one in PUBLIC_APPEARANCES[:2])
 REHEARSAL: tuple[Appearance, ...] = (
-    replace(FIRST, name="rehearsal_a", mr_contrasts=("T2", "PD"), noise_percent=(2.0, 3.0), gamma=(0.85, 0.95), ct_noise_hu=(9.0, 12.0)),
-    replace(SECOND, name="rehearsal_b", bias=(0.2, 0.35), rolloff=(0.0, 0.2), phase_encoding="ROW", kernel=(0.2, 0.4), enhanced=0.1),
+    replace(FIRST, name="rehearsal_a", mr_contrasts=("T2", "PD"), noise_percent=(4.0, 5.0), ct_noise_hu=(12.0, 16.0), mr_bodies=("brain",)),
+    replace(SECOND, name="rehearsal_b", bias=(0.3, 0.45), rolloff=(0.0, 0.2), phase_encoding="ROW", kernel=(0.3, 0.5), enhanced=0.1),
     replace(
-        FIRST, name="rehearsal_c", mr_bodies=("brain", "legs"), rolloff=(0.6, 0.8), kernel=(-0.7, -0.5), ct_bodies=("thorax", "pelvis")
+        FIRST, name="rehearsal_c", mr_bodies=("brain", "legs"), rolloff=(0.6, 0.9), kernel=(-0.9, -0.7), ct_bodies=("thorax", "pelvis")
     ),
 )
 PATIENTS, NOMINAL, ROUNDS = 340, 200, 6

@@ -1,6 +1,6 @@
 """The public model: what a pre-training run on phantoms learned, made ready to start hospitals from, with its card.
 
-    fedqc data phantom data/public --public --patients 4500 --seed 424242
+    fedqc data phantom data/public --public --patients 6000 --seed 424242
     fedqc simulate configs/plans/pretrain_phantom.yaml --data data/public --out runs/pretrain
     python -m server.pretrain runs/pretrain common/models/small_cnn.safetensors
 
@@ -107,7 +107,7 @@ The public starting weights of fedqc: one network of 0.25 M parameters, five art
 - **Data**: computer-generated phantoms with simulated artifacts, and nothing else. No image of a person, no file of anybody's.
 - **Made by**
   ```
-  fedqc data phantom data/public --public --patients 4500 --seed 424242
+  fedqc data phantom data/public --public --patients 6000 --seed 424242
   fedqc simulate configs/plans/pretrain_phantom.yaml --data data/public --out runs/pretrain
   python -m server.pretrain runs/pretrain common/models/small_cnn.safetensors
   ```

@@ -202,13 +202,13 @@ _SPIN_ECHO = Appearance(
     phase_encoding="ROW",
     kernel=(-0.3, 0.3),
     ct_noise_hu=(2.0, 12.0),
-    ct_zoom=(0.7, 1.0),
-    ct_bodies=("head", "thorax", "abdomen", "abdomen", "spine"),
-    enhanced=0.4,
+    ct_zoom=(0.7, 1.12),
+    ct_bodies=("head", "thorax", "thorax", "abdomen", "spine"),
+    enhanced=0.5,
     dense_spots=2,
-    ct_share=0.35,
+    ct_share=0.45,
     oriented=(0.15, 0.5, 0.1),
-    nuisances={"photon_starvation": 0.12, "ring": 0.08, "ct_motion": 0.08, "gibbs": 0.12, "bias_field": 0.15},
+    nuisances={"photon_starvation": 0.12, "ring": 0.08, "ct_motion": 0.08, "gibbs": 0.12, "bias_field": 0.25},
     prevalence=PREVALENCE,
     severity_range=(0.35, 1.0),
 )
@@ -242,7 +242,7 @@ _EPI = replace(
     echo_time_ms=30.0,
     kernel=(0.0, 0.45),
     ct_noise_hu=(4.0, 18.0),
-    ct_bodies=("head", "head", "qa_phantom", "abdomen", "spine"),
+    ct_bodies=("head", "thorax", "qa_phantom", "abdomen", "spine"),
 )
 
 PUBLIC_APPEARANCES: tuple[Appearance, ...] = (
