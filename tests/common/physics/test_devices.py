@@ -1,25 +1,16 @@
-"""The CT chain runs where its images are."""
+"""Simulators run where their images are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
+from dataclasses import replace
 
 import pytest
 import torch
 
-from common.physics import beam_hardening, ct, ct_motion, low_dose, metal, photon_starvation, ring
+from common.physics import SIMULATORS, ct
 from common.physics.acquisition import acquire
 from tests.second_device import ELSEWHERE, MixedDevicesError, Watch
-
-MODULES = {
-    "metal": metal,
-    "beam_hardening": beam_hardening,
-    "photon_starvation": photon_starvation,
-    "low_dose": low_dose,
-    "ring": ring,
-    "ct_motion": ct_motion,
-}
 
 
 def body(size: int) -> torch.Tensor:
@@ -46,14 +37,19 @@ def test_the_second_device_refuses_to_mix(second_device: torch.device) -> None:
         there + torch.ones(3)
 
 
-@pytest.mark.parametrize("name", MODULES)
+def images_for(modality: str, size: int) -> torch.Tensor:
+    return body(size) if modality == "CT" else (body(size) + 1000).clamp(min=0)
+
+
+@pytest.mark.parametrize(("name", "sequence"), [(name, "GRE") for name in SIMULATORS] + [("susceptibility", "EPI"), ("chemical_shift", "EPI")])
 @pytest.mark.parametrize("size", [64, 208])
-def test_a_simulator_stays_on_the_device_of_its_images(name: str, size: int, second_device: torch.device) -> None:
-    images = body(size)
-    acquisition = acquire(images[0], "CT", pixel_spacing_mm=3.0)
-    params = [MODULES[name].draw(0.6, torch.Generator().manual_seed(seed), acquisition) for seed in (1, 2)]
-    here = MODULES[name].apply(images, params)
-    there = MODULES[name].apply(images.to(second_device), params)
+def test_a_simulator_stays_on_the_device_of_its_images(name: str, size: int, sequence: str, second_device: torch.device) -> None:
+    simulator = SIMULATORS[name]
+    images = images_for(simulator.modality, size)
+    acquisition = replace(acquire(images[0], simulator.modality, pixel_spacing_mm=3.0), sequence=sequence)
+    params = [simulator.draw(0.6, torch.Generator().manual_seed(seed), acquisition) for seed in (1, 2)]
+    here = simulator.apply(images, params)
+    there = simulator.apply(images.to(second_device), params)
     for one, other in zip(here, there, strict=True):
         assert other.device == second_device
         assert torch.equal(one, other.cpu())
@@ -68,12 +64,9 @@ def test_cpu_and_gpu_agree(size: int) -> None:
     assert there.water.is_cuda
     assert torch.allclose(here.water, there.water.cpu(), atol=1e-3)
     assert torch.allclose(ct.reconstruct(here.water, here), ct.reconstruct(there.water, there).cpu(), atol=0.2)
-    for module in MODULES.values():
-        _agrees(module, images)
-
-
-def _agrees(module: ModuleType, images: torch.Tensor) -> None:
-    params = module.draw(0.6, torch.Generator().manual_seed(1), acquire(images[0], "CT", pixel_spacing_mm=3.0))
-    difference = (module.apply(images, params)[0] - module.apply(images.cuda(), params)[0].cpu()).abs()
-    assert float(difference.median()) < 0.05
-    assert float(difference.max()) < 5
+    for simulator in SIMULATORS.values():
+        images = images_for(simulator.modality, size)
+        params = simulator.draw(0.6, torch.Generator().manual_seed(1), acquire(images[0], simulator.modality, pixel_spacing_mm=3.0))
+        difference = (simulator.apply(images, params)[0] - simulator.apply(images.cuda(), params)[0].cpu()).abs()
+        assert float(difference.median()) < 0.05
+        assert float(difference.max()) < 5
