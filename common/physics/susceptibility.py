@@ -145,7 +145,7 @@ def apply(image: Tensor, params: Susceptibility | Sequence[Susceptibility]) -> t
 
 
 def displaced_along(params: Susceptibility) -> str:
-    """"row": signal moves along the rows (the last axis), "column": along the columns; readout, or phase encoding in EPI."""
+    """ "row": signal moves along the rows (the last axis), "column": along the columns; readout, or phase encoding in EPI."""
     return "row" if (params.phase_encoding == "ROW") == (params.sequence == "EPI") else "column"
 
 

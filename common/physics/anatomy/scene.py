@@ -134,9 +134,7 @@ class Scene:
             radius += weight * knots.gather(1, (index + step - 1) % count).reshape(radius.shape)
         return torch.sqrt(dy**2 + dx**2) / (radius * scale)
 
-    def segment(
-        self, y0: Tensor | float, x0: Tensor | float, y1: Tensor | float, x1: Tensor | float, radius: Tensor | float
-    ) -> Tensor:
+    def segment(self, y0: Tensor | float, x0: Tensor | float, y1: Tensor | float, x1: Tensor | float, radius: Tensor | float) -> Tensor:
         """Distance outside of a rounded bar from (y0, x0) to (y1, x1), negative inside; (slices, size, size)."""
         along_y, along_x = y1 - y0, x1 - x0
         length = along_y**2 + along_x**2

@@ -41,7 +41,10 @@ def images_for(modality: str, size: int) -> torch.Tensor:
     return body(size) if modality == "CT" else (body(size) + 1000).clamp(min=0)
 
 
-@pytest.mark.parametrize(("name", "sequence"), [(name, "GRE") for name in SIMULATORS] + [("susceptibility", "EPI"), ("chemical_shift", "EPI")])
+CASES = [*((name, "GRE") for name in SIMULATORS), ("susceptibility", "EPI"), ("chemical_shift", "EPI")]
+
+
+@pytest.mark.parametrize(("name", "sequence"), CASES)
 @pytest.mark.parametrize("size", [64, 208])
 def test_a_simulator_stays_on_the_device_of_its_images(name: str, size: int, sequence: str, second_device: torch.device) -> None:
     simulator = SIMULATORS[name]
