@@ -317,7 +317,8 @@ def test_a_model_reached_by_steps_is_checked_like_one_sent_whole(data: Path, mon
     with pytest.raises(pytest.fail.Exception, match="data was read"):
         agent.train(train_task(INITIAL))
     steps = np.zeros(MANIFEST.size, np.int32)
-    steps[-1] = int(30 / GRID)
+    biases = float(np.abs(INITIAL[MANIFEST.part("head.bias")]).max())
+    steps[-1] = int(2 * MOST_GROWTH * max(biases, SMALL) / GRID)
     answer = agent.train(train_task(encode_steps(steps), held_sha256=digest(INITIAL)))
     assert isinstance(answer, Refusal)
     assert answer.code == "crafted-model"
