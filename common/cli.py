@@ -45,7 +45,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="text for people,
 
 def say(text: str) -> None:
     """Talk: to stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write: Ctrl-C cannot part a line from its end
 
 
 def confirmed(refusal: FedqcError) -> bool:

@@ -28,7 +28,7 @@ class Progress:
     def say(self, text: str) -> None:
         if not self._quiet:
             clear = "\r\033[K" if sys.stderr.isatty() else ""
-            print(f"{clear}{text}", file=sys.stderr, flush=True)
+            print(f"{clear}{text}\n", end="", file=sys.stderr, flush=True)  # one write: Ctrl-C cannot part a line from its end
 
     def note(self, text: str) -> None:
         """What is happening right now, on one line that the next replaces; on a terminal only."""
