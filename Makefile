@@ -49,7 +49,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/update_codecs.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/deployment_round.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/data_path.py --quick --update docs/performance.md
-	-$(BIN)/python benchmarks/simulators.py --quick --update docs/performance.md
+	@if $(BIN)/python -c 'import torchio, skimage' 2>/dev/null; then \
+		$(BIN)/python benchmarks/simulators.py --quick --update docs/performance.md; \
+	else echo "simulators: needs $(BIN)/python -m pip install -e '.[bench]'"; fi
 
 offline: $(STAMP)
 	rm -rf $(OFFLINE) build && mkdir -p $(OFFLINE)/wheels

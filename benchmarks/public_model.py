@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from client.inject import LEAST_CHANGED, changed_share
 from client.real_slices import acquisition_of, as_square, body_of
@@ -103,10 +104,8 @@ def with_artifact(
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     if not len(positive) or not len(negative):
-        return float("nan")
-    both = np.concatenate([negative, positive])
-    ranks = (np.searchsorted(np.sort(both), both, "left") + np.searchsorted(np.sort(both), both, "right") + 1) / 2
-    return float((ranks[len(negative) :].sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
+        return math.nan
+    return float(roc_auc_score(np.repeat((1, 0), (len(positive), len(negative))), np.concatenate([positive, negative])))
 
 
 def interval(positive: dict[int, np.ndarray], negative: dict[int, np.ndarray], draws: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -118,7 +117,7 @@ def interval(positive: dict[int, np.ndarray], negative: dict[int, np.ndarray], d
         parts = [[rng.choice(scores[key], len(scores[key])) for key in chosen if key in scores] for scores in (positive, negative)]
         if all(parts):
             values.append(auroc(*(np.concatenate(part) for part in parts)))
-    return tuple(np.percentile(values, (2.5, 97.5))) if values else (math.nan, math.nan)  # type: ignore[return-value]
+    return (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) if values else (math.nan, math.nan)
 
 
 def scores_of(model: torch.nn.Module, images: list[np.ndarray], modality: Modality) -> np.ndarray:

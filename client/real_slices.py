@@ -182,20 +182,23 @@ def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acq
         fields["field_tesla"] = header.field_strength_t or 1.5
         fields["echo_time_ms"] = header.echo_time_ms or 10.0
         fields["sequence"] = pulse_sequence(header)
-        fields["spin_echo"] = re.search(r"\bse\b|dwi|dti|diff|\ddir", words_of(header)) is not None
+        fields["spin_echo"] = re.search(rf"\bse\b|{_DIFFUSION}", _words(header)) is not None
     return acquire(image, header.modality, **fields)
 
 
-def words_of(header: SliceHeader) -> str:
+_DIFFUSION = r"(?<![a-z])(dwi|dti|diff|diffusion)(?![a-z])|\d+dir"
+
+
+def _words(header: SliceHeader) -> str:
     return f"{header.sequence} {header.series_description}".lower()
 
 
 def pulse_sequence(header: SliceHeader) -> str:
     """ "EPI", "GRE" or "SE". Diffusion and functional series are EPI, also where the scanning sequence (0018,0020) does not say so."""
-    words = words_of(header)
-    if re.search(r"\bep\b|epi|ep2d|dwi|dti|diff|bold|\ddir", words):
+    words = _words(header)
+    if re.search(rf"\bep\b|(?<![a-z])(epi|epfid|ep2d|bold|fmri)|{_DIFFUSION}", words) and "epigastr" not in words:
         return "EPI"
-    return "GRE" if re.search(r"\bgr\b|gre|flash|spgr|tfl", words) else "SE"
+    return "GRE" if re.search(r"\bgr\b|(?<![a-z])(gre|flash|spgr|tfl)", words) else "SE"
 
 
 def body_of(image: Tensor, modality: Modality) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from common.errors import ImagingError
+
+Params = TypeVar("Params")
 
 REFERENCE_MATRIX = 256
 """Pixel quantities in our tables are for this matrix; scale them by `Acquisition.pixel_scale`."""
@@ -139,6 +143,12 @@ def uniform(generator: torch.Generator, low: float, high: float) -> float:
 def integer(generator: torch.Generator, low: int, high: int) -> int:
     """One integer from low..high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def per_slice(image: Tensor, params: Params | Sequence[Params]) -> tuple[Tensor, list[Params], bool]:
+    """`image` as float32 (slices, rows, columns), the parameters of each slice, and whether the slice axis was added."""
+    images, single = as_batch(image.float())
+    return images, list(params) if isinstance(params, Sequence) else [params] * len(images), single
 
 
 def as_batch(image: Tensor) -> tuple[Tensor, bool]:

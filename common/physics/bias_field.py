@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, uniform
+from common.physics.acquisition import Acquisition, per_slice, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,10 @@ def apply(image: Tensor, params: BiasField | Sequence[BiasField]) -> tuple[Tenso
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, BiasField) else list(params)
+    images, each, single = per_slice(image, params)
     y = torch.linspace(-1, 1, images.shape[-2], device=images.device)[:, None]
     x = torch.linspace(-1, 1, images.shape[-1], device=images.device)[None, :]
     terms = torch.stack([y + 0 * x, x + 0 * y, x * y, x * x - 1 / 3 + 0 * y, y * y - 1 / 3 + 0 * x])
     log_gain = torch.einsum("st,tyx->syx", torch.tensor([one.coefficients for one in each], device=images.device), terms)
     changed = images * torch.exp(log_gain)
-    mask = kspace.changed_where(images, changed)
-    return (changed[0], mask[0]) if single else (changed, mask)
+    return kspace.with_mask(images, changed, single=single)

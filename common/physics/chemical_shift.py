@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
+from common.errors import ImagingError
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, body_mask, uniform
+from common.physics.acquisition import Acquisition, as_batch, body_mask, per_slice, uniform
 
 FAT_WATER_PPM = 3.5
 
@@ -98,17 +99,19 @@ def apply(image: Tensor, params: ChemicalShift | Sequence[ChemicalShift], fat: T
         fat: share of each pixel's signal that is fat, 0..1, same shape; estimated from the image if absent.
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
+    Raises:
+        ImagingError: the kinds differ.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, ChemicalShift) else list(params)
+    images, each, single = per_slice(image, params)
     kind = each[0].kind
+    if any(one.kind != kind for one in each):
+        raise ImagingError("slices of one call must show one kind of chemical shift", code="bad-argument")
     if kind == "epi":
         shifted = _with_scalp(images, each)
     else:
         share = fat_share(images) if fat is None else as_batch(fat.float())[0]
         shifted = _out_of_phase(images, share, each) if kind == "second" else _beside(images, share, each)
-    mask = kspace.changed_where(images, shifted)
-    return (shifted[0], mask[0]) if single else (shifted, mask)
+    return kspace.with_mask(images, shifted, single=single)
 
 
 def _beside(images: Tensor, share: Tensor, params: Sequence[ChemicalShift]) -> Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.physics.acquisition import Acquisition, as_batch
+from common.physics.acquisition import Acquisition, per_slice
 
 WORKING_SIZE = 192
 """Larger slices are projected at this size; the (smooth) difference is interpolated back."""
@@ -256,6 +256,14 @@ def counted(transmitted: Tensor, photons: Tensor, noise: Tensor) -> Tensor:
     return water_equivalent(quanta.clamp(min=1) / photons)
 
 
+def counting_error(square: Tensor, pixel_cm: float, photons: Sequence[float], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Paths]:
+    """What counting quanta adds to the water-equivalent sinograms of some slices, cm; the quanta each ray expects; the paths."""
+    paths = project(square, pixel_cm)
+    unattenuated, transmitted = column(photons, square), transmission(paths.water, paths.bone)
+    error = counted(transmitted, unattenuated, normals(seeds, paths)) - water_equivalent(transmitted)
+    return error, unattenuated * transmitted, paths
+
+
 def exposure(acquisition: Acquisition) -> float:
     """Factor on the photons of a body wider than 36 cm: scanners raise the tube current, though not by all that is lost."""
     width_cm = 0.2 * acquisition.frame.half_width * acquisition.pixel_spacing_mm
@@ -325,8 +333,7 @@ def add_difference(
     Returns:
         float32 HU clipped to the CT number range, same shape; bool map of pixels changed by more than 10 HU.
     """
-    images, single = as_batch(image.float())
-    each = list(params) if isinstance(params, Sequence) else [params] * images.shape[0]
+    images, each, single = per_slice(image, params)
     difference = through_square(images, each[0].pixel_spacing_mm, lambda square, pixel_cm: difference_of(square, pixel_cm, each))
     return finish(images, images + difference, each, single=single)
 

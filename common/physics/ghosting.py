@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, integer, uniform
+from common.physics.acquisition import Acquisition, integer, per_slice, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ def apply(image: Tensor, params: Ghosting | Sequence[Ghosting]) -> tuple[Tensor,
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, Ghosting) else list(params)
+    images, each, single = per_slice(image, params)
     parts = torch.stack([moving_part(one, *images.shape[-2:]) for one in each]).to(images.device)
 
     def step(turned: list[Tensor]) -> list[Tensor]:
@@ -90,8 +89,7 @@ def apply(image: Tensor, params: Ghosting | Sequence[Ghosting]) -> tuple[Tensor,
         return [kspace.to_image(kspace.to_kspace(signal * (1 - part)) + moved).abs()]
 
     (ghosted,) = kspace.readout_last([images, parts], [one.phase_encoding for one in each], step)
-    mask = kspace.changed_where(images, ghosted)
-    return (ghosted[0], mask[0]) if single else (ghosted, mask)
+    return kspace.with_mask(images, ghosted, single=single)
 
 
 def displacement(params: Ghosting, lines: int) -> Tensor:

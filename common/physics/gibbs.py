@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, uniform
+from common.physics.acquisition import Acquisition, per_slice, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,8 @@ def apply(image: Tensor, params: Gibbs | Sequence[Gibbs]) -> tuple[Tensor, Tenso
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, Gibbs) else list(params)
+    images, each, single = per_slice(image, params)
     rows, columns = (kspace.frequencies(count, images.device).abs() * 2 for count in images.shape[-2:])
     windows = torch.stack([(rows <= one.keep_rows)[:, None] & (columns <= one.keep_columns)[None, :] for one in each])
     changed = kspace.to_image(kspace.to_kspace(images) * windows).abs()
-    mask = kspace.changed_where(images, changed)
-    return (changed[0], mask[0]) if single else (changed, mask)
+    return kspace.with_mask(images, changed, single=single)

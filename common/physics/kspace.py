@@ -27,6 +27,13 @@ def frequencies(count: int, device: torch.device | str = "cpu") -> Tensor:
     return (torch.arange(count, dtype=torch.float32, device=device) - count // 2) / count
 
 
+def check_phase_encoding(words: Sequence[str]) -> None:
+    """Raises: ImagingError: a word that is neither "ROW" nor "COL"."""
+    unknown = set(words) - {"ROW", "COL"}
+    if unknown:
+        raise ImagingError(f"phase encoding {sorted(unknown)!r}, expected 'ROW' or 'COL'", code="bad-phase-encoding")
+
+
 def readout_last(images: Sequence[Tensor], phase_encoding: Sequence[str], step: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
     """Run `step` on tensors of shape (slices, PE, RO): slices with phase_encoding "ROW" are transposed before and after.
 
@@ -36,9 +43,7 @@ def readout_last(images: Sequence[Tensor], phase_encoding: Sequence[str], step: 
     Raises:
         ImagingError: another word, or a mixture in slices that are not square.
     """
-    unknown = set(phase_encoding) - {"ROW", "COL"}
-    if unknown:
-        raise ImagingError(f"phase encoding {sorted(unknown)!r}, expected 'ROW' or 'COL'", code="bad-phase-encoding")
+    check_phase_encoding(phase_encoding)
     turned = [word == "ROW" for word in phase_encoding]
     if not any(turned):
         return step(list(images))
@@ -51,6 +56,7 @@ def readout_last(images: Sequence[Tensor], phase_encoding: Sequence[str], step: 
     return [torch.where(choice, result.transpose(-2, -1), result) for result in results]
 
 
-def changed_where(before: Tensor, after: Tensor) -> Tensor:
-    """Bool map of pixels changed by more than 3 % of the slice's maximum."""
-    return (after - before).abs() > 0.03 * before.amax((-2, -1), keepdim=True)
+def with_mask(before: Tensor, after: Tensor, *, single: bool) -> tuple[Tensor, Tensor]:
+    """The last step of every MR `apply`: the slices, and a bool map of pixels changed by more than 3 % of the slice's maximum."""
+    mask = (after - before).abs() > 0.03 * before.amax((-2, -1), keepdim=True)
+    return (after[0], mask[0]) if single else (after, mask)

@@ -47,10 +47,7 @@ def apply(image: Tensor, params: LowDose | Sequence[LowDose]) -> tuple[Tensor, T
     """
 
     def difference_of(square: Tensor, pixel_cm: float, each: list[LowDose]) -> Tensor:
-        paths = ct.project(square, pixel_cm)
-        photons = ct.column([one.photons for one in each], square)
-        transmitted = ct.transmission(paths.water, paths.bone)
-        noise = ct.normals([one.noise_seed for one in each], paths)
-        return ct.reconstruct(ct.counted(transmitted, photons, noise) - ct.water_equivalent(transmitted), paths)
+        error, _, paths = ct.counting_error(square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each])
+        return ct.reconstruct(error, paths)
 
     return ct.add_difference(image, params, difference_of)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, integer, uniform
+from common.physics.acquisition import Acquisition, integer, per_slice, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,9 @@ def apply(image: Tensor, params: Motion | Sequence[Motion]) -> tuple[Tensor, Ten
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, Motion) else list(params)
+    images, each, single = per_slice(image, params)
     (moved,) = kspace.readout_last([images], [one.phase_encoding for one in each], lambda turned: [_move(turned[0], each)])
-    mask = kspace.changed_where(images, moved)
-    return (moved[0], mask[0]) if single else (moved, mask)
+    return kspace.with_mask(images, moved, single=single)
 
 
 def moved_energy(image: Tensor, params: Motion) -> float:

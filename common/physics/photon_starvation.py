@@ -49,11 +49,7 @@ def apply(image: Tensor, params: PhotonStarvation | Sequence[PhotonStarvation]) 
     """
 
     def difference_of(square: Tensor, pixel_cm: float, each: list[PhotonStarvation]) -> Tensor:
-        paths = ct.project(square, pixel_cm)
-        photons = ct.column([one.photons for one in each], square)
-        transmitted = ct.transmission(paths.water, paths.bone)
-        noise = ct.normals([one.noise_seed for one in each], paths)
-        error = ct.counted(transmitted, photons, noise) - ct.water_equivalent(transmitted)
-        return ct.reconstruct(error / (1 + photons * transmitted / STARVED_QUANTA), paths)
+        error, quanta, paths = ct.counting_error(square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each])
+        return ct.reconstruct(error / (1 + quanta / STARVED_QUANTA), paths)
 
     return ct.add_difference(image, params, difference_of)

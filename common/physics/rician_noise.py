@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, integer, uniform
+from common.physics.acquisition import Acquisition, integer, per_slice, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,9 @@ def apply(image: Tensor, params: RicianNoise | Sequence[RicianNoise]) -> tuple[T
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, RicianNoise) else list(params)
+    images, each, single = per_slice(image, params)
     drawn = torch.stack([torch.randn(2, *images.shape[-2:], generator=torch.Generator().manual_seed(one.noise_seed)) for one in each])
     sigma = torch.tensor([one.sigma for one in each], device=images.device)[:, None, None] * images.amax((-2, -1), keepdim=True)
     real, imaginary = drawn.to(images.device).unbind(1)
     changed = torch.sqrt((images + sigma * real).square() + (sigma * imaginary).square())
-    mask = kspace.changed_where(images, changed)
-    return (changed[0], mask[0]) if single else (changed, mask)
+    return kspace.with_mask(images, changed, single=single)

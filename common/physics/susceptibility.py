@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from common.physics import kspace
-from common.physics.acquisition import Acquisition, as_batch, integer, uniform
+from common.physics.acquisition import Acquisition, integer, per_slice, uniform
 
 MAX_DISPLACEMENT_PX = 25.0
 EXCITED_HZ = 2000.0
@@ -132,20 +132,19 @@ def apply(image: Tensor, params: Susceptibility | Sequence[Susceptibility]) -> t
     Returns:
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
-    images, single = as_batch(image.float())
-    each = [params] * images.shape[0] if isinstance(params, Susceptibility) else list(params)
+    images, each, single = per_slice(image, params)
     axes = [displaced_along(one) for one in each]
     losses, edges = zip(*(_disturbance(one, axis, images.shape, images.device) for one, axis in zip(each, axes, strict=True)), strict=True)
     images_left = images * torch.stack(losses)
     # `displace` works along the last axis, readout_last turns "ROW" slices; a slice displaced along its rows is what it leaves alone
     words = ["ROW" if axis == "column" else "COL" for axis in axes]
     (disturbed,) = kspace.readout_last([images_left], words, lambda turned: [displace(turned[0], torch.stack(edges))])
-    mask = kspace.changed_where(images, disturbed)
-    return (disturbed[0], mask[0]) if single else (disturbed, mask)
+    return kspace.with_mask(images, disturbed, single=single)
 
 
 def displaced_along(params: Susceptibility) -> str:
     """ "row": signal moves along the rows (the last axis), "column": along the columns; readout, or phase encoding in EPI."""
+    kspace.check_phase_encoding([params.phase_encoding])
     return "row" if (params.phase_encoding == "ROW") == (params.sequence == "EPI") else "column"
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import stat
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openpyxl
@@ -23,21 +23,23 @@ from PIL import Image
 from client.agreement import wilson
 from client.gallery import params_text, write_gallery
 from client.gallery_words import LANGUAGES
-from client.real_slices import find_slices, halving, simulate, wish
+from client.real_slices import find_slices, halving, pulse_sequence, simulate, wish
 from client.realism import KEY_FILE, acceptance, acceptance_text, hand_out
 from common.artifacts import ARTIFACTS
 from common.errors import ConfigError, DataError, FedqcError
 from common.imaging.dicom import read_header, read_pixels
 from common.imaging.dicom_write import make_uid, write_slice
 from common.physics import SIMULATORS, replay
+from tests.common.imaging.dicom_files import REAL, needs_real_data
 from tests.conftest import typed
 
-REAL = os.environ.get("FEDQC_REAL_DATA")
-needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
 SIDE = 64
 SECRETS = ("SECRETFOLDER", "SECRETID", "SECRETMAKER", "SECRETNAME", "20190423", "1.2.3.4.5")
 Y, X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-QUIET: Callable[[str], None] = lambda _: None  # noqa: E731
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
 
 
 def ct_slice(number: int) -> np.ndarray:
@@ -78,7 +80,7 @@ def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(src: Path) -> str:
     path = src.parent / "page.html"
-    write_gallery(src, path, wish([], [0.5, 1.0], slices=1, seed=7), language="en", say=QUIET)
+    write_gallery(src, path, wish([], [0.5, 1.0], slices=1, seed=7), language="en", say=quiet)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     return path.read_text(encoding="utf-8")
 
@@ -146,7 +148,7 @@ def test_the_page_stands_alone_and_says_nothing_of_whose_images_it_shows(page: s
 def test_the_difference_is_signed_and_shows_where(src: Path, tmp_path: Path) -> None:
     """Metal is brighter and its streaks are darker: both ends of the palette occur, and the middle where nothing changed."""
     path = tmp_path / "p.html"
-    write_gallery(src, path, wish(["metal"], [1.0], slices=1, seed=7), language="en", say=QUIET)
+    write_gallery(src, path, wish(["metal"], [1.0], slices=1, seed=7), language="en", say=quiet)
     encoded = re.findall(r"data:image/png;base64,([^\"]+)", path.read_text())
     indices = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[2]))))
     assert (indices.min(), indices.max()) == (1, 255)
@@ -162,7 +164,7 @@ def test_languages_have_the_same_sentences(language: str) -> None:
 
 
 def test_the_page_speaks_chinese(src: Path, tmp_path: Path) -> None:
-    write_gallery(src, tmp_path / "p.html", wish(["metal"], [1.0], slices=1, seed=7), language="zh", say=QUIET)
+    write_gallery(src, tmp_path / "p.html", wish(["metal"], [1.0], slices=1, seed=7), language="zh", say=quiet)
     text = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert "金属伪影" in text
     assert "CT 切片 1" in text
@@ -185,7 +187,7 @@ def test_parameters_are_short() -> None:
 @pytest.fixture(scope="module")
 def blind(src: Path) -> Path:
     folder = src.parent / "blind"
-    paths = hand_out(src, folder, wish(["metal", "motion"], [0.5, 1.0], slices=2, seed=7), readers=3, say=QUIET)
+    paths = hand_out(src, folder, wish(["metal", "motion"], [0.5, 1.0], slices=2, seed=7), readers=3, say=quiet)
     assert [path.name for path in paths] == ["realism-reader-1.xlsx", "realism-reader-2.xlsx", "realism-reader-3.xlsx", KEY_FILE]
     return folder
 
@@ -257,7 +259,7 @@ def test_the_key_makes_a_row_again(blind: Path, src: Path) -> None:
 def test_rows_and_orders_hang_on_no_seed(src: Path, tmp_path: Path) -> None:
     wanted = wish(["metal"], [1.0], slices=1, seed=7)
     for name in ("a", "b"):
-        hand_out(src, tmp_path / name, wanted, readers=1, say=QUIET)
+        hand_out(src, tmp_path / name, wanted, readers=1, say=quiet)
     assert set(key_of(tmp_path / "a")).isdisjoint(key_of(tmp_path / "b"))
     same = [[row["params"] for row in json.loads((tmp_path / name / KEY_FILE).read_text())["rows"]] for name in ("a", "b")]
     assert same[0] == same[1]
@@ -325,7 +327,7 @@ def test_wilson_by_hand() -> None:
 
 def test_everything_wrong_is_said_at_once_and_no_cell_is_shown(blind: Path, src: Path, tmp_path: Path) -> None:
     folder = copied(blind, tmp_path / "b")
-    hand_out(src, tmp_path / "other", wish(["metal"], [1.0], slices=1, seed=7), readers=1, say=QUIET)
+    hand_out(src, tmp_path / "other", wish(["metal"], [1.0], slices=1, seed=7), readers=1, say=quiet)
     (folder / "realism-reader-2.xlsx").write_bytes((tmp_path / "other" / "realism-reader-1.xlsx").read_bytes())
     (folder / "realism-reader-3 copy.xlsx").write_bytes((folder / "realism-reader-3.xlsx").read_bytes())
     (folder / "~$realism-reader-3.xlsx").write_bytes(b"a lock file")
@@ -435,7 +437,7 @@ def test_a_gallery_a_reading_and_its_count_are_typed(src: Path, tmp_path: Path, 
 def test_a_folder_without_the_modality_says_so(tmp_path: Path) -> None:
     source = images(tmp_path / "src", ct=1, mr=0)
     with pytest.raises(FedqcError) as caught:
-        write_gallery(source, tmp_path / "g.html", wish(["motion"], [], slices=1, seed=7), language="en", say=QUIET)
+        write_gallery(source, tmp_path / "g.html", wish(["motion"], [], slices=1, seed=7), language="en", say=quiet)
     assert caught.value.code == "no-usable-images"
     with pytest.raises(ConfigError):
         wish(["nothing"], [], slices=1, seed=7)
@@ -448,7 +450,7 @@ def test_real_mosaics_are_cut_into_slices_and_their_identifiers_do_not_go_on(tmp
     first = next(find_slices(folder).slices("MR"))
     assert first.image.shape == (64, 64)  # 384 x 384 holds 36 of them
     assert first.header.number_of_frames > 1
-    write_gallery(folder, tmp_path / "g.html", wish(["motion"], [1.0], slices=1, seed=7), language="en", say=QUIET)
+    write_gallery(folder, tmp_path / "g.html", wish(["motion"], [1.0], slices=1, seed=7), language="en", say=quiet)
     page = (tmp_path / "g.html").read_text(encoding="utf-8")
     path = next(one for one in sorted(folder.rglob("*")) if one.is_file())
     header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -456,3 +458,19 @@ def test_real_mosaics_are_cut_into_slices_and_their_identifiers_do_not_go_on(tmp
         value = str(header.get(keyword, ""))
         assert len(value) < 4 or value not in page, keyword
     assert read_pixels(path, 3).shape == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "description", "expected"),
+    [
+        ("EP SK *epfid2d1_64", "ax_asc_35sl", "EPI"),
+        ("SE SK", "DT_HIGH_32DIR", "EPI"),
+        ("EP NONE epi_dti", "dti_tra_dir16_AP", "EPI"),
+        ("SE SK fse", "FSE PD AXIAL OBL", "SE"),
+        ("SE", "T2 EPIGASTRIC DIFFERENTIAL", "SE"),
+        ("GR\\IR SK\\SP\\MP tfl3d1_35", "", "GRE"),
+        ("GR\\IR NONE gre_fsp", "t1_gre_fsp_3d_sag", "GRE"),
+    ],
+)
+def test_a_header_says_how_lines_were_acquired(sequence: str, description: str, expected: str) -> None:
+    assert pulse_sequence(SimpleNamespace(sequence=sequence, series_description=description)) == expected

@@ -4,9 +4,13 @@ Ellipses and other outlines with anti-aliased edges on a smoothly warped grid, b
 about artifacts.
 """
 
+from collections.abc import Callable
+
 from common.physics.anatomy.ct import CT_BODIES, add_dense_spots, add_table
-from common.physics.anatomy.mr import CONTRASTS, MR_BODIES, MrAnatomy
+from common.physics.anatomy.mr_body import abdomen_mr, chest_mr, knee_mr, legs_mr, spine_mr
+from common.physics.anatomy.mr_head import brain_mr, brain_only_mr, head_sagittal_mr, skull_base_mr
 from common.physics.anatomy.scene import Scene
+from common.physics.anatomy.tissue import CONTRASTS, MrAnatomy
 
 __all__ = [
     "CONTRASTS",
@@ -19,6 +23,18 @@ __all__ = [
     "add_dense_spots",
     "add_table",
 ]
+
+MR_BODIES: dict[str, Callable[[Scene, str], MrAnatomy]] = {
+    "brain": brain_mr,
+    "abdomen": abdomen_mr,
+    "legs": legs_mr,
+    "brain_only": brain_only_mr,
+    "skull_base": skull_base_mr,
+    "head_sagittal": head_sagittal_mr,
+    "chest": chest_mr,
+    "spine": spine_mr,
+    "knee": knee_mr,
+}
 
 FAT_SUPPRESSED = ("EPI", "DWI", "ANY_EPI")
 """Contrasts in which fat is dark, and which are taken by EPI."""

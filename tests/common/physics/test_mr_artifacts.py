@@ -81,11 +81,12 @@ def test_a_batch_equals_its_slices_even_with_mixed_directions(name: str) -> None
         assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_an_unknown_phase_encoding_is_refused() -> None:
+@pytest.mark.parametrize("name", ["motion", "ghosting", "susceptibility", "chemical_shift"])
+def test_an_unknown_phase_encoding_is_refused(name: str) -> None:
     image = brain()
-    params = SIMULATORS["motion"].draw(0.5, generator(), acquire(image, "MR", phase_encoding="OTHER"))
+    params = SIMULATORS[name].draw(0.5, generator(), acquire(image, "MR", phase_encoding="OTHER"))
     with pytest.raises(ImagingError, match="phase encoding"):
-        motion.apply(image, params)
+        SIMULATORS[name].apply(image, params)
 
 
 @pytest.mark.parametrize(("field_tesla", "bandwidth"), [(1.5, 65.0), (1.5, 130.0), (3.0, 150.0)])
@@ -234,7 +235,8 @@ def test_the_second_kind_outlines_borders_and_leaves_pure_tissue() -> None:
     assert float(ratio[(near > 0.4) & (near < 0.6)].max()) < 0.5
     rows = mask.nonzero()[:, 0]
     columns = mask.nonzero()[:, 1]
-    assert rows.min() < 20 and rows.max() > 108 and columns.min() < 30 and columns.max() > 98  # noqa: PT018 (all four sides)
+    sides = (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max()))
+    assert [sides[0] < 20, sides[1] > 108, sides[2] < 30, sides[3] > 98] == [True] * 4
 
 
 def test_fat_is_not_found_in_a_brain_whose_cortex_is_the_outline() -> None:
@@ -365,3 +367,11 @@ def test_pixel_quantities_scale_with_the_matrix() -> None:
     assert isinstance(small, Acquisition)
     ratio = chemical_shift.draw(0.5, generator(), large).shift_px / chemical_shift.draw(0.5, generator(), small).shift_px
     assert math.isclose(ratio, 2.0, rel_tol=1e-6)
+
+
+def test_two_kinds_of_chemical_shift_in_one_call_are_refused() -> None:
+    image = brain()
+    acquisition = acquire(image, "MR")
+    each = [chemical_shift.draw(0.5, generator(), acquisition), chemical_shift.draw_second_kind(0.5, generator(), acquisition)]
+    with pytest.raises(ImagingError, match="one kind"):
+        chemical_shift.apply(torch.stack([image, image]), each)

@@ -6,7 +6,6 @@ deviation, the share of high frequencies and traces of rounding must not tell wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,26 +20,26 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from common.artifacts import NAMES
+from common.artifacts import NAMES, Modality
 from common.imaging.dicom import read_headers, read_slices
 from common.imaging.preprocess import pad_to_square, prepare, resample, to_stored
 from common.imaging.sources import find_files, open_source
 from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
 from common.physics.phantom import SITE_APPEARANCES, draw_patients
+from tests.common.imaging.dicom_files import REAL, needs_real_data
 
 IMAGES = 80
-REAL = os.environ.get("FEDQC_REAL_DATA")
 
 
-def phantoms(modality: str) -> list[np.ndarray]:
+def phantoms(modality: Modality) -> list[np.ndarray]:
     """Clean slices in stored units, as a DICOM file would hold them."""
     clean = replace(SITE_APPEARANCES[0], matrix=96, prevalence=dict.fromkeys(NAMES, 0.0))
     patients = draw_patients(clean, 3 * IMAGES, seed=5)
     return [np.rint(slices[0].image) for slices in patients if slices[0].modality == modality][:IMAGES]
 
 
-def real_slices(modality: str) -> list[np.ndarray]:
+def real_slices(modality: Modality) -> list[np.ndarray]:
     """Every few slices of all folders of a modality, at most 128 pixels wide, in stored units."""
     assert REAL is not None
     found = []
@@ -54,7 +53,7 @@ def real_slices(modality: str) -> list[np.ndarray]:
     return [np.rint(resample(image, min(128, image.shape[0]))) for image in found]
 
 
-def null_path(image: Tensor, modality: str, seed: int) -> Tensor:
+def null_path(image: Tensor, modality: Modality, seed: int) -> Tensor:
     acquisition = acquire(image, modality, pixel_spacing_mm=3.0)
     for simulator in SIMULATORS.values():
         if simulator.modality == modality:
@@ -62,14 +61,14 @@ def null_path(image: Tensor, modality: str, seed: int) -> Tensor:
     return image
 
 
-def resampled(image: Tensor, modality: str, seed: int) -> Tensor:
+def resampled(image: Tensor, modality: Modality, seed: int) -> Tensor:
     return torch.nn.functional.avg_pool2d(image[None, None], 3, stride=1, padding=1)[0, 0]
 
 
-def features(image: np.ndarray, modality: str) -> list[float]:
+def features(image: np.ndarray, modality: Modality) -> list[float]:
     """Of the image as it would be written, and of what the model's cache would hold."""
     written = np.rint(image)
-    stored = to_stored(prepare(written.astype(np.float32), modality, 64), modality).astype(np.float64)  # type: ignore[arg-type]
+    stored = to_stored(prepare(written.astype(np.float32), modality, 64), modality).astype(np.float64)
     spectrum = np.abs(np.fft.fft2(written)) ** 2
     side = image.shape[0]
     high = spectrum[side // 4 : -side // 4, side // 4 : -side // 4].sum() / spectrum.sum()
@@ -78,7 +77,7 @@ def features(image: np.ndarray, modality: str) -> list[float]:
     return [written.mean(), written.std(), float(np.log(high)), repeated, stored.mean(), stored.std(), *odd]
 
 
-def probe(images: list[np.ndarray], modality: str, path: Callable[[Tensor, str, int], Tensor]) -> float:
+def probe(images: list[np.ndarray], modality: Modality, path: Callable[[Tensor, Modality, int], Tensor]) -> float:
     """Cross-validated AUROC of the linear model."""
     rows, touched = [], []
     for number, image in enumerate(images):
@@ -93,15 +92,15 @@ def probe(images: list[np.ndarray], modality: str, path: Callable[[Tensor, str, 
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_the_null_path_leaves_no_trace_on_phantoms(modality: str) -> None:
+def test_the_null_path_leaves_no_trace_on_phantoms(modality: Modality) -> None:
     images = phantoms(modality)
     assert probe(images, modality, null_path) < 0.5 + 2 * 0.29 / np.sqrt(len(images) / 4)
     assert probe(images, modality, resampled) > 0.9
 
 
-@pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
+@needs_real_data
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_the_null_path_leaves_no_trace_on_real_slices(modality: str) -> None:
+def test_the_null_path_leaves_no_trace_on_real_slices(modality: Modality) -> None:
     images = real_slices(modality)
     assert probe(images, modality, null_path) < 0.5 + 2 * 0.29 / np.sqrt(len(images) / 4)
     assert probe(images, modality, resampled) > 0.75
