@@ -29,7 +29,6 @@ from common.errors import DataError
 Rule = Literal["agree", "majority", "unanimous", "panel"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 DRAWS = 2000
-Z_95 = 1.959964  # of the normal distribution, two-sided
 _DRAWS_AT_ONCE = 64  # bounds memory: draws × patients
 
 
@@ -174,12 +173,12 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
     Reference: Wilson, J Am Stat Assoc 22 (1927) 209.
     """
+    from scipy.stats import binomtest  # most of a second
+
     if not trials:
         return math.nan, math.nan
-    share, square = successes / trials, Z_95**2
-    middle = share + square / (2 * trials)
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return max(0.0, (middle - half) / (1 + square / trials)), min(1.0, (middle + half) / (1 + square / trials))
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _items(answers: np.ndarray, sources: np.ndarray, readers: list[int]) -> np.ndarray:

@@ -120,7 +120,7 @@ def render(shown: Sequence[Simulated], *, seed: int, language: str, lead: str = 
     """The page as one string. Every value is escaped; the only markup is the template's."""
     say = gallery_speaker(language)
     environment = Environment(
-        loader=PackageLoader("client.readiness", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("client", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     sections = _sections(shown, language, say)
     present = {one.modality for one in shown}
