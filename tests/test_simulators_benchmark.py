@@ -55,3 +55,37 @@ def test_a_scanner_that_returns_something_else_gives_no_ratio(simulators: Module
     monkeypatch.setattr(simulators, "scan_like_skimage", lambda transform, image: (image + 50).numpy())
     with pytest.raises(simulators.BenchmarkError, match="comes back"):
         simulators.check_scanners()
+
+
+@pytest.fixture
+def simulators_gpu(simulators: ModuleType) -> ModuleType:
+    return importlib.import_module("simulators_gpu")
+
+
+def test_every_simulator_is_measured_on_a_device(
+    simulators: ModuleType, simulators_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulators, "ENOUGH_S", 0.0)
+    monkeypatch.setattr(simulators, "BATCH", 2)
+    monkeypatch.setattr(simulators_gpu, "BATCH", 2)
+    monkeypatch.setattr(simulators_gpu, "LARGE_BATCH", 3)
+    result = simulators_gpu.measure_all(torch.device("cpu"), 1)
+    assert set(result["cases"]) == set(SIMULATORS)
+    assert all(case["differs"] == {"median": 0.0, "largest": 0.0} for case in result["cases"].values())
+    page = simulators_gpu.table(result)
+    assert all(f"| {name} |" in page for name in SIMULATORS)
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_a_device_that_gives_other_images_gives_no_ratio(simulators_gpu: ModuleType, wrong: float) -> None:
+    with pytest.raises(simulators_gpu.BenchmarkError, match="differ"):
+        simulators_gpu.difference(torch.zeros(2, 4, 4), torch.full((2, 4, 4), wrong), "metal")
+
+
+def test_without_a_gpu_the_benchmark_says_so(
+    simulators_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["simulators_gpu.py"])
+    assert simulators_gpu.main() == 1
+    assert "no CUDA device" in capsys.readouterr().err

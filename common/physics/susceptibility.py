@@ -155,7 +155,7 @@ def field_hz(params: Susceptibility, y: Tensor, x: Tensor, depth_px: float) -> T
     for sphere in params.spheres:
         dy, dx, dz = (y - sphere.y).square(), (x - sphere.x).square(), (depth_px - sphere.depth_px) ** 2
         square = dy + dx + (dz + 1e-6)
-        along = {"slice": torch.tensor(dz, device=y.device), "row": dx, "column": dy}[params.field_axis]
+        along = {"slice": torch.full((), dz, device=y.device), "row": dx, "column": dy}[params.field_axis]
         inverse = square.rsqrt()
         shape = (3 * along * inverse.square() - 1) * inverse.pow(3) * (scale * sphere.radius_px**3)
         total = total + torch.where(square < sphere.radius_px**2, 0.0, shape)
