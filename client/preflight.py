@@ -222,7 +222,7 @@ def check_gpu() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        return Check(check="gpu", ok=True, found=torch.cuda.get_device_name(0))
+        return Check(check="gpu", ok=None, found=f"{torch.cuda.get_device_name(0)}, not used yet: training runs on the CPU")
     return Check(check="gpu", ok=None, found="none: training runs on the CPU")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -329,6 +330,14 @@ def test_a_kit_of_another_version_is_found() -> None:
     assert (found["fedqc"].ok, "9.9.9" in found["fedqc"].problem) == (False, True)
     assert found["flwr"].ok
     assert {item.check: item for item in preflight.check_versions("")}["fedqc"].ok
+
+
+def test_a_gpu_is_named_and_said_to_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
+    found = preflight.check_gpu()
+    assert found.ok is None
+    assert found.found == "NVIDIA H100, not used yet: training runs on the CPU"
 
 
 def test_a_full_disk_is_found() -> None:
