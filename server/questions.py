@@ -6,6 +6,7 @@ import functools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from server.seal import Question, Seal
 POLL_S = 0.25
 MOST_QUESTIONS = 20
 """How often one site is asked one thing: the second time and later because it was away. Spread over the patience, so that it lasts."""
+MOST_LOST = 3
+"""How many answers of one site to one question may be lost on the way, each a quarter of the deadline, before it counts as failed."""
 RETRY_S = 5.0
 ANSWER_S = 60.0
 """How long a connected site may take to introduce itself, or to rehearse."""
@@ -82,7 +85,8 @@ def ask(
     away: dict[int, Answer] = {}
     due: dict[int, float] = {}
     left: dict[int, float] = {}  # when each node first went away
-    doubted: set[int] = set()  # answered once what was not theirs to say, or by halves: asked once more
+    doubted: set[int] = set()  # answered once what was not theirs to say: asked once more
+    losses = Counter[int]()  # answers that nobody can read, or that came by halves
 
     def wait_for(node: int, answer: Answer) -> None:
         now = time.monotonic()
@@ -116,10 +120,10 @@ def ask(
             send([waiting.pop(message_id)[0]])
         for message_id in lost if len(lost) == 1 else ():
             node, put = waiting.pop(message_id)
-            if node in doubted:
+            losses[node] += 1
+            if losses[node] >= MOST_LOST:
                 yield Answer(node=node, seconds=time.monotonic() - started, question=put, failure="bad-message")
-            else:  # it may have been lost on the way: a node whose connection broke while it handed in does not know
-                doubted.add(node)
+            else:  # a node whose connection broke while it handed in does not know
                 send([node])
         for message in pulled:
             node, asked = waiting.pop(message.metadata.reply_to_message_id, (0, None))

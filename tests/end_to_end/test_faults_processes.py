@@ -490,7 +490,7 @@ def wire(deployment: Faulty) -> Iterator[Wire]:
 
 
 def test_f14_cuts_of_up_to_forty_seconds_change_nothing(deployment: Faulty, undisturbed: list[str], wire: Wire) -> None:
-    """One a round, while the site works: its answer meets the cut. What Flower then hands in by halves is asked for once more."""
+    """One a round, while the site works: its answer meets the cut. What Flower then hands in by halves is asked for again."""
     deployment.begin(plan_of("federated", deadline_s=200), "f14-cuts")
     for done, seconds in enumerate((5, 20, 40)):
         agent = deployment.freeze_in_training(B, "f14-cuts", after_round=done)

@@ -5,7 +5,7 @@ The clock is the test's own, so that patience and deadline are counted in questi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.local_grid import NODE_UNAVAILABLE, LocalGrid
 from common.signing import Statement, payload_sha256, sign
 from common.wire import DescribeTask, Envelope, Refusal, SiteDescription, SiteReadiness, WireMessage
 from server import questions
-from server.questions import AWAY, MOST_QUESTIONS, Answer, ask, describe_sites, rehearse
+from server.questions import AWAY, MOST_LOST, MOST_QUESTIONS, Answer, ask, describe_sites, rehearse
 from server.seal import Question, Seal
 from tests.conftest import tiny_plan
 
@@ -327,6 +327,23 @@ def test_without_keys_answers_are_taken_as_they_come(monkeypatch: pytest.MonkeyP
 def test_sites_introduce_themselves_in_the_order_of_their_names(room: Room) -> None:
     sites = describe_sites(room.grid(), SEAL, expected=3, deadline_s=10.0)
     assert [(site.node, site.name) for site in sites] == [(1, "a"), (2, "b"), (3, "c")]
+
+
+@pytest.mark.parametrize(("lost", "heard"), [(MOST_LOST - 1, "SiteDescription"), (MOST_LOST, "bad-message")])
+def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(room: Room, monkeypatch: pytest.MonkeyPatch, lost: int, heard: str) -> None:
+    """Flower's call raises where an answer came by halves, and does not say which of several it was."""
+    grid, left = room.grid(), [lost]
+    pull = type(grid).pull_messages
+
+    def broken(self: Any, ids: Sequence[str]) -> list[Message]:
+        if left[0] and any(SITES[self._waiting[one].metadata.dst_node_id] == "b" for one in ids):
+            left[0] -= len(ids) == 1
+            raise ValueError("an object is missing")
+        return pull(self, ids)
+
+    monkeypatch.setattr(type(grid), "pull_messages", broken)
+    monkeypatch.setattr(Room, "grid", lambda self: grid)
+    assert outcome(room.hear()) == ALL | {"b": heard}
 
 
 def test_nobody_can_introduce_itself_as_another_site(room: Room) -> None:
