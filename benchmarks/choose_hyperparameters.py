@@ -1,10 +1,11 @@
-"""Which learning rates should plans default to? Chosen on rehearsal hospitals, which are public phantoms, never on a site.
+"""Which learning rates should plans default to? Chosen on rehearsal hospitals, which are public phantoms,
+never on a site.
 
     python benchmarks/choose_hyperparameters.py
 
-Three rehearsal hospitals are the public appearances made noisier, smoother or of another contrast, with seeds of their own.
-None is an appearance of a phantom site. Prints macro AUROC (mean over the hospitals' test patients) for each learning rate of
-the private head, with its noise, and of the full model.
+Three rehearsal hospitals are the public appearances made noisier, smoother or of another contrast, with seeds
+of their own. None is an appearance of a phantom site. Prints macro AUROC (mean over the hospitals' test
+patients) for each learning rate of the private head, with its noise, and of the full model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.dp.head import train_private_head
+from client.dp.dp_sgd import train_private_head
 from common.counts import Counts, per_patient
 from common.learning import extract_features, score, set_threads, train_epochs
 from common.model_file import load_model
@@ -24,26 +25,53 @@ from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.plan import Training
 from common.privacy import noise_multiplier_for
 from common.weights import flatten, manifest_of, to_grid, unflatten
-from server.aggregate import FederatedMean
-from server.public_set import Slices, draw
+from server.aggregation import FederatedMean
+from server.public_model.public_set import Slices, draw
 
-FIRST, SECOND = (replace(one, nuisances={}, oriented=(0.0, 0.0, 0.0), severity_range=(0.4, 1.0)) for one in PUBLIC_APPEARANCES[:2])
+FIRST, SECOND = (
+    replace(one, nuisances={}, oriented=(0.0, 0.0, 0.0), severity_range=(0.4, 1.0))
+    for one in PUBLIC_APPEARANCES[:2]
+)
 REHEARSAL: tuple[Appearance, ...] = (
-    replace(FIRST, name="rehearsal_a", mr_contrasts=("T2", "PD"), noise_percent=(4.0, 5.0), ct_noise_hu=(12.0, 16.0), mr_bodies=("brain",)),
-    replace(SECOND, name="rehearsal_b", bias=(0.3, 0.45), rolloff=(0.0, 0.2), phase_encoding="ROW", kernel=(0.3, 0.5), enhanced=0.1),
     replace(
-        FIRST, name="rehearsal_c", mr_bodies=("brain", "legs"), rolloff=(0.6, 0.9), kernel=(-0.9, -0.7), ct_bodies=("thorax", "pelvis")
+        FIRST,
+        name="rehearsal_a",
+        mr_contrasts=("T2", "PD"),
+        noise_percent=(4.0, 5.0),
+        ct_noise_hu=(12.0, 16.0),
+        mr_bodies=("brain",),
+    ),
+    replace(
+        SECOND,
+        name="rehearsal_b",
+        bias=(0.3, 0.45),
+        rolloff=(0.0, 0.2),
+        phase_encoding="ROW",
+        kernel=(0.3, 0.5),
+        enhanced=0.1,
+    ),
+    replace(
+        FIRST,
+        name="rehearsal_c",
+        mr_bodies=("brain", "legs"),
+        rolloff=(0.6, 0.9),
+        kernel=(-0.9, -0.7),
+        ct_bodies=("thorax", "pelvis"),
     ),
 )
 PATIENTS, NOMINAL, ROUNDS = 340, 200, 6
 
 
 def auroc(logits: np.ndarray, slices: Slices, rows: np.ndarray) -> float:
-    return float(np.nanmean(Counts.of(*per_patient(logits, slices.labels[rows], slices.patients[rows])).auroc()))
+    return float(
+        np.nanmean(Counts.of(*per_patient(logits, slices.labels[rows], slices.patients[rows])).auroc())
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--start", type=Path, default=Path("common/models/small_cnn.safetensors"))
     parser.add_argument("--only", choices=("private", "full"))
     arguments = parser.parse_args()
@@ -56,7 +84,9 @@ def main() -> None:
     test = [np.flatnonzero(site.patients >= 0.6 * PATIENTS) for site in sites]
 
     model.load_state_dict(unflatten(start, manifest))
-    zero = [auroc(score(model, s.images, s.modality, rows), s, rows) for s, rows in zip(sites, test, strict=True)]
+    zero = [
+        auroc(score(model, s.images, s.modality, rows), s, rows) for s, rows in zip(sites, test, strict=True)
+    ]
     print(f"start: {np.round(zero, 3)} mean {np.mean(zero):.3f}")
     if arguments.only != "full":
         features = [extract_features(model, s.images, s.modality, np.arange(len(s.images))) for s in sites]
@@ -87,10 +117,16 @@ def main() -> None:
                     ]
                     weight = np.mean([answer.weight for answer in answers], axis=0)
                     bias = np.mean([answer.bias for answer in answers], axis=0)
-                gains.append([auroc(f[rows] @ weight.T + bias, s, rows) for f, s, rows in zip(features, sites, test, strict=True)])
+                gains.append(
+                    [
+                        auroc(f[rows] @ weight.T + bias, s, rows)
+                        for f, s, rows in zip(features, sites, test, strict=True)
+                    ]
+                )
             found = np.mean(gains, axis=0)
             print(
-                f"private head, learning rate {rate:5.1f}: {np.round(found, 3)} mean {found.mean():.3f}, sd {np.std(np.mean(gains, 1)):.3f}"
+                f"private head, learning rate {rate:5.1f}: {np.round(found, 3)} mean {found.mean():.3f}, "
+                f"sd {np.std(np.mean(gains, 1)):.3f}"
             )
     if arguments.only != "private":
         for rate in (2.5e-4, 5e-4, 1e-3, 2e-3):
@@ -100,11 +136,22 @@ def main() -> None:
                 for position, (s, rows) in enumerate(zip(sites, train, strict=True)):
                     model.load_state_dict(unflatten(weights, manifest))
                     training = Training(learning_rate=rate)
-                    train_epochs(model, s.images, s.modality, s.labels, rows, training=training, seed=100 * number + position)
+                    train_epochs(
+                        model,
+                        s.images,
+                        s.modality,
+                        s.labels,
+                        rows,
+                        training=training,
+                        seed=100 * number + position,
+                    )
                     mean.add(to_grid(flatten(model.state_dict()), weights), 1)
                 weights = mean.result(weights)
             model.load_state_dict(unflatten(weights, manifest))
-            found = [auroc(score(model, s.images, s.modality, rows), s, rows) for s, rows in zip(sites, test, strict=True)]
+            found = [
+                auroc(score(model, s.images, s.modality, rows), s, rows)
+                for s, rows in zip(sites, test, strict=True)
+            ]
             print(f"federated, learning rate {rate:g}: {np.round(found, 3)} mean {np.mean(found):.3f}")
 
 

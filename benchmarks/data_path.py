@@ -1,22 +1,26 @@
-"""What does it cost to read a hospital's files once, to read them again from the cache, and how much memory does it take?
+"""What does it cost to read a hospital's files once, to read them again from the cache, and how much memory
+does it take?
 
     python benchmarks/data_path.py [--quick] [--format json] [--update docs/performance.md]
 
-Synthetic files: CT of 512 x 512 and MR of 256 x 256, half and half, ten slices a patient; four fifths uncompressed, one fifth JPEG 2000
-without loss. A few images, each written under many headers. Stored slices are of the default image size. Four questions:
+Synthetic files: CT of 512 x 512 and MR of 256 x 256, half and half, ten slices a patient; four fifths
+uncompressed, one fifth JPEG 2000 without loss. A few images, each written under many headers. Stored slices
+are of the default image size. Four questions:
 
     intake   `load_or_build` on an empty cache, which uses all cores, beside `plain`, the loop one would write: dcmread, pixel_array,
-             rescale, the same `prepare` and `to_stored`, kept in memory, one process. What fedqc does and plain does not: two passes
-             (headers, then pixels) in child processes with limits, their start, every check of the reader, digests of each file and
-             image, measures of quality, a database and slices on the disk with fsync.
+             rescale, the same `prepare` and `to_stored`, kept in memory, one process. What fedqc does and
+             plain does not: two passes (headers, then pixels) in child processes with limits, their start,
+             every check of the reader, digests of each file and image, measures of quality, a database and
+             slices on the disk with fsync.
     epoch    every slice once in shuffled batches of 32 from the cache (`Slices.images[batch]`), beside decoding again (`plain`).
     check    `check_site` on a folder that has not changed since, beside the first time (no cache; the site's key stays); as a function,
              and as `fedqc data check` from the start of the process to its end.
     memory   the peak of resident memory of a build, of the process and of the largest of its children, at ten times as many slices.
 
-Each side is a fresh process whose clock starts after its imports, except for whole commands; the sides take turns. The cache must hold
-plain's slices, and the second check must say what the first said, bit for bit, or nothing is printed and the exit status is 1. Files are
-in the page cache. Linux counts the memory that the starting process had, when it started a child, into that child's peak.
+Each side is a fresh process whose clock starts after its imports, except for whole commands; the sides take
+turns. The cache must hold plain's slices, and the second check must say what the first said, bit for bit, or
+nothing is printed and the exit status is 1. Files are in the page cache. Linux counts the memory that the
+starting process had, when it started a child, into that child's peak.
 """
 
 from __future__ import annotations
@@ -38,7 +42,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import KIB_PER_MIB, BenchmarkError, Cost, Ratio, environment, interleave, ratio, run, to_json, update_table
+from measuring import (
+    KIB_PER_MIB,
+    BenchmarkError,
+    Cost,
+    Ratio,
+    environment,
+    interleave,
+    ratio,
+    run,
+    to_json,
+    update_table,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +105,7 @@ class Outcome:
 
 def make_site(folder: Path, slices: int) -> None:
     """A site with this many slices, its labels and its key. The same arguments give the same files."""
-    from client.generate import write_site_yaml
+    from client.simulation.phantom_sites import write_site_yaml
     from common.artifacts import NAMES, applies_to
 
     rows = []
@@ -98,7 +113,12 @@ def make_site(folder: Path, slices: int) -> None:
         rows.append([file, *(str(len(rows) % 2) if may_occur else "" for may_occur in applies_to(modality))])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([["file", *NAMES], *rows])
-    fields: dict[str, object] = {"name": "benchmark", "kind": "synthetic", "cohort": "benchmark", "nominal_patients": 50}
+    fields: dict[str, object] = {
+        "name": "benchmark",
+        "kind": "synthetic",
+        "cohort": "benchmark",
+        "nominal_patients": 50,
+    }
     write_site_yaml(folder, fields | {"stand_in": "patients are computer-generated phantoms"}, key=KEY)
 
 
@@ -107,7 +127,7 @@ def _write_images(root: Path, slices: int) -> Iterator[tuple[str, str]]:
     import pydicom
     from pydicom.uid import JPEG2000Lossless
 
-    from common.imaging.dicom_write import make_uid, write_slice
+    from client.dicom.dicom_write import make_uid, write_slice
 
     images = {modality: make_images(modality, DIFFERENT_IMAGES) for modality in SIDES_PX}
     compressed: dict[tuple[str, int], bytes] = {}
@@ -152,7 +172,9 @@ def _put_compressed(dataset: Dataset, syntax: str, pixels: bytes) -> None:
 
 
 def make_images(modality: str, count: int) -> list[np.ndarray]:
-    """Bodies with organs and a scanner's noise, in physical units of 12 bits: HU from -1024, or MR signal from 0."""
+    """Bodies with organs and a scanner's noise, in physical units of 12 bits: HU from -1024, or MR signal
+    from 0.
+    """
     import numpy as np
 
     side = SIDES_PX[modality]
@@ -162,7 +184,9 @@ def make_images(modality: str, count: int) -> list[np.ndarray]:
     made = []
     for _ in range(count):
         image = np.full((side, side), -1000.0 if modality == "CT" else 0.0)
-        places = np.array([(0.0, 0.0), (0.0, -0.35), (0.0, 0.35), (0.25, 0.0), (0.5, 0.0)]) + generator.normal(0, 0.02, (5, 2))
+        places = np.array(
+            [(0.0, 0.0), (0.0, -0.35), (0.0, 0.35), (0.25, 0.0), (0.5, 0.0)]
+        ) + generator.normal(0, 0.02, (5, 2))
         radii = [(0.7, 0.9), (0.4, 0.25), (0.4, 0.25), (0.2, 0.2), (0.1, 0.1)]
         for value, (top, left), (tall, wide) in zip(inside, places, radii, strict=True):
             image[((rows - top) / tall) ** 2 + ((columns - left) / wide) ** 2 < 1] = value
@@ -180,7 +204,7 @@ def plain(images: Path) -> tuple[Callable[[], list[np.ndarray]], Callable[[list[
     import pydicom
     from pydicom.pixels import apply_rescale
 
-    from common.imaging.preprocess import DEFAULT_SIZE, prepare, to_stored
+    from common.preprocess import DEFAULT_SIZE, prepare, to_stored
 
     def work() -> list[np.ndarray]:
         kept = []
@@ -195,8 +219,8 @@ def plain(images: Path) -> tuple[Callable[[], list[np.ndarray]], Callable[[list[
 
 def intake(images: Path, cache: Path) -> tuple[Callable[[], Any], Callable[[Any], str]]:
     """fedqc's cache, from nothing."""
-    from common.imaging.cache import load_or_build
-    from common.imaging.preprocess import DEFAULT_SIZE
+    from client.dicom.cache import load_or_build
+    from common.preprocess import DEFAULT_SIZE
 
     shutil.rmtree(cache, ignore_errors=True)
     return partial(load_or_build, images, KEY, cache, DEFAULT_SIZE), lambda slices: digest(slices.images)
@@ -206,8 +230,8 @@ def epoch(images: Path, cache: Path) -> tuple[Callable[[], Any], Callable[[Any],
     """Every slice of the cache once, in shuffled batches."""
     import numpy as np
 
-    from common.imaging.cache import load_or_build
-    from common.imaging.preprocess import DEFAULT_SIZE
+    from client.dicom.cache import load_or_build
+    from common.preprocess import DEFAULT_SIZE
 
     slices = load_or_build(images, KEY, cache, DEFAULT_SIZE)
     if slices.built:
@@ -224,7 +248,7 @@ def epoch(images: Path, cache: Path) -> tuple[Callable[[], Any], Callable[[Any],
 
 def check(site: Path, first: bool) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], str]]:
     """The intake report."""
-    from client.cohort import check_site
+    from client.data.cohort import check_site
 
     if first:
         shutil.rmtree(site / CACHE, ignore_errors=True)
@@ -252,8 +276,13 @@ def run_side(side: str, out: Path, arguments: list[str]) -> None:
         result = work()
         loops += 1
     wall_s, cpu_s = (time.perf_counter() - wall_s) / loops, (_cpu_s() - cpu_s) / loops
-    own_mib, children_mib = (resource.getrusage(who).ru_maxrss / KIB_PER_MIB for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    outcome = Outcome(wall_s=wall_s, cpu_s=cpu_s, own_mib=own_mib, children_mib=children_mib, result=told(result))
+    own_mib, children_mib = (
+        resource.getrusage(who).ru_maxrss / KIB_PER_MIB
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    outcome = Outcome(
+        wall_s=wall_s, cpu_s=cpu_s, own_mib=own_mib, children_mib=children_mib, result=told(result)
+    )
     out.write_text(to_json(outcome), encoding="utf-8")
 
 
@@ -281,7 +310,9 @@ def start(side: str, *arguments: Path, scratch: Path) -> Outcome:
     return Outcome(**json.loads(out.read_text(encoding="utf-8")))
 
 
-def in_turns(sides: dict[str, tuple[str, tuple[Path, ...]]], repetitions: int, scratch: Path) -> dict[str, list[Cost]]:
+def in_turns(
+    sides: dict[str, tuple[str, tuple[Path, ...]]], repetitions: int, scratch: Path
+) -> dict[str, list[Cost]]:
     """The costs of sides that end with the same result.
 
     Args:
@@ -296,15 +327,21 @@ def in_turns(sides: dict[str, tuple[str, tuple[Path, ...]]], repetitions: int, s
         outcome = start(side, *arguments, scratch=scratch)
         results[name] = outcome.result
         if len(set(results.values())) > 1:
-            raise BenchmarkError(f"{name} did other work than {', '.join(other for other in results if other != name)}")
-        return Cost(wall_s=outcome.wall_s, cpu_s=outcome.cpu_s, peak_mib=max(outcome.own_mib, outcome.children_mib))
+            raise BenchmarkError(
+                f"{name} did other work than {', '.join(other for other in results if other != name)}"
+            )
+        return Cost(
+            wall_s=outcome.wall_s, cpu_s=outcome.cpu_s, peak_mib=max(outcome.own_mib, outcome.children_mib)
+        )
 
     return interleave({name: partial(once, name) for name in sides}, repetitions, say)
 
 
 def speedup(costs: dict[str, list[Cost]], reference: str, side: str, what: str = "wall_s") -> Ratio:
     """How many times faster than the reference."""
-    return ratio([getattr(cost, what) for cost in costs[reference]], [getattr(cost, what) for cost in costs[side]])
+    return ratio(
+        [getattr(cost, what) for cost in costs[reference]], [getattr(cost, what) for cost in costs[side]]
+    )
 
 
 def measure_reading(site: Site, repetitions: int, scratch: Path) -> dict[str, Any]:
@@ -315,13 +352,24 @@ def measure_reading(site: Site, repetitions: int, scratch: Path) -> dict[str, An
             continue
         images, cache = site.images(kind), scratch / f"cache-{kind}"
         say(f"{kind}: {slices} slices")
-        sides = {"plain": ("plain", (images,)), "intake": ("intake", (images, cache)), "epoch": ("epoch", (images, cache))}
+        sides = {
+            "plain": ("plain", (images,)),
+            "intake": ("intake", (images, cache)),
+            "epoch": ("epoch", (images, cache)),
+        }
         costs = in_turns(sides, repetitions, scratch)
         found[kind] = {
             "slices": slices,
             "turns": repetitions,
-            "intake": {"wall": speedup(costs, "plain", "intake"), "cpu": speedup(costs, "plain", "intake", "cpu_s")},
-            "epoch": {"wall": speedup(costs, "plain", "epoch"), "cpu": speedup(costs, "plain", "epoch", "cpu_s"), "aim": AIMS["epoch"]},
+            "intake": {
+                "wall": speedup(costs, "plain", "intake"),
+                "cpu": speedup(costs, "plain", "intake", "cpu_s"),
+            },
+            "epoch": {
+                "wall": speedup(costs, "plain", "epoch"),
+                "cpu": speedup(costs, "plain", "epoch", "cpu_s"),
+                "aim": AIMS["epoch"],
+            },
             "samples": costs,
         }
     return found
@@ -342,12 +390,17 @@ def measure_check_command(site: Site, repetitions: int) -> dict[str, Any]:
             shutil.rmtree(site.folder / CACHE, ignore_errors=True)
         return run(command)
 
-    costs = interleave({"first": partial(whole, first=True), "second": partial(whole, first=False)}, repetitions, say)
+    costs = interleave(
+        {"first": partial(whole, first=True), "second": partial(whole, first=False)}, repetitions, say
+    )
     return _check_found(site, costs, repetitions)
 
 
 def _check_found(site: Site, costs: dict[str, list[Cost]], repetitions: int) -> dict[str, Any]:
-    times = {what: speedup(costs, "first", "second", field) for what, field in (("wall", "wall_s"), ("cpu", "cpu_s"))}
+    times = {
+        what: speedup(costs, "first", "second", field)
+        for what, field in (("wall", "wall_s"), ("cpu", "cpu_s"))
+    }
     return {"slices": sum(site.slices.values()), "turns": repetitions, **times, "samples": costs}
 
 
@@ -360,12 +413,18 @@ def measure_memory(sites: list[Site], repetitions: int, scratch: Path) -> dict[s
             outcome = start("intake", site.images(), scratch / "cache", scratch=scratch)
             own[place].append(outcome.own_mib)
             children[place].append(outcome.children_mib)
-            say(f"memory, {sum(site.slices.values())} slices: {outcome.own_mib:.1f} MiB, children {outcome.children_mib:.1f} MiB")
+            say(
+                f"memory, {sum(site.slices.values())} slices: {outcome.own_mib:.1f} MiB, children "
+                f"{outcome.children_mib:.1f} MiB"
+            )
     return {
         "slices": [sum(site.slices.values()) for site in sites],
         "turns": repetitions,
         "process": {"ratio": ratio(own[-1], own[0]), "mib": [statistics.median(values) for values in own]},
-        "children": {"ratio": ratio(children[-1], children[0]), "mib": [statistics.median(values) for values in children]},
+        "children": {
+            "ratio": ratio(children[-1], children[0]),
+            "mib": [statistics.median(values) for values in children],
+        },
         "aim": AIMS["memory"],
     }
 
@@ -379,7 +438,12 @@ def measure_all(folder: Path, sizes: tuple[int, int], repetitions: int) -> dict[
         say(f"making a site of {size} slices")
         where = folder / f"{size}-slices"
         run([sys.executable, Path(__file__).absolute(), "--side", "site", where, str(size)])
-        sites.append(Site(folder=where, slices={kind: len(list((where / "images" / kind).rglob("*.dcm"))) for kind in KINDS}))
+        sites.append(
+            Site(
+                folder=where,
+                slices={kind: len(list((where / "images" / kind).rglob("*.dcm"))) for kind in KINDS},
+            )
+        )
     small, large = sites
     few = min(2, repetitions)  # where a turn takes minutes
     scratch = folder / "scratch"
@@ -404,11 +468,18 @@ def table(result: dict[str, Any]) -> str:
     for what, title in (("intake", "plain / intake"), ("epoch", "plain / epoch from the cache")):
         for kind, found in result["reading"].items():
             lines.append(_row(f"{title}, {kind}", found | found[what]))
-    for what, title in (("check", "first / second check"), ("command", "first / second check, whole commands")):
+    for what, title in (
+        ("check", "first / second check"),
+        ("command", "first / second check, whole commands"),
+    ):
         lines += [_row(title, found) for found in result[what]]
     memory = result["memory"]
     few, many = memory["slices"]
-    lines += ["", f"| peak memory of a build | {few} slices, MiB | {many} slices, MiB | n | ratio | aim |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        f"| peak memory of a build | {few} slices, MiB | {many} slices, MiB | n | ratio | aim |",
+        "|---|---|---|---|---|---|",
+    ]
     for who, title in (("process", "the process"), ("children", "largest of its children")):
         found = memory[who]
         met = "met" if found["ratio"].median <= memory["aim"] else "missed"
@@ -428,7 +499,10 @@ def table(result: dict[str, Any]) -> str:
 def _row(title: str, found: dict[str, Any]) -> str:
     aim = found.get("aim")
     verdict = "" if aim is None else f"≥ {aim:g}: {'met' if found['wall'].median >= aim else 'missed'}"
-    return f"| {title} | {found['slices']} | {found['turns']} | {_short(found['wall'])} | {_short(found['cpu'])} | {verdict} |"
+    return (
+        f"| {title} | {found['slices']} | {found['turns']} | {_short(found['wall'])} | "
+        f"{_short(found['cpu'])} | {verdict} |"
+    )
 
 
 def _short(times: Ratio) -> str:
@@ -441,11 +515,17 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the slices")
-    parser.add_argument("--repetitions", type=int, help="of the checks of the small site, instead of 5, or 3 with --quick")
+    parser.add_argument(
+        "--repetitions", type=int, help="of the checks of the small site, instead of 5, or 3 with --quick"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
     arguments = parser.parse_args()
     repetitions = arguments.repetitions or (3 if arguments.quick else 5)
     try:

@@ -2,23 +2,30 @@
 
     python benchmarks/loop_overhead.py [--quick] [--format json] [--update docs/performance.md]
 
-Runs `fedqc simulate` (one arm, `federated`) against a floor on the same work: FedAvg, 4 sites, 5 rounds, 1 local epoch, batches
-of 32 of the default image size, the default network, one thread. "1 batch" is 32 training images a site and shows the fixed cost;
-"nominal" is 200. `--quick` measures 1 batch only. Each run is a fresh process; the sides take turns.
+Runs `fedqc simulate` (one arm, `federated`) against a floor on the same work: FedAvg, 4 sites, 5 rounds, 1
+local epoch, batches of 32 of the default image size, the default network, one thread. "1 batch" is 32
+training images a site and shows the fixed cost; "nominal" is 200. `--quick` measures 1 batch only. Each run
+is a fresh process; the sides take turns.
 
-    simulation  the whole command: imports, plan, run folder, messages through the LocalGrid, checks, checkpoints and records with
-                fsync, the model scored on a public set of 2 phantoms each round, the final evaluation on 2 test patients a site.
+    simulation  the whole command: imports, plan, run folder, messages through the LocalGrid, checks,
+    checkpoints and records with
+                fsync, the model scored on a public set of 2 phantoms each round, the final evaluation on 2
+                test patients a site.
     floor       one process without Flower, messages, files or scoring: opens the same caches, runs the same local epochs, averages
-                in memory. Its final weights must equal the simulation's bit for bit, or nothing is printed and the exit status is 1.
+                in memory. Its final weights must equal the simulation's bit for bit, or nothing is printed
+                and the exit status is 1.
     plain       the script one would write without fedqc: arrays from .npy files, torch.optim.AdamW, weights averaged as floats. The
-                last bits differ, so its weights must agree to 1e-4 relative. It pays for torch._dynamo, which torch.optim imports,
-                as did the floor that the peers in the aims were measured against.
+                last bits differ, so its weights must agree to 1e-4 relative. It pays for torch._dynamo, which
+                torch.optim imports, as did the floor that the peers in the aims were measured against.
 
-All sides run under the same allocator settings (measuring.STEADY); without them chance decides which side pays for page faults.
-Counted: everything from the start of the process to its end. Not counted: making the phantoms and decoding them into the caches.
-Synthetic sites keep no ledger; a hospital's adds a small durable write a round. Memory is the peak of resident memory. The full run
-also prints how CPU and memory grow with 2, 4 and 8 sites: the aim of one extra model a site is about that growth; what imports of
-Flower and the command line hold is there once, whatever the number of sites.
+All sides run under the same allocator settings (measuring.STEADY); without them chance decides which side
+pays for page faults.
+Counted: everything from the start of the process to its end. Not counted: making the phantoms and decoding
+    them into the caches.
+Synthetic sites keep no ledger; a hospital's adds a small durable write a round. Memory is the peak of
+resident memory. The full run also prints how CPU and memory grow with 2, 4 and 8 sites: the aim of one extra
+model a site is about that growth; what imports of Flower and the command line hold is there once, whatever
+the number of sites.
 """
 
 from __future__ import annotations
@@ -35,7 +42,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import BenchmarkError, Cost, Ratio, cost_ratios, environment, interleave, run, to_json, update_table
+from measuring import (
+    BenchmarkError,
+    Cost,
+    Ratio,
+    cost_ratios,
+    environment,
+    interleave,
+    run,
+    to_json,
+    update_table,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +63,9 @@ WORK = {"1 batch": 32, "nominal": 200}
 
 AIMS = {"1 batch": 1.05, "nominal": 1.02}
 PEERS = {"1 batch": {"best": 1.14, "Flower on Ray": 2.64}, "nominal": {"best": 1.09, "Flower on Ray": 1.38}}
-"""Wall ratios, from another machine and against a floor that pays for torch._dynamo; see docs/performance.md."""
+"""Wall ratios, from another machine and against a floor that pays for torch._dynamo; see
+docs/performance.md.
+"""
 
 SCALING = (2, 4, 8)
 SEED = 7
@@ -72,19 +91,22 @@ def write_plan(path: Path, *, rounds: int = ROUNDS, image_size: int | None = Non
         "public_set": {"patients": 2},
         "seed": SEED,
     }
-    path.write_text(json.dumps(values if image_size is None else values | {"image_size": image_size}), encoding="utf-8")
+    path.write_text(
+        json.dumps(values if image_size is None else values | {"image_size": image_size}), encoding="utf-8"
+    )
 
 
 def make_sites(data: Path, arrays: Path, plan_file: Path, *, sites: int, images: int) -> None:
     """Phantom sites with exactly `images` training images and two test patients each, their caches built."""
     import numpy as np
 
-    from client.agent import prepare
-    from client.generate import write_consortium
+    from client.agent.tasks import prepare
+    from client.simulation.phantom_sites import write_consortium
     from common.plan import read_plan
 
     plan = read_plan(plan_file)
-    write_consortium(data, sites=sites, patients=images // 2 + 12, seed=SEED, say=lambda _: None)  # 2 or 3 images each; `trim` picks
+    # 2 or 3 images each; `trim` picks
+    write_consortium(data, sites=sites, patients=images // 2 + 12, seed=SEED, say=lambda _: None)
     for site_yaml in sorted(data.glob("*/site.yaml")):
         trim(site_yaml.parent, images)
         cohort = prepare(site_yaml, plan)
@@ -125,21 +147,25 @@ def trim(site: Path, images: int) -> None:
 
 
 def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
-    """The same epochs, one after another, averaged in memory. Returns the final weights by name, and their number."""
+    """The same epochs, one after another, averaged in memory. Returns the final weights by name, and their
+    number.
+    """
     import numpy as np
 
-    from client.cohort import load_cohort
+    from client.data.cohort import load_cohort
     from common.learning import seed_for, set_threads, train_epochs
     from common.model_file import load_model
     from common.models import build
     from common.plan import read_plan
     from common.weights import flatten, manifest_of, resolve_initial, to_grid, unflatten
-    from server.aggregate import FederatedMean
+    from server.aggregation import FederatedMean
 
     set_threads(1)
     plan = read_plan(plan_file)
     split = (plan.split.train, plan.split.validation, plan.split.test)
-    cohorts = [load_cohort(path, size=plan.image_size, split=split) for path in sorted(data.glob("*/site.yaml"))]
+    cohorts = [
+        load_cohort(path, size=plan.image_size, split=split) for path in sorted(data.glob("*/site.yaml"))
+    ]
     model = build(plan.model.name)
     manifest = manifest_of(model.state_dict())
     flat = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
@@ -149,7 +175,9 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
             model.load_state_dict(unflatten(flat, manifest))
             rows = np.flatnonzero(cohort.part == 0)
             seed = seed_for(plan.seed, cohort.site.name, number)
-            train_epochs(model, cohort.images, cohort.modality, cohort.labels, rows, training=plan.training, seed=seed)
+            train_epochs(
+                model, cohort.images, cohort.modality, cohort.labels, rows, training=plan.training, seed=seed
+            )
             mean.add(to_grid(flatten(model.state_dict()), flat), cohort.site.nominal_patients)
         flat = mean.result(flat)
     return {name: tensor.numpy() for name, tensor in unflatten(flat, manifest).items()}, manifest.size
@@ -161,9 +189,9 @@ def plain(plan_file: Path, arrays: Path) -> tuple[dict[str, np.ndarray], int]:
     import torch
     from safetensors.torch import load_file
 
-    from common.imaging.preprocess import to_channels
     from common.losses import masked_bce
     from common.models.small_cnn import SmallCNN
+    from common.preprocess import to_channels
 
     torch.set_num_threads(1)
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
@@ -182,7 +210,9 @@ def plain(plan_file: Path, arrays: Path) -> tuple[dict[str, np.ndarray], int]:
             model.load_state_dict(state)
             model.train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
-            order = np.random.default_rng(_seed_for(plan["seed"], name, number)).permutation(np.arange(len(images)))
+            order = np.random.default_rng(_seed_for(plan["seed"], name, number)).permutation(
+                np.arange(len(images))
+            )
             for start in range(0, len(order), BATCH):
                 chosen = order[start : start + BATCH]
                 x = torch.from_numpy(to_channels(images[chosen], modality[chosen]))
@@ -192,7 +222,9 @@ def plain(plan_file: Path, arrays: Path) -> tuple[dict[str, np.ndarray], int]:
             for key, tensor in model.state_dict().items():
                 total[key] += tensor * (weight / whole)
         state = total
-    return {name: tensor.numpy() for name, tensor in state.items()}, sum(tensor.numel() for tensor in state.values())
+    return {name: tensor.numpy() for name, tensor in state.items()}, sum(
+        tensor.numel() for tensor in state.values()
+    )
 
 
 def _seed_for(seed: int, site: str, number: int) -> int:
@@ -203,21 +235,29 @@ def _seed_for(seed: int, site: str, number: int) -> int:
 
 
 def difference(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
-    """Largest relative L2 distance of a tensor; 0 means the same bits. Infinite where names or shapes differ."""
+    """Largest relative L2 distance of a tensor; 0 means the same bits. Infinite where names or shapes
+    differ.
+    """
     import numpy as np
 
-    if {name: array.shape for name, array in found.items()} != {name: array.shape for name, array in wanted.items()}:
+    if {name: array.shape for name, array in found.items()} != {
+        name: array.shape for name, array in wanted.items()
+    }:
         return float("inf")
     if all(found[name].tobytes() == wanted[name].tobytes() for name in wanted):
         return 0.0
-    a, b = (np.concatenate([weights[name].astype(np.float64).ravel() for name in sorted(wanted)]) for weights in (found, wanted))
+    a, b = (
+        np.concatenate([weights[name].astype(np.float64).ravel() for name in sorted(wanted)])
+        for weights in (found, wanted)
+    )
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)), np.finfo(np.float64).tiny)
 
 
 def measure(
     prepared: Prepared, scratch: Path, names: tuple[str, ...], repetitions: int
 ) -> tuple[dict[str, list[Cost]], dict[str, float], int]:
-    """Costs of each side, the largest difference of its weights from the simulation's, and the number of weights.
+    """Costs of each side, the largest difference of its weights from the simulation's, and the number of
+    weights.
 
     Raises:
         BenchmarkError: the weights differ.
@@ -226,7 +266,17 @@ def measure(
 
     own: list[str | Path] = [sys.executable, Path(__file__).absolute()]
     fedqc = "from common.cli import main; main()"
-    simulate: list[str | Path] = [sys.executable, "-c", fedqc, "simulate", prepared.plan, "--data", prepared.data, "--threads", "1"]
+    simulate: list[str | Path] = [
+        sys.executable,
+        "-c",
+        fedqc,
+        "simulate",
+        prepared.plan,
+        "--data",
+        prepared.data,
+        "--threads",
+        "1",
+    ]
     commands: dict[str, list[str | Path]] = {
         "simulation": [*simulate, "--out"],
         "floor": [*own, "--side", "floor", prepared.plan, prepared.data],
@@ -239,7 +289,9 @@ def measure(
         results[name][repetition] = out / "model.safetensors"
         return run([*commands[name], out])
 
-    costs = interleave({name: lambda repetition, name=name: side(name, repetition) for name in names}, repetitions, say)  # type: ignore[misc]
+    costs = interleave(
+        {name: lambda repetition, name=name: side(name, repetition) for name in names}, repetitions, say
+    )  # type: ignore[misc]
     differences = dict.fromkeys(names[1:], 0.0)
     size = 0
     for repetition in range(repetitions + 1):
@@ -250,16 +302,19 @@ def measure(
             differences[name] = max(differences[name], found)
             if found > (0 if name == "floor" else PLAIN_TOLERANCE):
                 raise BenchmarkError(
-                    f"the final weights of {name} differ from the simulation's by {found:.2g} (relative L2): no ratio counts"
+                    f"the final weights of {name} differ from the simulation's by {found:.2g} (relative "
+                    "L2): no ratio counts"
                 )
     shutil.rmtree(scratch)
     return costs, differences, size
 
 
 def measure_scaling(prepared: dict[int, Prepared], scratch: Path, repetitions: int) -> dict[str, Any]:
-    """CPU seconds and memory of simulation and floor at several numbers of sites, and their slopes a site by least squares.
+    """CPU seconds and memory of simulation and floor at several numbers of sites, and their slopes a site by
+    least squares.
 
-    The least CPU of the repetitions: noise of a shared machine only adds, and a slope has no partner within a turn to cancel it.
+    The least CPU of the repetitions: noise of a shared machine only adds, and a slope has no partner within a
+    turn to cancel it.
     """
     names = ("simulation", "floor")
     costs: dict[int, dict[str, list[Cost]]] = {}
@@ -275,12 +330,16 @@ def measure_scaling(prepared: dict[int, Prepared], scratch: Path, repetitions: i
             "cpu_s": cpu_s,
             "cpu_s_per_site": slope,
             "cpu_s_fixed": fixed,
-            "cpu_s_residual": max(abs(value - fixed - slope * sites) for sites, value in zip(prepared, cpu_s, strict=True)),
+            "cpu_s_residual": max(
+                abs(value - fixed - slope * sites) for sites, value in zip(prepared, cpu_s, strict=True)
+            ),
             "peak_mib": peak_mib,
             "peak_mib_per_site": statistics.linear_regression(list(prepared), peak_mib).slope,
         }
     found["slope_ratio"] = found["simulation"]["cpu_s_per_site"] / found["floor"]["cpu_s_per_site"]
-    found["extra_mib_per_site"] = found["simulation"]["peak_mib_per_site"] - found["floor"]["peak_mib_per_site"]
+    found["extra_mib_per_site"] = (
+        found["simulation"]["peak_mib_per_site"] - found["floor"]["peak_mib_per_site"]
+    )
     return found
 
 
@@ -295,9 +354,24 @@ def measure_all(folder: Path, works: dict[str, int], repetitions: int, scaling: 
         sites = max(SCALING) if scaling and work == "1 batch" else SITES
         say(f"{work}: making {sites} sites of {images} training images")
         whole = folder / f"{images}-images"
-        run([sys.executable, Path(__file__).absolute(), "--side", "sites", plan, whole, str(sites), str(images)])
-        at = {count: _first_sites(whole, plan, count) for count in {SITES, *(SCALING if sites > SITES else ())}}
-        costs, differences, size = measure(at[SITES], folder / "scratch", ("simulation", "floor", "plain"), repetitions)
+        run(
+            [
+                sys.executable,
+                Path(__file__).absolute(),
+                "--side",
+                "sites",
+                plan,
+                whole,
+                str(sites),
+                str(images),
+            ]
+        )
+        at = {
+            count: _first_sites(whole, plan, count) for count in {SITES, *(SCALING if sites > SITES else ())}
+        }
+        costs, differences, size = measure(
+            at[SITES], folder / "scratch", ("simulation", "floor", "plain"), repetitions
+        )
         floor_mib = statistics.median(cost.peak_mib for cost in costs["floor"])
         sets[work] = {
             "images_per_site": images,
@@ -305,16 +379,28 @@ def measure_all(folder: Path, works: dict[str, int], repetitions: int, scaling: 
             "aim": AIMS[work],
             "extra_memory_mib": statistics.median(cost.peak_mib for cost in costs["simulation"]) - floor_mib,
             "model_mib": size * 4 / 2**20,
-            "weights": {"floor": "equal bit for bit", "plain": f"within {differences['plain']:.1g} (relative L2)"},
+            "weights": {
+                "floor": "equal bit for bit",
+                "plain": f"within {differences['plain']:.1g} (relative L2)",
+            },
             "floor_cpu_s": statistics.median(cost.cpu_s for cost in costs["floor"]),
             "samples": costs,
         }
         if sites > SITES:
-            slope = measure_scaling({count: at[count] for count in SCALING}, folder / "scratch", max(1, repetitions - 2))
+            slope = measure_scaling(
+                {count: at[count] for count in SCALING}, folder / "scratch", max(1, repetitions - 2)
+            )
     return {
         "benchmark": "loop_overhead",
         "environment": started_with | {"load_1min_after": round(os.getloadavg()[0], 2)},
-        "work": {"sites": SITES, "rounds": ROUNDS, "local_epochs": 1, "batch_size": BATCH, "repetitions": repetitions, "threads": 1},
+        "work": {
+            "sites": SITES,
+            "rounds": ROUNDS,
+            "local_epochs": 1,
+            "batch_size": BATCH,
+            "repetitions": repetitions,
+            "threads": 1,
+        },
         "sets": sets,
         "scaling": slope,
     }
@@ -332,7 +418,10 @@ def _first_sites(whole: Path, plan: Path, count: int) -> Prepared:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: ratios with the reference, what was aimed at, and what they depend on."""
-    lines = ["| work | wall | CPU | memory | aim, wall and CPU | wall of peers |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| work | wall | CPU | memory | aim, wall and CPU | wall of peers |",
+        "|---|---|---|---|---|---|",
+    ]
     for work, found in result["sets"].items():
         peers = ", ".join(f"{name} {value}" for name, value in PEERS[work].items())
         for name in ("floor", "plain"):
@@ -346,21 +435,30 @@ def table(result: dict[str, Any]) -> str:
     lines.append("")
     for work, found in result["sets"].items():
         lines.append(
-            f"{work}: {found['extra_memory_mib']:+.0f} MiB beside the floor (one model is {found['model_mib']:.2f} MiB). "
-            f"Final weights: floor {found['weights']['floor']}, plain {found['weights']['plain']}. Floor {found['floor_cpu_s']:.1f} CPU-s."
+            f"{work}: {found['extra_memory_mib']:+.0f} MiB beside the floor (one model is "
+            f"{found['model_mib']:.2f} MiB). "
+            f"Final weights: floor {found['weights']['floor']}, plain {found['weights']['plain']}. Floor "
+            f"{found['floor_cpu_s']:.1f} CPU-s."
         )
     if result["scaling"]:
         scaling = result["scaling"]
-        lines += ["", "| 1 batch | " + " | ".join(f"{sites} sites" for sites in scaling["sites"]) + " | a site |"]
+        lines += [
+            "",
+            "| 1 batch | " + " | ".join(f"{sites} sites" for sites in scaling["sites"]) + " | a site |",
+        ]
         lines.append("|---" * (len(scaling["sites"]) + 2) + "|")
         for unit, key, form in (("CPU-s, least", "cpu_s", ".2f"), ("MiB", "peak_mib", ".0f")):
             for name in ("simulation", "floor"):
-                cells = [*(format(value, form) for value in scaling[name][key]), f"{scaling[name][f'{key}_per_site']:.2f}"]
+                cells = [
+                    *(format(value, form) for value in scaling[name][key]),
+                    f"{scaling[name][f'{key}_per_site']:.2f}",
+                ]
                 lines.append(f"| {name}, {unit} | {' | '.join(cells)} |")
         residual = scaling["simulation"]["cpu_s_residual"]
         lines += [
             "",
-            f"A further site costs {scaling['slope_ratio']:.3f} times the floor's CPU (largest distance from the line {residual:.2f} s) "
+            f"A further site costs {scaling['slope_ratio']:.3f} times the floor's CPU (largest distance "
+            f"from the line {residual:.2f} s) "
             f"and {scaling['extra_mib_per_site']:+.2f} MiB more than the floor's; aim: one model.",
         ]
     env = result["environment"]
@@ -368,8 +466,8 @@ def table(result: dict[str, Any]) -> str:
     load = f"load {env['load_1min']} before and {env['load_1min_after']} after"
     lines += [
         "",
-        f"Median (min–max) of n = {result['work']['repetitions']}, {env['date']}, {env['cores']} cores, {env['machine']}, {load}; "
-        f"Python {env['python']}, {versions}.",
+        f"Median (min–max) of n = {result['work']['repetitions']}, {env['date']}, {env['cores']} cores, "
+        f"{env['machine']}, {load}; Python {env['python']}, {versions}.",
     ]
     return "\n".join(lines)
 
@@ -383,7 +481,9 @@ def run_side(side: str, arguments: list[str]) -> None:
     """What a child process does; see `measure`."""
     if side == "sites":
         plan, whole, sites, images = arguments
-        make_sites(Path(whole) / "data", Path(whole) / "arrays", Path(plan), sites=int(sites), images=int(images))
+        make_sites(
+            Path(whole) / "data", Path(whole) / "arrays", Path(plan), sites=int(sites), images=int(images)
+        )
         return
     import safetensors.numpy
 
@@ -398,11 +498,15 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="1 batch only, 3 repetitions")
     parser.add_argument("--repetitions", type=int, help="instead of 5, or 3 with --quick")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
     arguments = parser.parse_args()
     works = {"1 batch": WORK["1 batch"]} if arguments.quick else WORK
     repetitions = arguments.repetitions or (3 if arguments.quick else 5)

@@ -1,9 +1,11 @@
-"""Shared by the benchmarks: what a command costs, sides interleaved, ratios with their spread, the table in the docs.
+"""Shared by the benchmarks: what a command costs, sides interleaved, ratios with their spread, the table in
+the docs.
 
-Costs are those of the whole process tree of a fresh process. On a machine that others use too, seconds mean little: only sides
-that took turns within one run are compared, and only as ratios.
+Costs are those of the whole process tree of a fresh process. On a machine that others use too, seconds mean
+little: only sides that took turns within one run are compared, and only as ratios.
 
-This module stays free of torch: Linux counts the memory of the process that starts a child into the child's peak.
+This module stays free of torch: Linux counts the memory of the process that starts a child into the child's
+peak.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ STEADY = {
 }
 """One compute thread, and an allocator (glibc) that keeps what batches free.
 
-By default it gives memory back to the kernel or not depending on the largest block the process ever freed; a side that happens to free
-a large one early then saves 5 to 15 % of its CPU in page faults.
+By default it gives memory back to the kernel or not depending on the largest block the process ever freed; a
+side that happens to free a large one early then saves 5 to 15 % of its CPU in page faults.
 """
 
 
@@ -66,9 +68,11 @@ class Ratio:
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Cost:
-    """Run a command to its end, under `STEADY` unless `environment` says otherwise, and count all of its tree.
+    """Run a command to its end, under `STEADY` unless `environment` says otherwise, and count all of its
+    tree.
 
-    Descendants that were left running in the background (Ray's daemons, say) are ended, waited for, and counted.
+    Descendants that were left running in the background (Ray's daemons, say) are ended, waited for, and
+    counted.
     Raises:
         BenchmarkError: it failed; carries the end of its output.
     """
@@ -97,7 +101,9 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
 
 
 class _Adoption:
-    """While open, orphans among our descendants become our children (Linux), so that their CPU can be read."""
+    """While open, orphans among our descendants become our children (Linux), so that their CPU can be
+    read.
+    """
 
     def __enter__(self) -> _Adoption:
         self._set(1)
@@ -132,7 +138,8 @@ def _children() -> set[int]:
 def interleave(
     sides: Mapping[str, Callable[[int], Cost]], repetitions: int, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, list[Cost]]:
-    """Run each side once uncounted, to warm files and byte code, then `repetitions` times in turns, each turn in reversed order.
+    """Run each side once uncounted, to warm files and byte code, then `repetitions` times in turns, each turn
+    in reversed order.
 
     Args:
         sides: name -> a run of that side, told which repetition it is (0 is the uncounted one).
@@ -143,7 +150,10 @@ def interleave(
         for name in order:
             cost = sides[name](repetition)
             counted = "" if repetition else " (warm-up, not counted)"
-            say(f"{repetition}/{repetitions} {name}: {cost.wall_s:.2f} s, {cost.cpu_s:.2f} CPU-s, {cost.peak_mib:.0f} MiB{counted}")
+            say(
+                f"{repetition}/{repetitions} {name}: {cost.wall_s:.2f} s, {cost.cpu_s:.2f} CPU-s, "
+                f"{cost.peak_mib:.0f} MiB{counted}"
+            )
             if repetition:
                 costs[name].append(cost)
         order.reverse()

@@ -2,15 +2,18 @@
 
     python benchmarks/simulators.py [--quick] [--format json] [--update docs/performance.md]
 
-Needs the extra `bench`: TorchIO and scikit-image. Every simulator of `common.physics.SIMULATORS` draws its parameters at severity 0.6 for
-eight phantom slices of 128 x 128 and is applied to them as one batch. Rivals take the same slices one by one, as they must:
+Needs the extra `bench`: TorchIO and scikit-image. Every simulator of `common.physics.SIMULATORS` draws its
+parameters at severity 0.6 for eight phantom slices of 128 x 128 and is applied to them as one batch. Rivals
+take the same slices one by one, as they must:
 
     MR    TorchIO's transform of that name with its defaults, where it has one. What it simulates is similar, not equal.
     CT    no package has these artifacts; scikit-image's radon and iradon, with as many views as our scanner, are what one would build
-          them from. They must return a disc as our scanner does, within 3 %, or nothing is printed and the exit status is 1.
+          them from. They must return a disc as our scanner does, within 3 %, or nothing is printed and the
+          exit status is 1.
 
-Costs are CPU and wall time of one thread within this process, all sides in turns; a ratio is rival / fedqc, above 1 fedqc is faster.
-Also, in CPU seconds: a projector built, and what the demo's phantoms cost (anatomy, physics, appearance; DICOM is not written).
+Costs are CPU and wall time of one thread within this process, all sides in turns; a ratio is rival / fedqc,
+above 1 fedqc is faster. Also, in CPU seconds: a projector built, and what the demo's phantoms cost (anatomy,
+physics, appearance; DICOM is not written).
 """
 
 from __future__ import annotations
@@ -28,9 +31,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from measuring import STEADY, BenchmarkError, Cost, Ratio, cost_ratios, environment, interleave, ratio, to_json, update_table
+from measuring import (
+    STEADY,
+    BenchmarkError,
+    Cost,
+    Ratio,
+    cost_ratios,
+    environment,
+    interleave,
+    ratio,
+    to_json,
+    update_table,
+)
 
-os.environ.update({name: value for name, value in STEADY.items() if name.endswith("_THREADS")})  # before torch is loaded
+# before torch is loaded
+os.environ.update({name: value for name, value in STEADY.items() if name.endswith("_THREADS")})
 
 import numpy as np
 import torch
@@ -38,7 +53,8 @@ from torch import Tensor
 
 from common.physics import SIMULATORS, ct
 from common.physics.acquisition import acquire
-from common.physics.phantom import SITE_APPEARANCES, draw_patient
+from common.physics.appearance import SITE_APPEARANCES
+from common.physics.phantom import draw_patient
 from common.physics.threads import one_thread
 
 SIZE, BATCH, SEVERITY = 128, 8, 0.6
@@ -104,15 +120,21 @@ def check_scanners() -> float:
     disc = torch.where(radius < 40, 0.0, -1000.0)
     paths = ct.project(disc[None], 0.2)
     ours = float(ct.reconstruct(paths.water, paths)[0][radius < 35].mean())
-    theirs = float(scan_like_skimage(_optional("skimage.transform"), disc)[(radius < 35).numpy()].mean()) + 1000
+    theirs = (
+        float(scan_like_skimage(_optional("skimage.transform"), disc)[(radius < 35).numpy()].mean()) + 1000
+    )
     if abs(theirs / ours - 1) > 0.03:
-        raise BenchmarkError(f"a disc of 1000 comes back as {ours:.0f} from our scanner and {theirs:.0f} from scikit-image's")
+        raise BenchmarkError(
+            f"a disc of 1000 comes back as {ours:.0f} from our scanner and {theirs:.0f} from scikit-image's"
+        )
     return abs(theirs / ours - 1)
 
 
 def make_slices() -> dict[str, tuple[Tensor, float]]:
     """Modality -> clean phantom slices (`BATCH`, `SIZE`, `SIZE`) and their pixel spacing, mm."""
-    clean = replace(SITE_APPEARANCES[0], matrix=SIZE, prevalence=dict.fromkeys(SITE_APPEARANCES[0].prevalence, 0.0))
+    clean = replace(
+        SITE_APPEARANCES[0], matrix=SIZE, prevalence=dict.fromkeys(SITE_APPEARANCES[0].prevalence, 0.0)
+    )
     found: dict[str, list[Any]] = {"CT": [], "MR": []}
     patient = 0
     while min(map(len, found.values())) < BATCH:
@@ -120,7 +142,10 @@ def make_slices() -> dict[str, tuple[Tensor, float]]:
             found[one.modality].append(one)
         patient += 1
     return {
-        modality: (torch.stack([torch.from_numpy(one.image) for one in several[:BATCH]]), several[0].pixel_spacing_mm)
+        modality: (
+            torch.stack([torch.from_numpy(one.image) for one in several[:BATCH]]),
+            several[0].pixel_spacing_mm,
+        )
         for modality, several in found.items()
     }
 
@@ -146,7 +171,9 @@ def once(work: Callable[[], object], slices: int, repetition: int) -> Cost:
         work()
         loops += 1
     done = loops * slices
-    return Cost(wall_s=(time.perf_counter() - wall) / done, cpu_s=(time.process_time() - cpu) / done, peak_mib=1.0)
+    return Cost(
+        wall_s=(time.perf_counter() - wall) / done, cpu_s=(time.process_time() - cpu) / done, peak_mib=1.0
+    )
 
 
 def build(size: int, repetition: int) -> Cost:
@@ -164,7 +191,9 @@ def demo_patients(patients: int, repetition: int) -> Cost:
         for patient in range(patients):
             draw_patient(appearance, repetition * patients + patient, seed=7)
     done = patients * len(appearances)
-    return Cost(wall_s=(time.perf_counter() - wall) / done, cpu_s=(time.process_time() - cpu) / done, peak_mib=1.0)
+    return Cost(
+        wall_s=(time.perf_counter() - wall) / done, cpu_s=(time.process_time() - cpu) / done, peak_mib=1.0
+    )
 
 
 @contextmanager
@@ -201,16 +230,30 @@ def measure_all(repetitions: int, patients: int) -> dict[str, Any]:
         found: dict[str, Any] = {"cpu_ms": _spread(costs[name], 1000), "rival": None}
         if rival is not None:
             ratios = cost_ratios(costs[rival[0]], costs[name])
-            found |= {"rival": rival[0], "rival_cpu_ms": _spread(costs[rival[0]], 1000), "cpu": ratios["cpu"], "wall": ratios["wall"]}
+            found |= {
+                "rival": rival[0],
+                "rival_cpu_ms": _spread(costs[rival[0]], 1000),
+                "cpu": ratios["cpu"],
+                "wall": ratios["wall"],
+            }
         cases[name] = found
         say(f"{name}: {found}")
     return {
         "benchmark": "simulators",
         "environment": started_with | {"load_1min_after": round(os.getloadavg()[0], 2)},
-        "work": {"repetitions": repetitions, "threads": 1, "size": SIZE, "batch": BATCH, "severity": SEVERITY, "patients": patients},
+        "work": {
+            "repetitions": repetitions,
+            "threads": 1,
+            "size": SIZE,
+            "batch": BATCH,
+            "severity": SEVERITY,
+            "patients": patients,
+        },
         "scanners_differ_by": disagreement,
         "cases": cases,
-        "projector_cpu_s": {str(size): _spread(costs[f"projector {size}"], 1) for size in (SIZE, ct.WORKING_SIZE)},
+        "projector_cpu_s": {
+            str(size): _spread(costs[f"projector {size}"], 1) for size in (SIZE, ct.WORKING_SIZE)
+        },
         "demo_cpu_s": _spread(costs["demo"], DEMO_SITES * DEMO_PATIENTS),
     }
 
@@ -226,27 +269,36 @@ def _spread(costs: list[Cost], factor: float) -> Ratio:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: simulators beside their rivals, then what a projector and the demo cost."""
-    lines = ["| simulator | CPU-ms a slice | rival | CPU-ms a slice | CPU | wall | aim |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| simulator | CPU-ms a slice | rival | CPU-ms a slice | CPU | wall | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, found in result["cases"].items():
         if found["rival"] is None:
             lines.append(f"| {name} | {_short(found['cpu_ms'], 2)} | none | | | | |")
             continue
         verdict = f"≥ {AIM:.0f}: {'met' if found['cpu'].median >= AIM else 'missed'}"
         lines.append(
-            f"| {name} | {_short(found['cpu_ms'], 2)} | {found['rival']} | {_short(found['rival_cpu_ms'], 2)} "
+            f"| {name} | {_short(found['cpu_ms'], 2)} | {found['rival']} | "
+            f"{_short(found['rival_cpu_ms'], 2)} "
             f"| {_short(found['cpu'], 1)} | {_short(found['wall'], 1)} | {verdict} |"
         )
     work, env, demo = result["work"], result["environment"], result["demo_cpu_s"]
-    builds = ", ".join(f"{_short(seconds, 2)} CPU-s for {size}" for size, seconds in result["projector_cpu_s"].items())
+    builds = ", ".join(
+        f"{_short(seconds, 2)} CPU-s for {size}" for size, seconds in result["projector_cpu_s"].items()
+    )
     verdict = "met" if demo.median <= DEMO_AIM_CPU_S else "missed"
     versions = ", ".join(f"{package} {number}" for package, number in env["versions"].items())
     lines += [
         "",
-        f"A projector is built in {builds}. The demo's phantoms, {DEMO_SITES} hospitals of {DEMO_PATIENTS} patients: "
-        f"{_short(demo, 0)} CPU-s, from {work['patients'] * DEMO_SITES} patients a turn; aim ≤ {DEMO_AIM_CPU_S:.0f}: {verdict}.",
+        f"A projector is built in {builds}. The demo's phantoms, {DEMO_SITES} hospitals of {DEMO_PATIENTS} "
+        f"patients: {_short(demo, 0)} CPU-s, from {work['patients'] * DEMO_SITES} patients a turn; aim ≤ "
+        f"{DEMO_AIM_CPU_S:.0f}: {verdict}.",
         "",
-        f"Median (min–max) of n = {work['repetitions']}, one thread, {work['batch']} slices of {work['size']} × {work['size']} at severity "
-        f"{work['severity']}. {env['date']}, {env['cores']} cores, {env['machine']}, load {env['load_1min']} before and "
+        f"Median (min–max) of n = {work['repetitions']}, one thread, {work['batch']} slices of "
+        f"{work['size']} × {work['size']} at severity "
+        f"{work['severity']}. {env['date']}, {env['cores']} cores, {env['machine']}, load "
+        f"{env['load_1min']} before and "
         f"{env['load_1min_after']} after; Python {env['python']}, {versions}.",
     ]
     return "\n".join(lines)
@@ -261,14 +313,20 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="3 repetitions, 5 patients a hospital")
     parser.add_argument("--repetitions", type=int, help="instead of 9, or 3 with --quick")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
     arguments = parser.parse_args()
     try:
-        result = measure_all(arguments.repetitions or (3 if arguments.quick else 9), 5 if arguments.quick else 20)
+        result = measure_all(
+            arguments.repetitions or (3 if arguments.quick else 9), 5 if arguments.quick else 20
+        )
         if arguments.update:
             update_table(arguments.update, "simulators", table(result))
     except BenchmarkError as error:

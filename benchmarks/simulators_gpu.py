@@ -2,11 +2,13 @@
 
     python benchmarks/simulators_gpu.py [--device cuda] [--format json] [--update docs/performance.md]
 
-Every simulator of `common.physics.SIMULATORS`, its parameters drawn beforehand at severity 0.6, is applied to phantom slices of 128 x 128:
-a batch of 8 on one core, the same batch on the device, and a batch of 256 on the device. Images are on the device before and stay there
-after. Both sides must give the same images, within what float32 leaves, or nothing is printed and the exit status is 1.
+Every simulator of `common.physics.SIMULATORS`, its parameters drawn beforehand at severity 0.6, is applied to
+phantom slices of 128 x 128: a batch of 8 on one core, the same batch on the device, and a batch of 256 on the
+device. Images are on the device before and stay there after. Both sides must give the same images, within
+what float32 leaves, or nothing is printed and the exit status is 1.
 
-Costs are wall time a slice, the device waited for, all sides in turns; a ratio is one core / device, above 1 the device is faster.
+Costs are wall time a slice, the device waited for, all sides in turns; a ratio is one core / device, above 1
+the device is faster.
 """
 
 from __future__ import annotations
@@ -19,9 +21,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import STEADY, BenchmarkError, Cost, Ratio, cost_ratios, environment, interleave, ratio, to_json, update_table
+from measuring import (
+    STEADY,
+    BenchmarkError,
+    Cost,
+    Ratio,
+    cost_ratios,
+    environment,
+    interleave,
+    ratio,
+    to_json,
+    update_table,
+)
 
-os.environ.update({name: value for name, value in STEADY.items() if name.endswith("_THREADS")})  # before torch is loaded
+# before torch is loaded
+os.environ.update({name: value for name, value in STEADY.items() if name.endswith("_THREADS")})
 
 import torch
 from simulators import BATCH, CT, SEVERITY, SIZE, make_slices, once, say
@@ -33,7 +47,9 @@ from common.physics.threads import one_thread
 
 LARGE_BATCH = 256
 TOLERANCE = 0.05
-"""Half of the pixels may differ by this much, HU or units of magnitude; a pixel at a threshold may differ by more."""
+"""Half of the pixels may differ by this much, HU or units of magnitude; a pixel at a threshold may differ by
+more.
+"""
 
 
 def prepare(name: str, images: Tensor, spacing_mm: float, slices: int) -> tuple[Tensor, list[Any]]:
@@ -42,7 +58,9 @@ def prepare(name: str, images: Tensor, spacing_mm: float, slices: int) -> tuple[
     repeated = images.repeat(-(-slices // len(images)), 1, 1)[:slices]
     generator = torch.Generator().manual_seed(5)
     acquisitions = [acquire(image, simulator.modality, pixel_spacing_mm=spacing_mm) for image in images]
-    return repeated, [simulator.draw(SEVERITY, generator, acquisitions[place % len(images)]) for place in range(slices)]
+    return repeated, [
+        simulator.draw(SEVERITY, generator, acquisitions[place % len(images)]) for place in range(slices)
+    ]
 
 
 def work_on(name: str, images: Tensor, params: list[Any], device: torch.device) -> Callable[[], Tensor]:
@@ -67,7 +85,9 @@ def difference(here: Tensor, there: Tensor, name: str) -> dict[str, float]:
     distance = (here - there.cpu()).abs()
     found = {"median": float(distance.median()), "largest": float(distance.max())}
     if not found["median"] <= TOLERANCE:
-        raise BenchmarkError(f"{name}: the device's images differ from the CPU's by {found['median']:.3g} in the median")
+        raise BenchmarkError(
+            f"{name}: the device's images differ from the CPU's by {found['median']:.3g} in the median"
+        )
     return found
 
 
@@ -80,8 +100,15 @@ def measure_all(device: torch.device, repetitions: int) -> dict[str, Any]:
         differences: dict[str, dict[str, float]] = {}
         for name in SIMULATORS:
             images, spacing_mm = slices["CT" if name in CT else "MR"]
-            small, large = prepare(name, images, spacing_mm, BATCH), prepare(name, images, spacing_mm, LARGE_BATCH)
-            core, same, more = (work_on(name, *small, torch.device("cpu")), work_on(name, *small, device), work_on(name, *large, device))
+            small, large = (
+                prepare(name, images, spacing_mm, BATCH),
+                prepare(name, images, spacing_mm, LARGE_BATCH),
+            )
+            core, same, more = (
+                work_on(name, *small, torch.device("cpu")),
+                work_on(name, *small, device),
+                work_on(name, *large, device),
+            )
             differences[name] = difference(core(), same(), name)
             sides[f"{name} core"] = partial(once, core, BATCH)
             sides[f"{name} {BATCH}"] = partial(once, same, BATCH)
@@ -89,7 +116,9 @@ def measure_all(device: torch.device, repetitions: int) -> dict[str, Any]:
         costs = interleave(sides, repetitions)
     cases = {}
     for name in SIMULATORS:
-        core_costs, same_costs, more_costs = (costs[f"{name} {side}"] for side in ("core", BATCH, LARGE_BATCH))
+        core_costs, same_costs, more_costs = (
+            costs[f"{name} {side}"] for side in ("core", BATCH, LARGE_BATCH)
+        )
         cases[name] = {
             "core_ms": _spread(core_costs),
             "device_ms": _spread(same_costs),
@@ -101,8 +130,15 @@ def measure_all(device: torch.device, repetitions: int) -> dict[str, Any]:
         say(f"{name}: {cases[name]}")
     return {
         "benchmark": "simulators_gpu",
-        "environment": started_with | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)},
-        "work": {"repetitions": repetitions, "size": SIZE, "batch": BATCH, "large_batch": LARGE_BATCH, "severity": SEVERITY},
+        "environment": started_with
+        | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)},
+        "work": {
+            "repetitions": repetitions,
+            "size": SIZE,
+            "batch": BATCH,
+            "large_batch": LARGE_BATCH,
+            "severity": SEVERITY,
+        },
         "cases": cases,
     }
 
@@ -115,20 +151,23 @@ def table(result: dict[str, Any]) -> str:
     """Markdown: one simulator a line."""
     work, env = result["work"], result["environment"]
     lines = [
-        f"| simulator | one core, ms a slice | device, batch of {work['batch']} | batch of {work['large_batch']} "
+        f"| simulator | one core, ms a slice | device, batch of {work['batch']} | batch of "
+        f"{work['large_batch']} "
         f"| core / device, {work['batch']} | {work['large_batch']} | images differ by at most |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in result["cases"].items():
         lines.append(
-            f"| {name} | {found['core_ms'].median:.2f} | {found['device_ms'].median:.3f} | {found['device_large_ms'].median:.3f} "
+            f"| {name} | {found['core_ms'].median:.2f} | {found['device_ms'].median:.3f} | "
+            f"{found['device_large_ms'].median:.3f} "
             f"| {_short(found['wall'])} | {_short(found['wall_large'])} | {found['differs']['largest']:.1g} |"
         )
     versions = ", ".join(f"{package} {number}" for package, number in env["versions"].items())
     lines += [
         "",
-        f"Median (min–max) of n = {work['repetitions']}, slices of {work['size']} × {work['size']} at severity {work['severity']}. "
-        f"{env['date']}, {env['device']}, {env['cores']} cores, {env['machine']}; Python {env['python']}, {versions}.",
+        f"Median (min–max) of n = {work['repetitions']}, slices of {work['size']} × {work['size']} at "
+        f"severity {work['severity']}. {env['date']}, {env['device']}, {env['cores']} cores, "
+        f"{env['machine']}; Python {env['python']}, {versions}.",
     ]
     return "\n".join(lines)
 
@@ -138,11 +177,15 @@ def _short(values: Ratio) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
     arguments = parser.parse_args()
     try:
         device = torch.device(arguments.device)

@@ -3,8 +3,10 @@
     python benchmarks/update_codecs.py [--quick] [--format json] [--update docs/performance.md]
 
     plain     the array's bytes and their SHA-256, as every message is hashed when it is signed.
-    lossless  a frame of `encode_steps` (an update, in whole grid steps) or `encode_floats` (a model), the SHA-256 of the frame, and its
-              decoding. What arrives must equal what was sent bit for bit, or nothing is printed and the exit status is 1.
+    lossless  a frame of `encode_steps` (an update, in whole grid steps) or `encode_floats` (a model), the
+    SHA-256 of the frame, and its
+              decoding. What arrives must equal what was sent bit for bit, or nothing is printed and the exit
+              status is 1.
     int8      a frame of `quantize_int8`, likewise. Its mean squared error must be the variance that it reports, within 10 %.
 
 Four arrays, the first two with as many values as ResNet18 has weights (--quick: a tenth):
@@ -14,10 +16,12 @@ Four arrays, the first two with as many values as ResNet18 has weights (--quick:
     head      the same noise on the 245 weights that the demo's private arm sends: what the frame's header costs.
     model     the public start that fedqc ships, as a site receives it that holds no earlier model.
 
-Synthetic updates compress better or worse than trained ones as their size varies from layer to layer: on updates of the demo's plan
-(rounds 1 to 3, 100 phantoms a site, standard deviation 0.003) lossless was 0.566 and int8 0.21.
+Synthetic updates compress better or worse than trained ones as their size varies from layer to layer: on
+updates of the demo's plan (rounds 1 to 3, 100 phantoms a site, standard deviation 0.003) lossless was 0.566
+and int8 0.21.
 
-Bytes are a share of float32. Costs are CPU and wall time of one thread within this process, the sides in turns, as a ratio to `plain`.
+Bytes are a share of float32. Costs are CPU and wall time of one thread within this process, the sides in
+turns, as a ratio to `plain`.
 """
 
 from __future__ import annotations
@@ -101,10 +105,14 @@ def check(name: str, values: np.ndarray) -> dict[str, Any]:
         error = GRID * (dequantize_int8(rounded, values.size).astype(np.float64) - values)
         empirical = float(np.mean(error**2))
         if values.size > HEAD and abs(empirical / variance - 1) > VARIANCE_TOLERANCE:
-            raise BenchmarkError(f"{name}: int8 reports a variance of {variance:.3g}, its errors have {empirical:.3g}")
+            raise BenchmarkError(
+                f"{name}: int8 reports a variance of {variance:.3g}, its errors have {empirical:.3g}"
+            )
         found["share"]["int8"] = rounded.nbytes / values.nbytes
         found["added_variance"] = variance
-        found["relative_error"] = float(np.linalg.norm(error) / (GRID * np.linalg.norm(values.astype(np.float64))))
+        found["relative_error"] = float(
+            np.linalg.norm(error) / (GRID * np.linalg.norm(values.astype(np.float64)))
+        )
     if back.tobytes() != values.tobytes():
         raise BenchmarkError(f"{name}: lossless gives back other bits")
     found["share"]["lossless"] = frame.nbytes / values.nbytes
@@ -112,7 +120,9 @@ def check(name: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def once(codec: Codec, values: np.ndarray, repetition: int) -> Cost:
-    """To bytes, hashed, and back; short work many times over, until a clock can see it. Memory is not measured."""
+    """To bytes, hashed, and back; short work many times over, until a clock can see it. Memory is not
+    measured.
+    """
     encode, decode = codec
     loops = max(1, ENOUGH // values.size)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -121,7 +131,9 @@ def once(codec: Codec, values: np.ndarray, repetition: int) -> Cost:
         hashlib.sha256(data).digest()
         frame = np.frombuffer(data, values.dtype if encode is PLAIN[0] else np.uint8)
         decode(frame, values.size)
-    return Cost(wall_s=(time.perf_counter() - wall) / loops, cpu_s=(time.process_time() - cpu) / loops, peak_mib=1.0)
+    return Cost(
+        wall_s=(time.perf_counter() - wall) / loops, cpu_s=(time.process_time() - cpu) / loops, peak_mib=1.0
+    )
 
 
 def measure_all(size: int, repetitions: int) -> dict[str, Any]:
@@ -133,7 +145,10 @@ def measure_all(size: int, repetitions: int) -> dict[str, Any]:
         codecs = OF_FLOATS if values.dtype == np.float32 else OF_STEPS
         costs = interleave({key: partial(once, codec, values) for key, codec in codecs.items()}, repetitions)
         say(f"{name}: {values.size} values, shares {found['share']}")
-        found["ratios"] = {key: {what: cost_ratios(costs[key], costs["plain"])[what] for what in ("wall", "cpu")} for key in codecs}
+        found["ratios"] = {
+            key: {what: cost_ratios(costs[key], costs["plain"])[what] for what in ("wall", "cpu")}
+            for key in codecs
+        }
         found["plain_cpu_s"] = min(cost.cpu_s for cost in costs["plain"])
         found["aim"] = AIMS.get(name)
         cases[name] = found
@@ -147,7 +162,10 @@ def measure_all(size: int, repetitions: int) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: bytes, cost, what was aimed at."""
-    lines = ["| array | codec | bytes / float32 | aim | CPU / plain | wall / plain |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| array | codec | bytes / float32 | aim | CPU / plain | wall / plain |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, found in result["cases"].items():
         for codec, ratios in found["ratios"].items():
             if codec == "plain":
@@ -156,19 +174,25 @@ def table(result: dict[str, Any]) -> str:
             aim = found["aim"] if codec == "lossless" else None
             verdict = "" if aim is None else f"≤ {aim}: {'met' if share <= aim else 'missed'}"
             cpu, wall = (_short(ratios[what]) for what in ("cpu", "wall"))
-            lines.append(f"| {name}, {found['values']} values | {codec} | {share:.3f} | {verdict} | {cpu} | {wall} |")
+            lines.append(
+                f"| {name}, {found['values']} values | {codec} | {share:.3f} | {verdict} | {cpu} | {wall} |"
+            )
     lines.append("")
     for name, found in result["cases"].items():
         if "added_variance" in found:
             variance, error = found["added_variance"], found["relative_error"]
-            lines.append(f"{name}: int8 adds a variance of {variance:.2g} a value, an error of {error:.3f} of the update's length.")
+            lines.append(
+                f"{name}: int8 adds a variance of {variance:.2g} a value, an error of {error:.3f} of the "
+                "update's length."
+            )
     env = result["environment"]
     versions = ", ".join(f"{package} {number}" for package, number in env["versions"].items())
     load = f"load {env['load_1min']} before and {env['load_1min_after']} after"
     lines += [
         "",
         f"Median (min–max) of n = {result['work']['repetitions']}, one thread; plain takes "
-        f"{1000 * result['cases']['trained']['plain_cpu_s']:.0f} CPU-ms for {result['cases']['trained']['values']} values. "
+        f"{1000 * result['cases']['trained']['plain_cpu_s']:.0f} CPU-ms for "
+        f"{result['cases']['trained']['values']} values. "
         f"{env['date']}, {env['cores']} cores, {env['machine']}, {load}; Python {env['python']}, {versions}.",
     ]
     return "\n".join(lines)
@@ -183,11 +207,15 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the values, 3 repetitions")
     parser.add_argument("--repetitions", type=int, help="instead of 9, or 3 with --quick")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
     arguments = parser.parse_args()
     repetitions = arguments.repetitions or (3 if arguments.quick else 9)
     try:

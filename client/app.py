@@ -1,7 +1,8 @@
 """The Flower door of a hospital: decode, ask the agent, forward. Loads no torch and sees no data.
 
-In a deployment the agent is another process behind a unix socket (`agent-socket` in the node config); in a simulation it is a few
-function calls away (`site-config`). Whatever goes wrong, what leaves is a `Refusal`: Flower would otherwise send the text of the exception.
+In a deployment the agent is another process behind a unix socket (`agent-socket` in the node config); in a
+simulation it is a few function calls away (`site-config`). Whatever goes wrong, what leaves is a `Refusal`:
+Flower would otherwise send the text of the exception.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _reply(method: str, message: Message, context: Context) -> Message:
         answer = _refusal(failure.code, "the node could not reach the site's agent")
     except Exception:
         log.exception("the site could not answer")  # of this process, on the hospital's side
-        answer = _refusal("site-failure", "the site could not answer; its operator finds the cause in the node's log")
+        answer = _refusal(
+            "site-failure", "the site could not answer; its operator finds the cause in the node's log"
+        )
     return Message(content=answer.to_record(), reply_to=message)
 
 
@@ -51,15 +54,21 @@ def _ask(method: str, envelope: Envelope, context: Context) -> Envelope:
     plan = str(context.run_config["plan"])
     socket = context.node_config.get("agent-socket")
     if socket:
-        from client.caller import ask_agent
+        from client.ipc.client import ask_agent
 
         deadline_s = float(json.loads(plan)["federation"]["deadline_s"])
-        return Envelope.from_bytes(ask_agent(Path(str(socket)), method, plan, envelope.to_bytes(), deadline_s=deadline_s))
-    from client.guard import guard_for
+        return Envelope.from_bytes(
+            ask_agent(Path(str(socket)), method, plan, envelope.to_bytes(), deadline_s=deadline_s)
+        )
+    from client.agent.verification import guard_for
 
-    return Envelope.from_bytes(guard_for(str(context.node_config["site-config"])).answer(method, plan, envelope.to_bytes()))
+    return Envelope.from_bytes(
+        guard_for(str(context.node_config["site-config"])).answer(method, plan, envelope.to_bytes())
+    )
 
 
 def _refusal(code: str, reason: str) -> Envelope:
-    """Unsigned: this process has no key of the site. The coordinator takes it for a failure, never for a decision."""
+    """Unsigned: this process has no key of the site. The coordinator takes it for a failure, never for a
+    decision.
+    """
     return Envelope(payload=Refusal(code=code, reason=reason).to_bytes())

@@ -29,21 +29,28 @@ ARTIFACTS: tuple[Artifact, ...] = (
         chinese="金属伪影",
         synonyms=("metallic", "metal streak"),
         modality="CT",
-        definition="Streaks and dark bands from dense implants: beam hardening, photon starvation and noise of a few rays.",
+        definition=(
+            "Streaks and dark bands from dense implants: beam hardening, photon starvation and "
+            "noise of a few rays."
+        ),
     ),
     Artifact(
         name="beam_hardening",
         chinese="射束硬化伪影",
         synonyms=("cupping", "bone streak", "beam hardening"),
         modality="CT",
-        definition="Dark bands between dense bones and cupping, because a polychromatic beam hardens along its path.",
+        definition=(
+            "Dark bands between dense bones and cupping, because a polychromatic beam hardens along its path."
+        ),
     ),
     Artifact(
         name="motion",
         chinese="运动伪影",
         synonyms=("ghosting", "patient motion"),
         modality="MR",
-        definition="Ghosts, ringing and smearing along the phase-encoding axis from movement between k-space lines.",
+        definition=(
+            "Ghosts, ringing and smearing along the phase-encoding axis from movement between k-space lines."
+        ),
     ),
     Artifact(
         name="susceptibility",
@@ -57,7 +64,10 @@ ARTIFACTS: tuple[Artifact, ...] = (
         chinese="化学位移伪影",
         synonyms=("chemical shift", "fat-water shift"),
         modality="MR",
-        definition="Dark and bright rims at fat-water borders along the readout axis, because fat precesses more slowly.",
+        definition=(
+            "Dark and bright rims at fat-water borders along the readout axis, because fat "
+            "precesses more slowly."
+        ),
     ),
 )
 
@@ -80,7 +90,9 @@ def parse_name(text: str) -> str:
     for artifact in ARTIFACTS:
         if wanted in map(_spelled, (artifact.name, artifact.chinese, *artifact.synonyms)):
             return artifact.name
-    raise ConfigError(f"unknown artifact {text!r}", code="unknown-artifact", hint=f"known: {', '.join(NAMES)}")
+    raise ConfigError(
+        f"unknown artifact {text!r}", code="unknown-artifact", hint=f"known: {', '.join(NAMES)}"
+    )
 
 
 def _spelled(text: str) -> str:

@@ -1,4 +1,6 @@
-"""`fedqc`: the command line's root. Groups are loaded by name when they are used, so that help and version cost nothing."""
+"""`fedqc`: the command line's root. Groups are loaded by name when they are used, so that help and version
+cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,30 @@ from typer.core import TyperGroup
 
 from common.errors import FedqcError
 
-SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
 """Flower must not talk to anybody but the sites."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "simulate": ("server.cli:simulate", "Run a plan on all sites under a folder, in one process."),
-    "report": ("server.cli:report", "Write report.html of a finished run."),
-    "compare": ("server.cli:compare", "Compare runs: differences of arms, paired over patients and seeds."),
-    "federation": ("server.federation_cli:federation", "Make a federation, enrol hospitals, run its services."),
-    "run": ("server.run_cli:run", "Rehearse, start, watch, stop and resume runs."),
-    "site": ("client.site_cli:site", "Install a hospital's node, see what it may do, what it spent and sent."),
-    "data": ("client.cli:data", "Make, check, prepare, label and inject image data."),
+    "simulate": ("server.cli.evaluate:simulate", "Run a plan on all sites under a folder, in one process."),
+    "report": ("server.cli.evaluate:report", "Write report.html of a finished run."),
+    "compare": (
+        "server.cli.evaluate:compare",
+        "Compare runs: differences of arms, paired over patients and seeds.",
+    ),
+    "federation": (
+        "server.cli.federation:federation",
+        "Make a federation, enrol hospitals, run its services.",
+    ),
+    "run": ("server.cli.run:run", "Rehearse, start, watch, stop and resume runs."),
+    "site": (
+        "client.cli.site:site",
+        "Install a hospital's node, see what it may do, what it spent and sent.",
+    ),
+    "data": ("client.cli.data:data", "Make, check, prepare, label and inject image data."),
 }
 
 
@@ -40,12 +55,10 @@ class Format(StrEnum):
     json = "json"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs (stdout is data, stderr is talk).")]
-
-
-def say(text: str) -> None:
-    """Talk: to stderr, at once."""
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write: Ctrl-C cannot part a line from its end
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", help="text for people, json for programs (stdout is data, stderr is talk)."),
+]
 
 
 def confirmed(refusal: FedqcError) -> bool:
@@ -89,7 +102,9 @@ def _show_version(wanted: bool) -> None:
 @root.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    shown: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Federated quality control of CT and MRI images under differential privacy."""
 
@@ -97,11 +112,12 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; never returns.
 
-    Exit status: 0 ok, 1 the work failed, 2 bad arguments or configuration, 3 network or authentication, 4 refused by
-    policy or budget, 5 a bug, 6 finished but partial, 130 or 143 stopped by a signal.
+    Exit status: 0 ok, 1 the work failed, 2 bad arguments or configuration, 3 network or authentication, 4
+    refused by policy or budget, 5 a bug, 6 finished but partial, 130 or 143 stopped by a signal.
     """
     os.environ.update(SILENT)
-    gc.set_threshold(20_000, 50, 100)  # imports make many objects and no garbage: looking for some costs 0.3 CPU-s
+    # imports make many objects and no garbage: looking for some costs 0.3 CPU-s
+    gc.set_threshold(20_000, 50, 100)
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -113,7 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        _fail("bad-argument", error.format_message(), f"{context.command_path if context else 'fedqc'} --help", 2)
+        _fail(
+            "bad-argument",
+            error.format_message(),
+            f"{context.command_path if context else 'fedqc'} --help",
+            2,
+        )
     except (KeyboardInterrupt, click.Abort):
         status = INTERRUPTED
     except FedqcError as error:
@@ -125,9 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if "--debug" in words:
             raise
-        _fail("bug", f"{type(error).__name__}: {error}", "please report it with the output of the same command and --debug", 5)
+        _fail(
+            "bug",
+            f"{type(error).__name__}: {error}",
+            "please report it with the output of the same command and --debug",
+            5,
+        )
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status and says nothing
-        _fail("interrupted", "stopped; what was finished is kept", "fedqc run resume goes on with a run", INTERRUPTED)
+        _fail(
+            "interrupted",
+            "stopped; what was finished is kept",
+            "fedqc run resume goes on with a run",
+            INTERRUPTED,
+        )
     sys.exit(status if isinstance(status, int) else 0)
 
 

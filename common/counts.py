@@ -1,7 +1,8 @@
 """Mergeable sums of an evaluation; every metric is computed from them, once, where it is reported.
 
-A site turns patient scores into histograms over public bins. Histograms of disjoint patients add up exactly, in any order.
-AUROC from a histogram counts a tie inside a bin as one half, as the Mann-Whitney statistic does.
+A site turns patient scores into histograms over public bins. Histograms of disjoint patients add up exactly,
+in any order. AUROC from a histogram counts a tie inside a bin as one half, as the Mann-Whitney statistic
+does.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from common.artifacts import NAMES
 
 BINS = 480
 LOGIT_LIMIT = 12.0
-"""Scores are logits, cut at ±12 and put into 480 bins of 0.05: fine enough that ties are rare, public, the same everywhere."""
+"""Scores are logits, cut at ±12 and put into 480 bins of 0.05: fine enough that ties are rare, public, the
+same everywhere.
+"""
 
 
 def to_bins(logits: np.ndarray) -> np.ndarray:
-    """Bin number 0..BINS-1 of each logit, same shape, int64. Not-a-number goes to the middle: it carries no information."""
-    finite = np.nan_to_num(np.asarray(logits, dtype=np.float64), nan=0.0, posinf=LOGIT_LIMIT, neginf=-LOGIT_LIMIT)
-    return np.clip(np.floor((finite + LOGIT_LIMIT) * (BINS / (2 * LOGIT_LIMIT))), 0, BINS - 1).astype(np.int64)
+    """Bin number 0..BINS-1 of each logit, same shape, int64. Not-a-number goes to the middle: it carries no
+    information.
+    """
+    finite = np.nan_to_num(
+        np.asarray(logits, dtype=np.float64), nan=0.0, posinf=LOGIT_LIMIT, neginf=-LOGIT_LIMIT
+    )
+    return np.clip(np.floor((finite + LOGIT_LIMIT) * (BINS / (2 * LOGIT_LIMIT))), 0, BINS - 1).astype(
+        np.int64
+    )
 
 
 def bin_logits() -> np.ndarray:
@@ -30,11 +39,14 @@ def bin_logits() -> np.ndarray:
     return np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS, endpoint=False)
 
 
-def per_patient(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def per_patient(
+    logits: np.ndarray, labels: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Patient-level scores and labels: the maximum over a patient's slices.
 
     Args:
-        logits: (slices, A). labels: (slices, A), 1, 0 or nan (not assessed or impossible). patients: (slices,), any integers.
+        logits: (slices, A). labels: (slices, A), 1, 0 or nan (not assessed or impossible). patients:
+            (slices,), any integers.
     Returns:
         (P, A) logits over the slices that were assessed and (P, A) labels, nan where no slice was.
     """
@@ -50,14 +62,18 @@ def per_patient(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Histograms of scores, one row an artifact: `positives` and `negatives`, each int64 of shape (A, BINS)."""
+    """Histograms of scores, one row an artifact: `positives` and `negatives`, each int64 of shape (A,
+    BINS).
+    """
 
     positives: np.ndarray
     negatives: np.ndarray
 
     @staticmethod
     def empty(artifacts: int = len(NAMES)) -> Counts:
-        return Counts(positives=np.zeros((artifacts, BINS), np.int64), negatives=np.zeros((artifacts, BINS), np.int64))
+        return Counts(
+            positives=np.zeros((artifacts, BINS), np.int64), negatives=np.zeros((artifacts, BINS), np.int64)
+        )
 
     @staticmethod
     def of(logits: np.ndarray, labels: np.ndarray) -> Counts:
@@ -81,17 +97,20 @@ class Counts:
         return self.negatives.sum(axis=1)
 
     def auroc(self) -> np.ndarray:
-        """P(score of a positive > score of a negative) + half of ties, shape (A,); nan without both classes."""
+        """P(score of a positive > score of a negative) + half of ties, shape (A,); nan without both
+        classes.
+        """
         below = np.cumsum(self.negatives, axis=1) - self.negatives
         wins = (self.positives * (below + 0.5 * self.negatives)).sum(axis=1)
         pairs = self.n_pos * self.n_neg
         return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
     def auroc_variance(self) -> np.ndarray:
-        """Variance of `auroc` by DeLong, DeLong & Clarke-Pearson (1988), shape (A,); nan with fewer than two of either class.
+        """Variance of `auroc` by DeLong, DeLong & Clarke-Pearson (1988), shape (A,); nan with fewer than two
+        of either class.
 
-        Where every pair is ordered alike DeLong's variance is zero, which no finite sample justifies; there the
-        Hanley & McNeil (1982) variance at the AUROC of half a pair less takes its place.
+        Where every pair is ordered alike DeLong's variance is zero, which no finite sample justifies; there
+        the Hanley & McNeil (1982) variance at the AUROC of half a pair less takes its place.
         """
         variance = np.full(len(self.positives), np.nan)
         for artifact, (pos, neg) in enumerate(zip(self.positives, self.negatives, strict=True)):
@@ -109,15 +128,21 @@ class Counts:
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Score-type interval of each AUROC, shapes (A,), (A,); nan without both classes.
 
-        Newcombe, Stat Med 25:559 (2006), method 5: all values whose Hanley-McNeil variance, with the mean class size in
-        place of each, does not reject the observed one. It stays inside [0, 1] and is honest at an AUROC of 1.
+        Newcombe, Stat Med 25:559 (2006), method 5: all values whose Hanley-McNeil variance, with the mean
+        class size in place of each, does not reject the observed one. It stays inside [0, 1] and is honest at
+        an AUROC of 1.
         """
         z = NormalDist().inv_cdf(0.5 + level / 2)
-        bounds = [_newcombe(float(theta), int(m), int(n), z) for theta, m, n in zip(self.auroc(), self.n_pos, self.n_neg, strict=True)]
+        bounds = [
+            _newcombe(float(theta), int(m), int(n), z)
+            for theta, m, n in zip(self.auroc(), self.n_pos, self.n_neg, strict=True)
+        ]
         return np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
 
     def roc(self, artifact: int) -> tuple[np.ndarray, np.ndarray]:
-        """False and true positive rate over falling thresholds, each from 0 to 1, bins with no patient left out."""
+        """False and true positive rate over falling thresholds, each from 0 to 1, bins with no patient left
+        out.
+        """
         used = np.flatnonzero(self.positives[artifact] + self.negatives[artifact])[::-1]
         tpr = np.concatenate([[0], np.cumsum(self.positives[artifact][used]) / max(1, self.n_pos[artifact])])
         fpr = np.concatenate([[0], np.cumsum(self.negatives[artifact][used]) / max(1, self.n_neg[artifact])])
@@ -165,7 +190,9 @@ def _newcombe(theta: float, m: int, n: int, z: float) -> tuple[float, float]:
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where `function` changes sign between `low` and `high`, to 1e-13. Ours because scipy.optimize takes 0.2 CPU-s to import."""
+    """Where `function` changes sign between `low` and `high`, to 1e-13. Ours because scipy.optimize takes 0.2
+    CPU-s to import.
+    """
     rises = function(high) > 0
     while high - low > 1e-13:
         middle = (low + high) / 2
@@ -176,15 +203,17 @@ def _bisect(function: Callable[[float], float], low: float, high: float) -> floa
 def auroc_covariance(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """Covariance of the AUROCs of several models on the same patients.
 
-    AUROC is a two-sample U-statistic, so each patient has an influence on each AUROC (DeLong's structural components);
-    the covariance of two AUROCs, of whichever models and artifacts, is the sum over patients of the product of influences.
-    Any linear contrast of scores at a site (a macro mean, a difference of arms) then has an analytic, paired variance.
+    AUROC is a two-sample U-statistic, so each patient has an influence on each AUROC (DeLong's structural
+    components); the covariance of two AUROCs, of whichever models and artifacts, is the sum over patients of
+    the product of influences. Any linear contrast of scores at a site (a macro mean, a difference of arms)
+    then has an analytic, paired variance.
 
     Args:
         logits: K arrays (P, A). labels: (P, A), nan where not assessed.
     Returns:
-        (K*A, K*A), model-major; nan in rows and columns with fewer than two patients of either class. Where every pair of
-        patients is ordered alike, the variance is that of `Counts.auroc_variance`, not zero; differences are then conservative.
+        (K*A, K*A), model-major; nan in rows and columns with fewer than two patients of either class. Where
+        every pair of patients is ordered alike, the variance is that of `Counts.auroc_variance`, not zero;
+        differences are then conservative.
     """
     patients, artifacts = labels.shape
     influence = np.full((patients, len(logits) * artifacts), np.nan)

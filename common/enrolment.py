@@ -1,8 +1,9 @@
 """What a hospital and a coordinator hand each other before the first run: `request.zip` and `kit.zip`.
 
-A request holds public keys and what the operator says of the site. A kit holds the federation's address, its certificate authority and
-the coordinator's public key. Neither holds a private key. Both are signed by their maker; a kit is trusted because the operator compares
-its fingerprint with one that reached the hospital another way (telephone, letterhead).
+A request holds public keys and what the operator says of the site. A kit holds the federation's address, its
+certificate authority and the coordinator's public key. Neither holds a private key. Both are signed by their
+maker; a kit is trusted because the operator compares its fingerprint with one that reached the hospital
+another way (telephone, letterhead).
 """
 
 from __future__ import annotations
@@ -15,33 +16,31 @@ import zipfile
 import zlib
 from datetime import date
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from common.errors import ConfigError, RunError
-from common.plan import MOST_PATIENTS, SITE_NAME, describe_validation
+from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
 from common.signing import fingerprint, parse_public, public_text, sign, verify
+from common.strict import StrictModel, describe_validation
 
 MOST_BYTES = 1 << 20
 _REQUEST, _KIT, _SIGNATURE = "request.json", "kit.json", "signature"
-P = TypeVar("P", bound="_Paper")
+P = TypeVar("P", bound="StrictModel")
 _DOMAINS = {_REQUEST: b"fedqc request v1\0", _KIT: b"fedqc kit v1\0"}
 
 
-class _Paper(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Request(_Paper):
+class Request(StrictModel):
     """A hospital asks to take part."""
 
     site: str = Field(pattern=SITE_NAME)
-    kind: Literal["hospital", "public", "synthetic"]
-    nominal_patients: int = Field(ge=1, le=MOST_PATIENTS)
+    kind: SiteKind
+    nominal_patients: int = Field(ge=1, le=MAX_PATIENTS)
     stand_in: str = Field(default="", max_length=500)
-    node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$", max_length=500)  # OpenSSH public key of the network side
+    # OpenSSH public key of the network side
+    node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$", max_length=500)
     signing_key: str = Field(max_length=64)  # Ed25519 public key of the agent, base64
     version: str = Field(max_length=32)
 
@@ -51,22 +50,26 @@ class Request(_Paper):
         return fingerprint(json.dumps([self.site, self.node_key, self.signing_key]).encode())
 
 
-class Kit(_Paper):
+class Kit(StrictModel):
     """A coordinator lets a hospital take part."""
 
     federation: str = Field(pattern=SITE_NAME)
     site: str = Field(pattern=SITE_NAME)
-    address: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", max_length=300)  # host:port of the proxy
+    # host:port of the proxy
+    address: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", max_length=300)
     ca_certificate: str = Field(max_length=20_000)  # PEM
     coordinator_key: str = Field(max_length=64)  # Ed25519 public key, base64
-    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the only Flower app that this site's node will serve
+    # of the only Flower app that this site's node will serve
+    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     site_key: str = Field(max_length=64)  # the site's own signing key, as enrolled
     version: str = Field(max_length=32)
     expires: date  # of the enrolment; a renewed kit moves it
 
     @property
     def fingerprint(self) -> str:
-        """What the coordinator publishes: the same for every site of a federation, for as long as its keys last."""
+        """What the coordinator publishes: the same for every site of a federation, for as long as its keys
+        last.
+        """
         return federation_fingerprint(self.ca_certificate, self.coordinator_key)
 
 
@@ -84,7 +87,9 @@ def write_kit(path: Path, kit: Kit, key: Ed25519PrivateKey) -> None:
 
 
 def read_request(path: Path) -> Request:
-    """Raises ConfigError (code `bad-request-file`): not a request, altered, or not signed by the key it names."""
+    """Raises ConfigError (code `bad-request-file`): not a request, altered, or not signed by the key it
+    names.
+    """
     text, signature = _read(path, _REQUEST, "bad-request-file")
     request = _parse(Request, text, path, "bad-request-file")
     _check(path, text, signature, request.signing_key, _REQUEST, "bad-request-file")
@@ -102,17 +107,22 @@ def read_kit(path: Path) -> Kit:
     return kit
 
 
-def _write(path: Path, name: str, paper: _Paper, key: Ed25519PrivateKey) -> None:
+def _write(path: Path, name: str, paper: StrictModel, key: Ed25519PrivateKey) -> None:
     text = paper.model_dump_json(indent=1)
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, text)
-        archive.writestr(_SIGNATURE, base64.b64encode(sign(text, key, _DOMAINS[name])).decode() + "\n" + public_text(key) + "\n")
+        archive.writestr(
+            _SIGNATURE,
+            base64.b64encode(sign(text, key, _DOMAINS[name])).decode() + "\n" + public_text(key) + "\n",
+        )
     try:
         with path.open("xb") as file:
             file.write(held.getvalue())
     except FileExistsError:
-        raise ConfigError(f"{path}: exists already", code="output-exists", hint="name another file, or move it away") from None
+        raise ConfigError(
+            f"{path}: exists already", code="output-exists", hint="name another file, or move it away"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})", code="not-writable") from None
 
@@ -124,7 +134,10 @@ def _read(path: Path, name: str, code: str) -> tuple[str, bytes]:
             raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes", code=code)
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            if sorted(info.filename for info in infos) != [name, _SIGNATURE] or sum(info.file_size for info in infos) > MOST_BYTES:
+            if (
+                sorted(info.filename for info in infos) != [name, _SIGNATURE]
+                or sum(info.file_size for info in infos) > MOST_BYTES
+            ):
                 raise ConfigError(f"{path}: must hold {name} and {_SIGNATURE}, nothing else", code=code)
             text = archive.read(name).decode("utf-8")
             return text, base64.b64decode(archive.read(_SIGNATURE).split()[0], validate=True)
@@ -145,4 +158,6 @@ def _check(path: Path, text: str, signature: bytes, key: str, name: str, code: s
     try:
         verify(text, signature, parse_public(key), _DOMAINS[name])
     except (RunError, ConfigError):
-        raise ConfigError(f"{path}: was altered after it was signed", code=code, hint="ask for it again") from None
+        raise ConfigError(
+            f"{path}: was altered after it was signed", code=code, hint="ask for it again"
+        ) from None

@@ -73,7 +73,9 @@ class RefusedError(FedqcError):
     exit_status = 4
     code = "refused"
 
-    def __init__(self, message: str, *, code: str | None = None, hint: str = "", public_reason: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, hint: str = "", public_reason: str = ""
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.public_reason = public_reason
 

@@ -1,6 +1,7 @@
 """Running slices through a network: the training loop in plain PyTorch, scoring, feature extraction.
 
-One loop for a hospital, for the pooled baseline and for the public start, so that comparisons compare like with like.
+One loop for a hospital, for the pooled baseline and for the public start, so that comparisons compare like
+with like.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.imaging.preprocess import to_channels
 from common.losses import loss_named
 from common.models import as_classifier
 from common.plan import Training
+from common.preprocess import to_channels
 
 SCORING_BATCH = 64
 
 
 def seed_for(seed: int, site: str, round_number: int) -> int:
-    """The seed of one site's shuffles in one round: derived, never carried, so that a resumed run repeats it."""
+    """The seed of one site's shuffles in one round: derived, never carried, so that a resumed run repeats
+    it.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{site}/{round_number}".encode()).digest()[:7], "little")
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Tell glibc not to return a batch's memory to the kernel: faulting it in again costs a sixth of the CPU of training."""
+    """Tell glibc not to return a batch's memory to the kernel: faulting it in again costs a sixth of the CPU
+    of training.
+    """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(AttributeError, OSError):  # another C library
         library = ctypes.CDLL(None)
@@ -38,7 +43,9 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_threshold, 32 << 20)
 
 
-def batches(images: np.ndarray, modality: np.ndarray, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+def batches(
+    images: np.ndarray, modality: np.ndarray, rows: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`."""
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
@@ -59,7 +66,8 @@ def train_epochs(
     """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
 
     Args:
-        images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not assessed.
+        images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
+            assessed.
         seed: decides the shuffles, and nothing else is random.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
@@ -77,10 +85,14 @@ def train_epochs(
             step(torch.autograd.grad(loss, parameters))
 
 
-def adam(parameters: list[Tensor], learning_rate: float, weight_decay: float) -> Callable[[tuple[Tensor, ...]], None]:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), betas .9 and .999, as a function of the gradients.
+def adam(
+    parameters: list[Tensor], learning_rate: float, weight_decay: float
+) -> Callable[[tuple[Tensor, ...]], None]:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), betas .9 and .999, as a function of
+    the gradients.
 
-    Ours because torch.optim imports torch._dynamo when the first optimizer is built: a second of CPU in every process.
+    Ours because torch.optim imports torch._dynamo when the first optimizer is built: a second of CPU in every
+    process.
     """
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
@@ -112,15 +124,21 @@ def score(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.n
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def extract_features(
+    model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     """What the head sees for each of `rows`, float32 (len(rows), F)."""
     model.eval()
     network = as_classifier(model)
-    return np.concatenate([network.features(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)])
+    return np.concatenate(
+        [network.features(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+    )
 
 
 def get_threads() -> int:
-    """Threads that torch computes with in this process; another number may change the last bit of a result."""
+    """Threads that torch computes with in this process; another number may change the last bit of a
+    result.
+    """
     return torch.get_num_threads()
 
 

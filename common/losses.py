@@ -1,11 +1,12 @@
 """Losses, one number per sample: what makes clipping bound one patient.
 
-Every loss takes logits (B, A) and labels (B, A) and gives shape (B,). Sample i's loss is a function of sample i alone, so that its gradient
-is too. A loss that sums over the batch before a ratio (batch Dice, a divisor that counts the batch's valid labels) would let one
-patient change another's gradient and void the guarantee; a property test holds every entry of `LOSSES` to this.
+Every loss takes logits (B, A) and labels (B, A) and gives shape (B,). Sample i's loss is a function of sample
+i alone, so that its gradient is too. A loss that sums over the batch before a ratio (batch Dice, a divisor
+that counts the batch's valid labels) would let one patient change another's gradient and void the guarantee;
+a property test holds every entry of `LOSSES` to this.
 
-A label is 1 (present), 0 (absent), a severity between, or nan: not assessed, or the artifact cannot occur in this modality. Outputs
-that are nan in the labels take no part in the loss.
+A label is 1 (present), 0 (absent), a severity between, or nan: not assessed, or the artifact cannot occur in
+this modality. Outputs that are nan in the labels take no part in the loss.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
 def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """Soft Dice loss per sample over the artifact axis, 0 where no artifact is assessed.
 
-    1 - (2 sum p t + s) / (sum p^2 + sum t^2 + s), p = sigmoid(logits), sums over that sample's assessed artifacts, s = 1.
+    1 - (2 sum p t + s) / (sum p^2 + sum t^2 + s), p = sigmoid(logits), sums over that sample's assessed
+    artifacts, s = 1.
 
     Args, Returns: as `masked_bce`.
     """
@@ -52,9 +54,14 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def bce_dice(alpha: float = 1.0, beta: float = 1.0) -> PerSampleLoss:
-    """The loss alpha * `masked_bce` + beta * `soft_dice`; alpha and beta are public numbers, at least 0, not both 0."""
+    """The loss alpha * `masked_bce` + beta * `soft_dice`; alpha and beta are public numbers, at least 0, not
+    both 0.
+    """
     if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
-        raise ConfigError(f"bce_dice: alpha = {alpha}, beta = {beta} must be at least 0, finite, and not both 0", code="bad-loss")
+        raise ConfigError(
+            f"bce_dice: alpha = {alpha}, beta = {beta} must be at least 0, finite, and not both 0",
+            code="bad-loss",
+        )
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return alpha * masked_bce(logits, labels) + beta * soft_dice(logits, labels)
@@ -83,6 +90,8 @@ def loss_named(name: str) -> PerSampleLoss:
 def _assessed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Which outputs count, and targets with 0 where they do not."""
     if logits.ndim != 2 or logits.shape != labels.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must both be (samples, artifacts)")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must both be (samples, artifacts)"
+        )
     assessed = ~labels.isnan()
     return assessed, torch.where(assessed, labels, 0.0).to(logits.dtype)

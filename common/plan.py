@@ -1,7 +1,7 @@
 """What a coordinator asks for: the run plan, read from YAML, hashed as canonical JSON.
 
-A plan *requests*; each hospital's policy (client/policy.py) *caps*. A plan names only what differs from the defaults
-below, and is validated before anything is sent.
+A plan *requests*; each hospital's policy (client/site/policy.py) *caps*. A plan names only what differs from
+the defaults below, and is validated before anything is sent.
 """
 
 from __future__ import annotations
@@ -9,25 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.errors import PlanError
+from common.names import SITE_NAME
+from common.strict import StrictModel, describe_validation, strict_yaml
 
 ARM_NAMES = ("public", "local", "federated", "federated_dp", "pooled")
 Arm = Literal["public", "local", "federated", "federated_dp", "pooled"]
-SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
-MOST_PATIENTS = 10_000_000  # of one site: 800 such sites at the update limit still sum within 64 bits
-
-
-class StrictModel(BaseModel):
-    """Frozen, no unknown keys, no silent conversion between kinds of value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Split(StrictModel):
@@ -49,7 +42,8 @@ class Model(StrictModel):
     """Which network, and the public weights that every arm starts from."""
 
     name: str = "small_cnn"
-    initial: str = "package:small_cnn.safetensors"  # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
+    # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
+    initial: str = "package:small_cnn.safetensors"
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
@@ -61,7 +55,9 @@ class Training(StrictModel):
     batch_size: int = Field(default=16, ge=1, le=4096)  # slices
     learning_rate: float = Field(default=1e-3, ge=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: the learning rate falls to nothing over the rounds
+    schedule: Literal["constant", "cosine"] = (
+        "constant"  # cosine: the learning rate falls to nothing over the rounds
+    )
     loss: str = "bce"
 
     def in_round(self, number: int) -> Training:
@@ -73,7 +69,8 @@ class Training(StrictModel):
 
 
 class Privacy(StrictModel):
-    """The private arm: a linear head on frozen public features, trained under patient-level differential privacy.
+    """The private arm: a linear head on frozen public features, trained under patient-level differential
+    privacy.
 
     The noise multiplier is derived from `epsilon` over the whole run, unless it is stated.
     """
@@ -82,7 +79,8 @@ class Privacy(StrictModel):
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)  # probability of failure, well below 1 / patients
     clip_norm: float = Field(default=1.0, gt=0, le=1000)  # L2 bound on one patient's gradient
     sample_rate: float = Field(default=1.0, ge=1e-9, le=1)  # q: chance that a patient takes part in a step
-    noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)  # overrides the one derived from epsilon
+    # overrides the one derived from epsilon
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)
     learning_rate: float = Field(default=3.0, gt=0, le=1000)
     max_slices_per_patient: int = Field(default=4, ge=1, le=64)
 
@@ -90,12 +88,17 @@ class Privacy(StrictModel):
 class Federation(StrictModel):
     quorum: int = Field(default=2, ge=1)  # valid answers without which a round is not averaged
     deadline_s: float = Field(default=3600, gt=0, le=1e7)  # how long a round waits for an answer
-    patience_s: float = Field(default=120, ge=0, le=1e7)  # how long a site that went away during a round may take to come back
-    codec: Literal["plain", "lossless", "int8"] = "lossless"  # of models and updates on the way; int8 rounds updates at random
+    # how long a site that went away during a round may take to come back
+    patience_s: float = Field(default=120, ge=0, le=1e7)
+    codec: Literal["plain", "lossless", "int8"] = (
+        "lossless"  # of models and updates on the way; int8 rounds updates at random
+    )
 
 
 class PublicSet(StrictModel):
-    """The coordinator's own phantoms: curves over rounds and every choice come from here, never from a site."""
+    """The coordinator's own phantoms: curves over rounds and every choice come from here, never from a
+    site.
+    """
 
     patients: int = Field(default=60, ge=2, le=5000)
     seed: int = 20261
@@ -122,7 +125,9 @@ class RunPlan(StrictModel):
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
         if self.model.initial == "random" and "federated_dp" in self.arms:
-            raise ValueError("arms: federated_dp trains a head on public features, and model.initial = random has none")
+            raise ValueError(
+                "arms: federated_dp trains a head on public features, and model.initial = random has none"
+            )
         return self
 
     @property
@@ -135,7 +140,9 @@ class RunPlan(StrictModel):
         return max(1, round(self.training.local_epochs / self.privacy.sample_rate))
 
     def canonical_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
 
     def sha256(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
@@ -149,51 +156,23 @@ def parse_plan(values: object, *, where: str = "plan") -> RunPlan:
     """
     if not isinstance(values, dict):
         found = type(values).__name__
-        raise PlanError(f"{where}: expected a mapping of plan keys, found {found}", hint="start from configs/plans/demo.yaml")
+        raise PlanError(
+            f"{where}: expected a mapping of plan keys, found {found}",
+            hint="start from configs/plans/demo.yaml",
+        )
     try:
-        return RunPlan.model_validate_json(json.dumps(values))  # JSON rules: lists become tuples, still strict
+        # JSON rules: lists become tuples, still strict
+        return RunPlan.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise PlanError(f"{where}: {describe_validation(error)}", hint=_more(error)) from None
     except (TypeError, ValueError) as error:
         raise PlanError(f"{where}: {error}") from None
 
 
-def describe_validation(error: ValidationError) -> str:
-    """One line for the first problem of a pydantic error: field, value, what was expected."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key `{field}`"
-    value = first.get("input")
-    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
-    return f"`{field}`{shown}: {first['msg']}"
-
-
 def _more(error: ValidationError) -> str:
     others = len(error.errors()) - 1
     keys = "keys: " + ", ".join(RunPlan.model_fields)
     return f"and {others} more; {keys}" if others else keys
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-5 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [key.value for key, _ in node.value]
-        for key in seen:
-            if seen.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def strict_yaml(text: str | bytes) -> Any:
-    """The content of a YAML document; raises yaml.YAMLError for what it refuses."""
-    return yaml.load(text, Loader=_StrictLoader)
 
 
 def read_plan(path: Path) -> RunPlan:
@@ -205,7 +184,11 @@ def read_plan(path: Path) -> RunPlan:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read ({error.strerror})", code="no-such-plan", hint="plans lie in configs/plans/") from None
+        raise PlanError(
+            f"{path}: cannot be read ({error.strerror})",
+            code="no-such-plan",
+            hint="plans lie in configs/plans/",
+        ) from None
     except UnicodeDecodeError as error:
         raise PlanError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:

@@ -1,11 +1,13 @@
 """What is signed, by whom, over which bytes.
 
-Whoever sends signs a *statement* about the payload's final bytes: which site, kind of message, run, arm, round, plan, base model and
-payload (as SHA-256), and the nonce that the coordinator drew for this question. The signature (Ed25519, RFC 8032) covers a domain
-tag and the statement's exact text, so that no signature made here can be read as one over something else.
+Whoever sends signs a *statement* about the payload's final bytes: which site, kind of message, run, arm,
+round, plan, base model and payload (as SHA-256), and the nonce that the coordinator drew for this question.
+The signature (Ed25519, RFC 8032) covers a domain tag and the statement's exact text, so that no signature
+made here can be read as one over something else.
 
-The coordinator signs tasks with the key whose fingerprint a hospital pinned when it joined. A hospital signs answers inside its agent,
-with a key that never leaves the site. Transport proves who is connected; only this proves who said what.
+The coordinator signs tasks with the key whose fingerprint a hospital pinned when it joined. A hospital signs
+answers inside its agent, with a key that never leaves the site. Transport proves who is connected; only this
+proves who said what.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from common.errors import ConfigError, RunError
+from common.strict import StrictModel
 
 DOMAIN = b"fedqc wire statement v1\0"
 
 
-class Statement(BaseModel):
+class Statement(StrictModel):
     """What a signature vouches for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    site: str = Field(default="", max_length=32)  # whom a task is for, or who answers; empty: whoever is asked to introduce itself
+    # whom a task is for, or who answers; empty: whoever is asked to introduce itself
+    site: str = Field(default="", max_length=32)
     kind: str = Field(max_length=32)  # name of the message
     run: str = Field(default="", max_length=200)
     arm: str = Field(default="", max_length=32)
@@ -63,7 +65,9 @@ def sign(text: str | bytes, key: Ed25519PrivateKey, domain: bytes = DOMAIN) -> b
 
 
 def verify(text: str | bytes, signature: bytes, key: Ed25519PublicKey, domain: bytes = DOMAIN) -> None:
-    """Raises RunError (code `bad-signature`) unless `signature` is the key owner's over this domain and text."""
+    """Raises RunError (code `bad-signature`) unless `signature` is the key owner's over this domain and
+    text.
+    """
     try:
         key.verify(signature, domain + (text.encode() if isinstance(text, str) else text))
     except InvalidSignature:
@@ -74,16 +78,21 @@ def new_key(path: Path) -> Ed25519PrivateKey:
     """Make a signing key, PEM (PKCS #8), readable by its owner only.
 
     Raises:
-        ConfigError: there is one already (code `key-exists`): replacing it would disown everything signed so far.
+        ConfigError: there is one already (code `key-exists`): replacing it would disown everything signed so
+            far.
     """
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     write_secret(path, pem)
     return key
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a new file of mode 0600, whole or not at all; never over another (ConfigError, code `key-exists`)."""
+    """Write a new file of mode 0600, whole or not at all; never over another (ConfigError, code
+    `key-exists`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -110,7 +119,9 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a signing key that can be read ({error})", code="bad-key") from None
     if mode & 0o077:
-        raise ConfigError(f"{path}: has mode {mode:04o}, others may read it", code="bad-key", hint=f"chmod 600 {path}")
+        raise ConfigError(
+            f"{path}: has mode {mode:04o}, others may read it", code="bad-key", hint=f"chmod 600 {path}"
+        )
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: not an Ed25519 key", code="bad-key")
     return key
@@ -119,7 +130,9 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 def public_text(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
     """The public key as base64 of its 32 bytes."""
     public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
-    return base64.b64encode(public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)).decode()
+    return base64.b64encode(
+        public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    ).decode()
 
 
 def parse_public(text: str) -> Ed25519PublicKey:

@@ -1,10 +1,12 @@
-"""A model as ONE flat float32 array plus a manifest, updates as integers on a public grid, and both as frames of bytes.
+"""A model as ONE flat float32 array plus a manifest, updates as integers on a public grid, and both as frames
+of bytes.
 
 One array crosses Flower in a third of the time of one array a layer; integers make sums exact in any order.
 
-A frame is a uint8 array: a tag of four bytes (kind and version), the CRC-32 of tag and body, and a body of zstd (RFC 8878, without its
-magic number) that declares its content's size. The receiver knows what size to expect, and refuses any other before it allocates. The CRC
-finds accidents; against forgery there is the signature of the message that a frame travels in.
+A frame is a uint8 array: a tag of four bytes (kind and version), the CRC-32 of tag and body, and a body of
+zstd (RFC 8878, without its magic number) that declares its content's size. The receiver knows what size to
+expect, and refuses any other before it allocates. The CRC finds accidents; against forgery there is the
+signature of the message that a frame travels in.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ LIMIT = 2**30
 """Largest magnitude of one update value in grid steps: larger is refused, never wrapped."""
 
 MOST_EXACT_WEIGHT = 2**21
-"""Up to this total weight a mean in floating point, which takes less than half the time, is rounded as in integers."""
+"""Up to this total weight a mean in floating point, which takes less than half the time, is rounded as in
+integers.
+"""
 
 REACH = LIMIT * GRID
 """The same in weight units: 64."""
@@ -51,7 +55,9 @@ STEPS, FLOATS, INT8 = b"fqs1", b"fqf1", b"fq81"
 HEADER = struct.Struct("<4sI")
 
 ZSTD_LEVEL = 1
-"""Level 3 costs up to 2.5 times as much, takes 0.4 % off a trained update and makes noised ones and models larger."""
+"""Level 3 costs up to 2.5 times as much, takes 0.4 % off a trained update and makes noised ones and models
+larger.
+"""
 
 MOST_WINDOW = 8 << 20
 """Bytes that any zstd decoder must be ready to look back over (RFC 8878, section 3.1.1.1.2)."""
@@ -69,7 +75,9 @@ class Manifest:
         return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
 
     def part(self, prefix: str) -> slice:
-        """The stretch of the flat array whose tensor names begin with `prefix`; they must lie side by side."""
+        """The stretch of the flat array whose tensor names begin with `prefix`; they must lie side by
+        side.
+        """
         ends = np.cumsum([0] + [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes])
         inside = [position for position, name in enumerate(self.names) if name.startswith(prefix)]
         if not inside or inside != list(range(inside[0], inside[-1] + 1)):
@@ -77,7 +85,10 @@ class Manifest:
         return slice(int(ends[inside[0]]), int(ends[inside[-1] + 1]))
 
     def sha256(self) -> str:
-        text = json.dumps([[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)], separators=(",", ":"))
+        text = json.dumps(
+            [[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)],
+            separators=(",", ":"),
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -87,7 +98,9 @@ def manifest_of(state: Mapping[str, torch.Tensor]) -> Manifest:
 
 def flatten(state: Mapping[str, torch.Tensor]) -> np.ndarray:
     """All tensors of a state dict, in its order, as one float32 array of shape (manifest.size,)."""
-    return np.concatenate([tensor.detach().cpu().numpy().astype(np.float32, copy=False).ravel() for tensor in state.values()])
+    return np.concatenate(
+        [tensor.detach().cpu().numpy().astype(np.float32, copy=False).ravel() for tensor in state.values()]
+    )
 
 
 def unflatten(flat: np.ndarray, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -99,11 +112,15 @@ def unflatten(flat: np.ndarray, manifest: Manifest) -> dict[str, torch.Tensor]:
     import torch
 
     if flat.shape != (manifest.size,):
-        raise RunError(f"model array has shape {flat.shape}, the manifest needs ({manifest.size},)", code="wrong-model")
+        raise RunError(
+            f"model array has shape {flat.shape}, the manifest needs ({manifest.size},)", code="wrong-model"
+        )
     state, start = {}, 0
     for name, shape in zip(manifest.names, manifest.shapes, strict=True):
         count = int(np.prod(shape, dtype=np.int64))
-        state[name] = torch.from_numpy(flat[start : start + count].reshape(shape).astype(np.float32, copy=True))
+        state[name] = torch.from_numpy(
+            flat[start : start + count].reshape(shape).astype(np.float32, copy=True)
+        )
         start += count
     return state
 
@@ -121,7 +138,11 @@ def to_grid(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     """
     steps = np.rint((after.astype(np.float64) - before.astype(np.float64)) / GRID)
     if not np.all(np.isfinite(steps)) or np.abs(steps).max(initial=0) > LIMIT:
-        raise RunError("the update is not finite or too large for the grid", code="diverged", hint="lower training.learning_rate")
+        raise RunError(
+            "the update is not finite or too large for the grid",
+            code="diverged",
+            hint="lower training.learning_rate",
+        )
     return steps.astype(np.int32)
 
 
@@ -137,13 +158,16 @@ def mean_steps(total: np.ndarray, weight: int) -> np.ndarray:
         raise RunError("the mean of no update", code="diverged")
     most = LIMIT * weight
     if total.max(initial=0) > most or total.min(initial=0) < -most:
-        raise RunError("the mean update is too large for the grid", code="diverged", hint="lower training.learning_rate")
+        raise RunError(
+            "the mean update is too large for the grid", code="diverged", hint="lower training.learning_rate"
+        )
     if weight > MOST_EXACT_WEIGHT:
         whole, rest = np.divmod(total, np.int64(weight))
         rest *= 2
         whole += (rest > weight) | ((rest == weight) & (whole & 1 == 1))
         return whole.astype(np.int32)
-    # a quotient is off by 2^-24 at most, a step that is not halfway between two lies 2^-22 or more from there, and halves are exact
+    # a quotient is off by 2^-24 at most, a step that is not halfway between two lies 2^-22 or more from
+    # there, and halves are exact
     mean = np.empty(total.shape, np.int32)
     for start in range(0, len(total), IN_CACHE):
         part = total[start : start + IN_CACHE] / weight
@@ -152,9 +176,11 @@ def mean_steps(total: np.ndarray, weight: int) -> np.ndarray:
 
 
 def advance(base: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """`base + GRID * steps` as float32, same shape; whoever holds `base` and the int32 steps gets the same bits.
+    """`base + GRID * steps` as float32, same shape; whoever holds `base` and the int32 steps gets the same
+    bits.
 
-    The mean of a round is therefore rounded to the grid first (`mean_steps`): the price is half a step, 2^-25, in each weight.
+    The mean of a round is therefore rounded to the grid first (`mean_steps`): the price is half a step,
+    2^-25, in each weight.
     """
     after = np.empty(base.shape, np.float32)
     for start in range(0, len(base), IN_CACHE):
@@ -167,7 +193,8 @@ def advance(base: np.ndarray, steps: np.ndarray) -> np.ndarray:
 def encode_steps(steps: np.ndarray) -> np.ndarray:
     """A frame, uint8 (bytes,), that holds int32 steps (n,) without loss.
 
-    Signs go to the lowest bit, so that small values of either sign have zeros above; then all first bytes, all second bytes, and so on.
+    Signs go to the lowest bit, so that small values of either sign have zeros above; then all first bytes,
+    all second bytes, and so on.
     """
     unsigned = np.ascontiguousarray(steps).view(np.uint32)
     return _pack(STEPS, _planes(unsigned << 1 ^ (steps >> 31).view(np.uint32)))
@@ -184,7 +211,9 @@ def decode_steps(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode_floats(flat: np.ndarray) -> np.ndarray:
-    """A frame, uint8 (bytes,), that holds float32 (n,) bit for bit, for a receiver that holds no earlier model."""
+    """A frame, uint8 (bytes,), that holds float32 (n,) bit for bit, for a receiver that holds no earlier
+    model.
+    """
     return _pack(FLOATS, _planes(np.ascontiguousarray(flat, np.float32).view(np.uint32)))
 
 
@@ -196,15 +225,19 @@ def decode_floats(frame: np.ndarray, size: int) -> np.ndarray:
 def quantize_int8(steps: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
     """A frame of one byte a value before zstd, and the variance that this adds.
 
-    Each block of 1024 values has the smallest power of two 2^k as its scale with which it fits into -127 ... 127. A value v becomes
-    floor((v + r) / 2^k), r uniform on 0 ... 2^k - 1: what arrives is v on average, exactly, in whole grid steps, and never beyond LIMIT.
+    Each block of 1024 values has the smallest power of two 2^k as its scale with which it fits into -127 ...
+    127. A value v becomes floor((v + r) / 2^k), r uniform on 0 ... 2^k - 1: what arrives is v on average,
+    exactly, in whole grid steps, and never beyond LIMIT.
 
     Args:
-        steps: int32 (n,). In a private run they are noised already: this is post-processing and costs no privacy.
-        generator: decides the rounding. Sites must not share one, or their errors add up instead of averaging out.
+        steps: int32 (n,). In a private run they are noised already: this is post-processing and costs no
+            privacy.
+        generator: decides the rounding. Sites must not share one, or their errors add up instead of averaging
+            out.
     Returns:
-        uint8 (bytes,), and the mean over the values of the variance of their rounding, in weight units squared. It is exact given the
-        steps, from their remainders f: 4^k f (1 - f). It is a function of the steps alone.
+        uint8 (bytes,), and the mean over the values of the variance of their rounding, in weight units
+        squared. It is exact given the steps, from their remainders f: 4^k f (1 - f). It is a function of the
+        steps alone.
     Raises:
         RunError: a value lies beyond LIMIT (code `diverged`).
     """
@@ -212,8 +245,11 @@ def quantize_int8(steps: np.ndarray, generator: np.random.Generator) -> tuple[np
     blocks.reshape(-1)[: steps.size] = steps
     largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1).astype(np.int64))
     if largest.max(initial=0) > LIMIT:
-        raise RunError("the update is too large for the grid", code="diverged", hint="lower training.learning_rate")
-    _, shifts = np.frexp(np.maximum(-(-largest // 127) - 1, 0).astype(np.float64))  # bits of ceil(largest / 127) - 1
+        raise RunError(
+            "the update is too large for the grid", code="diverged", hint="lower training.learning_rate"
+        )
+    # bits of ceil(largest / 127) - 1
+    _, shifts = np.frexp(np.maximum(-(-largest // 127) - 1, 0).astype(np.float64))
     below = (np.int32(1) << shifts[:, None]) - 1
     rests = (blocks & below) * np.ldexp(np.float32(1), -shifts)[:, None]  # in [0, 1), exact
     added = float(((rests - rests * rests).sum(axis=1, dtype=np.float64) * 4.0**shifts).sum())
@@ -261,14 +297,20 @@ def _from_planes(content: np.ndarray) -> np.ndarray:
 
 def _pack(tag: bytes, content: np.ndarray) -> np.ndarray:
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL, source_size=content.nbytes, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=True, write_checksum=False
+        ZSTD_LEVEL,
+        source_size=content.nbytes,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=True,
+        write_checksum=False,
     )
     body = zstandard.ZstdCompressor(compression_params=parameters).compress(content.data)
     return np.frombuffer(HEADER.pack(tag, zlib.crc32(body, zlib.crc32(tag))) + body, np.uint8)
 
 
 def _unpack(tag: bytes, frame: np.ndarray, length: int) -> np.ndarray:
-    """The `length` bytes in a frame, uint8; everything that it declares is checked before they are allocated."""
+    """The `length` bytes in a frame, uint8; everything that it declares is checked before they are
+    allocated.
+    """
     if frame.dtype != np.uint8 or frame.ndim != 1 or frame.size < HEADER.size:
         raise _bad_frame("no header")
     data = np.ascontiguousarray(frame).data
@@ -291,7 +333,11 @@ def _unpack(tag: bytes, frame: np.ndarray, length: int) -> np.ndarray:
 
 
 def _bad_frame(found: str) -> RunError:
-    return RunError(f"not a frame of this model: {found}", code="bad-frame", hint="damaged on the way, or made by another version of fedqc")
+    return RunError(
+        f"not a frame of this model: {found}",
+        code="bad-frame",
+        hint="damaged on the way, or made by another version of fedqc",
+    )
 
 
 def resolve_initial(reference: str, sha256: str | None) -> Path:
@@ -312,5 +358,8 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
     if sha256 is not None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != sha256:
-            raise ConfigError(f"model.initial = {reference!r} has sha256 {found}, the plan says {sha256}", code="wrong-initial-weights")
+            raise ConfigError(
+                f"model.initial = {reference!r} has sha256 {found}, the plan says {sha256}",
+                code="wrong-initial-weights",
+            )
     return path

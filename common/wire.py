@@ -2,7 +2,8 @@
 
 PUBLIC     a function of plan, policy and ledger only.
 DP         computed from patients, clipped, noised, charged to the ledger. In a run without privacy the same field is
-           outside any guarantee; such a run needs `allow_non_private` and says *not private* in everything it makes.
+           outside any guarantee; such a run needs `allow_non_private` and says *not private* in everything it
+           makes.
 DISCLOSED  computed from patients without noise; leaves only if the operator's policy says so.
 
 Adding a field is a privacy decision: tests/common/test_wire.py spells the list out.
@@ -22,9 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from common.errors import RunError
-from common.plan import MOST_PATIENTS, SITE_NAME
-
-Kind = Literal["hospital", "public", "synthetic"]
+from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
 
 
 class Crossing(Enum):
@@ -50,7 +49,11 @@ class WireMessage(BaseModel):
 
     @classmethod
     def array_fields(cls) -> tuple[str, ...]:
-        return tuple(name for name, hint in get_type_hints(cls).items() if hint is np.ndarray and name in cls.model_fields)
+        return tuple(
+            name
+            for name, hint in get_type_hints(cls).items()
+            if hint is np.ndarray and name in cls.model_fields
+        )
 
     def _parts(self) -> tuple[str, dict[str, np.ndarray]]:
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.array_fields()}
@@ -61,11 +64,17 @@ class WireMessage(BaseModel):
     def _join(cls, text: str, arrays: dict[str, np.ndarray]) -> Self:
         try:
             values: Any = json.loads(text)
-            if not isinstance(values, dict) or values.pop("type", None) != cls.__name__ or set(arrays) != set(cls.array_fields()):
+            if (
+                not isinstance(values, dict)
+                or values.pop("type", None) != cls.__name__
+                or set(arrays) != set(cls.array_fields())
+            ):
                 raise RunError(f"expected a {cls.__name__}", code="bad-message")
             return cls.model_validate(values | arrays)
         except (ValidationError, ValueError, RecursionError) as error:
-            raise RunError(f"malformed {cls.__name__}: {str(error).splitlines()[0]}", code="bad-message") from None
+            raise RunError(
+                f"malformed {cls.__name__}: {str(error).splitlines()[0]}", code="bad-message"
+            ) from None
 
     def to_record(self) -> RecordDict:
         """In an envelope that nobody signed: a simulation, where there is nobody to deceive."""
@@ -73,7 +82,9 @@ class WireMessage(BaseModel):
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
-        """Raises RunError (code bad-message) unless the record holds exactly this message. Whose it is, the caller has checked."""
+        """Raises RunError (code bad-message) unless the record holds exactly this message. Whose it is, the
+        caller has checked.
+        """
         return cls.from_bytes(Envelope.from_record(record).payload)
 
     def to_bytes(self) -> bytes:
@@ -93,16 +104,20 @@ class WireMessage(BaseModel):
 
 
 SMALL_BYTES = 64 << 10
-"""A payload up to here lies beside its seal: a message is then three of Flower's objects, each a request at every hop, and not six."""
+"""A payload up to here lies beside its seal: a message is then three of Flower's objects, each a request at
+every hop, and not six.
+"""
 
 PULLING: dict[str, Any] = {"initial_backoff": 0.05, "backoff_cap": 1.0, "max_tries_per_object": None}
-"""How Flower is made to look again for an object that is still on its way. Its own way, after 1, 2, 4, 8 and then every 10 s, 500 times,
-costs a round more time than anything else in it."""
+"""How Flower is made to look again for an object that is still on its way. Its own way, after 1, 2, 4, 8 and
+then every 10 s, 500 times, costs a round more time than anything else in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """A message's bytes, and who vouches for them: a `common.signing.Statement` as text and its signature, or neither."""
+    """A message's bytes, and who vouches for them: a `common.signing.Statement` as text and its signature, or
+    neither.
+    """
 
     payload: bytes
     statement: str = ""
@@ -117,21 +132,37 @@ class Envelope:
 
     @staticmethod
     def from_record(record: RecordDict) -> Envelope:
-        """Raises RunError (code bad-message) for a record of another form. The bytes stay bytes: nothing is decoded here."""
+        """Raises RunError (code bad-message) for a record of another form. The bytes stay bytes: nothing is
+        decoded here.
+        """
         try:
             seal = record.config_records["seal"]
             statement, signature = seal["statement"], seal["signature"]
-            payload = seal["payload"] if "payload" in seal else record.array_records["payload"]["payload"].data
+            payload = (
+                seal["payload"] if "payload" in seal else record.array_records["payload"]["payload"].data
+            )
         except (KeyError, TypeError, AttributeError):
             raise RunError("expected an envelope", code="bad-message") from None
-        if not isinstance(statement, str) or not isinstance(signature, bytes) or not isinstance(payload, bytes):
+        if (
+            not isinstance(statement, str)
+            or not isinstance(signature, bytes)
+            or not isinstance(payload, bytes)
+        ):
             raise RunError("expected an envelope", code="bad-message")
         return Envelope(payload=payload, statement=statement, signature=signature)
 
     def to_bytes(self) -> bytes:
         """For the socket between a hospital's two processes."""
         text = self.statement.encode()
-        return b"".join((len(text).to_bytes(4, "little"), text, len(self.signature).to_bytes(4, "little"), self.signature, self.payload))
+        return b"".join(
+            (
+                len(text).to_bytes(4, "little"),
+                text,
+                len(self.signature).to_bytes(4, "little"),
+                self.signature,
+                self.payload,
+            )
+        )
 
     @staticmethod
     def from_bytes(data: bytes) -> Envelope:
@@ -144,7 +175,9 @@ class Envelope:
             statement = data[4:text_end].decode()
         except UnicodeDecodeError:
             raise RunError("expected the bytes of an envelope", code="bad-message") from None
-        return Envelope(payload=data[signature_end:], statement=statement, signature=data[text_end + 4 : signature_end])
+        return Envelope(
+            payload=data[signature_end:], statement=statement, signature=data[text_end + 4 : signature_end]
+        )
 
 
 def _header(data: bytes) -> str:
@@ -200,8 +233,9 @@ class DescribeTask(WireMessage):
 class TrainTask(WireMessage):
     """Coordinator to hospital: train from these weights. Holds nothing of any patient.
 
-    `base` is float32 (parameters,) in a plan with the plain codec. Else it is a frame, uint8 (bytes,), of `common.weights`: of the whole
-    model, or, where `held_sha256` names a model that the site has seen, of the whole steps from there in the part that is trained.
+    `base` is float32 (parameters,) in a plan with the plain codec. Else it is a frame, uint8 (bytes,), of
+    `common.weights`: of the whole model, or, where `held_sha256` names a model that the site has seen, of the
+        whole steps from there in the part that is trained.
     """
 
     run: str
@@ -214,7 +248,9 @@ class TrainTask(WireMessage):
 
 
 class EvaluateTask(WireMessage):
-    """Coordinator to hospital: score these models on your test patients, or on all of them where you never train."""
+    """Coordinator to hospital: score these models on your test patients, or on all of them where you never
+    train.
+    """
 
     run: str
     models: tuple[str, ...]
@@ -227,26 +263,32 @@ class SiteDescription(WireMessage):
     """Who answers: all of it is what the operator wrote into site.yaml."""
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
-    kind: Annotated[Kind, PUBLIC]
+    kind: Annotated[SiteKind, PUBLIC]
     members: Annotated[tuple[str, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
-    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)
+    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     stand_in: Annotated[Words, PUBLIC] = ""  # what a "patient" is here, when it is not a person
     version: Annotated[Words, PUBLIC]
 
 
 class SiteReadiness(WireMessage):
-    """A rehearsal's answer: a function of plan, policy, ledger, installed software and machine; no patient is looked at."""
+    """A rehearsal's answer: a function of plan, policy, ledger, installed software and machine; no patient is
+    looked at.
+    """
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
-    kind: Annotated[Kind, PUBLIC]
-    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)
+    kind: Annotated[SiteKind, PUBLIC]
+    nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     version: Annotated[str, PUBLIC] = Field(max_length=32, pattern=ONE_LINE)
     arms: Annotated[dict[str, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
     reasons: Annotated[dict[str, Words], PUBLIC]  # arm -> why it is refused
     evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
     data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
-    rounds_affordable: Annotated[int | None, PUBLIC] = None  # of the private arm, within what is left of the budget; None: no such arm
-    seconds_a_round: Annotated[float | None, PUBLIC] = None  # on random numbers, for the nominal number of patients
+    rounds_affordable: Annotated[int | None, PUBLIC] = (
+        None  # of the private arm, within what is left of the budget; None: no such arm
+    )
+    seconds_a_round: Annotated[float | None, PUBLIC] = (
+        None  # on random numbers, for the nominal number of patients
+    )
 
 
 class SiteUpdate(WireMessage):
@@ -257,12 +299,16 @@ class SiteUpdate(WireMessage):
     arm: Annotated[str, PUBLIC]
     round: Annotated[int, PUBLIC]
     base_sha256: Annotated[str, PUBLIC]
-    weight: Annotated[int, PUBLIC] = Field(ge=1, le=MOST_PATIENTS)  # the public nominal number of patients
+    weight: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)  # the public nominal number of patients
     private: Annotated[bool, PUBLIC]
     noise_multiplier: Annotated[float, PUBLIC] = 0.0
-    epsilon: Annotated[float | None, PUBLIC] = None  # of the whole run's schedule at this site; None: not private
+    epsilon: Annotated[float | None, PUBLIC] = (
+        None  # of the whole run's schedule at this site; None: not private
+    )
     delta: Annotated[float | None, PUBLIC] = None
-    added_variance: Annotated[float, DP] = 0.0  # that an int8 codec put on each value, in weight units squared
+    added_variance: Annotated[float, DP] = (
+        0.0  # that an int8 codec put on each value, in weight units squared
+    )
     update: Annotated[np.ndarray, DP]  # int32 (trainable parameters,), or its frame, uint8 (bytes,)
 
 
@@ -278,13 +324,22 @@ class SiteEvaluation(WireMessage):
 
 
 class Refusal(WireMessage):
-    """A hospital says no, or failed. The code of a failure is the same whatever went wrong; details stay in the site log."""
+    """A hospital says no, or failed. The code of a failure is the same whatever went wrong; details stay in
+    the site log.
+    """
 
     site: Annotated[str, PUBLIC] = Field(default="", max_length=32)
     run: Annotated[str, PUBLIC] = Field(default="", max_length=MOST_WORDS)
     code: Annotated[str, PUBLIC] = Field(pattern=r"^[a-z0-9-]{1,40}$")
     reason: Annotated[str, PUBLIC] = Field(max_length=MOST_WORDS, pattern=ONE_LINE)
-    incident: Annotated[str, PUBLIC] = Field(default="", max_length=32)  # random; finds the entry in the site log
+    # random; finds the entry in the site log
+    incident: Annotated[str, PUBLIC] = Field(default="", max_length=32)
 
 
-OUTGOING: tuple[type[WireMessage], ...] = (SiteDescription, SiteReadiness, SiteUpdate, SiteEvaluation, Refusal)
+OUTGOING: tuple[type[WireMessage], ...] = (
+    SiteDescription,
+    SiteReadiness,
+    SiteUpdate,
+    SiteEvaluation,
+    Refusal,
+)

@@ -42,7 +42,8 @@ def tiny_values(**changes: Any) -> dict[str, Any]:
         "split": {"train": 0.6, "test": 0.4},
         "training": {"rounds": 2},
         "public_set": {"patients": 10},
-        "federation": {"codec": "plain", "patience_s": 0.0} | changes.pop("federation", {}),  # tests look into updates, and wait for nobody
+        "federation": {"codec": "plain", "patience_s": 0.0}
+        | changes.pop("federation", {}),  # tests look into updates, and wait for nobody
     } | changes
 
 
@@ -66,7 +67,9 @@ def settle(site: Path, policy: Mapping[str, object] | None = None, **fields: obj
 
 
 def node_configs(data: Path, names: Sequence[str] = SITES) -> dict[int, dict[str, str]]:
-    return {number: {"site-config": str(data / name / "site.yaml")} for number, name in enumerate(names, start=1)}
+    return {
+        number: {"site-config": str(data / name / "site.yaml")} for number, name in enumerate(names, start=1)
+    }
 
 
 Tamper = Callable[[Message, Message], Message | None]
@@ -76,8 +79,9 @@ Tamper = Callable[[Message, Message], Message | None]
 class Consortium:
     """A folder of sites and what may go wrong between them and the coordinator while a plan runs.
 
-    `lost` names sites that stop answering once training begins; `tamper(question, answer)` may give another answer;
-    `stop_at` interrupts the run, as Ctrl-C would, when that many training answers have been asked for.
+    `lost` names sites that stop answering once training begins; `tamper(question, answer)` may give another
+    answer; `stop_at` interrupts the run, as Ctrl-C would, when that many training answers have been asked
+    for.
     """
 
     data: Path
@@ -88,18 +92,20 @@ class Consortium:
     asked: list[tuple[str, str]] = field(default_factory=list)  # (site or "pooled", type of message)
 
     def conduct(self, plan: RunPlan, out: Path) -> Any:
-        from server.app import conduct
+        from server.run.conduct import conduct
 
         return conduct(self.grid(plan, out), plan, out, simulation={"data": str(self.data)})
 
     def grid(self, plan: RunPlan, out: Path) -> Any:
         from client.app import app
-        from common.local_grid import NODE_UNAVAILABLE, LocalGrid
+        from server.simulation.local_grid import NODE_UNAVAILABLE, LocalGrid
 
         nodes = node_configs(self.data, self.names)
         names = dict(enumerate(self.names, start=1))
         if "pooled" in plan.arms:
-            members = [nodes[number]["site-config"] for number, name in names.items() if name not in plan.held_out]
+            members = [
+                nodes[number]["site-config"] for number, name in names.items() if name not in plan.held_out
+            ]
             names[len(nodes) + 1] = "pooled"
             nodes[len(nodes) + 1] = {"site-config": os.pathsep.join(members)}
         consortium = self
@@ -126,14 +132,17 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four generated hospitals of 14 patients with warm caches. Read only: tests that write or spend take `consortium`."""
-    from client.agent import prepare
-    from client.generate import write_consortium
+    """Four generated hospitals of 14 patients with warm caches. Read only: tests that write or spend take
+    `consortium`.
+    """
+    from client.agent.tasks import prepare
+    from client.simulation.phantom_sites import write_consortium
 
     data = tmp_path_factory.mktemp("tiny") / "data"
     write_consortium(data, sites=len(SITES), patients=PATIENTS, seed=7, say=lambda _: None)
     for name in SITES:
-        settle(data / name, nominal_patients=50)  # the public bucket is the operator's word: enough for a private arm
+        # the public bucket is the operator's word: enough for a private arm
+        settle(data / name, nominal_patients=50)
         prepare(data / name / "site.yaml", tiny_plan())
     return data
 
@@ -149,10 +158,20 @@ def consortium(data: Path) -> Consortium:
     return Consortium(data=data)
 
 
-def fedqc(*words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def fedqc(
+    *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The console script in a process of its own."""
     command = [str(FEDQC), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | (env or {}), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +185,9 @@ class Finished:
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str, str]:
-    """Exit status, stdout and stderr of a command line, run in this process; its handling of signals is taken back."""
+    """Exit status, stdout and stderr of a command line, run in this process; its handling of signals is taken
+    back.
+    """
     from common.cli import main
 
     handler = signal.getsignal(signal.SIGTERM)

@@ -1,6 +1,7 @@
 """What `docker/` promises, checked without a Docker engine.
 
-Each rule is a function from a file's content to what is wrong with it, and each is shown to find a fault that was planted.
+Each rule is a function from a file's content to what is wrong with it, and each is shown to find a fault that
+was planted.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ import pytest
 import typer
 
 from common.cli import COMMANDS, SILENT
-from common.plan import strict_yaml
+from common.strict import strict_yaml
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
 COORDINATOR, SITE, GPU = "compose.coordinator.yaml", "compose.site.yaml", "compose.site.gpu.yaml"
 USER = "49999:49999"
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-SETTINGS = {"FEDQC_COORDINATOR": "/srv/coordinator", "FEDQC_PORT": "8443", "FEDQC_SITE": "/srv/site", "FEDQC_DATA": "/srv/data"}
-IMAGE = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")  # a whole version, never a moving tag
+SETTINGS = {
+    "FEDQC_COORDINATOR": "/srv/coordinator",
+    "FEDQC_PORT": "8443",
+    "FEDQC_SITE": "/srv/site",
+    "FEDQC_DATA": "/srv/data",
+}
+# a whole version, never a moving tag
+IMAGE = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")
 
 Service = dict[str, Any]
 Services = dict[str, Service]
@@ -43,29 +50,46 @@ def compose(name: str) -> dict[str, Any]:
 
 def services(name: str) -> Services:
     """The services of a compose file, with its variables filled in."""
-    text = re.sub(r"\$\{(\w+)(?::?[?-][^}]*)?\}", lambda found: SETTINGS.get(found[1], "8g"), json.dumps(compose(name)["services"]))
+    text = re.sub(
+        r"\$\{(\w+)(?::?[?-][^}]*)?\}",
+        lambda found: SETTINGS.get(found[1], "8g"),
+        json.dumps(compose(name)["services"]),
+    )
     found: Services = json.loads(text)
     return found
 
 
 def mounts(service: Service) -> dict[str, tuple[str, bool]]:
     """Where each folder of the host is seen: target → (source, can be written)."""
-    return {volume["target"]: (volume["source"], not volume.get("read_only", False)) for volume in service.get("volumes", [])}
+    return {
+        volume["target"]: (volume["source"], not volume.get("read_only", False))
+        for volume in service.get("volumes", [])
+    }
 
 
 def bind(source: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
-    return {"type": "bind", "source": source, "target": target, "read_only": read_only, "bind": {"create_host_path": False}}
+    return {
+        "type": "bind",
+        "source": source,
+        "target": target,
+        "read_only": read_only,
+        "bind": {"create_host_path": False},
+    }
 
 
 # ---- the compose files
 
 
 def without_confinement(all_services: Services) -> Iterator[str]:
-    """Root, a writable image, capabilities, unlimited memory or processes, images that move, no health, no restart."""
+    """Root, a writable image, capabilities, unlimited memory or processes, images that move, no health, no
+    restart.
+    """
     for name, service in all_services.items():
         if service.get("user") != USER:
             yield f"{name}: runs as {service.get('user', 'whoever the image says')}"
-        if service.get("read_only") is not True or not any(str(path).startswith("/tmp:") for path in service.get("tmpfs", [])):
+        if service.get("read_only") is not True or not any(
+            str(path).startswith("/tmp:") for path in service.get("tmpfs", [])
+        ):
             yield f"{name}: the image can be written, or there is no /tmp in memory"
         if service.get("cap_drop") != ["ALL"] or "cap_add" in service or service.get("privileged"):
             yield f"{name}: capabilities"
@@ -81,7 +105,10 @@ def without_confinement(all_services: Services) -> Iterator[str]:
             yield f"{name}: shares a namespace of the host"
         if any("docker.sock" in source for source, _ in mounts(service).values()):
             yield f"{name}: holds the engine"
-        if any(volume["type"] != "bind" or volume["bind"] != {"create_host_path": False} for volume in service.get("volumes", [])):
+        if any(
+            volume["type"] != "bind" or volume["bind"] != {"create_host_path": False}
+            for volume in service.get("volumes", [])
+        ):
             yield f"{name}: a folder that is not there would be made"
         if "profiles" not in service and service.get("restart") != "unless-stopped":
             yield f"{name}: is not started again"
@@ -90,7 +117,9 @@ def without_confinement(all_services: Services) -> Iterator[str]:
 
 
 def ways_around_the_wall(all_services: Services) -> Iterator[str]:
-    """Of a hospital: data beside a network, data that can be written, a node that sees more than node/ and run/, ports."""
+    """Of a hospital: data beside a network, data that can be written, a node that sees more than node/ and
+    run/, ports.
+    """
     for name, service in all_services.items():
         seen, offline = mounts(service), service.get("network_mode") == "none"
         if "/data" in seen and (not offline or seen["/data"][1]):
@@ -115,9 +144,15 @@ def other_ways_in(all_services: Services) -> Iterator[str]:
     published = {name: service["ports"] for name, service in all_services.items() if "ports" in service}
     if published != {"proxy": ["8443:8443"]}:
         yield f"published: {published}"
-    if all_services["coordinator"].get("network_mode") != "service:proxy" or "networks" in all_services["coordinator"]:
+    if (
+        all_services["coordinator"].get("network_mode") != "service:proxy"
+        or "networks" in all_services["coordinator"]
+    ):
         yield "coordinator: not on the proxy's loopback"
-    seen = {target.removeprefix("/coordinator/federation"): writable for target, (_, writable) in mounts(all_services["proxy"]).items()}
+    seen = {
+        target.removeprefix("/coordinator/federation"): writable
+        for target, (_, writable) in mounts(all_services["proxy"]).items()
+    }
     if seen != {"/proxy": True, "/certificates": False, "/keys/server.key": False}:
         yield f"proxy: sees {sorted(seen)}"
 
@@ -133,7 +168,11 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     (SITE, "agent", {"volumes": [*services(SITE)["agent"]["volumes"][:-1], bind("/srv/data", "/data")]}),
     (SITE, "agent", {"tmpfs": ["/tmp:size=1m"]}),
     (SITE, "agent", {"command": ["site", "start", "--only", "agent"]}),
-    (SITE, "node", {"volumes": [*services(SITE)["node"]["volumes"], bind("/srv/data", "/data", read_only=True)]}),
+    (
+        SITE,
+        "node",
+        {"volumes": [*services(SITE)["node"]["volumes"], bind("/srv/data", "/data", read_only=True)]},
+    ),
     (SITE, "node", {"volumes": [bind("/srv/site", "/site", read_only=True)]}),
     (SITE, "node", {"ports": ["8080:8080"]}),
     (SITE, "node", {"user": "0:0"}),
@@ -141,7 +180,15 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     (SITE, "node", {"restart": "no"}),
     (SITE, "node", {"healthcheck": {"test": ["NONE"]}}),
     (SITE, "desk", {"network_mode": "host"}),
-    (SITE, "desk", {"volumes": [{"type": "bind", "source": "/srv/site", "target": "/site", "bind": {"create_host_path": True}}]}),
+    (
+        SITE,
+        "desk",
+        {
+            "volumes": [
+                {"type": "bind", "source": "/srv/site", "target": "/site", "bind": {"create_host_path": True}}
+            ]
+        },
+    ),
     (COORDINATOR, "coordinator", {"ports": ["9092:9092"]}),
     (COORDINATOR, "coordinator", {"network_mode": "host"}),
     (COORDINATOR, "coordinator", {"image": "fedqc:latest"}),
@@ -149,7 +196,11 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     (COORDINATOR, "coordinator", {"security_opt": []}),
     (COORDINATOR, "proxy", {"image": "nginx"}),
     (COORDINATOR, "proxy", {"mem_limit": None}),
-    (COORDINATOR, "proxy", {"volumes": [bind("/srv/coordinator/federation", "/coordinator/federation", read_only=True)]}),
+    (
+        COORDINATOR,
+        "proxy",
+        {"volumes": [bind("/srv/coordinator/federation", "/coordinator/federation", read_only=True)]},
+    ),
     (COORDINATOR, "proxy", {"volumes": [bind("/var/run/docker.sock", "/var/run/docker.sock")]}),
 ]
 
@@ -216,7 +267,9 @@ def fedqc_commands() -> Iterator[tuple[str, list[str]]]:
                 yield f"{name} {service} healthcheck", found["healthcheck"]["test"][2:]
 
 
-@pytest.mark.parametrize(("where", "words"), list(fedqc_commands()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("where", "words"), list(fedqc_commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_in_a_compose_file_is_one_of_fedqcs(where: str, words: list[str]) -> None:
     parse(words)
 
@@ -225,9 +278,13 @@ CALLED = re.compile(r"(?:(?:^|/|\bcoordinator )fedqc|\bdesk)\s+(\S.*)")
 
 
 def typed_commands() -> Iterator[str]:
-    """What follows `fedqc`, or the container it runs in, on each line of a code block of the deployment pages."""
+    """What follows `fedqc`, or the container it runs in, on each line of a code block of the deployment
+    pages.
+    """
     for page in (ROOT / "docs" / "deploy.md", DOCKER / "README.md"):
-        for language, block in re.findall(r"^```([a-z]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        for language, block in re.findall(
+            r"^```([a-z]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
             if language == "text":  # what a terminal answered
                 continue
             for line in block.replace("\\\n", " ").splitlines():
@@ -244,7 +301,9 @@ def test_every_command_on_the_deployment_pages_is_one_of_fedqcs(line: str) -> No
     parse(shlex.split(line))
 
 
-@pytest.mark.parametrize("words", [["federal", "init"], ["run", "begin"], ["run", "watch"], ["run", "list", "--loudly"]])
+@pytest.mark.parametrize(
+    "words", [["federal", "init"], ["run", "begin"], ["run", "watch"], ["run", "list", "--loudly"]]
+)
 def test_a_command_that_does_not_exist_is_found(words: list[str]) -> None:
     with pytest.raises(click.UsageError):
         parse(words)
@@ -262,7 +321,11 @@ def instructions(text: str) -> list[tuple[str, str]]:
     """(INSTRUCTION, the rest), continuation lines joined, comments dropped."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines)).splitlines()
-    return [(word.upper(), rest.strip()) for word, _, rest in (line.strip().partition(" ") for line in joined) if word]
+    return [
+        (word.upper(), rest.strip())
+        for word, _, rest in (line.strip().partition(" ") for line in joined)
+        if word
+    ]
 
 
 def lint(text: str) -> Iterator[str]:
@@ -282,7 +345,11 @@ def lint(text: str) -> Iterator[str]:
             yield f"{word} {rest}: not needed"
         if word == "RUN" and re.search(r"\b(curl|wget|apt|apt-get|chmod|sudo|eval|sh -c)\b|\|", rest):
             yield f"RUN {rest}: fetches or pipes what nothing pins"
-        if word == "RUN" and re.search(r"\bpip\b.*\binstall\b", rest.replace('", "', " ")) and not re.search(r"--constraint|\w==\d", rest):
+        if (
+            word == "RUN"
+            and re.search(r"\bpip\b.*\binstall\b", rest.replace('", "', " "))
+            and not re.search(r"--constraint|\w==\d", rest)
+        ):
             yield f"RUN {rest}: versions are not pinned"
         if word in ("ENV", "ARG") and re.search(r"(?i)secret|password|token|api_?key", rest):
             yield f"{word} {rest}: a secret would stay in the image"
@@ -291,7 +358,9 @@ def lint(text: str) -> Iterator[str]:
             stage = next((source[7:] for source in sources if source.startswith("--from=")), None)
             if stage is not None and stage not in stages:
                 yield f"COPY {rest}: no such stage"
-            if stage is None and any(source in (".", "./") or not (ROOT / source).exists() for source in sources):
+            if stage is None and any(
+                source in (".", "./") or not (ROOT / source).exists() for source in sources
+            ):
                 yield f"COPY {rest}: too much, or not there"
 
 
@@ -321,23 +390,40 @@ def test_a_planted_fault_in_the_dockerfile_is_found(text: str, fault: str) -> No
 
 
 def test_the_image_is_silent_and_of_this_version() -> None:
-    environment = dict(re.findall(r"(\w+)=(\S+)", " ".join(rest for word, rest in instructions(dockerfile()) if word == "ENV")))
+    environment = dict(
+        re.findall(
+            r"(\w+)=(\S+)", " ".join(rest for word, rest in instructions(dockerfile()) if word == "ENV")
+        )
+    )
     assert SILENT.items() <= environment.items()
     assert f'image.version="{VERSION}"' in dockerfile()
     assert f"fedqc-{VERSION}-" in dockerfile()
 
 
 def test_the_image_has_the_torch_that_is_tested() -> None:
-    pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = re.search(
+        r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert pinned
     assert re.findall(r"torch==(\S+)", dockerfile()) == [pinned[1]]
 
 
 def test_the_image_is_built_from_what_git_has_and_nothing_else() -> None:
-    """No data, key or run folder that lies in the checkout can slip in: everything is left out but what is named."""
-    rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    """No data, key or run folder that lies in the checkout can slip in: everything is left out but what is
+    named.
+    """
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     kept = {rule[1:].rstrip("/") for rule in rules if rule.startswith("!")}
-    copied = {source.rstrip("/") for word, rest in instructions(dockerfile()) if word == "COPY" for source in rest.split()[:-1]}
+    copied = {
+        source.rstrip("/")
+        for word, rest in instructions(dockerfile())
+        if word == "COPY"
+        for source in rest.split()[:-1]
+    }
     assert rules[0] == "*"
     assert kept == {source for source in copied if not source.startswith(("--", "/"))}
 
@@ -349,7 +435,9 @@ def test_hadolint_finds_nothing() -> None:
     tool = shutil.which("hadolint")
     if tool is None:
         pytest.skip("hadolint is not installed")
-    said = subprocess.run([tool, DOCKER / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(
+        [tool, DOCKER / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert said.returncode == 0, said.stdout
 
 
@@ -357,9 +445,21 @@ def test_hadolint_finds_nothing() -> None:
 def test_docker_compose_understands_the_files(names: tuple[str, ...]) -> None:
     """Needs the client's plugin, and no engine."""
     docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, timeout=60, check=False).returncode:
+    if (
+        docker is None
+        or subprocess.run(
+            [docker, "compose", "version"], capture_output=True, timeout=60, check=False
+        ).returncode
+    ):
         pytest.skip("docker compose is not installed")
     words = [word for name in names for word in ("--file", str(DOCKER / name))]
     command = [docker, "compose", *words, "--profile", "*", "config", "--quiet"]
-    said = subprocess.run(command, env=SETTINGS | {"HOME": "/nonexistent"}, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(
+        command,
+        env=SETTINGS | {"HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert said.returncode == 0, said.stderr

@@ -12,13 +12,13 @@ import click
 import typer
 from pydantic import BaseModel
 
-from client.admission import ADMISSION_CODES, CohortRules
-from client.cohort import SiteConfig
-from client.policy import SitePolicy
+from client.data.inclusion import ADMISSION_CODES, CohortRules
+from client.dicom.index import QUARANTINE_CODES
+from client.dicom.refusals import EXCLUSIONS
+from client.site.config import SiteConfig
+from client.site.policy import SitePolicy
 from common.artifacts import NAMES
 from common.cli import COMMANDS
-from common.imaging.index import QUARANTINE_CODES
-from common.imaging.refusals import EXCLUSIONS
 from common.losses import LOSSES
 from common.models import MODELS
 from common.plan import ARM_NAMES, RunPlan
@@ -35,7 +35,9 @@ def documentation() -> str:
 
 def undocumented(words: Iterator[str]) -> list[str]:
     """Words that stand nowhere in README.md or docs/ as a word of their own."""
-    return sorted({word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", documentation())})
+    return sorted(
+        {word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", documentation())}
+    )
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -50,7 +52,9 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
     for name, (where, _) in COMMANDS.items():
         module, _, attribute = where.partition(":")
-        yield from below(f"fedqc {name}", typer.main.get_command(getattr(importlib.import_module(module), attribute)))
+        yield from below(
+            f"fedqc {name}", typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        )
 
 
 def options() -> Iterator[str]:
@@ -69,7 +73,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def error_codes() -> Iterator[str]:
-    """Codes in the source: `code="..."` of a call, `code = "..."` of a class, the first word of `_refusal(...)` and `_fail(...)`."""
+    """Codes in the source: `code="..."` of a call, `code = "..."` of a class, the first word of
+    `_refusal(...)` and `_fail(...)`.
+    """
     yield from QUARANTINE_CODES
     yield from EXCLUSIONS
     yield from ADMISSION_CODES
@@ -81,14 +87,24 @@ def error_codes() -> Iterator[str]:
                     values.append(node.args[0])
             elif isinstance(node, ast.ClassDef):
                 assignments = [inner for inner in node.body if isinstance(inner, ast.Assign)]
-                values = [inner.value for inner in assignments if any(getattr(target, "id", "") == "code" for target in inner.targets)]
-            elif isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "SITE_FAILURE" for target in node.targets):
+                values = [
+                    inner.value
+                    for inner in assignments
+                    if any(getattr(target, "id", "") == "code" for target in inner.targets)
+                ]
+            elif isinstance(node, ast.Assign) and any(
+                getattr(target, "id", "") == "SITE_FAILURE" for target in node.targets
+            ):
                 values = [node.value]
             else:
                 continue
             for value in values:
                 for constant in ast.walk(value):
-                    if isinstance(constant, ast.Constant) and isinstance(constant.value, str) and constant.value:
+                    if (
+                        isinstance(constant, ast.Constant)
+                        and isinstance(constant.value, str)
+                        and constant.value
+                    ):
                         yield constant.value
 
 
@@ -106,7 +122,14 @@ def test_every_plan_key_is_documented() -> None:
 
 
 def test_every_key_of_a_policy_and_of_site_yaml_is_documented() -> None:
-    assert undocumented(iter([*keys(SitePolicy), *keys(SiteConfig), *(key.rpartition(".")[2] for key in keys(CohortRules))])) == []
+    assert (
+        undocumented(
+            iter(
+                [*keys(SitePolicy), *keys(SiteConfig), *(key.rpartition(".")[2] for key in keys(CohortRules))]
+            )
+        )
+        == []
+    )
 
 
 def test_every_word_a_plan_may_choose_is_documented() -> None:
@@ -125,19 +148,29 @@ def test_every_exit_status_is_documented() -> None:
     page = ROOT / "docs" / "errors.md"
     assert page.is_file()
     text = page.read_text(encoding="utf-8")
-    assert [status for status in (0, 1, 2, 3, 4, 5, 6, 130, 143) if not re.search(rf"\b{status}\b", text)] == []
+    assert [
+        status for status in (0, 1, 2, 3, 4, 5, 6, 130, 143) if not re.search(rf"\b{status}\b", text)
+    ] == []
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
     broken = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-            if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists():
+            if (
+                "://" not in target
+                and not target.startswith("mailto:")
+                and not (path.parent / target).exists()
+            ):
                 broken.append(f"{path.relative_to(ROOT)}: {target}")
     assert broken == []
 
 
 def test_every_file_the_pages_name_exists() -> None:
     """`docs/…`, `configs/…`, `common/…`, `client/…`, `server/…`, `tests/…` in backticks."""
-    named = set(re.findall(r"`((?:docs|configs|common|client|server|tests|benchmarks)/[\w./-]+\.\w+)`", documentation()))
+    named = set(
+        re.findall(
+            r"`((?:docs|configs|common|client|server|tests|benchmarks)/[\w./-]+\.\w+)`", documentation()
+        )
+    )
     assert sorted(name for name in named if not (ROOT / name).exists()) == []

@@ -1,4 +1,6 @@
-"""The walls between the rooms are checked by lint-imports, and lint-imports is checked here: a planted import makes it fail."""
+"""The walls between the rooms are checked by lint-imports, and lint-imports is checked here: a planted import
+makes it fail.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,37 @@ from tests.conftest import ROOT
 LINT = Path(sys.executable).with_name("lint-imports")
 
 PLANTED = {
-    "server in client": ("client/evaluate.py", "import server.app", "server and client never meet"),
-    "client in server": ("server/compare.py", "import client.policy", "server and client never meet"),
-    "client in common": ("common/counts.py", "import client.agent", "common imports neither side"),
+    "server in client": ("client/agent/evaluation.py", "import server.app", "server and client never meet"),
+    "client in server": (
+        "server/evaluation/compare.py",
+        "import client.site.policy",
+        "server and client never meet",
+    ),
+    "client in common": ("common/counts.py", "import client.agent.tasks", "common imports neither side"),
+    "upwards in common": ("common/plan.py", "import common.wire", "floors of common"),
+    "upwards in client": ("client/labels/spreadsheet.py", "import client.site.policy", "floors of client"),
+    "sideways in client": ("client/dicom/mosaic.py", "import client.ipc.protocol", "floors of client"),
+    "upwards in server": ("server/aggregation.py", "import server.run_folder", "floors of server"),
+    "simulated hospitals in the agent": (
+        "client/agent/evaluation.py",
+        "import client.simulation.phantom_sites",
+        "nothing that runs at a hospital needs the simulated hospitals",
+    ),
     "Flower in common": ("common/counts.py", "import flwr", "Flower stays at its doors"),
     "Opacus in common": ("common/losses.py", "import opacus", "Opacus stays in client.dp"),
-    "pydicom in client": ("client/cohort.py", "import pydicom", "pydicom stays in the DICOM modules of common.imaging"),
-    "torch in the policy": ("client/policy.py", "import torch", "what a hospital's door loads is free of torch"),
-    "a layer upwards": ("common/plan.py", "import common.wire", "rooms inside common"),
+    "pydicom in a cohort": ("client/data/cohort.py", "import pydicom", "pydicom stays in client.dicom"),
+    "gRPC in the agent's tasks": ("client/agent/tasks.py", "import grpc", "gRPC stays"),
+    "torch in the policy": (
+        "client/site/policy.py",
+        "import torch",
+        "what a hospital's door loads is free of torch",
+    ),
+    "torch in the socket": (
+        "client/ipc/protocol.py",
+        "import torch",
+        "what a hospital's door loads is free of torch",
+    ),
+    "a circle": ("client/dicom/codecs.py", "import client.dicom.dicom", "no circle between modules or rooms"),
 }
 
 
@@ -50,7 +75,10 @@ def test_a_planted_import_is_found(name: str, checkout: Path) -> None:
     path = checkout / file
     text = path.read_text(encoding="utf-8")
     path.write_text(
-        text.replace("from __future__ import annotations\n", f"from __future__ import annotations\n\n{line}\n", 1), encoding="utf-8"
+        text.replace(
+            "from __future__ import annotations\n", f"from __future__ import annotations\n\n{line}\n", 1
+        ),
+        encoding="utf-8",
     )
     try:
         said = lint(checkout)
@@ -61,8 +89,9 @@ def test_a_planted_import_is_found(name: str, checkout: Path) -> None:
     assert any(contract in row for row in broken), said.stdout
 
 
-def test_a_new_module_of_common_needs_a_place(checkout: Path) -> None:
-    path = checkout / "common" / "novelty.py"
+@pytest.mark.parametrize("room", ["server", "client", "common"])
+def test_a_new_module_needs_a_place(room: str, checkout: Path) -> None:
+    path = checkout / room / "novelty.py"
     path.write_text('"""New."""\n', encoding="utf-8")
     try:
         said = lint(checkout)

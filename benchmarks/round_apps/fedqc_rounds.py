@@ -1,7 +1,8 @@
 """A ServerApp that does nothing but fedqc's rounds, on a model of any layers.
 
-Half of benchmarks/deployment_round.py. Questions, signatures, codec, gate, average, checkpoint and records are the project's own; only the
-scoring of each round's model on the public set is left out, as it is of the network, not of the deployment.
+Half of benchmarks/deployment_round.py. Questions, signatures, codec, gate, average, checkpoint and records
+are the project's own; only the scoring of each round's model on the public set is left out, as it is of the
+network, not of the deployment.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.plan import parse_plan
 from common.weights import Manifest
-from server.provision import Federation, site_keys
-from server.questions import describe_sites
-from server.rounds import run_rounds
-from server.runs import ArmFolder
-from server.seal import Seal
+from server.federation.registry import Federation, site_keys
+from server.messaging.requests import describe_sites
+from server.messaging.signatures import Seal
+from server.run.rounds import run_rounds
+from server.run_folder import ArmFolder
 
 app = ServerApp()
 
@@ -33,7 +34,9 @@ def main(grid: Grid, context: Context) -> None:
     federation = Federation.open(Path(str(config["federation"])))
     seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=site_keys(federation))
     layers = json.loads(str(config["layers"]))
-    manifest = Manifest(names=tuple(name for name, _ in layers), shapes=tuple(tuple(shape) for _, shape in layers))
+    manifest = Manifest(
+        names=tuple(name for name, _ in layers), shapes=tuple(tuple(shape) for _, shape in layers)
+    )
     initial = (0.02 * np.random.default_rng(0).standard_normal(manifest.size)).astype(np.float32)
 
     def note(number: int, record: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Our history in the form of Opacus' accountants, for readers who know those and for the cross-check in the tests.
+"""Our history in the form of Opacus' accountants, for readers who know those and for the cross-check in the
+tests.
 
 Opacus' accountants trust their input and know neither unit nor delta: they report, they never gate.
 """
@@ -22,13 +23,17 @@ def opacus_accountant(history: Sequence[GaussianSteps], mechanism: str = "rdp") 
     """An Opacus accountant ("rdp" or "prv") that has seen `history`.
 
     Raises:
-        ConfigError: the history is empty or holds a step without noise, on which Opacus fails or answers 0; or "gdp" is asked for, which
-            is optimistic.
+        ConfigError: the history is empty or holds a step without noise, on which Opacus fails or answers 0;
+            or "gdp" is asked for, which is optimistic.
     """
     if mechanism not in ("rdp", "prv"):
-        raise ConfigError(f"accountant {mechanism!r} is not offered", code="bad-privacy-parameters", hint="known: rdp, prv")
+        raise ConfigError(
+            f"accountant {mechanism!r} is not offered", code="bad-privacy-parameters", hint="known: rdp, prv"
+        )
     if not history or not all(entry.is_private for entry in history):
-        raise ConfigError("an Opacus accountant needs a history, every step of it with noise", code="bad-privacy-parameters")
+        raise ConfigError(
+            "an Opacus accountant needs a history, every step of it with noise", code="bad-privacy-parameters"
+        )
     accountant = create_accountant(mechanism=mechanism)
     accountant.history = opacus_history(history)
     return accountant

@@ -1,8 +1,9 @@
 """One patient, one vector, one clip: what bounds a patient's influence on a step.
 
-The promise of `clipped_sum`: adding or removing one patient, with any number of slices and any values in them, changes the sum by at most
-`clip_norm` in L2 (up to rounding), and leaves every other patient's part of it unchanged. A patient whose vector is not
-finite weighs zero, silently: an error or a warning would tell that such a patient exists.
+The promise of `clipped_sum`: adding or removing one patient, with any number of slices and any values in
+them, changes the sum by at most `clip_norm` in L2 (up to rounding), and leaves every other patient's part of
+it unchanged. A patient whose vector is not finite weighs zero, silently: an error or a warning would tell
+that such a patient exists.
 """
 
 from __future__ import annotations

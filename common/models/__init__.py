@@ -33,7 +33,9 @@ def build(name: str) -> nn.Module:
         PlanError: the name is unknown; the hint lists the known ones.
     """
     if name not in MODELS:
-        raise PlanError(f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}")
+        raise PlanError(
+            f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}"
+        )
     return MODELS[name](len(NAMES))
 
 

@@ -1,8 +1,8 @@
 """The default network: a small residual CNN for two-channel slices, about 0.25 M parameters.
 
-GroupNorm because Opacus forbids BatchNorm and averaging dislikes it; squeeze-and-excitation (Hu et al., CVPR 2018)
-because an artifact changes the statistics of whole channels; mean *and* maximum pooling of the last two stages because
-some artifacts fill the slice and others are a void of a few pixels.
+GroupNorm because Opacus forbids BatchNorm and averaging dislikes it; squeeze-and-excitation (Hu et al., CVPR
+2018) because an artifact changes the statistics of whole channels; mean *and* maximum pooling of the last two
+stages because some artifacts fill the slice and others are a void of a few pixels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Block(nn.Module):
 class SmallCNN(nn.Module):
     """(B, 2, S, S) float32 slices to (B, artifacts) logits.
 
-    `neck` is linear: after pre-training it holds a whitening of the pooled features by public statistics, so that a head
-    trained on few patients faces a well-conditioned problem.
+    `neck` is linear: after pre-training it holds a whitening of the pooled features by public statistics, so
+    that a head trained on few patients faces a well-conditioned problem.
     """
 
     def __init__(self, artifacts: int) -> None:

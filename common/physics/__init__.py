@@ -1,7 +1,8 @@
 """Forward models of artifacts and phantoms to show them on. numpy and torch only; no files, no DICOM.
 
-Each artifact is a file with `draw(severity, generator, acquisition) -> params` and `apply(image, params) -> (image, mask)`. Parameters
-are drawn apart from applied, hold the seed of what noise they need, and are all that `apply` needs: a recorded row replays its image.
+Each artifact is a file with `draw(severity, generator, acquisition) -> params` and `apply(image, params) ->
+(image, mask)`. Parameters are drawn apart from applied, hold the seed of what noise they need, and are all
+that `apply` needs: a recorded row replays its image.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from common.physics.acquisition import Acquisition, uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Simulator:
-    """`draw(severity, generator, acquisition)` gives parameters; `apply(image, params)` gives the image and where it changed.
+    """`draw(severity, generator, acquisition)` gives parameters; `apply(image, params)` gives the image and
+    where it changed.
 
-    `image` is HU (CT) or magnitude (MR), (rows, columns) or (slices, rows, columns); severity is 0 (identity) to 1 (severe).
+    `image` is HU (CT) or magnitude (MR), (rows, columns) or (slices, rows, columns); severity is 0 (identity)
+    to 1 (severe).
     """
 
     modality: Modality
@@ -64,11 +67,19 @@ SIMULATORS: dict[str, Simulator] = {
         draw=photon_starvation.draw,
         apply=photon_starvation.apply,
     ),
-    "low_dose": Simulator(modality="CT", label=None, params=low_dose.LowDose, draw=low_dose.draw, apply=low_dose.apply),
+    "low_dose": Simulator(
+        modality="CT", label=None, params=low_dose.LowDose, draw=low_dose.draw, apply=low_dose.apply
+    ),
     "ring": Simulator(modality="CT", label=None, params=ring.Ring, draw=ring.draw, apply=ring.apply),
-    "ct_motion": Simulator(modality="CT", label=None, params=ct_motion.CtMotion, draw=ct_motion.draw, apply=ct_motion.apply),
-    "motion": Simulator(modality="MR", label="motion", params=motion.Motion, draw=motion.draw, apply=motion.apply),
-    "ghosting": Simulator(modality="MR", label="motion", params=ghosting.Ghosting, draw=ghosting.draw, apply=ghosting.apply),
+    "ct_motion": Simulator(
+        modality="CT", label=None, params=ct_motion.CtMotion, draw=ct_motion.draw, apply=ct_motion.apply
+    ),
+    "motion": Simulator(
+        modality="MR", label="motion", params=motion.Motion, draw=motion.draw, apply=motion.apply
+    ),
+    "ghosting": Simulator(
+        modality="MR", label="motion", params=ghosting.Ghosting, draw=ghosting.draw, apply=ghosting.apply
+    ),
     "susceptibility": Simulator(
         modality="MR",
         label="susceptibility",
@@ -91,16 +102,25 @@ SIMULATORS: dict[str, Simulator] = {
         apply=chemical_shift.apply,
     ),
     "gibbs": Simulator(modality="MR", label=None, params=gibbs.Gibbs, draw=gibbs.draw, apply=gibbs.apply),
-    "bias_field": Simulator(modality="MR", label=None, params=bias_field.BiasField, draw=bias_field.draw, apply=bias_field.apply),
-    "rician_noise": Simulator(modality="MR", label=None, params=rician_noise.RicianNoise, draw=rician_noise.draw, apply=rician_noise.apply),
+    "bias_field": Simulator(
+        modality="MR", label=None, params=bias_field.BiasField, draw=bias_field.draw, apply=bias_field.apply
+    ),
+    "rician_noise": Simulator(
+        modality="MR",
+        label=None,
+        params=rician_noise.RicianNoise,
+        draw=rician_noise.draw,
+        apply=rician_noise.apply,
+    ),
 }
 
+# opposed phase is chosen by who sets the echo time, and is no fault of the image
 SHOWN_BY: dict[str, tuple[tuple[str, float], ...]] = {
     "metal": (("metal", 1.0),),
     "beam_hardening": (("beam_hardening", 1.0),),
     "motion": (("motion", 0.7), ("ghosting", 0.3)),
     "susceptibility": (("susceptibility", 1.0),),
-    "chemical_shift": (("chemical_shift", 1.0),),  # opposed phase is chosen by who sets the echo time, and is no fault of the image
+    "chemical_shift": (("chemical_shift", 1.0),),
 }
 """Label -> the simulators that show it, and how often each is taken."""
 

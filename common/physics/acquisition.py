@@ -30,9 +30,16 @@ class Frame:
     """A coarse grid of places (y, x) well inside tissue; anywhere if empty."""
 
     def at(self, radius: float, angle_rad: float) -> tuple[float, float]:
-        """The place in tissue nearest to a fraction `radius` of the way from the centre to the rim, in direction `angle_rad`."""
-        y, x = self.y + radius * self.half_height * math.sin(angle_rad), self.x + radius * self.half_width * math.cos(angle_rad)
-        near_y, near_x = min(self.tissue, key=lambda place: (place[0] - y) ** 2 + (place[1] - x) ** 2, default=(y, x))
+        """The place in tissue nearest to a fraction `radius` of the way from the centre to the rim, in
+        direction `angle_rad`.
+        """
+        y, x = (
+            self.y + radius * self.half_height * math.sin(angle_rad),
+            self.x + radius * self.half_width * math.cos(angle_rad),
+        )
+        near_y, near_x = min(
+            self.tissue, key=lambda place: (place[0] - y) ** 2 + (place[1] - x) ** 2, default=(y, x)
+        )
         return (y, x) if math.hypot(near_y - y, near_x - x) < self.half_width / 16 else (near_y, near_x)
 
 
@@ -40,7 +47,8 @@ class Frame:
 class Acquisition:
     """What `draw` needs to know. Fields of the other modality are ignored.
 
-    `phase_encoding` is DICOM (0018,1312): "ROW" = phase runs along a row (axis -1), "COL" = along a column (axis -2).
+    `phase_encoding` is DICOM (0018,1312): "ROW" = phase runs along a row (axis -1), "COL" = along a column
+    (axis -2).
     """
 
     rows: int
@@ -88,7 +96,9 @@ def body_mask(image: Tensor, *, threshold: float | None = None) -> Tensor:
         threshold: foreground is above it; without it 12 % of the 99th percentile of each slice.
     Approximation: a concavity of the outline that is closed in both axes is filled.
     """
-    smooth = torch.nn.functional.avg_pool2d(image.reshape(-1, 1, *image.shape[-2:]), 3, stride=1, padding=1).reshape(image.shape)
+    smooth = torch.nn.functional.avg_pool2d(
+        image.reshape(-1, 1, *image.shape[-2:]), 3, stride=1, padding=1
+    ).reshape(image.shape)
     if threshold is None:
         flat = image.reshape(*image.shape[:-2], -1)
         level = flat.kthvalue(max(1, int(0.99 * flat.shape[-1])), dim=-1).values * 0.12
@@ -104,9 +114,11 @@ def body_mask(image: Tensor, *, threshold: float | None = None) -> Tensor:
 
 
 def frame_of(image: Tensor, modality: str) -> Frame:
-    """The frame of the body in a slice (rows, columns): central 96 % of its row and column sums; the whole image if there is none.
+    """The frame of the body in a slice (rows, columns): central 96 % of its row and column sums; the whole
+    image if there is none.
 
-    Tissue is above -200 HU, or above 30 % of the 99th percentile (an implant in air or in dark bone would show nothing).
+    Tissue is above -200 HU, or above 30 % of the 99th percentile (an implant in air or in dark bone would
+    show nothing).
     """
     rows, columns = image.shape
     image = image.float()
@@ -121,9 +133,15 @@ def frame_of(image: Tensor, modality: str) -> Frame:
         high = int((share < 0.98).sum())
         edges.append((low, max(high, low + 2)))
     (top, bottom), (left, right) = edges
-    level = -200.0 if modality == "CT" else 0.3 * float(image.reshape(-1).kthvalue(int(0.99 * image.numel())).values)
+    level = (
+        -200.0
+        if modality == "CT"
+        else 0.3 * float(image.reshape(-1).kthvalue(int(0.99 * image.numel())).values)
+    )
     width = max(3, max(rows, columns) // 40 * 2 + 1)
-    mean = torch.nn.functional.avg_pool2d((mask & (image > level))[None, None].float(), width, stride=1, padding=width // 2)[0, 0]
+    mean = torch.nn.functional.avg_pool2d(
+        (mask & (image > level))[None, None].float(), width, stride=1, padding=width // 2
+    )[0, 0]
     step = max(2, max(rows, columns) // 32)
     places = (mean[::step, ::step] > 0.75).nonzero() * step
     return Frame(
@@ -146,7 +164,9 @@ def integer(generator: torch.Generator, low: int, high: int) -> int:
 
 
 def per_slice(image: Tensor, params: Params | Sequence[Params]) -> tuple[Tensor, list[Params], bool]:
-    """`image` as float32 (slices, rows, columns), the parameters of each slice, and whether the slice axis was added."""
+    """`image` as float32 (slices, rows, columns), the parameters of each slice, and whether the slice axis
+    was added.
+    """
     images, single = as_batch(image.float())
     return images, list(params) if isinstance(params, Sequence) else [params] * len(images), single
 
@@ -156,5 +176,8 @@ def as_batch(image: Tensor) -> tuple[Tensor, bool]:
     if image.ndim == 2:
         return image[None], True
     if image.ndim != 3:
-        raise ImagingError(f"image has {image.ndim} axes, expected (rows, columns) or (slices, rows, columns)", code="not-a-slice")
+        raise ImagingError(
+            f"image has {image.ndim} axes, expected (rows, columns) or (slices, rows, columns)",
+            code="not-a-slice",
+        )
     return image, False

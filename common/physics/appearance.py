@@ -1,4 +1,6 @@
-"""What a hospital's scanners do to every image, with or without an artifact, and how often its patients have which artifact."""
+"""What a hospital's scanners do to every image, with or without an artifact, and how often its patients have
+which artifact.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """One hospital. Ranges are drawn from uniformly for every patient. All but the last group is independent of the labels."""
+    """One hospital. Ranges are drawn from uniformly for every patient. All but the last group is independent
+    of the labels.
+    """
 
     name: str
     manufacturer: str
@@ -76,7 +80,13 @@ class Appearance:
 
     # labels
     prevalence: Mapping[str, float] = field(
-        default_factory=lambda: {"metal": 0.4, "beam_hardening": 0.4, "motion": 0.35, "susceptibility": 0.35, "chemical_shift": 0.35},
+        default_factory=lambda: {
+            "metal": 0.4,
+            "beam_hardening": 0.4,
+            "motion": 0.35,
+            "susceptibility": 0.35,
+            "chemical_shift": 0.35,
+        },
         hash=False,
     )
     severity_range: Range = (0.4, 1.0)
@@ -99,7 +109,13 @@ SITE_APPEARANCES: tuple[Appearance, ...] = (
         ct_noise_hu=(10.0, 15.0),
         ct_bodies=("head", "head", "thorax", "pelvis"),
         dense_spots=1,
-        prevalence={"metal": 0.5, "beam_hardening": 0.35, "motion": 0.45, "susceptibility": 0.3, "chemical_shift": 0.3},
+        prevalence={
+            "metal": 0.5,
+            "beam_hardening": 0.35,
+            "motion": 0.45,
+            "susceptibility": 0.3,
+            "chemical_shift": 0.3,
+        },
     ),
     Appearance(
         name="harbour",
@@ -124,7 +140,13 @@ SITE_APPEARANCES: tuple[Appearance, ...] = (
         rescale_intercept=0.0,
         bits_stored=16,
         signed=True,
-        prevalence={"metal": 0.3, "beam_hardening": 0.5, "motion": 0.3, "susceptibility": 0.45, "chemical_shift": 0.35},
+        prevalence={
+            "metal": 0.3,
+            "beam_hardening": 0.5,
+            "motion": 0.3,
+            "susceptibility": 0.45,
+            "chemical_shift": 0.35,
+        },
     ),
     Appearance(
         name="valley",
@@ -152,7 +174,13 @@ SITE_APPEARANCES: tuple[Appearance, ...] = (
         dense_spots=2,
         rescale_intercept=-1000.0,
         bits_stored=16,
-        prevalence={"metal": 0.4, "beam_hardening": 0.4, "motion": 0.35, "susceptibility": 0.3, "chemical_shift": 0.5},
+        prevalence={
+            "metal": 0.4,
+            "beam_hardening": 0.4,
+            "motion": 0.35,
+            "susceptibility": 0.3,
+            "chemical_shift": 0.5,
+        },
     ),
     Appearance(
         name="island",
@@ -183,7 +211,13 @@ SITE_APPEARANCES: tuple[Appearance, ...] = (
 )
 """Three hospitals that train, and a fourth, outside the range of the others, that is never seen."""
 
-PREVALENCE = {"metal": 0.4, "beam_hardening": 0.4, "motion": 0.4, "susceptibility": 0.4, "chemical_shift": 0.4}
+PREVALENCE = {
+    "metal": 0.4,
+    "beam_hardening": 0.4,
+    "motion": 0.4,
+    "susceptibility": 0.4,
+    "chemical_shift": 0.4,
+}
 
 _SPIN_ECHO = Appearance(
     name="public_a",
@@ -249,8 +283,19 @@ PUBLIC_APPEARANCES: tuple[Appearance, ...] = (
     _SPIN_ECHO,
     _GRADIENT_ECHO,
     _EPI,
-    replace(_SPIN_ECHO, name="public_d", model_name="Collection D", phase_encoding="COL", field_tesla=3.0, bandwidth_hz_per_px=300.0),
-    replace(_GRADIENT_ECHO, name="public_e", model_name="Collection E", phase_encoding="COL", field_tesla=1.5),
+    replace(
+        _SPIN_ECHO,
+        name="public_d",
+        model_name="Collection D",
+        phase_encoding="COL",
+        field_tesla=3.0,
+        bandwidth_hz_per_px=300.0,
+    ),
+    replace(
+        _GRADIENT_ECHO, name="public_e", model_name="Collection E", phase_encoding="COL", field_tesla=1.5
+    ),
     replace(_EPI, name="public_f", model_name="Collection F", truncation=(0.65, 1.0)),
 )
-"""What anybody may invent: all bodies and contrasts, broad ranges, and the fourth hospital's noise, gamma and kernel outside them."""
+"""What anybody may invent: all bodies and contrasts, broad ranges, and the fourth hospital's noise, gamma and
+kernel outside them.
+"""

@@ -1,9 +1,10 @@
 """Beam hardening: dark bands between dense bones and cupping, because the scanner corrects for water only.
 
-Forward model: twelve-energy transmission through water and bone, corrected as if all were water, minus the monochromatic sinogram; FBP of
-the difference; its mean over soft tissue removed in part (scanners are calibrated to it); scaled so that the darkest 3 % of soft tissue
-lie `depth_hu` below the rest. The physics gives the shape, `depth_hu` the strength: unscaled bands of a slice depend mostly on how much
-bone it shows, and many would be invisible.
+Forward model: twelve-energy transmission through water and bone, corrected as if all were water, minus the
+monochromatic sinogram; FBP of the difference; its mean over soft tissue removed in part (scanners are
+calibrated to it); scaled so that the darkest 3 % of soft tissue lie `depth_hu` below the rest. The physics
+gives the shape, `depth_hu` the strength: unscaled bands of a slice depend mostly on how much bone it shows,
+and many would be invisible.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ def apply(image: Tensor, params: BeamHardening | Sequence[BeamHardening]) -> tup
 
 
 def sinogram_error(paths: ct.Paths, params: Sequence[BeamHardening]) -> Tensor:
-    """Measured minus monochromatic water-equivalent path, cm, at full physical strength whatever the severity.
+    """Measured minus monochromatic water-equivalent path, cm, at full physical strength whatever the
+    severity.
 
-    The part proportional to the bone path, which only changes the CT number of bone, is taken off by least squares.
+    The part proportional to the bone path, which only changes the CT number of bone, is taken off by least
+    squares.
     """
     density = ct.column([one.bone_density for one in params], paths.bone)
     missing = ct.column([one.water_error for one in params], paths.bone)
@@ -75,18 +78,23 @@ def sinogram_error(paths: ct.Paths, params: Sequence[BeamHardening]) -> Tensor:
     corrected = ct.water_equivalent(transmitted)
     raw = -torch.log(transmitted.clamp(min=1e-9)) / ct.mean_attenuation("water")
     error = torch.lerp(corrected, raw, missing) - paths.water - bone
-    share = (error * bone).sum((-2, -1), keepdim=True) / bone.square().sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    share = (error * bone).sum((-2, -1), keepdim=True) / bone.square().sum((-2, -1), keepdim=True).clamp(
+        min=1e-6
+    )
     return error - share * bone
 
 
 def scale(difference: Tensor, images: Tensor, params: Sequence[BeamHardening]) -> Tensor:
-    """Centre a HU difference over soft tissue and scale it to each slice's `depth_hu`, saturating at twice that; less inside bone.
+    """Centre a HU difference over soft tissue and scale it to each slice's `depth_hu`, saturating at twice
+    that; less inside bone.
 
     What calibration takes off is proportional to density: air stays air.
     """
     scaled = []
     bone, density = ((images - 150) / 600).clamp(0, 1), ((images + 1000) / 1000).clamp(0, 1)
-    for change, tissue, calibrated, matter, one in zip(difference, ct.soft_tissue(images), bone, density, params, strict=True):
+    for change, tissue, calibrated, matter, one in zip(
+        difference, ct.soft_tissue(images), bone, density, params, strict=True
+    ):
         values = change[tissue]
         if values.numel() < 50:
             scaled.append(torch.zeros_like(change))

@@ -21,7 +21,9 @@ class BiasField:
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> BiasField:
     """A polynomial of order 2 whose coefficients reach 1.0 x severity."""
-    return BiasField(severity=severity, coefficients=tuple(severity * uniform(generator, -1, 1) for _ in range(5)))
+    return BiasField(
+        severity=severity, coefficients=tuple(severity * uniform(generator, -1, 1) for _ in range(5))
+    )
 
 
 def apply(image: Tensor, params: BiasField | Sequence[BiasField]) -> tuple[Tensor, Tensor]:
@@ -37,6 +39,8 @@ def apply(image: Tensor, params: BiasField | Sequence[BiasField]) -> tuple[Tenso
     y = torch.linspace(-1, 1, images.shape[-2], device=images.device)[:, None]
     x = torch.linspace(-1, 1, images.shape[-1], device=images.device)[None, :]
     terms = torch.stack([y + 0 * x, x + 0 * y, x * y, x * x - 1 / 3 + 0 * y, y * y - 1 / 3 + 0 * x])
-    log_gain = torch.einsum("st,tyx->syx", torch.tensor([one.coefficients for one in each], device=images.device), terms)
+    log_gain = torch.einsum(
+        "st,tyx->syx", torch.tensor([one.coefficients for one in each], device=images.device), terms
+    )
     changed = images * torch.exp(log_gain)
     return kspace.with_mask(images, changed, single=single)

@@ -1,10 +1,12 @@
-"""Chemical shift: fat precesses 3.5 ppm more slowly than water, so it is drawn beside its place, or against water in phase.
+"""Chemical shift: fat precesses 3.5 ppm more slowly than water, so it is drawn beside its place, or against
+water in phase.
 
-First kind: y = water + T_s fat, fat displaced along readout by s = 3.5 ppm * gamma * B0 / bandwidth per pixel (sub-pixel Fourier shift):
-a dark rim on one side and a bright one on the other. In EPI with fat suppression the scalp that was not suppressed lies 8-20 px away
-along phase encoding, a pale rim across the brain. Second kind (gradient echo): y = |water + e^{i phi} fat| cancels pixels that hold
-both, a dark outline on all sides; phi = pi in opposed phase.
-Without a fat map fat is estimated as the bright layer under the skin (`fat_share`).
+First kind: y = water + T_s fat, fat displaced along readout by s = 3.5 ppm * gamma * B0 / bandwidth per pixel
+(sub-pixel Fourier shift): a dark rim on one side and a bright one on the other. In EPI with fat suppression
+the scalp that was not suppressed lies 8-20 px away along phase encoding, a pale rim across the brain. Second
+kind (gradient echo): y = |water + e^{i phi} fat| cancels pixels that hold both, a dark outline on all sides;
+phi = pi in opposed phase. Without a fat map fat is estimated as the bright layer under the skin
+(`fat_share`).
 Approximation: all fat has one frequency.
 """
 
@@ -43,18 +45,28 @@ class ChemicalShift:
     scalp_width: float = 0.0
     """EPI: thickness of the scalp as a share of the half-axes of the body."""
     scalp_side_rad: float = 0.0
-    """EPI: the direction in which the scalp is brightest; opposite it is a quarter as bright, for suppression fails in places."""
+    """EPI: the direction in which the scalp is brightest; opposite it is a quarter as bright, for suppression
+    fails in places.
+    """
     frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     """EPI: ellipse around the head: centre y, x and half-axes, px."""
 
     @property
     def shift_px(self) -> float:
         """Displacement of fat, with its sign."""
-        return self.direction * FAT_WATER_PPM * 1e-6 * kspace.GYROMAGNETIC_HZ_PER_T * self.field_tesla / self.bandwidth_hz_per_px
+        return (
+            self.direction
+            * FAT_WATER_PPM
+            * 1e-6
+            * kspace.GYROMAGNETIC_HZ_PER_T
+            * self.field_tesla
+            / self.bandwidth_hz_per_px
+        )
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> ChemicalShift:
-    """The bandwidth at which fat moves by 9 px x severity at matrix 256 (2.7 px at 0.3, 1.4 px at 128: just visible).
+    """The bandwidth at which fat moves by 9 px x severity at matrix 256 (2.7 px at 0.3, 1.4 px at 128: just
+    visible).
 
     In EPI, which is fat-suppressed: a scalp of 15-60 % of the brain's signal, 14-34 px away at matrix 256.
     """
@@ -78,7 +90,9 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
 
 
 def draw_second_kind(severity: float, generator: torch.Generator, acquisition: Acquisition) -> ChemicalShift:
-    """An echo time at which fat and water are pi x severity apart (in 1.5 T, opposed at 2.2 ms); none in EPI, which is fat-suppressed."""
+    """An echo time at which fat and water are pi x severity apart (in 1.5 T, opposed at 2.2 ms); none in EPI,
+    which is fat-suppressed.
+    """
     return ChemicalShift(
         severity=severity,
         phase_encoding=acquisition.phase_encoding,
@@ -86,11 +100,15 @@ def draw_second_kind(severity: float, generator: torch.Generator, acquisition: A
         bandwidth_hz_per_px=math.inf,
         direction=1,
         kind="second",
-        phase_rad=0.0 if acquisition.sequence == "EPI" else math.pi * severity * uniform(generator, 0.95, 1.0),
+        phase_rad=0.0
+        if acquisition.sequence == "EPI"
+        else math.pi * severity * uniform(generator, 0.95, 1.0),
     )
 
 
-def apply(image: Tensor, params: ChemicalShift | Sequence[ChemicalShift], fat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def apply(
+    image: Tensor, params: ChemicalShift | Sequence[ChemicalShift], fat: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Shift the fat.
 
     Args:
@@ -126,7 +144,9 @@ def _beside(images: Tensor, share: Tensor, params: Sequence[ChemicalShift]) -> T
 
 
 def _out_of_phase(images: Tensor, share: Tensor, params: Sequence[ChemicalShift]) -> Tensor:
-    """|water + e^{i phi} fat|. An estimated share is all or nothing: the border pixels that hold both are made by blurring it."""
+    """|water + e^{i phi} fat|. An estimated share is all or nothing: the border pixels that hold both are
+    made by blurring it.
+    """
     mixed = avg_pool2d(share[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
     phase = torch.tensor([one.phase_rad for one in params], device=images.device)[:, None, None]
     return images * torch.sqrt((1 - 2 * mixed * (1 - mixed) * (1 - torch.cos(phase))).clamp(min=0))
@@ -145,11 +165,17 @@ def _with_scalp(images: Tensor, params: Sequence[ChemicalShift]) -> Tensor:
         centre_y, centre_x, half_height, half_width = one.frame
         down, right = (y - shift_y - centre_y) / half_height, (x - shift_x - centre_x) / half_width
         level = torch.sqrt(down.square() + right.square())
-        facing = (down * math.sin(one.scalp_side_rad) + right * math.cos(one.scalp_side_rad)) / level.clamp(min=1e-3)
+        facing = (down * math.sin(one.scalp_side_rad) + right * math.cos(one.scalp_side_rad)) / level.clamp(
+            min=1e-3
+        )
         rim = min(half_height, half_width)
-        inside, outside = ((1 - level) * rim + 0.5).clamp(0, 1), ((level - 1 + one.scalp_width) * rim + 0.5).clamp(0, 1)
+        inside, outside = (
+            ((1 - level) * rim + 0.5).clamp(0, 1),
+            ((level - 1 + one.scalp_width) * rim + 0.5).clamp(0, 1),
+        )
         ghosts.append(one.scalp * brightest * inside * outside * (0.625 + 0.375 * facing))
-    return torch.sqrt(images.square() + torch.stack(ghosts).square())  # fat and water have no fixed phase: they add in power
+    # fat and water have no fixed phase: they add in power
+    return torch.sqrt(images.square() + torch.stack(ghosts).square())
 
 
 def _shift_last(images: Tensor, shifts_px: Tensor) -> Tensor:
@@ -161,15 +187,21 @@ def _shift_last(images: Tensor, shifts_px: Tensor) -> Tensor:
 
 
 def fat_share(images: Tensor) -> Tensor:
-    """Subcutaneous fat of slices (slices, rows, columns) as a share 0..1: a bright layer under the skin with something dark beneath it.
+    """Subcutaneous fat of slices (slices, rows, columns) as a share 0..1: a bright layer under the skin with
+    something dark beneath it.
 
-    Walks inwards from the body outline, at most 9 % of the matrix, through bright pixels only; a few pixels of dark skin may be crossed
-    first. What the walk reached counts where, further in, the signal falls to half of the fat's within a few pixels (skull, muscle);
-    cortex or liver that touches the outline goes on being bright and is left alone. Fails where fat is dark (fat suppression) and where
-    muscle is as bright as fat: then nothing is marked.
+    Walks inwards from the body outline, at most 9 % of the matrix, through bright pixels only; a few pixels
+    of dark skin may be crossed first. What the walk reached counts where, further in, the signal falls to
+    half of the fat's within a few pixels (skull, muscle); cortex or liver that touches the outline goes on
+    being bright and is left alone. Fails where fat is dark (fat suppression) and where muscle is as bright as
+    fat: then nothing is marked.
     """
     side = max(images.shape[-2:])
-    depth_px, skin_px, gap_px = max(4, round(0.09 * side)), max(2, round(0.015 * side)), max(2, round(0.03 * side))
+    depth_px, skin_px, gap_px = (
+        max(4, round(0.09 * side)),
+        max(2, round(0.015 * side)),
+        max(2, round(0.03 * side)),
+    )
     body = body_mask(images)
     flat = images.reshape(images.shape[0], -1)
     bright_level = flat.kthvalue(int(0.98 * flat.shape[-1]), dim=-1).values[:, None, None]
@@ -187,7 +219,8 @@ def fat_share(images: Tensor) -> Tensor:
     for _ in range(depth_px // 2):
         spread = _grown(spread) & kept | spread
     layer = kept & ~spread
-    # beneath the layer the signal must fall to half of what it is in the layer, and not only in its last partial pixel
+    # beneath the layer the signal must fall to half of what it is in the layer, and not only in its last
+    # partial pixel
     local = images.where(layer, torch.zeros_like(images))
     fat_level = max_pool2d(local[:, None], 2 * gap_px + 1, stride=1, padding=gap_px)[:, 0]
     dark = body & ~_grown(~body) & (images < 0.5 * fat_level)

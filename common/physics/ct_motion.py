@@ -1,7 +1,8 @@
 """Patient motion in CT: double contours and streaks, because later views see the body elsewhere.
 
-Forward model: the views of half a turn see the body at rest up to a moment, turned about the image centre and shifted after it, and a mix
-(sigmoid) over a few views between; FBP of the difference of the monochromatic sinograms. In-plane and rigid; no interleaved repeats.
+Forward model: the views of half a turn see the body at rest up to a moment, turned about the image centre and
+shifted after it, and a mix (sigmoid) over a few views between; FBP of the difference of the monochromatic
+sinograms. In-plane and rigid; no interleaved repeats.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ def apply(image: Tensor, params: CtMotion | Sequence[CtMotion]) -> tuple[Tensor,
         density = ((square + 1000) / 1000).clamp(min=0)
         scanner = ct.projector(square.shape[-1], square.device)
         error = ct.integrals(_moved(density, each, longest / square.shape[-1]) - density, pixel_cm)
-        view = (torch.arange(scanner.views, dtype=torch.float32).to(square.device)[None, :, None] + 0.5) / scanner.views
-        start, duration = (ct.column([getattr(one, name) for one in each], square) for name in ("start", "duration"))
+        view = (
+            torch.arange(scanner.views, dtype=torch.float32).to(square.device)[None, :, None] + 0.5
+        ) / scanner.views
+        start, duration = (
+            ct.column([getattr(one, name) for one in each], square) for name in ("start", "duration")
+        )
         return ct.back_project(error * torch.sigmoid(4 * (view - start) / duration), scanner, pixel_cm)
 
     return ct.add_difference(image, params, difference_of)
@@ -77,4 +82,6 @@ def _moved(density: Tensor, params: Sequence[CtMotion], shrink: float) -> Tensor
     angle = torch.deg2rad(ct.column([one.angle_deg for one in params], density))
     cosine, sine = torch.cos(angle), torch.sin(angle)
     grid = torch.stack([cosine * x + sine * y, cosine * y - sine * x], -1) * (2 / (size - 1))
-    return torch.nn.functional.grid_sample(density[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[:, 0]
+    return torch.nn.functional.grid_sample(
+        density[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True
+    )[:, 0]

@@ -1,9 +1,10 @@
 """Periodic motion: copies of what breathes or pulsates along phase encoding, n / period pixels apart.
 
-Forward model: the signal of the moving part is displaced along phase encoding by d(j) in k-space line j, a phase ramp on that line; the
-rest stays. Breathing moves the side of the body that is free to move, most at its rim (a flattened-expiration waveform); a pulse moves
-a vessel; nodding moves all. A strictly periodic waveform gives sharp copies; its period wanders by about 10 %, which turns them into the
-haze that scanners show.
+Forward model: the signal of the moving part is displaced along phase encoding by d(j) in k-space line j, a
+phase ramp on that line; the rest stays. Breathing moves the side of the body that is free to move, most at
+its rim (a flattened-expiration waveform); a pulse moves a vessel; nodding moves all. A strictly periodic
+waveform gives sharp copies; its period wanders by about 10 %, which turns them into the haze that scanners
+show.
 Approximation: one displacement along one axis; through-plane motion and inflow are left out.
 """
 
@@ -40,7 +41,9 @@ class Ghosting:
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> Ghosting:
-    """Displacements of 9 px x severity at matrix 256 (all and wall; vessels twice that), a period of 4-20 lines."""
+    """Displacements of 9 px x severity at matrix 256 (all and wall; vessels twice that), a period of 4-20
+    lines.
+    """
     scale, frame = acquisition.pixel_scale, acquisition.frame
     part = ("all", "wall", "wall", "vessel")[integer(generator, 0, 3)]
     amplitude = 9.0 * severity * scale * uniform(generator, 0.85, 1.15)
@@ -93,9 +96,13 @@ def apply(image: Tensor, params: Ghosting | Sequence[Ghosting]) -> tuple[Tensor,
 
 
 def displacement(params: Ghosting, lines: int) -> Tensor:
-    """Of each k-space line along phase encoding, px: flattened at one end as breathing is at expiration, mean about zero; (lines,)."""
+    """Of each k-space line along phase encoding, px: flattened at one end as breathing is at expiration, mean
+    about zero; (lines,).
+    """
     line = torch.arange(lines, dtype=torch.float32) - lines // 2
-    turn = 2 * math.pi * line / params.period_lines + params.wander * torch.sin(2 * math.pi * line / (4.7 * params.period_lines))
+    turn = 2 * math.pi * line / params.period_lines + params.wander * torch.sin(
+        2 * math.pi * line / (4.7 * params.period_lines)
+    )
     return params.amplitude_px * (torch.cos(turn / 2 + params.phase).pow(4) - 0.375)
 
 

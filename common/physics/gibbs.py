@@ -1,4 +1,6 @@
-"""Gibbs ringing: ripples beside sharp edges, because high spatial frequencies were not acquired. A nuisance of appearance."""
+"""Gibbs ringing: ripples beside sharp edges, because high spatial frequencies were not acquired. A nuisance
+of appearance.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
     """Between all and 35 % of k-space, on one axis or on both."""
     keep = 1 - 0.65 * severity * uniform(generator, 0.9, 1.0)
     both = uniform(generator, 0, 1)
-    return Gibbs(severity=severity, keep_rows=keep if both < 0.75 else 1.0, keep_columns=keep if both > 0.25 else 1.0)
+    return Gibbs(
+        severity=severity, keep_rows=keep if both < 0.75 else 1.0, keep_columns=keep if both > 0.25 else 1.0
+    )
 
 
 def apply(image: Tensor, params: Gibbs | Sequence[Gibbs]) -> tuple[Tensor, Tensor]:
@@ -38,6 +42,8 @@ def apply(image: Tensor, params: Gibbs | Sequence[Gibbs]) -> tuple[Tensor, Tenso
     """
     images, each, single = per_slice(image, params)
     rows, columns = (kspace.frequencies(count, images.device).abs() * 2 for count in images.shape[-2:])
-    windows = torch.stack([(rows <= one.keep_rows)[:, None] & (columns <= one.keep_columns)[None, :] for one in each])
+    windows = torch.stack(
+        [(rows <= one.keep_rows)[:, None] & (columns <= one.keep_columns)[None, :] for one in each]
+    )
     changed = kspace.to_image(kspace.to_kspace(images) * windows).abs()
     return kspace.with_mask(images, changed, single=single)

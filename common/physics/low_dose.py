@@ -1,8 +1,8 @@
 """Low dose: noise of too few photons on every ray, with the grain that filtered back-projection gives it.
 
-Forward model: twelve-energy transmission through water and bone, quanta counted with Poisson and electronic noise, water-only correction;
-FBP of measured minus exact. No bow-tie filter and no modulation of the tube current within a turn: noise is strongest in the middle of
-the body and runs along its longest axis.
+Forward model: twelve-energy transmission through water and bone, quanta counted with Poisson and electronic
+noise, water-only correction; FBP of measured minus exact. No bow-tie filter and no modulation of the tube
+current within a turn: noise is strongest in the middle of the body and runs along its longest axis.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def apply(image: Tensor, params: LowDose | Sequence[LowDose]) -> tuple[Tensor, T
     """
 
     def difference_of(square: Tensor, pixel_cm: float, each: list[LowDose]) -> Tensor:
-        error, _, paths = ct.counting_error(square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each])
+        error, _, paths = ct.counting_error(
+            square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each]
+        )
         return ct.reconstruct(error, paths)
 
     return ct.add_difference(image, params, difference_of)

@@ -1,6 +1,7 @@
 """Invented patients with known artifacts: anatomy, then physics, then the hospital's appearance.
 
-Order of one slice: anatomy -> artifacts (severity zero for negatives, through the same code) -> kernel, bias, noise for all alike.
+Order of one slice: anatomy -> artifacts (severity zero for negatives, through the same code) -> kernel, bias,
+noise for all alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from torch import Tensor
 
 from common.artifacts import ARTIFACTS, Modality
 from common.errors import ConfigError
-from common.physics import SIMULATORS, anatomy, beam_hardening, chemical_shift, choose, ct, kspace, metal, susceptibility
+from common.physics import (
+    SIMULATORS,
+    anatomy,
+    beam_hardening,
+    chemical_shift,
+    choose,
+    ct,
+    kspace,
+    metal,
+    susceptibility,
+)
 from common.physics.acquisition import Acquisition, frame_of, integer, uniform
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
 from common.physics.threads import one_thread
@@ -50,8 +61,9 @@ class PhantomSlice:
 def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[list[PhantomSlice]]:
     """The 2-3 slices of each patient of one hospital.
 
-    Deterministic in (appearance, seed) on one machine; patient i does not depend on `patients`. Patients are CT or MR by the hospital's
-    share. Each artifact of the modality is drawn independently with the hospital's prevalence.
+    Deterministic in (appearance, seed) on one machine; patient i does not depend on `patients`. Patients are
+    CT or MR by the hospital's share. Each artifact of the modality is drawn independently with the hospital's
+    prevalence.
     Args:
         patients: how many.
         seed: any non-negative integer.
@@ -60,7 +72,10 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
     """
     missing = [artifact.name for artifact in ARTIFACTS if artifact.name not in appearance.prevalence]
     if missing:
-        raise ConfigError(f"appearance {appearance.name!r} has no prevalence for {', '.join(missing)}", code="bad-appearance")
+        raise ConfigError(
+            f"appearance {appearance.name!r} has no prevalence for {', '.join(missing)}",
+            code="bad-appearance",
+        )
     for patient in range(patients):
         yield draw_patient(appearance, patient, seed)
 
@@ -68,8 +83,12 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
 @one_thread()
 def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[PhantomSlice]:
     """The slices of one patient; see `draw_patients`."""
-    streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(5, np.uint64)
-    who, body, look, physics, extra = (torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams)
+    streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(
+        5, np.uint64
+    )
+    who, body, look, physics, extra = (
+        torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams
+    )
     modality: Modality = "CT" if uniform(who, 0, 1) < appearance.ct_share else "MR"
     slices = integer(who, 2, 3)
     severities = _draw_severities(appearance, modality, slices, who)
@@ -86,14 +105,20 @@ def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[Phanto
             pixel_spacing_mm=spacing,
             phase_encoding=appearance.phase_encoding if modality == "MR" else None,
             labels={name: int(values[position] > 0) for name, values in severities.items()},
-            severities={name: values[position] for name, values in severities.items() if values[position] > 0},
+            severities={
+                name: values[position] for name, values in severities.items() if values[position] > 0
+            },
         )
         for position in range(slices)
     ]
 
 
-def _draw_severities(appearance: Appearance, modality: str, slices: int, generator: torch.Generator) -> dict[str, list[float]]:
-    """Artifact -> severity of each slice; zero where absent. The same count of numbers is drawn whatever the outcome."""
+def _draw_severities(
+    appearance: Appearance, modality: str, slices: int, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Artifact -> severity of each slice; zero where absent. The same count of numbers is drawn whatever the
+    outcome.
+    """
     severities: dict[str, list[float]] = {}
     low, high = appearance.severity_range
     for artifact in ARTIFACTS:
@@ -117,7 +142,9 @@ def _same_draw(
     generator: torch.Generator,
     acquisition: Acquisition,
 ) -> list[Params]:
-    """Parameters of each slice from one stream of random numbers: the implant of a patient stays in its place."""
+    """Parameters of each slice from one stream of random numbers: the implant of a patient stays in its
+    place.
+    """
     seed = integer(generator, 0, 2**31 - 1)
     return [draw(severity, torch.Generator().manual_seed(seed), acquisition) for severity in severities]
 
@@ -131,14 +158,20 @@ def _oriented(images: list[Tensor], appearance: Appearance, generator: torch.Gen
 
 
 def _with_nuisances(
-    image: Tensor, modality: Modality, appearance: Appearance, generator: torch.Generator, acquisition: Acquisition
+    image: Tensor,
+    modality: Modality,
+    appearance: Appearance,
+    generator: torch.Generator,
+    acquisition: Acquisition,
 ) -> Tensor:
     """The slices with what `appearance.nuisances` adds; the same in all slices of a patient."""
     for name, chance in appearance.nuisances.items():
         simulator = SIMULATORS[name]
         if simulator.modality == modality and uniform(generator, 0, 1) < chance:
             severity = uniform(generator, 0.1, 0.7)
-            image, _ = simulator.apply(image, _same_draw(simulator.draw, [severity] * len(image), generator, acquisition))
+            image, _ = simulator.apply(
+                image, _same_draw(simulator.draw, [severity] * len(image), generator, acquisition)
+            )
     return image
 
 
@@ -174,7 +207,9 @@ def _ct_slices(
     implants = [replace(one, noise_seed=integer(physics, 0, 2**31 - 1)) for one in implants]
     hardening = _same_draw(beam_hardening.draw, severities["beam_hardening"], physics, acquisition)
     paths = ct.project(clean, spacing / 10)
-    errors = torch.cat([metal.sinogram_error(paths, implants), beam_hardening.sinogram_error(paths, hardening)])
+    errors = torch.cat(
+        [metal.sinogram_error(paths, implants), beam_hardening.sinogram_error(paths, hardening)]
+    )
     streaks, bands = ct.reconstruct(errors, paths).chunk(2)
     image = clean + metal.scale(streaks, clean, implants) + beam_hardening.scale(bands, clean, hardening)
     image = _with_nuisances(metal.paint(image, implants), "CT", appearance, extra, acquisition)
@@ -184,24 +219,36 @@ def _ct_slices(
 def _scan_ct(appearance: Appearance, image: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
     """Kernel, shading and noise of a CT scanner.
 
-    Noise has the spectrum of filtered back-projection, |k| times the kernel, and is stronger deep inside the body.
+    Noise has the spectrum of filtered back-projection, |k| times the kernel, and is stronger deep inside the
+    body.
     """
     slices, size, _ = image.shape
     kernel = uniform(generator, *appearance.kernel)
     noise_hu = uniform(generator, *appearance.ct_noise_hu)
     shading = uniform(generator, *appearance.shading_hu)
     radius = _radius(size)
-    response = torch.exp(2.2 * kernel * radius) if kernel < 0 else 1 + 1.6 * kernel * radius * torch.exp(-((radius - 0.5) ** 2) / 0.1)
+    response = (
+        torch.exp(2.2 * kernel * radius)
+        if kernel < 0
+        else 1 + 1.6 * kernel * radius * torch.exp(-((radius - 0.5) ** 2) / 0.1)
+    )
     ramp = radius * torch.exp(-2.5 * radius**2) * response
     ramp = ramp / ramp.square().mean().sqrt()
     white = torch.randn(slices, size, size, generator=generator)
-    grain, shade_y, shade_x = torch.fft.ifft2(torch.fft.fft2(white) * ramp).real, *torch.randn(2, generator=generator)
+    grain, shade_y, shade_x = (
+        torch.fft.ifft2(torch.fft.fft2(white) * ramp).real,
+        *torch.randn(2, generator=generator),
+    )
     inside = (clean > -500).float()
     axis = torch.linspace(-1, 1, size)
     bowl = 1 - 0.6 * (axis[:, None] ** 2 + axis[None, :] ** 2)
     slope = shade_y * axis[:, None] + shade_x * axis[None, :]
     filtered = torch.fft.ifft2(torch.fft.fft2(image) * response).real
-    out = filtered + noise_hu * grain * bowl.clamp(min=0.35) + shading * inside * (0.6 * slope - 0.8 * (bowl - 0.6))
+    out = (
+        filtered
+        + noise_hu * grain * bowl.clamp(min=0.35)
+        + shading * inside * (0.6 * slope - 0.8 * (bowl - 0.6))
+    )
     return out.clamp(*ct.HU_RANGE)
 
 
@@ -226,7 +273,10 @@ def _mr_slices(
     contrast = _choice(appearance.mr_contrasts, body)
     made = anatomy.MR_BODIES[kind](scene, contrast)
     if appearance.detail[1] > 0:
-        made = replace(made, signal=made.signal * torch.exp(uniform(body, *appearance.detail) * scene.detail().clamp(-3, 3)))
+        made = replace(
+            made,
+            signal=made.signal * torch.exp(uniform(body, *appearance.detail) * scene.detail().clamp(-3, 3)),
+        )
     outline = uniform(body, *appearance.outline)
     signal, fat_signal = _soften(made.signal), _soften(made.signal * made.fat)
     fat = fat_signal / signal.clamp(min=1e-3)
@@ -257,7 +307,9 @@ def _mr_slices(
 
 
 def _soften(images: Tensor) -> Tensor:
-    """The slices with edges a scanner could resolve: what is left at the highest frequency is a fifth, so sub-pixel shifts do not ring."""
+    """The slices with edges a scanner could resolve: what is left at the highest frequency is a fifth, so
+    sub-pixel shifts do not ring.
+    """
     for axis in (-1, -2):
         images = 0.6 * images + 0.2 * (images.roll(1, axis) + images.roll(-1, axis))
     return images

@@ -1,8 +1,10 @@
-"""Photon starvation: streaks along the longest paths, left to right through shoulders and pelvis, where almost no photon arrives.
+"""Photon starvation: streaks along the longest paths, left to right through shoulders and pelvis, where
+almost no photon arrives.
 
-Forward model: as `low_dose`, but only rays that keep few quanta are noisy: the error of a ray that expects N quanta is weighted by
-1 / (1 + N / `STARVED_QUANTA`). Noise of all other rays is the scanner's appearance. Where the counts end in the electronic noise the
-logarithm clips, which adds the dark and bright bands of real starvation.
+Forward model: as `low_dose`, but only rays that keep few quanta are noisy: the error of a ray that expects N
+quanta is weighted by 1 / (1 + N / `STARVED_QUANTA`). Noise of all other rays is the scanner's appearance.
+Where the counts end in the electronic noise the logarithm clips, which adds the dark and bright bands of real
+starvation.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def apply(image: Tensor, params: PhotonStarvation | Sequence[PhotonStarvation]) 
     """
 
     def difference_of(square: Tensor, pixel_cm: float, each: list[PhotonStarvation]) -> Tensor:
-        error, quanta, paths = ct.counting_error(square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each])
+        error, quanta, paths = ct.counting_error(
+            square, pixel_cm, [one.photons for one in each], [one.noise_seed for one in each]
+        )
         return ct.reconstruct(error / (1 + quanta / STARVED_QUANTA), paths)
 
     return ct.add_difference(image, params, difference_of)

@@ -1,4 +1,6 @@
-"""Rician noise: the magnitude of a signal with Gaussian noise in both channels (Gudbjartsson and Patz, MRM 1995). A nuisance."""
+"""Rician noise: the magnitude of a signal with Gaussian noise in both channels (Gudbjartsson and Patz, MRM
+1995). A nuisance.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,15 @@ def apply(image: Tensor, params: RicianNoise | Sequence[RicianNoise]) -> tuple[T
         float32 magnitude, same shape; bool map of pixels changed by more than 3 % of the maximum.
     """
     images, each, single = per_slice(image, params)
-    drawn = torch.stack([torch.randn(2, *images.shape[-2:], generator=torch.Generator().manual_seed(one.noise_seed)) for one in each])
-    sigma = torch.tensor([one.sigma for one in each], device=images.device)[:, None, None] * images.amax((-2, -1), keepdim=True)
+    drawn = torch.stack(
+        [
+            torch.randn(2, *images.shape[-2:], generator=torch.Generator().manual_seed(one.noise_seed))
+            for one in each
+        ]
+    )
+    sigma = torch.tensor([one.sigma for one in each], device=images.device)[:, None, None] * images.amax(
+        (-2, -1), keepdim=True
+    )
     real, imaginary = drawn.to(images.device).unbind(1)
     changed = torch.sqrt((images + sigma * real).square() + (sigma * imaginary).square())
     return kspace.with_mask(images, changed, single=single)

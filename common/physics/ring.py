@@ -1,8 +1,9 @@
 """Rings: detector channels that count too much or too little in every view.
 
-Forward model: a channel of gain 1 + g measures -ln(1 + g) more attenuation, whatever the object; FBP of that. A scanner turns fully, so
-each ray of our half turn is measured by a channel on either side of the isocentre: half of the error goes to either, which closes the
-circle. Approximation: the isocentre is the centre of the image.
+Forward model: a channel of gain 1 + g measures -ln(1 + g) more attenuation, whatever the object; FBP of that.
+A scanner turns fully, so each ray of our half turn is measured by a channel on either side of the isocentre:
+half of the error goes to either, which closes the circle. Approximation: the isocentre is the centre of the
+image.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Ring:
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> Ring:
-    """Two to eight channels within the body, gain off by up to 0.8 (just visible) to 9 %; the same channels whatever the severity.
+    """Two to eight channels within the body, gain off by up to 0.8 (just visible) to 9 %; the same channels
+    whatever the severity.
 
     A detector of ours is as wide as a pixel, several channels of a scanner.
     """
@@ -68,7 +70,9 @@ def apply(image: Tensor, params: Ring | Sequence[Ring]) -> tuple[Tensor, Tensor]
 
 
 def channel_errors(params: Ring, size: int, shrink: float = 1.0) -> Tensor:
-    """Attenuation that each of `size` detectors adds, on the CPU; a channel between two detectors is shared by them."""
+    """Attenuation that each of `size` detectors adds, on the CPU; a channel between two detectors is shared
+    by them.
+    """
     profile = torch.zeros(size)
     centre = (size - 1) / 2
     for radius, gain in zip(params.radii_px, params.gain_errors, strict=True):

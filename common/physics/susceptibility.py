@@ -1,11 +1,13 @@
 """Susceptibility: voids, pile-up and distortion around metal implants and air.
 
-Forward model: spheres of susceptibility difference dchi and radius a in three dimensions, whose outside field is closed-form,
-dB = B0 (dchi / 3) (a / r)^3 (3 cos^2 - 1); frequency f = gamma dB. (a) signal moves f / bandwidth, intensity conserved (voids and
-pile-up): along readout, in EPI along phase encoding, whose bandwidth a pixel is a tenth; (b) gradient echo and EPI: dephasing by
-sinc(echo time x frequency difference across the voxel) per axis; (c) no signal inside the sphere nor from spins far off resonance, which
-the slice-selective pulse misses. Sources are inserted (implants, dental work) or, in EPI, where a head has air: frontal sinus and ear
-canals. Approximations: no diffusion, spheres do not interact, displacement clipped at 25 px.
+Forward model: spheres of susceptibility difference dchi and radius a in three dimensions, whose outside field
+is closed-form, dB = B0 (dchi / 3) (a / r)^3 (3 cos^2 - 1); frequency f = gamma dB. (a) signal moves f /
+bandwidth, intensity conserved (voids and pile-up): along readout, in EPI along phase encoding, whose
+bandwidth a pixel is a tenth; (b) gradient echo and EPI: dephasing by sinc(echo time x frequency difference
+across the voxel) per axis; (c) no signal inside the sphere nor from spins far off resonance, which the
+slice-selective pulse misses. Sources are inserted (implants, dental work) or, in EPI, where a head has air:
+frontal sinus and ear canals. Approximations: no diffusion, spheres do not interact, displacement clipped at
+25 px.
 """
 
 from __future__ import annotations
@@ -58,17 +60,28 @@ class Susceptibility:
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> Susceptibility:
-    """One to three objects of air, titanium or cobalt-chrome whose disturbed zone reaches 16-34 px at matrix 256 (0.3-1)."""
+    """One to three objects of air, titanium or cobalt-chrome whose disturbed zone reaches 16-34 px at matrix
+    256 (0.3-1).
+    """
     epi = acquisition.sequence == "EPI"
     material = ("air", "titanium", "titanium", "titanium", "cobalt_chrome")[integer(generator, 0, 4)]
     if epi:
         material = "air"
     dchi = MATERIALS_PPM[material] if severity > 0 else 0.0
-    bandwidth = uniform(generator, 15, 40) if epi else uniform(generator, 100, 220) * acquisition.bandwidth_hz_per_px / 200
+    bandwidth = (
+        uniform(generator, 15, 40)
+        if epi
+        else uniform(generator, 100, 220) * acquisition.bandwidth_hz_per_px / 200
+    )
     surface_px = 2 * kspace.GYROMAGNETIC_HZ_PER_T * acquisition.field_tesla * dchi * 1e-6 / 3 / bandwidth
     zone = (8.0 + 26.0 * severity) * acquisition.pixel_scale
-    # the zone ends where the displacement has fallen to 0.5 px (a^3 surface = 0.5 zone^3); air has no room to fall, so it is large
-    radius = min(zone * (0.5 / surface_px) ** (1 / 3), 0.35 * zone) * (1.6 if epi else 1.0) if severity > 0 else 0.0
+    # the zone ends where the displacement has fallen to 0.5 px (a^3 surface = 0.5 zone^3); air has no room
+    # to fall, so it is large
+    radius = (
+        min(zone * (0.5 / surface_px) ** (1 / 3), 0.35 * zone) * (1.6 if epi else 1.0)
+        if severity > 0
+        else 0.0
+    )
     spheres = []
     for place in _air_places(generator, acquisition) if epi else _places(generator, acquisition):
         size = radius * uniform(generator, 0.8, 1.15)
@@ -78,7 +91,9 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
                 Sphere(
                     y=place[0] + away * math.sin(turn),
                     x=place[1] + away * math.cos(turn),
-                    depth_px=uniform(generator, -0.5, 0.5) * size if not epi else uniform(generator, 1.1, 1.7) * size,
+                    depth_px=uniform(generator, -0.5, 0.5) * size
+                    if not epi
+                    else uniform(generator, 1.1, 1.7) * size,
                     radius_px=size * (1 - 0.25 * part),
                 )
             )
@@ -108,7 +123,8 @@ def _places(generator: torch.Generator, acquisition: Acquisition) -> list[tuple[
 
 
 def _air_places(generator: torch.Generator, acquisition: Acquisition) -> list[tuple[float, float]]:
-    """Where an axial head has air: under the frontal lobes and beside both temporal lobes, one or two of the three.
+    """Where an axial head has air: under the frontal lobes and beside both temporal lobes, one or two of the
+    three.
 
     The cavities lie below the slice: what shows is pile-up and stretching, not the hole.
     """
@@ -119,7 +135,12 @@ def _air_places(generator: torch.Generator, acquisition: Acquisition) -> list[tu
     places = []
     for middle, spread in chosen:
         angle, radius = middle + spread * uniform(generator, -1, 1), uniform(generator, 0.75, 1.0)
-        places.append((frame.y + radius * frame.half_height * math.sin(angle), frame.x + radius * frame.half_width * math.cos(angle)))
+        places.append(
+            (
+                frame.y + radius * frame.half_height * math.sin(angle),
+                frame.x + radius * frame.half_width * math.cos(angle),
+            )
+        )
     return places
 
 
@@ -134,23 +155,34 @@ def apply(image: Tensor, params: Susceptibility | Sequence[Susceptibility]) -> t
     """
     images, each, single = per_slice(image, params)
     axes = [displaced_along(one) for one in each]
-    losses, edges = zip(*(_disturbance(one, axis, images.shape, images.device) for one, axis in zip(each, axes, strict=True)), strict=True)
+    losses, edges = zip(
+        *(_disturbance(one, axis, images.shape, images.device) for one, axis in zip(each, axes, strict=True)),
+        strict=True,
+    )
     images_left = images * torch.stack(losses)
-    # `displace` works along the last axis, readout_last turns "ROW" slices; a slice displaced along its rows is what it leaves alone
+    # `displace` works along the last axis, readout_last turns "ROW" slices; a slice displaced along its rows
+    # is what it leaves alone
     words = ["ROW" if axis == "column" else "COL" for axis in axes]
-    (disturbed,) = kspace.readout_last([images_left], words, lambda turned: [displace(turned[0], torch.stack(edges))])
+    (disturbed,) = kspace.readout_last(
+        [images_left], words, lambda turned: [displace(turned[0], torch.stack(edges))]
+    )
     return kspace.with_mask(images, disturbed, single=single)
 
 
 def displaced_along(params: Susceptibility) -> str:
-    """ "row": signal moves along the rows (the last axis), "column": along the columns; readout, or phase encoding in EPI."""
+    """ "row": signal moves along the rows (the last axis), "column": along the columns; readout, or phase
+    encoding in EPI.
+    """
     kspace.check_phase_encoding([params.phase_encoding])
     return "row" if (params.phase_encoding == "ROW") == (params.sequence == "EPI") else "column"
 
 
 def field_hz(params: Susceptibility, y: Tensor, x: Tensor, depth_px: float) -> Tensor:
-    """Frequency offset at pixel positions (image axes) and a distance from the slice plane; zero inside the spheres."""
-    total = torch.zeros(np.broadcast_shapes(y.shape, x.shape), device=y.device)  # torch.broadcast_shapes imports sympy
+    """Frequency offset at pixel positions (image axes) and a distance from the slice plane; zero inside the
+    spheres.
+    """
+    # torch.broadcast_shapes imports sympy
+    total = torch.zeros(np.broadcast_shapes(y.shape, x.shape), device=y.device)
     scale = kspace.GYROMAGNETIC_HZ_PER_T * params.field_tesla * params.dchi_ppm * 1e-6 / 3
     for sphere in params.spheres:
         dy, dx, dz = (y - sphere.y).square(), (x - sphere.x).square(), (depth_px - sphere.depth_px) ** 2
@@ -162,9 +194,11 @@ def field_hz(params: Susceptibility, y: Tensor, x: Tensor, depth_px: float) -> T
     return total
 
 
-def _disturbance(params: Susceptibility, along: str, shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The remaining signal of each pixel (rows, columns), and the displacement at pixel edges, px: (lines, samples + 1), the axis along
-    which signal moves last."""
+def _disturbance(
+    params: Susceptibility, along: str, shape: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The remaining signal of each pixel (rows, columns), and the displacement at pixel edges, px: (lines,
+    samples + 1), the axis along which signal moves last."""
     rows, columns = shape[-2:]
     lines, samples = (rows, columns) if along == "row" else (columns, rows)
     across = torch.arange(lines, dtype=torch.float32, device=device)[:, None]
@@ -172,7 +206,9 @@ def _disturbance(params: Susceptibility, along: str, shape: Sequence[int], devic
     centre = edge[:, :-1] + 0.5
 
     def at(line: Tensor, sample: Tensor, depth: float) -> Tensor:
-        return field_hz(params, line, sample, depth) if along == "row" else field_hz(params, sample, line, depth)
+        return (
+            field_hz(params, line, sample, depth) if along == "row" else field_hz(params, sample, line, depth)
+        )
 
     edges = at(across, edge, 0.0)
     middle = (edges[:, 1:] + edges[:, :-1]) / 2
@@ -193,19 +229,25 @@ def _disturbance(params: Susceptibility, along: str, shape: Sequence[int], devic
 
 
 def displace(images: Tensor, edges_px: Tensor) -> Tensor:
-    """Move the signal of each pixel along the last axis, spread evenly between its displaced edges: intensity is conserved.
+    """Move the signal of each pixel along the last axis, spread evenly between its displaced edges: intensity
+    is conserved.
 
     Args:
         images: shape (slices, lines, samples).
-        edges_px: displacement at the edges of the pixels, shape (slices, lines, samples + 1); zero gives the image back exactly.
+        edges_px: displacement at the edges of the pixels, shape (slices, lines, samples + 1); zero gives the
+            image back exactly.
     Returns:
         Same shape. Signal displaced out of the image is lost.
     Approximation: a quarter of a pixel is spread over at most one pixel.
     """
     slices, lines, samples = images.shape
-    fine = torch.nn.functional.interpolate(edges_px, size=samples * SUBSAMPLES + 1, mode="linear", align_corners=True)
+    fine = torch.nn.functional.interpolate(
+        edges_px, size=samples * SUBSAMPLES + 1, mode="linear", align_corners=True
+    )
     # place 0 is the left edge of pixel 0
-    place = torch.arange(samples * SUBSAMPLES + 1, dtype=torch.float32, device=images.device) / SUBSAMPLES + fine
+    place = (
+        torch.arange(samples * SUBSAMPLES + 1, dtype=torch.float32, device=images.device) / SUBSAMPLES + fine
+    )
     first, second = place[..., :-1], place[..., 1:]
     half = ((second - first).abs() / 2).clamp(1e-4, 0.5)
     low = (first + second) / 2 - half

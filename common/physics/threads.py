@@ -1,4 +1,6 @@
-"""Simulators work on small tensors: a second thread costs several times what it saves, and more on a busy machine."""
+"""Simulators work on small tensors: a second thread costs several times what it saves, and more on a busy
+machine.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,19 @@ def test_every_word_means_one_artifact() -> None:
 
 @pytest.mark.parametrize("artifact", ARTIFACTS, ids=lambda artifact: artifact.name)
 def test_every_name_and_synonym_is_understood_in_any_spelling(artifact: Artifact) -> None:
-    for word in (artifact.name, artifact.chinese, *(synonym for synonym in artifact.synonyms if "-" not in synonym)):
-        for spelling in (word, word.upper(), f" {word} ", word.replace(" ", "_"), word.replace("_", " "), word.replace("_", "-")):
+    for word in (
+        artifact.name,
+        artifact.chinese,
+        *(synonym for synonym in artifact.synonyms if "-" not in synonym),
+    ):
+        for spelling in (
+            word,
+            word.upper(),
+            f" {word} ",
+            word.replace(" ", "_"),
+            word.replace("_", " "),
+            word.replace("_", "-"),
+        ):
             assert parse_name(spelling) == artifact.name
 
 

@@ -11,7 +11,16 @@ from typing import Any, NoReturn
 import pytest
 
 from common import cli
-from common.errors import ConfigError, DataError, FedqcError, InternalError, NetworkError, PlanError, RefusedError, RunError
+from common.errors import (
+    ConfigError,
+    DataError,
+    FedqcError,
+    InternalError,
+    NetworkError,
+    PlanError,
+    RefusedError,
+    RunError,
+)
 
 HEAVY = {"torch", "flwr", "opacus", "pydicom", "scipy", "matplotlib", "numpy", "grpc"}
 
@@ -34,7 +43,11 @@ print(json.dumps([status, said.getvalue(), loaded()]))
 def loaded_by(statement: str) -> tuple[Any, str, set[str]]:
     """Exit status, stdout, and which heavy packages are loaded after `statement` in a new process."""
     done = subprocess.run(
-        [sys.executable, "-c", LOADED % (sorted(HEAVY), statement)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", LOADED % (sorted(HEAVY), statement)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     status, said, modules = json.loads(done.stdout)
     return status, said, set(modules)
@@ -117,13 +130,20 @@ def test_an_error_has_the_status_of_who_can_act(
     assert "Traceback" not in said.err
 
 
-def test_an_error_is_one_line_and_one_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line_and_one_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     raising(monkeypatch, ConfigError("what\n  was found,\twhere", code="some-code", hint="what to do"))
     assert status_of("x") == 2
-    assert capsys.readouterr().err == "fedqc: error [some-code]: what was found, where\nfedqc: hint: what to do\n"
+    assert (
+        capsys.readouterr().err
+        == "fedqc: error [some-code]: what was found, where\nfedqc: hint: what to do\n"
+    )
 
 
-def test_an_error_without_a_hint_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_without_a_hint_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     raising(monkeypatch, RunError("what"))
     assert status_of("x") == 1
     assert capsys.readouterr().err == "fedqc: error [run-failed]: what\n"
@@ -149,7 +169,14 @@ def test_sigterm_is_143() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["simulat"], ["--nope"], ["data", "nope"], ["simulate"], ["simulate", "p", "--data", "d", "--out", "o", "--x"]]
+    "words",
+    [
+        ["simulat"],
+        ["--nope"],
+        ["data", "nope"],
+        ["simulate"],
+        ["simulate", "p", "--data", "d", "--out", "o", "--x"],
+    ],
 )
 def test_a_word_nobody_knows_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*words) == 2

@@ -18,7 +18,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.enrolment import MOST_BYTES, Kit, Request, federation_fingerprint, read_kit, read_request, write_kit, write_request
+from common.enrolment import (
+    MOST_BYTES,
+    Kit,
+    Request,
+    federation_fingerprint,
+    read_kit,
+    read_request,
+    write_kit,
+    write_request,
+)
 from common.errors import ConfigError
 from common.signing import DOMAIN, public_text, sign
 
@@ -91,8 +100,12 @@ def test_neither_holds_a_private_key(kit: Path, tmp_path: Path) -> None:
     for path in (kit, tmp_path / "request.zip"):
         everything = path.read_bytes() + b"".join(members(path).values())
         for key in (SITE_KEY, KEY):
-            raw = key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
-            assert not [form for form in (raw, base64.b64encode(raw), raw.hex().encode()) if form in everything]
+            raw = key.private_bytes(
+                serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+            )
+            assert not [
+                form for form in (raw, base64.b64encode(raw), raw.hex().encode()) if form in everything
+            ]
         assert b"PRIVATE" not in everything
 
 
@@ -120,7 +133,9 @@ def test_a_kit_with_one_field_changed_is_refused(name: str, kit: Path) -> None:
     held = members(kit)
     text = KIT.model_copy(update={name: other}).model_dump_json(indent=1).encode()
     assert text != held["kit.json"]
-    assert "altered" in refused(zipped(kit.with_name("changed.zip"), [("kit.json", text), ("signature", held["signature"])]))
+    assert "altered" in refused(
+        zipped(kit.with_name("changed.zip"), [("kit.json", text), ("signature", held["signature"])])
+    )
 
 
 def test_a_request_is_signed_by_the_key_it_names(tmp_path: Path) -> None:
@@ -130,7 +145,9 @@ def test_a_request_is_signed_by_the_key_it_names(tmp_path: Path) -> None:
 
 
 def test_a_kit_made_by_another_coordinator_has_another_fingerprint(tmp_path: Path) -> None:
-    """Its signature is in order: only the fingerprint that reached the operator another way tells them apart."""
+    """Its signature is in order: only the fingerprint that reached the operator another way tells them
+    apart.
+    """
     forged = KIT.model_copy(update={"coordinator_key": public_text(OTHER)})
     write_kit(tmp_path / "kit.zip", forged, OTHER)
     assert read_kit(tmp_path / "kit.zip").fingerprint != KIT.fingerprint
@@ -154,9 +171,13 @@ def test_a_requests_fingerprint_covers_name_and_both_keys(name: str) -> None:
 def test_a_signature_of_another_kind_of_paper_is_refused(kit: Path) -> None:
     text = members(kit)["kit.json"]
     for domain in (b"fedqc request v1\0", DOMAIN, b""):
-        path = zipped(kit.with_name("domain.zip"), [("kit.json", text), ("signature", signature(text, domain))])
+        path = zipped(
+            kit.with_name("domain.zip"), [("kit.json", text), ("signature", signature(text, domain))]
+        )
         assert "altered" in refused(path)
-    zipped(kit.with_name("right.zip"), [("kit.json", text), ("signature", signature(text, b"fedqc kit v1\0"))])
+    zipped(
+        kit.with_name("right.zip"), [("kit.json", text), ("signature", signature(text, b"fedqc kit v1\0"))]
+    )
     assert read_kit(kit.with_name("right.zip")) == KIT
 
 
@@ -165,7 +186,10 @@ def test_a_kit_is_no_request_and_a_request_no_kit(kit: Path, tmp_path: Path) -> 
     refused(kit, "request.json")
     refused(tmp_path / "request.zip")
     text = members(kit)["kit.json"]
-    refused(zipped(tmp_path / "renamed.zip", [("request.json", text), ("signature", members(kit)["signature"])]), "request.json")
+    refused(
+        zipped(tmp_path / "renamed.zip", [("request.json", text), ("signature", members(kit)["signature"])]),
+        "request.json",
+    )
 
 
 @ROOM
@@ -200,8 +224,12 @@ def test_any_file_is_a_kit_or_refused(tmp_path: Path, content: bytes) -> None:
     refused(tmp_path / "any.zip")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED])
-def test_a_bomb_is_refused_before_it_is_unpacked(method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED]
+)
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = zipped(tmp_path / "bomb.zip", [("kit.json", b" " * (MOST_BYTES + 1)), ("signature", b"x")], method)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     refused(path)
@@ -274,7 +302,9 @@ def test_an_encrypted_member_is_refused(kit: Path) -> None:
 )
 def test_a_signed_kit_with_values_out_of_bounds_is_refused(name: str, value: str, tmp_path: Path) -> None:
     text = KIT.model_copy(update={name: value}).model_dump_json().encode()
-    refused(zipped(tmp_path / "kit.zip", [("kit.json", text), ("signature", signature(text, b"fedqc kit v1\0"))]))
+    refused(
+        zipped(tmp_path / "kit.zip", [("kit.json", text), ("signature", signature(text, b"fedqc kit v1\0"))])
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +322,10 @@ def test_a_signed_kit_with_values_out_of_bounds_is_refused(name: str, value: str
 )
 def test_a_signed_request_with_values_out_of_bounds_is_refused(name: str, value: Any, tmp_path: Path) -> None:
     text = REQUEST.model_copy(update={name: value}).model_dump_json().encode()
-    path = zipped(tmp_path / "r.zip", [("request.json", text), ("signature", signature(text, b"fedqc request v1\0", SITE_KEY))])
+    path = zipped(
+        tmp_path / "r.zip",
+        [("request.json", text), ("signature", signature(text, b"fedqc request v1\0", SITE_KEY))],
+    )
     refused(path, "request.json")
 
 

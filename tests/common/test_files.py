@@ -8,7 +8,9 @@ from common import files
 from common.files import sweep, write_bytes
 
 
-def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_bytes(tmp_path / "kept.json", b"old")
 
     def killed(*_: object, **__: object) -> None:

@@ -1,4 +1,6 @@
-"""Frames: what arrives is what was sent, or what was promised about it; what is damaged or hostile is refused before it costs anything."""
+"""Frames: what arrives is what was sent, or what was promised about it; what is damaged or hostile is refused
+before it costs anything.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,18 @@ ANY_BITS = arrays(np.uint32, SIZES, elements=st.integers(0, 2**32 - 1))
 Decode = Callable[[np.ndarray, int], np.ndarray]
 KINDS: dict[str, tuple[bytes, Callable[[np.ndarray], np.ndarray], Decode, Callable[[int], int]]] = {
     "steps": (STEPS, encode_steps, decode_steps, lambda size: 4 * size),
-    "floats": (FLOATS, lambda steps: encode_floats(steps.astype(np.float32)), decode_floats, lambda size: 4 * size),
-    "int8": (INT8, lambda steps: quantize_int8(steps, coins())[0], dequantize_int8, lambda size: size + -(-size // BLOCK)),
+    "floats": (
+        FLOATS,
+        lambda steps: encode_floats(steps.astype(np.float32)),
+        decode_floats,
+        lambda size: 4 * size,
+    ),
+    "int8": (
+        INT8,
+        lambda steps: quantize_int8(steps, coins())[0],
+        dequantize_int8,
+        lambda size: size + -(-size // BLOCK),
+    ),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -62,11 +74,19 @@ def forged(tag: bytes, body: bytes) -> np.ndarray:
     return np.frombuffer(HEADER.pack(tag, zlib.crc32(body, zlib.crc32(tag))) + body, np.uint8)
 
 
-def zstd_body(content: bytes, *, declared: int | None = None, window_log: int = 10, dictionary: int = 0) -> bytes:
-    """A zstd frame without magic number, spelt out (RFC 8878, section 3.1.1): one raw block, and whatever header one likes."""
+def zstd_body(
+    content: bytes, *, declared: int | None = None, window_log: int = 10, dictionary: int = 0
+) -> bytes:
+    """A zstd frame without magic number, spelt out (RFC 8878, section 3.1.1): one raw block, and whatever
+    header one likes.
+    """
     size = len(content) if declared is None else declared
     descriptor = 0b11000000 | (1 if dictionary else 0)  # eight bytes of content size, a window descriptor
-    header = bytes([descriptor, (window_log - 10) << 3]) + (bytes([dictionary]) if dictionary else b"") + size.to_bytes(8, "little")
+    header = (
+        bytes([descriptor, (window_log - 10) << 3])
+        + (bytes([dictionary]) if dictionary else b"")
+        + size.to_bytes(8, "little")
+    )
     return header + (len(content) << 3 | 1).to_bytes(3, "little") + content
 
 
@@ -101,7 +121,9 @@ def test_floats_come_back_bit_for_bit(bits: np.ndarray) -> None:
 
 
 def test_special_floats_come_back_bit_for_bit() -> None:
-    bits = np.array([0x80000000, 0, 1, 0x807FFFFF, 0x7FC00001, 0xFFBADBAD, 0x7F800000, 0xFF800000, 0x3F800000], np.uint32)
+    bits = np.array(
+        [0x80000000, 0, 1, 0x807FFFFF, 0x7FC00001, 0xFFBADBAD, 0x7F800000, 0xFF800000, 0x3F800000], np.uint32
+    )
     assert decode_floats(encode_floats(bits.view(np.float32)), bits.size).tobytes() == bits.tobytes()
 
 
@@ -115,7 +137,9 @@ def test_a_view_with_gaps_is_encoded_as_what_it_shows() -> None:
 
 def test_a_frame_of_today_is_read_tomorrow() -> None:
     """Stored runs and other versions hold such bytes; whoever changes the format changes the tag."""
-    steps = np.frombuffer(bytes.fromhex("66717331edd742932014a10000000201feff000000ffff000000ffff000000ffff"), np.uint8)
+    steps = np.frombuffer(
+        bytes.fromhex("66717331edd742932014a10000000201feff000000ffff000000ffff000000ffff"), np.uint8
+    )
     assert decode_steps(steps, 5).tolist() == [0, 1, -1, 2**31 - 1, -(2**31)]
 
 
@@ -178,7 +202,8 @@ def test_an_array_of_other_numbers_is_refused(kind: str, dtype: type) -> None:
 def test_hostile_frames_with_a_valid_checksum_are_refused(kind: str) -> None:
     tag, _, decode, length = KINDS[kind]
     content = bytes(length(40))
-    assert not decode(forged(tag, zstd_body(content)), 40).any()  # the control: such a frame is read when it is honest
+    # the control: such a frame is read when it is honest
+    assert not decode(forged(tag, zstd_body(content)), 40).any()
     assert not decode(forged(tag, zstd_body(content, window_log=23)), 40).any()
     hostile = [
         ("more memory", zstd_body(content, window_log=24)),
@@ -195,8 +220,12 @@ def test_hostile_frames_with_a_valid_checksum_are_refused(kind: str) -> None:
     ]
     for reason, body in hostile:
         assert reason in refused(decode, forged(tag, body), 40)
-    unknown = zstandard.ZstdCompressionParameters.from_level(1, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False)
-    assert "declares" in refused(decode, forged(tag, zstandard.ZstdCompressor(compression_params=unknown).compress(content)), 40)
+    unknown = zstandard.ZstdCompressionParameters.from_level(
+        1, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False
+    )
+    assert "declares" in refused(
+        decode, forged(tag, zstandard.ZstdCompressor(compression_params=unknown).compress(content)), 40
+    )
 
 
 @kinds
@@ -212,7 +241,9 @@ def test_any_bytes_are_a_frame_of_the_expected_size_or_refused(kind: str, body: 
 def test_a_bomb_is_refused_before_anything_is_allocated(kind: str) -> None:
     tag, encode, decode, length = KINDS[kind]
     size = 1 << 24
-    parameters = zstandard.ZstdCompressionParameters.from_level(19, format=zstandard.FORMAT_ZSTD1_MAGICLESS, source_size=length(size))
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        19, format=zstandard.FORMAT_ZSTD1_MAGICLESS, source_size=length(size)
+    )
     bomb = forged(tag, zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(length(size))))
     assert bomb.nbytes < 10_000
     lie = forged(tag, zstd_body(b"", declared=2**50))
@@ -248,16 +279,25 @@ def test_a_liar_costs_no_memory_of_any_kind() -> None:
         "        print('memory')\n"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code, forged(STEPS, body).tobytes().hex()], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, forged(STEPS, body).tobytes().hex()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    assert said.stdout.split() == ["bad-frame", "memory"], said.stderr  # the second is the control: 16 GiB wanted by the receiver itself
+    # the second is the control: 16 GiB wanted by the receiver itself
+    assert said.stdout.split() == ["bad-frame", "memory"], said.stderr
 
 
 def test_a_scale_beyond_the_grid_is_refused() -> None:
     size = BLOCK + 1
     for shift in (MOST_SHIFT + 1, 31, 32, 128, 255):
-        assert "scale" in refused(dequantize_int8, forged(INT8, zstd_body(bytes([0, shift]) + bytes(size))), size)
-    largest = dequantize_int8(forged(INT8, zstd_body(bytes([MOST_SHIFT, MOST_SHIFT]) + bytes([128]) * size)), size)
+        assert "scale" in refused(
+            dequantize_int8, forged(INT8, zstd_body(bytes([0, shift]) + bytes(size))), size
+        )
+    largest = dequantize_int8(
+        forged(INT8, zstd_body(bytes([MOST_SHIFT, MOST_SHIFT]) + bytes([128]) * size)), size
+    )
     assert largest.tolist() == [-(2**31)] * size  # beyond LIMIT, for the gate to refuse; but not wrapped
 
 
@@ -265,7 +305,9 @@ def test_a_scale_beyond_the_grid_is_refused() -> None:
 
 
 @given(GRID_STEPS, st.integers(0, 2**32))
-def test_int8_moves_a_value_by_less_than_its_scale_and_never_off_the_grid(steps: np.ndarray, seed: int) -> None:
+def test_int8_moves_a_value_by_less_than_its_scale_and_never_off_the_grid(
+    steps: np.ndarray, seed: int
+) -> None:
     frame, added = quantize_int8(steps, coins(seed))
     back = dequantize_int8(frame, steps.size)
     assert back.dtype == np.int32
@@ -288,7 +330,9 @@ def test_int8_of_small_steps_is_exact(steps: np.ndarray) -> None:
 
 @pytest.mark.parametrize("deviation", [100, 17_000, 5_000_000])
 def test_int8_is_unbiased_and_says_its_variance(deviation: float) -> None:
-    """The mean error, and each value's, within 5 standard errors (of one value: its largest, half its scale); the variance within 10 %."""
+    """The mean error, and each value's, within 5 standard errors (of one value: its largest, half its scale);
+    the variance within 10 %.
+    """
     steps, repetitions = gaussian(2 * BLOCK + 100, deviation), 400
     generator = coins(7)
     frames = [quantize_int8(steps, generator) for _ in range(repetitions)]
@@ -303,11 +347,14 @@ def test_int8_is_unbiased_and_says_its_variance(deviation: float) -> None:
     for start in range(0, steps.size, BLOCK):
         half = smallest_scale(steps[start : start + BLOCK]) / 2
         assert np.abs(means[start : start + BLOCK]).max() <= 5 * half / np.sqrt(repetitions)
-    assert float((means**2).mean()) == pytest.approx(spread**2, rel=0.15)  # no part of the error stays when it is averaged
+    # no part of the error stays when it is averaged
+    assert float((means**2).mean()) == pytest.approx(spread**2, rel=0.15)
 
 
 def test_the_variance_by_hand() -> None:
-    """127 * 4 is the largest: the scale is 4. Remainders 1, 2 and 3 quarters have variances 3, 4 and 3 steps squared."""
+    """127 * 4 is the largest: the scale is 4. Remainders 1, 2 and 3 quarters have variances 3, 4 and 3 steps
+    squared.
+    """
     _, added = quantize_int8(np.array([508, 1, 2, 3, -1], np.int32), coins())
     assert added == (3 + 4 + 3 + 3) / 5 * GRID**2
 
@@ -330,7 +377,9 @@ def test_int8_of_what_leaves_the_grid_is_refused(value: int) -> None:
 def test_the_limit_itself_passes_through_int8() -> None:
     steps = np.array([LIMIT, -LIMIT, LIMIT - 1, 1 - LIMIT], np.int32)
     for seed in range(20):
-        assert np.abs(dequantize_int8(quantize_int8(steps, coins(seed))[0], 4).astype(np.int64)).max() <= LIMIT
+        assert (
+            np.abs(dequantize_int8(quantize_int8(steps, coins(seed))[0], 4).astype(np.int64)).max() <= LIMIT
+        )
 
 
 @kinds

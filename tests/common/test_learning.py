@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from common.artifacts import NAMES
-from common.imaging.preprocess import to_channels
 from common.learning import adam, batches, extract_features, score, seed_for, train_epochs
 from common.models import as_classifier, build
 from common.plan import Training
+from common.preprocess import to_channels
 from common.weights import flatten
 
 SLICES, SIDE = 12, 32
@@ -26,13 +26,17 @@ def slices(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images, modality.astype(np.int8), labels
 
 
-def trained(*, seed: int = 1, rows: np.ndarray | None = None, labels: np.ndarray | None = None, **changes: object) -> np.ndarray:
+def trained(
+    *, seed: int = 1, rows: np.ndarray | None = None, labels: np.ndarray | None = None, **changes: object
+) -> np.ndarray:
     torch.manual_seed(0)
     model = build("small_cnn")
     images, modality, truth = slices()
     training = Training(**({"batch_size": 4} | changes))  # type: ignore[arg-type]
     chosen = np.arange(SLICES) if rows is None else rows
-    train_epochs(model, images, modality, truth if labels is None else labels, chosen, training=training, seed=seed)
+    train_epochs(
+        model, images, modality, truth if labels is None else labels, chosen, training=training, seed=seed
+    )
     return flatten(model.state_dict())
 
 
@@ -67,7 +71,9 @@ def test_learning_rate_zero_changes_nothing() -> None:
 
 
 def test_adam_follows_the_published_algorithm() -> None:
-    """Loshchilov & Hutter (2019), algorithm 2, in float64 and one number at a time; torch.optim costs seconds to import."""
+    """Loshchilov & Hutter (2019), algorithm 2, in float64 and one number at a time; torch.optim costs seconds
+    to import.
+    """
     rate, decay = 1e-2, 1e-1
     tensor = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
     expected, mean, square = tensor.detach().double().numpy().copy(), np.zeros(3), np.zeros(3)

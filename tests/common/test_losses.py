@@ -29,7 +29,11 @@ def losses_and_gradients(name: str, logits: Tensor, labels: Tensor) -> tuple[Ten
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@given(seed=st.integers(0, 2**31), changed=st.integers(0, 5), scale=st.sampled_from([0.0, 1.0, 1e6, math.inf, math.nan]))
+@given(
+    seed=st.integers(0, 2**31),
+    changed=st.integers(0, 5),
+    scale=st.sampled_from([0.0, 1.0, 1e6, math.inf, math.nan]),
+)
 @settings(max_examples=40, deadline=None)
 def test_one_sample_never_changes_another(name: str, seed: int, changed: int, scale: float) -> None:
     logits, labels = some_batch(seed)
@@ -79,7 +83,9 @@ def test_soft_dice_by_hand() -> None:
 def test_bce_dice_is_the_weighted_sum() -> None:
     logits, labels = some_batch(5)
     mixed = bce_dice(0.3, 2.0)(logits, labels)
-    np.testing.assert_allclose(mixed, 0.3 * masked_bce(logits, labels) + 2 * soft_dice(logits, labels), rtol=1e-6)
+    np.testing.assert_allclose(
+        mixed, 0.3 * masked_bce(logits, labels) + 2 * soft_dice(logits, labels), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(-1, 1), (0, 0), (math.nan, 1), (math.inf, 1)])

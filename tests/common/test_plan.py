@@ -23,14 +23,20 @@ PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))
 def test_every_plan_we_ship_is_valid_and_says_what_it_asks(path: Path) -> None:
     plan = read_plan(path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    question = " ".join(line.lstrip("# ") for line in lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))])
+    question = " ".join(
+        line.lstrip("# ")
+        for line in lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
+    )
     assert "?" in question
     assert plan.name == path.stem.replace("_", "-")
 
 
 def test_the_demo_asks_the_question_of_the_readme() -> None:
     plan = read_plan(ROOT / "configs" / "plans" / "demo.yaml")
-    assert (plan.arms, plan.held_out) == (("public", "local", "federated", "federated_dp", "pooled"), ("hospital-d",))
+    assert (plan.arms, plan.held_out) == (
+        ("public", "local", "federated", "federated_dp", "pooled"),
+        ("hospital-d",),
+    )
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -111,7 +117,9 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_scientific_notation_without_a_dot_is_a_number_or_named(tmp_path: Path) -> None:
-    """YAML 1.1 reads 1e-5 as text: whoever writes it gets the number, or is told the key and what stands there."""
+    """YAML 1.1 reads 1e-5 as text: whoever writes it gets the number, or is told the key and what stands
+    there.
+    """
     path = tmp_path / "x.yaml"
     path.write_text("name: x\nprivacy: {delta: 1e-5}\n", encoding="utf-8")
     try:
@@ -146,10 +154,15 @@ def test_the_hash_does_not_depend_on_the_order_of_keys(order: st.DataObject) -> 
 
 
 def test_stating_a_default_does_not_change_the_hash() -> None:
-    assert parse_plan({"name": "x", "training": {"batch_size": 16}}).sha256() == parse_plan({"name": "x"}).sha256()
+    assert (
+        parse_plan({"name": "x", "training": {"batch_size": 16}}).sha256()
+        == parse_plan({"name": "x"}).sha256()
+    )
 
 
-@pytest.mark.parametrize("changes", [{"seed": 4}, {"question": "?"}, {"training": {"rounds": 3}}, {"held_out": []}])
+@pytest.mark.parametrize(
+    "changes", [{"seed": 4}, {"question": "?"}, {"training": {"rounds": 3}}, {"held_out": []}]
+)
 def test_any_change_changes_the_hash(changes: dict[str, Any]) -> None:
     assert tiny_plan(**changes).sha256() != tiny_plan().sha256()
 
@@ -191,7 +204,9 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing() -> None:
-    training = parse_plan(tiny_values(training={"rounds": 4, "learning_rate": 0.004, "schedule": "cosine"})).training
+    training = parse_plan(
+        tiny_values(training={"rounds": 4, "learning_rate": 0.004, "schedule": "cosine"})
+    ).training
     rates = [training.in_round(number).learning_rate for number in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.004, 0.004 * (0.5 + 0.5**1.5), 0.002, 0.004 * (0.5 - 0.5**1.5)])
     constant = parse_plan(tiny_values(training={"rounds": 4})).training

@@ -47,7 +47,9 @@ REFERENCE = [
 
 
 @pytest.mark.parametrize(("steps", "delta", "rdp", "pld"), REFERENCE)
-def test_epsilon_agrees_with_the_reference_table(steps: GaussianSteps, delta: float, rdp: float, pld: float) -> None:
+def test_epsilon_agrees_with_the_reference_table(
+    steps: GaussianSteps, delta: float, rdp: float, pld: float
+) -> None:
     assert rdp_epsilon([steps], delta) == pytest.approx(rdp, abs=0.01)
     assert pld_epsilon([steps], delta) == pytest.approx(pld, abs=0.01)
     assert pld_epsilon([steps], delta) <= rdp_epsilon([steps], delta)
@@ -61,12 +63,18 @@ def test_a_change_of_noise_is_composed_not_added() -> None:
 
 
 def test_one_full_step_agrees_with_the_closed_form_of_the_gaussian_mechanism() -> None:
-    """Balle and Wang 2018: delta(epsilon) = Phi(1/(2s) - epsilon s) - exp(epsilon) Phi(-1/(2s) - epsilon s)."""
+    """Balle and Wang 2018: delta(epsilon) = Phi(1/(2s) - epsilon s) - exp(epsilon) Phi(-1/(2s) - epsilon
+    s).
+    """
     for noise in (0.7, 1.0, 3.0):
 
         def excess(epsilon: float, noise: float = noise) -> float:
             middle = 1 / (2 * noise)
-            return norm.cdf(middle - epsilon * noise) - math.exp(epsilon) * norm.cdf(-middle - epsilon * noise) - 1e-5
+            return (
+                norm.cdf(middle - epsilon * noise)
+                - math.exp(epsilon) * norm.cdf(-middle - epsilon * noise)
+                - 1e-5
+            )
 
         exact = brentq(excess, 1e-6, 60)
         full = [gaussian(noise, 1.0, 1)]
@@ -104,7 +112,9 @@ def test_the_divergence_agrees_with_an_adaptive_integral_and_with_dp_accounting(
     delta=st.sampled_from([1e-4, 1e-5, 1e-6]),
 )
 @settings(max_examples=30, deadline=None)
-def test_more_noise_fewer_patients_fewer_steps_cost_no_more(noise: float, rate: float, steps: int, delta: float) -> None:
+def test_more_noise_fewer_patients_fewer_steps_cost_no_more(
+    noise: float, rate: float, steps: int, delta: float
+) -> None:
     cost = rdp_epsilon([gaussian(noise, rate, steps)], delta)
     assert rdp_epsilon([gaussian(noise * 1.1, rate, steps)], delta) <= cost
     assert rdp_epsilon([gaussian(noise, rate * 0.9, steps)], delta) <= cost
@@ -115,7 +125,10 @@ def test_more_noise_fewer_patients_fewer_steps_cost_no_more(noise: float, rate: 
 def test_blocks_of_a_schedule_cost_what_the_schedule_costs() -> None:
     assert rdp_epsilon([gaussian(1.0, 0.05, 10)] * 20, 1e-5) == rdp_epsilon([gaussian(1.0, 0.05, 200)], 1e-5)
     assert rdp_epsilon([gaussian(1.0, 0.05, 200)], 1e-5) == pytest.approx(5.368, abs=0.01)
-    assert merge([gaussian(1, 1, 2), gaussian(2, 1, 1), gaussian(1.0, 1.0, 3)]) == [gaussian(1, 1, 5), gaussian(2, 1, 1)]
+    assert merge([gaussian(1, 1, 2), gaussian(2, 1, 1), gaussian(1.0, 1.0, 3)]) == [
+        gaussian(1, 1, 5),
+        gaussian(2, 1, 1),
+    ]
 
 
 def test_no_noise_costs_infinity_and_nothing_costs_nothing() -> None:
@@ -166,7 +179,9 @@ def test_an_epsilon_out_of_range_is_refused(epsilon: float) -> None:
 
 @pytest.mark.parametrize(("rate", "steps"), [(0.064, 800), (0.256, 200), (1.0, 50), (0.032, 1550), (1.0, 1)])
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
-def test_a_calibrated_plan_passes_the_gate_and_wastes_nothing(epsilon: float, rate: float, steps: int) -> None:
+def test_a_calibrated_plan_passes_the_gate_and_wastes_nothing(
+    epsilon: float, rate: float, steps: int
+) -> None:
     noise = noise_multiplier_for(epsilon, 1e-5, rate, steps)
     planned = gaussian(noise, rate, steps)
     assert rdp_epsilon([planned], 1e-5) <= epsilon
@@ -192,7 +207,9 @@ def test_the_filter_never_lets_the_whole_exceed_the_budget() -> None:
         history: list[GaussianSteps] = []
         for _ in range(60):
             planned = gaussian(
-                float(generator.uniform(0.5, 6)), float(generator.choice([0.01, 0.1, 0.5, 1.0])), int(generator.integers(1, 40))
+                float(generator.uniform(0.5, 6)),
+                float(generator.choice([0.01, 0.1, 0.5, 1.0])),
+                int(generator.integers(1, 40)),
             )
             if filter_admits(history, planned, epsilon=8.0, delta=1e-5):
                 history.append(planned)
@@ -215,4 +232,9 @@ def test_a_report_states_unit_and_neighbouring_relation_and_rounds_up() -> None:
 def test_importing_the_accountant_is_cheap() -> None:
     heavy = "{'torch', 'opacus', 'dp_accounting', 'scipy', 'numpy', 'client'}"
     code = f"import sys, common.privacy; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -30,7 +30,15 @@ from common.signing import (
 )
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
-STATEMENT = Statement(site="a", kind="SiteUpdate", run="r", arm="federated", round=3, payload_sha256=payload_sha256(b"x"), nonce="ab12")
+STATEMENT = Statement(
+    site="a",
+    kind="SiteUpdate",
+    run="r",
+    arm="federated",
+    round=3,
+    payload_sha256=payload_sha256(b"x"),
+    nonce="ab12",
+)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -97,7 +105,21 @@ def test_every_field_of_a_statement_is_under_the_signature(name: str) -> None:
         '{"kind": "\ud800", "payload_sha256": "", "nonce": ""}',
         '{"kind": "x", "payload_sha256": "", "nonce": "' + "a" * 65 + '"}',
     ],
-    ids=["empty", "no-fields", "list", "number", "deep", "a-field-more", "round", "bool", "text", "kind", "escaped", "surrogate", "long"],
+    ids=[
+        "empty",
+        "no-fields",
+        "list",
+        "number",
+        "deep",
+        "a-field-more",
+        "round",
+        "bool",
+        "text",
+        "kind",
+        "escaped",
+        "surrogate",
+        "long",
+    ],
 )
 def test_text_that_is_no_statement_is_refused(text: str) -> None:
     with pytest.raises(RunError) as caught:
@@ -137,7 +159,9 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "key").read_bytes() == held
 
 
-def test_a_secret_that_could_not_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_could_not_be_written_whole_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -165,7 +189,13 @@ def pem(key: Any, password: bytes | None = None) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x80\x04K\x01.", pem(KEY)[:60], pem(KEY, b"secret"), pem(ec.generate_private_key(ec.SECP256R1()))],
+    [
+        b"",
+        b"\x80\x04K\x01.",
+        pem(KEY)[:60],
+        pem(KEY, b"secret"),
+        pem(ec.generate_private_key(ec.SECP256R1())),
+    ],
     ids=["empty", "bytes", "cut", "encrypted", "another-kind"],
 )
 def test_a_file_that_is_no_signing_key_is_refused(content: bytes, tmp_path: Path) -> None:
@@ -178,7 +208,15 @@ def test_a_file_that_is_no_signing_key_is_refused(content: bytes, tmp_path: Path
 
 def test_a_public_key_reads_back_and_nothing_else_is_one() -> None:
     assert public_text(parse_public(public_text(KEY))) == public_text(KEY)
-    for text in ("", "AAAA", public_text(KEY)[:-4], public_text(KEY) + "AAAA", "*" * 44, "ключ", public_text(KEY) + "\n"):
+    for text in (
+        "",
+        "AAAA",
+        public_text(KEY)[:-4],
+        public_text(KEY) + "AAAA",
+        "*" * 44,
+        "ключ",
+        public_text(KEY) + "\n",
+    ):
         with pytest.raises(ConfigError) as caught:
             parse_public(text)
         assert caught.value.code == "bad-key"

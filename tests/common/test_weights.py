@@ -15,7 +15,18 @@ from hypothesis.extra.numpy import arrays
 
 from common.errors import ConfigError, RunError
 from common.models import MODELS, build
-from common.weights import GRID, LIMIT, advance, digest, flatten, manifest_of, mean_steps, resolve_initial, to_grid, unflatten
+from common.weights import (
+    GRID,
+    LIMIT,
+    advance,
+    digest,
+    flatten,
+    manifest_of,
+    mean_steps,
+    resolve_initial,
+    to_grid,
+    unflatten,
+)
 
 WEIGHTS = arrays(np.float32, 5, elements=st.floats(-8, 8, width=32))
 
@@ -53,7 +64,9 @@ def test_an_array_of_another_model_is_refused(wrong: np.ndarray) -> None:
 def test_the_head_is_a_stretch_of_the_flat_array() -> None:
     state = build("small_cnn").state_dict()
     part = manifest_of(state).part("head.")
-    assert np.array_equal(flatten(state)[part], np.concatenate([state["head.weight"].ravel(), state["head.bias"]]))
+    assert np.array_equal(
+        flatten(state)[part], np.concatenate([state["head.weight"].ravel(), state["head.bias"]])
+    )
 
 
 def test_parts_that_are_not_side_by_side_are_refused() -> None:
@@ -68,7 +81,12 @@ def test_the_manifest_hash_sees_names_shapes_and_order() -> None:
     first, second = torch.zeros(2, 3), torch.zeros(6)
     hashes = {
         manifest_of(state).sha256()
-        for state in ({"a": first, "b": second}, {"b": second, "a": first}, {"a": second, "b": second}, {"a": first})
+        for state in (
+            {"a": first, "b": second},
+            {"b": second, "a": first},
+            {"a": second, "b": second},
+            {"a": first},
+        )
     }
     assert len(hashes) == 4
 
@@ -90,7 +108,11 @@ def test_the_mean_of_one_site_is_its_update_whatever_its_weight(steps: np.ndarra
     assert np.array_equal(mean, steps)
 
 
-@given(st.integers(1, 8 * 10**9).flatmap(lambda weight: st.tuples(st.integers(-LIMIT * weight, LIMIT * weight), st.just(weight))))
+@given(
+    st.integers(1, 8 * 10**9).flatmap(
+        lambda weight: st.tuples(st.integers(-LIMIT * weight, LIMIT * weight), st.just(weight))
+    )
+)
 def test_a_mean_is_the_nearest_whole_step(sum_and_weight: tuple[int, int]) -> None:
     """Python's fractions are exact, and round ties to even."""
     total, weight = sum_and_weight
@@ -116,7 +138,9 @@ def test_the_sum_is_left_as_it_was() -> None:
     assert total.tolist() == [-7, 7, 2**40]
 
 
-@pytest.mark.parametrize(("total", "weight"), [(LIMIT + 1, 1), (-LIMIT - 1, 1), (-(2**63), 1), (2**63 - 1, 7), (0, 0), (5, -1)])
+@pytest.mark.parametrize(
+    ("total", "weight"), [(LIMIT + 1, 1), (-LIMIT - 1, 1), (-(2**63), 1), (2**63 - 1, 7), (0, 0), (5, -1)]
+)
 def test_a_mean_beyond_the_grid_or_of_nothing_is_refused(total: int, weight: int) -> None:
     with pytest.raises(RunError) as caught:
         mean_steps(np.array([0, total]), weight)
@@ -142,14 +166,18 @@ def test_the_limit_itself_passes(value: float) -> None:
 
 def test_the_digest_is_of_values_not_of_memory_layout() -> None:
     weights = np.arange(10, dtype=np.float32)
-    assert digest(weights) == digest(np.arange(20, dtype=np.float32)[:10]) == digest(np.repeat(weights, 2)[::2])
+    assert (
+        digest(weights) == digest(np.arange(20, dtype=np.float32)[:10]) == digest(np.repeat(weights, 2)[::2])
+    )
     assert digest(weights) != digest(weights[::-1])
 
 
 def test_the_packaged_start_exists_and_its_hash_can_be_pinned(tmp_path: Path) -> None:
     path = resolve_initial("package:small_cnn.safetensors", None)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert resolve_initial("package:small_cnn.safetensors", found) == resolve_initial(str(path), found) == path
+    assert (
+        resolve_initial("package:small_cnn.safetensors", found) == resolve_initial(str(path), found) == path
+    )
     with pytest.raises(ConfigError) as caught:
         resolve_initial("package:small_cnn.safetensors", "0" * 64)
     assert caught.value.code == "wrong-initial-weights"

@@ -80,9 +80,22 @@ LEAVES_A_HOSPITAL = {
 
 MESSAGES: tuple[WireMessage, ...] = (
     TrainTask(run="r", arm="federated", round=3, private=False, base=np.linspace(-1, 1, 7, dtype=np.float32)),
-    EvaluateTask(run="r", models=("public", "local/a"), everyone=True, final="public", weights=np.ones((2, 7), np.float32)),
+    EvaluateTask(
+        run="r",
+        models=("public", "local/a"),
+        everyone=True,
+        final="public",
+        weights=np.ones((2, 7), np.float32),
+    ),
     DescribeTask(run="r", rehearse=True),
-    SiteDescription(site="hospital-a", kind="hospital", nominal_patients=50, version="0.1.0", stand_in="体模", members=("a", "b")),
+    SiteDescription(
+        site="hospital-a",
+        kind="hospital",
+        nominal_patients=50,
+        version="0.1.0",
+        stand_in="体模",
+        members=("a", "b"),
+    ),
     SiteUpdate(
         site="hospital-a",
         run="r",
@@ -137,12 +150,19 @@ def test_what_leaves_a_hospital_is_exactly_this_list() -> None:
 
 
 def test_every_outgoing_field_has_a_class() -> None:
-    unclassified = [f"{message.__name__}.{name}" for message in OUTGOING for name, found in crossings(message).items() if found is None]
+    unclassified = [
+        f"{message.__name__}.{name}"
+        for message in OUTGOING
+        for name, found in crossings(message).items()
+        if found is None
+    ]
     assert not unclassified
 
 
 def test_every_message_of_the_wall_is_a_task_or_in_the_list() -> None:
-    """client/readiness/release.py has one more, which nothing sends: tests/client/test_readiness_profile.py says so."""
+    """client/data_check/release.py has one more, which nothing sends: tests/client/data_check/test_profile.py
+    says so.
+    """
     found = {message for message in WireMessage.__subclasses__() if message.__name__ != "ReleasedProfile"}
     assert found == {DescribeTask, TrainTask, EvaluateTask, *OUTGOING}
 
@@ -171,7 +191,10 @@ def test_a_round_trip_through_bytes_is_stable() -> None:
 def test_another_message_is_refused(message: WireMessage, expected: type[WireMessage]) -> None:
     if isinstance(message, expected):
         return
-    for attempt in (lambda: expected.from_record(message.to_record()), lambda: expected.from_bytes(message.to_bytes())):
+    for attempt in (
+        lambda: expected.from_record(message.to_record()),
+        lambda: expected.from_bytes(message.to_bytes()),
+    ):
         with pytest.raises(RunError) as caught:
             attempt()
         assert caught.value.code == "bad-message"
@@ -184,7 +207,11 @@ def payload(text: Any, arrays: dict[str, np.ndarray] | None = None) -> bytes:
     for name, array in (arrays or {}).items():
         raw = array.tobytes()
         kind = {"float64": "F64", "int32": "I32"}[str(array.dtype)]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        header[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [len(body), len(body) + len(raw)],
+        }
         body += raw
     written = json.dumps(header).encode()
     return len(written).to_bytes(8, "little") + written + body
@@ -196,7 +223,10 @@ def record(text: Any, arrays: dict[str, np.ndarray] | None = None) -> RecordDict
 
 FIELDS: dict[str, Any] = {"type": "Refusal", "code": "c", "reason": "r"}
 UPDATE = {"type": "SiteUpdate"} | UPDATE_MESSAGE.model_dump(mode="json", exclude={"update"})
-HUGE = {"__metadata__": {"json": json.dumps(UPDATE)}, "update": {"dtype": "I32", "shape": [2**52], "data_offsets": [0, 2**54]}}
+HUGE = {
+    "__metadata__": {"json": json.dumps(UPDATE)},
+    "update": {"dtype": "I32", "shape": [2**52], "data_offsets": [0, 2**54]},
+}
 
 
 def sealed(seal: dict[str, Any], raw: Array) -> RecordDict:
@@ -207,9 +237,18 @@ FOREIGN: dict[str, tuple[type[WireMessage], RecordDict]] = {
     "nothing": (Refusal, RecordDict()),
     "no payload": (Refusal, RecordDict({"seal": ConfigRecord({"statement": "", "signature": b""})})),
     "no seal around a small payload": (Refusal, RecordDict({"seal": ConfigRecord({"payload": b"x"})})),
-    "a small payload of another kind": (Refusal, RecordDict({"seal": ConfigRecord({"statement": "", "signature": b"", "payload": "x"})})),
-    "no seal": (Refusal, RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (1,), "bytes", b"x")})})),
-    "a seal of numbers": (Refusal, sealed({"statement": 1, "signature": 2}, Array("uint8", (1,), "bytes", b"x"))),
+    "a small payload of another kind": (
+        Refusal,
+        RecordDict({"seal": ConfigRecord({"statement": "", "signature": b"", "payload": "x"})}),
+    ),
+    "no seal": (
+        Refusal,
+        RecordDict({"payload": ArrayRecord({"payload": Array("uint8", (1,), "bytes", b"x")})}),
+    ),
+    "a seal of numbers": (
+        Refusal,
+        sealed({"statement": 1, "signature": 2}, Array("uint8", (1,), "bytes", b"x")),
+    ),
     "half a seal": (Refusal, sealed({"statement": ""}, Array("uint8", (1,), "bytes", b"x"))),
     "not JSON": (Refusal, record("{")),
     "a number": (Refusal, record(7)),
@@ -220,13 +259,24 @@ FOREIGN: dict[str, tuple[type[WireMessage], RecordDict]] = {
     "no type": (Refusal, record(json.dumps({"code": "c", "reason": "r"}))),
     "an array more": (Refusal, record(json.dumps(FIELDS), {"image": np.zeros((64, 64))})),
     "an array less": (SiteUpdate, record(json.dumps(UPDATE))),
-    "a pickle": (SiteUpdate, sealed({"statement": "", "signature": b""}, Array("uint8", (4,), "numpy.ndarray", b"\x80\x04K\x01."))),
+    "a pickle": (
+        SiteUpdate,
+        sealed({"statement": "", "signature": b""}, Array("uint8", (4,), "numpy.ndarray", b"\x80\x04K\x01.")),
+    ),
     "an array that claims to be huge": (
         SiteUpdate,
-        Envelope(payload=len(json.dumps(HUGE)).to_bytes(8, "little") + json.dumps(HUGE).encode() + bytes(4)).to_record(),
+        Envelope(
+            payload=len(json.dumps(HUGE)).to_bytes(8, "little") + json.dumps(HUGE).encode() + bytes(4)
+        ).to_record(),
     ),
-    "a header that claims to be huge": (SiteUpdate, Envelope(payload=(2**62).to_bytes(8, "little") + b"{}").to_record()),
-    "a wrong word": (SiteDescription, record(json.dumps({"type": "SiteDescription", "site": "../x", "kind": "hospital"}))),
+    "a header that claims to be huge": (
+        SiteUpdate,
+        Envelope(payload=(2**62).to_bytes(8, "little") + b"{}").to_record(),
+    ),
+    "a wrong word": (
+        SiteDescription,
+        record(json.dumps({"type": "SiteDescription", "site": "../x", "kind": "hospital"})),
+    ),
 }
 
 
@@ -265,8 +315,12 @@ def test_a_record_that_is_no_message_has_no_type() -> None:
 
 
 @given(st.text(max_size=50), st.binary(max_size=70), st.binary(max_size=200))
-def test_an_envelope_is_the_same_after_record_and_bytes(statement: str, signature: bytes, content: bytes) -> None:
-    envelope = Envelope(payload=content, statement=statement.encode("utf-8", "ignore").decode(), signature=signature)
+def test_an_envelope_is_the_same_after_record_and_bytes(
+    statement: str, signature: bytes, content: bytes
+) -> None:
+    envelope = Envelope(
+        payload=content, statement=statement.encode("utf-8", "ignore").decode(), signature=signature
+    )
     assert Envelope.from_bytes(envelope.to_bytes()) == envelope
     assert Envelope.from_record(envelope.to_record()) == envelope
 

@@ -1,4 +1,6 @@
-"""What a person may get wrong: one line with a code and a place, one hint, the right exit status, and nothing half-written."""
+"""What a person may get wrong: one line with a code and a place, one hint, the right exit status, and nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +208,9 @@ PLACE: dict[Callable[[Room], None], tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("spoil", PLACE, ids=lambda spoil: spoil.__name__)
-def test_one_line_says_what_and_where(spoil: Callable[[Room], None], room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_says_what_and_where(
+    spoil: Callable[[Room], None], room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, place = PLACE[spoil]
     spoil(room)
     before = listing(room.folder)
@@ -220,15 +224,29 @@ def test_one_line_says_what_and_where(spoil: Callable[[Room], None], room: Room,
     error, *hint = lines[errors[0] :]
     assert re.fullmatch(r"fedqc: error \[[a-z-]+\]: \S.*", error)
     assert all(re.fullmatch(r"fedqc: hint: \S.*", line) for line in hint)
-    expected = place.format(data=room.data, site=room.site(), plan=room.plan, out=room.out, folder=room.folder)
+    expected = place.format(
+        data=room.data, site=room.site(), plan=room.plan, out=room.out, folder=room.folder
+    )
     assert error.startswith(f"fedqc: error [{code}]: {expected}"), error
     assert listing(room.folder) == before, "something was written"
 
 
 @pytest.mark.parametrize(
-    "spoil", [empty_site, unknown_artifact, unknown_held_out, quorum_too_large, plan_typo, run_exists, no_data, no_sites]
+    "spoil",
+    [
+        empty_site,
+        unknown_artifact,
+        unknown_held_out,
+        quorum_too_large,
+        plan_typo,
+        run_exists,
+        no_data,
+        no_sites,
+    ],
 )
-def test_the_hint_names_what_would_work(spoil: Callable[[Room], None], room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hint_names_what_would_work(
+    spoil: Callable[[Room], None], room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = {
         empty_site: "hidden files",
         unknown_artifact: "beam_hardening",
@@ -268,13 +286,17 @@ def test_a_site_that_is_none_is_named(room: Room, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])
-def test_a_folder_that_is_no_run_is_named(command: str, room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_named(
+    command: str, room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([command, room.data, *([room.data] if command == "compare" else [])]) == 2
     assert capsys.readouterr().err.startswith(f"fedqc: error [no-such-run]: {room.data}")
     assert not (room.data / "report.html").exists()
 
 
-def test_a_run_that_fails_says_so_with_status_one_and_can_be_resumed(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_says_so_with_status_one_and_can_be_resumed(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     room.ask(arms=["federated"], training={"rounds": 1}, federation={"quorum": 3})
     settle(room.site(), policy={"allow_non_private": False})
     assert run(simulate_words(room.plan, room.data, room.out)) == 1
@@ -291,7 +313,9 @@ def test_a_refusing_site_ends_with_status_six(room: Room, capsys: pytest.Capture
     assert f"partial: federated: {A} refused" in capsys.readouterr().out
 
 
-def test_a_plan_that_every_site_refuses_ends_with_status_four(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_every_site_refuses_ends_with_status_four(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     for site in SITES:
         settle(room.site(site), nominal_patients=20)
     room.ask(arms=["federated_dp"], training={"rounds": 1})
@@ -304,15 +328,18 @@ def test_the_console_script_says_the_same(room: Room) -> None:
     said = fedqc(*simulate_words(room.plan, room.folder / "nowhere", room.out), cwd=room.folder)
     assert (said.returncode, said.stdout) == (2, "")
     assert said.stderr == (
-        f"fedqc: error [no-such-folder]: --data {room.folder}/nowhere: no such folder\nfedqc: hint: fedqc data phantom DIR makes one\n"
+        f"fedqc: error [no-such-folder]: --data {room.folder}/nowhere: no such folder\nfedqc: hint: fedqc "
+        "data phantom DIR makes one\n"
     )
 
 
-def test_ctrl_c_says_one_line(room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_says_one_line(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("server.app.conduct", interrupted)
+    monkeypatch.setattr("server.run.conduct.conduct", interrupted)
     assert run(simulate_words(room.plan, room.data, room.out)) == 130
     last = capsys.readouterr().err.splitlines()[-2:]
     assert last[0].startswith("fedqc: error [interrupted]: ")
@@ -325,7 +352,9 @@ def test_a_seed_out_of_range_is_refused(seed: int, room: Room, capsys: pytest.Ca
     assert not room.out.exists()
 
 
-def test_an_unknown_loss_is_refused_before_anything_is_written(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_loss_is_refused_before_anything_is_written(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
     room.ask(training={"rounds": 1, "loss": "bec"})
     assert run(simulate_words(room.plan, room.data, room.out)) == 2
     assert "[unknown-loss]" in capsys.readouterr().err
@@ -360,7 +389,13 @@ def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "words", [["simulat"], ["simulate"], ["data", "nope"], ["simulate", "p", "--data", "d", "--out", "o", "--threads", "0"]]
+    "words",
+    [
+        ["simulat"],
+        ["simulate"],
+        ["data", "nope"],
+        ["simulate", "p", "--data", "d", "--out", "o", "--threads", "0"],
+    ],
 )
 def test_a_wrong_word_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(list(words)) == 2

@@ -1,4 +1,6 @@
-"""A real SuperLink behind the real proxy, made and started as a coordinator does: without credentials nothing of it is reachable."""
+"""A real SuperLink behind the real proxy, made and started as a coordinator does: without credentials nothing
+of it is reachable.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,18 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from server.provision import Federation, approve, revoke
-from server.proxy import FLEET_CALLS
-from server.services import environment, superlink_answers
+from server.federation.nginx import FLEET_CALLS
+from server.federation.registry import Federation, approve, revoke
+from server.federation.services import environment, superlink_answers
 from tests.conftest import FEDQC, fedqc
-from tests.server.test_provision import a_request
-from tests.server.test_proxy import TRICKS, answers, head
+from tests.server.federation.test_nginx import TRICKS, answers, head
+from tests.server.federation.test_registry import a_request
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None, reason="nginx is not installed"
+        shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
+        reason="nginx is not installed",
     ),
 ]
 
@@ -50,7 +53,18 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("doors") / "fed"
-    words = ("init", "doors", "--dir", folder, "--host", "127.0.0.1", "--port", free_port(), "--listen", "127.0.0.1")
+    words = (
+        "init",
+        "doors",
+        "--dir",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        free_port(),
+        "--listen",
+        "127.0.0.1",
+    )
     said = fedqc("federation", *words)
     assert said.returncode == 0, said.stderr
     made = Federation.open(folder)
@@ -79,7 +93,9 @@ def directly(federation: Federation, path: str, method: str = "GET") -> tuple[in
     url = f"https://127.0.0.1:{federation.settings.superlink_port}{path}"
     context = ssl.create_default_context(cafile=str(federation.ca_certificate))
     headers = {"Content-Type": PROTOBUF_MEDIA_TYPE, "Accept": PROTOBUF_MEDIA_TYPE}
-    request = urllib.request.Request(url, data=b"" if method == "POST" else None, method=method, headers=headers)
+    request = urllib.request.Request(
+        url, data=b"" if method == "POST" else None, method=method, headers=headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:
             return answer.status, answer.read()
@@ -92,7 +108,9 @@ def routes(deployed: Federation) -> dict[str, list[str]]:
     """Every route that the running SuperLink says it has: path to methods."""
     status, text = directly(deployed, "/openapi.json")
     assert status == 200
-    found = {path: [method.upper() for method in methods] for path, methods in json.loads(text)["paths"].items()}
+    found = {
+        path: [method.upper() for method in methods] for path, methods in json.loads(text)["paths"].items()
+    }
     return found | {"/openapi.json": ["GET"], "/docs": ["GET"], "/docs/oauth2-redirect": ["GET"]}
 
 
@@ -100,17 +118,24 @@ def test_the_proxy_s_list_is_the_superlink_s_fleet(routes: dict[str, list[str]])
     fleet = {path for path in routes if path.startswith("/v1/fleet/")}
     assert fleet == {f"/v1/fleet/{call}" for call in FLEET_CALLS}
     assert all(routes[path] == ["POST"] for path in fleet)
-    assert {path.split("/")[2] for path in routes if path.startswith("/v1/")} == {"fleet", "control", "runtime"}
+    assert {path.split("/")[2] for path in routes if path.startswith("/v1/")} == {
+        "fleet",
+        "control",
+        "runtime",
+    }
 
 
 def test_on_loopback_the_doors_are_open(deployed: Federation) -> None:
     """The control: what the probes below ask for exists, and would be answered."""
     assert directly(deployed, "/v1/control/list-nodes", "POST")[0] == 200
     assert directly(deployed, "/docs")[0] == 200
-    assert directly(deployed, "/v1/runtime/acquire-task", "POST")[0] == 401  # the secret guards this one even there
+    # the secret guards this one even there
+    assert directly(deployed, "/v1/runtime/acquire-task", "POST")[0] == 401
 
 
-def test_every_route_of_control_runtime_and_docs_is_shut(deployed: Federation, routes: dict[str, list[str]]) -> None:
+def test_every_route_of_control_runtime_and_docs_is_shut(
+    deployed: Federation, routes: dict[str, list[str]]
+) -> None:
     hidden = sorted(path for path in routes if not path.startswith("/v1/fleet/"))
     assert len(hidden) > 40
     found: Counter[int] = Counter()
@@ -120,10 +145,22 @@ def test_every_route_of_control_runtime_and_docs_is_shut(deployed: Federation, r
             (status,) = answers(deployed, head(method, target))
             found[status] += 1
             assert status == 404, (method, target)
-    print(f"\n{len(hidden)} routes of control, runtime and docs, {len(TRICKS)} ways to write each: answers {dict(found)}")
+    print(
+        f"\n{len(hidden)} routes of control, runtime and docs, {len(TRICKS)} ways to write each: answers "
+        f"{dict(found)}"
+    )
     log = (deployed.state / "superlink.log").read_text(errors="replace")
-    arrived = {line.split('"')[1].split()[1] for line in log.splitlines() if '" ' in line and "HTTP/1.1" in line}
-    assert arrived <= {"/openapi.json", "/docs", "/health", "/v1/control/list-nodes", "/v1/runtime/acquire-task"}  # all from loopback
+    arrived = {
+        line.split('"')[1].split()[1] for line in log.splitlines() if '" ' in line and "HTTP/1.1" in line
+    }
+    # all from loopback
+    assert arrived <= {
+        "/openapi.json",
+        "/docs",
+        "/health",
+        "/v1/control/list-nodes",
+        "/v1/runtime/acquire-task",
+    }
 
 
 def test_the_calls_of_nodes_reach_it_and_want_a_node_s_key(deployed: Federation) -> None:
@@ -158,7 +195,9 @@ def call_as(federation: Federation, key: ec.EllipticCurvePrivateKey, call: str, 
         "flwr-timestamp": timestamp,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    (status,) = answers(federation, head("POST", f"/v1/fleet/{call}", body=message.SerializeToString(), headers=lines))
+    (status,) = answers(
+        federation, head("POST", f"/v1/fleet/{call}", body=message.SerializeToString(), headers=lines)
+    )
     return status
 
 
@@ -169,23 +208,32 @@ def test_with_one_site_s_key_nothing_of_another_is_reachable(deployed: Federatio
         approve(deployed, a_request(site, node=key))
     until(lambda: all(enrolment.node_id for enrolment in deployed.sites()))
     nodes = {enrolment.site: enrolment.node_id or 0 for enrolment in deployed.sites()}
-    for call in (call for call in FLEET_CALLS if call not in ("register-node", "activate-node")):  # these two name a key, not a node
+    # these two name a key, not a node
+    for call in (call for call in FLEET_CALLS if call not in ("register-node", "activate-node")):
         assert call_as(deployed, keys["hospital-a"], call, nodes["hospital-b"]) == 401, call
-        assert call_as(deployed, ec.generate_private_key(ec.SECP384R1()), call, nodes["hospital-b"]) == 401, call
+        assert call_as(deployed, ec.generate_private_key(ec.SECP384R1()), call, nodes["hospital-b"]) == 401, (
+            call
+        )
     assert call_as(deployed, keys["hospital-b"], "pull-messages", nodes["hospital-b"]) == 200  # the control
     revoke(deployed, "hospital-b")
     until(lambda: call_as(deployed, keys["hospital-b"], "pull-messages", nodes["hospital-b"]) == 401)
     assert call_as(deployed, keys["hospital-a"], "pull-messages", nodes["hospital-a"]) == 200
 
 
-def test_flower_s_own_client_cannot_be_a_coordinator_from_outside(deployed: Federation, tmp_path: Path) -> None:
-    """`flwr supernode list` with the authority's certificate, which every hospital has: through the proxy, and on loopback."""
+def test_flower_s_own_client_cannot_be_a_coordinator_from_outside(
+    deployed: Federation, tmp_path: Path
+) -> None:
+    """`flwr supernode list` with the authority's certificate, which every hospital has: through the proxy,
+    and on loopback.
+    """
     said = {}
     for place, port in (("proxy", deployed.settings.port), ("loopback", deployed.settings.superlink_port)):
         home = tmp_path / place
         home.mkdir()
         lines = ["[superlink]", 'default = "x"', "[superlink.x]", f'address = "127.0.0.1:{port}"']
-        (home / "config.toml").write_text("\n".join([*lines, f'root-certificates = "{deployed.ca_certificate}"', ""]))
+        (home / "config.toml").write_text(
+            "\n".join([*lines, f'root-certificates = "{deployed.ca_certificate}"', ""])
+        )
         command = [str(FEDQC.with_name("flwr")), "supernode", "list", "x", "--format", "json"]
         env = {**environment(deployed), "FLWR_HOME": str(home)}
         ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,6 @@
-"""A federation of three hospitals on real processes: TLS proxy, SuperLink, enrolled keys, each site an agent and a node."""
+"""A federation of three hospitals on real processes: TLS proxy, SuperLink, enrolled keys, each site an agent
+and a node.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from server.runs import RunFolder
+from server.run_folder import RunFolder
 from tests.conftest import fedqc, simulate_words
-from tests.end_to_end.rig import Deployment, deployed_plan
+from tests.helpers.rig import Deployment, deployed_plan
 
 PRIVATE, TWIN = "private", "twin"
 VARYING = ("run", "seconds", "cpu_seconds")  # of evaluation.json: what no two runs share
@@ -40,7 +42,9 @@ def private(deployment: Deployment, rehearsal: dict[str, Any]) -> dict[str, Any]
     return deployment.evaluation(PRIVATE)
 
 
-def test_a_rehearsal_says_what_each_site_would_do_and_trains_nothing(deployment: Deployment, rehearsal: dict[str, Any]) -> None:
+def test_a_rehearsal_says_what_each_site_would_do_and_trains_nothing(
+    deployment: Deployment, rehearsal: dict[str, Any]
+) -> None:
     assert set(rehearsal["sites"]) == set(deployment.names)
     for name, site in rehearsal["sites"].items():
         assert (site["answer"], site["takes_part"], site["rounds_affordable"]) == ("accept", True, 3), name
@@ -49,21 +53,33 @@ def test_a_rehearsal_says_what_each_site_would_do_and_trains_nothing(deployment:
 
 
 def test_a_rehearsal_names_the_site_that_refuses(deployment: Deployment, private: dict[str, Any]) -> None:
-    """Not private arms are refused where the policy does not permit them; the others are asked all the same."""
+    """Not private arms are refused where the policy does not permit them; the others are asked all the
+    same.
+    """
     policy = deployment.site("hospital-b") / "policy.yaml"
     before = policy.read_text(encoding="utf-8")
     try:
-        policy.write_text(before.replace("allow_non_private: true", "allow_non_private: false"), encoding="utf-8")
+        policy.write_text(
+            before.replace("allow_non_private: true", "allow_non_private: false"), encoding="utf-8"
+        )
         found = deployment.run_check(deployed_plan(arms=["federated"]), status=6)
     finally:
         policy.write_text(before, encoding="utf-8")
     answers = {name: site["answer"] for name, site in found["sites"].items()}
-    assert answers == {"hospital-a": "accept", "hospital-b": "non-private-not-permitted", "hospital-c": "accept"}
+    assert answers == {
+        "hospital-a": "accept",
+        "hospital-b": "non-private-not-permitted",
+        "hospital-c": "accept",
+    }
     assert (found["missing"], found["enough"]) == (["hospital-b"], True)
 
 
 def test_a_private_run_of_three_rounds_completes(deployment: Deployment, private: dict[str, Any]) -> None:
-    assert (private["status"], private["rounds"], private["private_arms"]) == ("completed", 3, ["federated_dp"])
+    assert (private["status"], private["rounds"], private["private_arms"]) == (
+        "completed",
+        3,
+        ["federated_dp"],
+    )
     assert [site["site"] for site in private["sites"]] == list(deployment.names)
     assert set(private["metrics"]["federated_dp"]) == set(deployment.names)
     records = RunFolder.open(deployment.run(PRIVATE)).arm("federated_dp", None).rounds()
@@ -74,14 +90,21 @@ def test_a_private_run_of_three_rounds_completes(deployment: Deployment, private
 def test_a_site_knows_what_it_sent_and_spent(deployment: Deployment, private: dict[str, Any]) -> None:
     site = ("--site", deployment.site("hospital-b"))
     sent = deployment.json("site", "sent", *site)
-    updates = [line for line in sent if line["kind"] == "SiteUpdate" and line["purpose"] == "train federated_dp"]
+    updates = [
+        line for line in sent if line["kind"] == "SiteUpdate" and line["purpose"] == "train federated_dp"
+    ]
     assert [(line["class"], line["round"]) for line in updates] == [("dp", 1), ("dp", 2), ("dp", 3)]
     assert [line["kind"] for line in sent if line["run"] == private["run"]].count("SiteEvaluation") == 1
     (budget,) = deployment.json("site", "budget", *site)
     assert 7.5 < budget["entries"][0]["epsilon"] <= 8
     assert budget["spent"] == pytest.approx(budget["entries"][0]["epsilon"])
     status = deployment.json("site", "status", *site)
-    assert (status["agent"], status["node"], status["last_error"], status["federation"]) == (True, True, None, "loopback")
+    assert (status["agent"], status["node"], status["last_error"], status["federation"]) == (
+        True,
+        True,
+        None,
+        "loopback",
+    )
 
 
 def test_the_coordinator_sees_sites_and_runs(deployment: Deployment, private: dict[str, Any]) -> None:
@@ -97,7 +120,9 @@ def test_the_final_model_is_at_every_site(deployment: Deployment, private: dict[
         assert same(tensors(deployment.site(name) / "state" / "models" / "latest.safetensors"), final)
 
 
-def test_the_deterministic_twin_is_the_simulation_bit_for_bit(deployment: Deployment, private: dict[str, Any], tmp_path: Path) -> None:
+def test_the_deterministic_twin_is_the_simulation_bit_for_bit(
+    deployment: Deployment, private: dict[str, Any], tmp_path: Path
+) -> None:
     """The same plan on the same patients, once over the wire and once in one process."""
     plan = deployed_plan(arms=["federated"])
     deployment.run_start(plan, TWIN)
@@ -108,13 +133,21 @@ def test_the_deterministic_twin_is_the_simulation_bit_for_bit(deployment: Deploy
         shutil.copy(deployment.site(name) / "state" / "site.key", copy / "state" / "site.key")
     said = fedqc(*simulate_words(deployment.write_plan(plan), tmp_path / "data", tmp_path / "run"))
     assert said.returncode == 0, said.stderr
-    deployed, simulated = deployment.evaluation(TWIN), json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    deployed, simulated = (
+        deployment.evaluation(TWIN),
+        json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8")),
+    )
     assert deployed["metrics"]["federated"]
     for key in VARYING:
         del deployed[key], simulated[key]
     assert deployed == simulated
-    assert same(tensors(deployment.run(TWIN) / "model.safetensors"), tensors(tmp_path / "run" / "model.safetensors"))
-    assert not same(tensors(deployment.run(TWIN) / "model.safetensors"), tensors(deployment.run(PRIVATE) / "model.safetensors"))
+    assert same(
+        tensors(deployment.run(TWIN) / "model.safetensors"), tensors(tmp_path / "run" / "model.safetensors")
+    )
+    assert not same(
+        tensors(deployment.run(TWIN) / "model.safetensors"),
+        tensors(deployment.run(PRIVATE) / "model.safetensors"),
+    )
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -125,6 +158,8 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     """Bit for bit."""
     return first.keys() == second.keys() and all(
-        value.dtype == second[name].dtype and value.shape == second[name].shape and value.tobytes() == second[name].tobytes()
+        value.dtype == second[name].dtype
+        and value.shape == second[name].shape
+        and value.tobytes() == second[name].tobytes()
         for name, value in first.items()
     )

@@ -1,9 +1,10 @@
 """What really leaves a hospital, byte for byte.
 
-The node of one hospital runs in a network namespace with one way out: a link to a recording box, which ends its TLS (with a certificate of
-the federation's own authority), writes every byte down and passes it on. The hospital's images, sheets and paths carry planted markers.
-In a whole run, and in runs that fail, no marker may be found in the bytes, nor in any message decoded from them, in any form; a
-marker that is meant to be sent must be.
+The node of one hospital runs in a network namespace with one way out: a link to a recording box, which ends
+its TLS (with a certificate of the federation's own authority), writes every byte down and passes it on. The
+hospital's images, sheets and paths carry planted markers. In a whole run, and in runs that fail, no marker
+may be found in the bytes, nor in any message decoded from them, in any form; a marker that is meant to be
+sent must be.
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from client.supervise import state_of
+from client.supervision.supervisor import state_of
 from common import wire
 from common.signing import Statement
 from common.weights import decode_steps
 from common.wire import Envelope, type_of
 from tests.common.test_wire import LEAVES_A_HOSPITAL
-from tests.end_to_end.rig import Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.rig import Deployment, deployed_plan, free_port, wait_until
 
 CAN_RUN = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nsenter") is not None
-pytestmark = pytest.mark.skipif(not CAN_RUN, reason="needs nginx, and root with ip and nsenter to lay a link between network namespaces")
+pytestmark = pytest.mark.skipif(
+    not CAN_RUN, reason="needs nginx, and root with ip and nsenter to lay a link between network namespaces"
+)
 
 SITE = "hospital-a"
-MEANT_TO_BE_SENT = "phantoms-Wq7uLeafControl-told-on-purpose"  # site.yaml's stand_in: public, in every introduction
+MEANT_TO_BE_SENT = (
+    "phantoms-Wq7uLeafControl-told-on-purpose"  # site.yaml's stand_in: public, in every introduction
+)
 
 TAGS: dict[str, tuple[str, str]] = {  # marker -> keyword, value ({} = number of the patient or image)
     "Zykowska^Brunhilde": ("PatientName", "Zykowska^Brunhilde^{}"),
@@ -89,7 +94,11 @@ TAGS: dict[str, tuple[str, str]] = {  # marker -> keyword, value ({} = number of
     "KRANKENKASSE-AOZ": ("PatientInsurancePlanCodeSequence", "KRANKENKASSE-AOZ"),
 }
 CHINESE = "欧阳震华检查者"  # PatientComments, in GB18030
-PRIVATE = {"private creator": "PRIVCREATOR_KVZ", "private text": "private-remark-8273", "private bytes": "rawprivate00ff7766"}
+PRIVATE = {
+    "private creator": "PRIVCREATOR_KVZ",
+    "private text": "private-remark-8273",
+    "private bytes": "rawprivate00ff7766",
+}
 PATHS = {
     "images folder": "bilder-frau-zykowska",
     "patient folder": "station-4b-bett-2",
@@ -116,7 +125,9 @@ def test_there_are_forty_markers() -> None:
 
 
 def plant(site: Path) -> dict[str, set[str]]:
-    """Put the markers into the hospital's files and names. Returns marker -> the whole values that were written, for hashes of them."""
+    """Put the markers into the hospital's files and names. Returns marker -> the whole values that were
+    written, for hashes of them.
+    """
     values: dict[str, set[str]] = {marker: {marker} for marker in MARKERS}
     images = site / PATHS["images folder"] / PATHS["patient folder"]
     images.mkdir(parents=True)
@@ -127,7 +138,9 @@ def plant(site: Path) -> dict[str, set[str]]:
         slice_.SpecificCharacterSet = "GB18030"
         slice_.PatientComments = CHINESE
         for marker, (keyword, pattern) in TAGS.items():
-            written = pattern.format(number if "Instance" in keyword and keyword != "StudyInstanceUID" else patient)
+            written = pattern.format(
+                number if "Instance" in keyword and keyword != "StudyInstanceUID" else patient
+            )
             if keyword == "PatientInsurancePlanCodeSequence":
                 item = pydicom.Dataset()
                 item.CodeMeaning = written
@@ -147,7 +160,9 @@ def plant(site: Path) -> dict[str, set[str]]:
     with (site / "labels.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     with labels_of(site).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *([names[row[0]], *row[1:]] for row in rows)])
+        csv.writer(file, lineterminator="\n").writerows(
+            [header, *([names[row[0]], *row[1:]] for row in rows)]
+        )
     (site / "labels.csv").unlink()
     return values
 
@@ -161,7 +176,9 @@ def labels_of(site: Path) -> Path:
 
 @dataclass
 class Recording:
-    """Both directions of every connection, as they were inside TLS; and what kinds of packets crossed the link at all."""
+    """Both directions of every connection, as they were inside TLS; and what kinds of packets crossed the
+    link at all.
+    """
 
     streams: list[tuple[bytearray, bytearray]] = field(default_factory=list)  # from the site, to the site
     packets: set[tuple[str, ...]] = field(default_factory=set)
@@ -174,7 +191,9 @@ class Recording:
 
 
 class Box:
-    """Ends TLS, notes all bytes, passes them on to the real proxy in TLS again; and listens to the link itself."""
+    """Ends TLS, notes all bytes, passes them on to the real proxy in TLS again; and listens to the link
+    itself.
+    """
 
     def __init__(self, address: str, link: str, deployment: Deployment) -> None:
         self.recording = Recording()
@@ -190,7 +209,9 @@ class Box:
         self._loop = asyncio.new_event_loop()
         listening = asyncio.start_server(self._carry, address, self.port, ssl=self._inside)
         self._server = self._loop.run_until_complete(listening)
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._loop.run_forever, self._watch_link)]
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._loop.run_forever, self._watch_link)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -213,7 +234,9 @@ class Box:
         out, back = bytearray(), bytearray()
         self.recording.streams.append((out, back))
         try:
-            from_proxy, to_proxy = await asyncio.open_connection("127.0.0.1", self._upstream, ssl=self._outside)
+            from_proxy, to_proxy = await asyncio.open_connection(
+                "127.0.0.1", self._upstream, ssl=self._outside
+            )
         except OSError:
             to_site.close()
             return
@@ -251,7 +274,9 @@ def kind_of_packet(frame: bytes) -> tuple[str, ...]:
 def certificate_for(address: str, deployment: Deployment) -> tuple[Path, Path]:
     """A server certificate for `address` from the federation's own authority, whose key the rig has."""
     authority = x509.load_pem_x509_certificate((deployment.fed / "certificates" / "ca.crt").read_bytes())
-    signer: Any = serialization.load_pem_private_key((deployment.fed / "keys" / "ca.key").read_bytes(), password=None)
+    signer: Any = serialization.load_pem_private_key(
+        (deployment.fed / "keys" / "ca.key").read_bytes(), password=None
+    )
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     builder = (
         x509.CertificateBuilder()
@@ -261,20 +286,28 @@ def certificate_for(address: str, deployment: Deployment) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     certificate, private = deployment.folder / "box.crt", deployment.folder / "box.key"
     certificate.write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     private.write_bytes(pem)
     return certificate, private
 
 
 class Cell:
-    """A network namespace whose only interface besides its own loopback leads to `outer`: no route goes further."""
+    """A network namespace whose only interface besides its own loopback leads to `outer`: no route goes
+    further.
+    """
 
     def __init__(self) -> None:
         tag = secrets.token_hex(3)
@@ -289,7 +322,12 @@ class Cell:
             _ip("addr", "add", f"{self.outer}/30", "dev", self.link)
             _ip("link", "set", self.link, "up")
             disable = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $f; done"
-            subprocess.run(["ip", "netns", "exec", self.name, "sh", "-c", disable], check=True, capture_output=True, timeout=20)
+            subprocess.run(
+                ["ip", "netns", "exec", self.name, "sh", "-c", disable],
+                check=True,
+                capture_output=True,
+                timeout=20,
+            )
             _ip("-n", self.name, "addr", "add", f"{self.inner}/30", "dev", inner_link)
             _ip("-n", self.name, "link", "set", inner_link, "up")
             _ip("-n", self.name, "link", "set", "lo", "up")
@@ -303,7 +341,9 @@ class Cell:
         return ["nsenter", f"--net=/run/netns/{self.name}"]
 
     def routes(self) -> str:
-        said = subprocess.run(["ip", "-n", self.name, "route"], check=True, capture_output=True, text=True, timeout=20)
+        said = subprocess.run(
+            ["ip", "-n", self.name, "route"], check=True, capture_output=True, text=True, timeout=20
+        )
         return said.stdout.strip()
 
     def close(self) -> None:
@@ -325,7 +365,9 @@ class Request:
 
 
 def requests_in(stream: bytes) -> list[Request]:
-    """The HTTP/1.1 requests of one connection. Raises ValueError for bytes that are none: nothing may pass unread."""
+    """The HTTP/1.1 requests of one connection. Raises ValueError for bytes that are none: nothing may pass
+    unread.
+    """
     found = []
     rest = stream
     while rest:
@@ -336,7 +378,9 @@ def requests_in(stream: bytes) -> list[Request]:
         method, path, version = first.split(" ")
         if (method, version) not in (("POST", "HTTP/1.1"), ("GET", "HTTP/1.1")):
             raise ValueError(first)
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
         if "chunked" in headers.get("transfer-encoding", ""):
             body, rest = _unchunked(rest)
         else:
@@ -365,9 +409,11 @@ class Decoded:
     requests: list[Request] = field(default_factory=list)
     objects: list[bytes] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
-    parts: list[bytes] = field(default_factory=list)  # decoded: metadata, statements, payloads, JSON texts, arrays
+    # decoded: metadata, statements, payloads, JSON texts, arrays
+    parts: list[bytes] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # Flower's own error replies
-    fields: dict[str, set[frozenset[str]]] = field(default_factory=dict)  # type of message -> its sets of field names
+    # type of message -> its sets of field names
+    fields: dict[str, set[frozenset[str]]] = field(default_factory=dict)
 
 
 def decode(streams: Sequence[bytes]) -> Decoded:
@@ -393,7 +439,11 @@ def decode(streams: Sequence[bytes]) -> Decoded:
         assert set(answer.content) == set(envelope.to_record()), "more than an envelope left"
         Statement.parse(envelope.statement)  # raises for a field more
         found.envelopes.append(envelope)
-        found.parts += [envelope.statement.encode(), envelope.payload, *_opened(envelope.payload, found.fields)]
+        found.parts += [
+            envelope.statement.encode(),
+            envelope.payload,
+            *_opened(envelope.payload, found.fields),
+        ]
     return found
 
 
@@ -437,7 +487,9 @@ def plain_forms(marker: str) -> dict[str, bytes]:
     """The marker in encodings in which it can be read off again. Looked for in lower case, except base64."""
     forms = {encoding: marker.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be", "gb18030")}
     forms["reversed"] = marker[::-1].encode()
-    return {name: form.lower() for name, form in forms.items()} | {f"hex {name}": form.hex().encode() for name, form in forms.items()}
+    return {name: form.lower() for name, form in forms.items()} | {
+        f"hex {name}": form.hex().encode() for name, form in forms.items()
+    }
 
 
 def base64_forms(marker: str) -> dict[str, bytes]:
@@ -463,7 +515,9 @@ def hash_forms(value: str) -> dict[str, tuple[bytes, bytes]]:
 
 
 def squeezed(content: bytes) -> bytes:
-    """Without anything that could be put between characters: interleaved with NUL, split by dashes, grouped."""
+    """Without anything that could be put between characters: interleaved with NUL, split by dashes,
+    grouped.
+    """
     return content.translate(None, BETWEEN)
 
 
@@ -554,16 +608,25 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 stand_in=MEANT_TO_BE_SENT,
             )
             policy = site / "policy.yaml"
-            policy.write_text(f"# {NOTES['operator note']}\n{policy.read_text(encoding='utf-8')}", encoding="utf-8")
+            policy.write_text(
+                f"# {NOTES['operator note']}\n{policy.read_text(encoding='utf-8')}", encoding="utf-8"
+            )
             box = Box(cell.outer, cell.link, deployment)
             try:
                 node_yaml = site / "node" / "node.yaml"
-                there = yaml.safe_load(node_yaml.read_text(encoding="utf-8")) | {"address": f"{cell.outer}:{box.port}"}
+                there = yaml.safe_load(node_yaml.read_text(encoding="utf-8")) | {
+                    "address": f"{cell.outer}:{box.port}"
+                }
                 node_yaml.write_text(yaml.safe_dump(there), encoding="utf-8")
                 deployment.start_federation()
                 deployment.start_site(SITE, only="agent")
                 deployment.start_site(SITE, only="node", prefix=cell.prefix)
-                wait_until(lambda: (now := state_of(site))["agent"] and now["node"], 90, "the site is up", deployment.tails)
+                wait_until(
+                    lambda: (now := state_of(site))["agent"] and now["node"],
+                    90,
+                    "the site is up",
+                    deployment.tails,
+                )
                 run_all(deployment, site)
                 for part in ("node", "agent"):  # its farewell to the coordinator is on record too
                     deployment.end_process(f"{SITE}-{part}")
@@ -613,7 +676,9 @@ def test_every_packet_went_to_the_box(watched: Watched) -> None:
     assert "default" not in watched.routes
     kinds = {kind[:3] for kind in watched.recording.packets if kind != ("arp",)}
     assert {kind[0] for kind in kinds} == {"tcp"}
-    assert all(address in kind and str(port) in kind for kind in watched.recording.packets if kind != ("arp",))
+    assert all(
+        address in kind and str(port) in kind for kind in watched.recording.packets if kind != ("arp",)
+    )
 
 
 def test_only_the_fleet_routes_were_asked_for_and_nothing_was_packed(watched: Watched) -> None:
@@ -637,7 +702,10 @@ def test_a_marker_that_is_meant_to_be_sent_is_found(watched: Watched) -> None:
 def test_no_secret_left_the_hospital(watched: Watched) -> None:
     site = watched.deployment.site(SITE)
     haystack = Haystack([*watched.recording.sent(), *watched.decoded.parts])
-    pems = [(site / part).read_text(encoding="ascii").splitlines()[1] for part in ("state/signing.key", "node/node.key")]
+    pems = [
+        (site / part).read_text(encoding="ascii").splitlines()[1]
+        for part in ("state/signing.key", "node/node.key")
+    ]
     site_key = bytes.fromhex((site / "state" / "site.key").read_text(encoding="ascii").strip())
     raws = [site_key, (site / "node" / "runtime.secret").read_bytes()]
     assert not [pem for pem in pems if pem.encode() in haystack.exact]
@@ -647,13 +715,16 @@ def test_no_secret_left_the_hospital(watched: Watched) -> None:
 def test_nothing_about_the_machine_left_the_hospital(watched: Watched) -> None:
     haystack = Haystack([*watched.recording.sent(), *watched.decoded.parts])
     words = [str(watched.deployment.folder), f"{SITE}/", "Traceback", ".dcm", "site.yaml"]
-    words += [name for name in [socket.gethostname()] if len(name) >= 6]  # a shorter one would be found by chance
+    # a shorter one would be found by chance
+    words += [name for name in [socket.gethostname()] if len(name) >= 6]
     assert not [word for word in words if word.encode().lower() in haystack.lower]
 
 
 def test_the_sent_fields_are_the_literal_list(watched: Watched) -> None:
     assert watched.decoded.errors == []
-    assert {kind: {frozenset(fields) for fields in [LEAVES_A_HOSPITAL[kind]]} for kind in LEAVES_A_HOSPITAL} == watched.decoded.fields
+    assert {
+        kind: {frozenset(fields) for fields in [LEAVES_A_HOSPITAL[kind]]} for kind in LEAVES_A_HOSPITAL
+    } == watched.decoded.fields
 
 
 def test_the_operator_was_told_of_every_message(watched: Watched) -> None:

@@ -1,8 +1,8 @@
 """Faults on real processes that take seconds; those that take minutes are in test_faults_processes.py.
 
-After each of them: every ledger verifies and has charged each run once, no process is without its parent, no half-written file is left, and
-nobody was shown a traceback. What is asked of the work itself is more than that it goes on: a not private run ends in the very weights of
-the run that nothing happened to.
+After each of them: every ledger verifies and has charged each run once, no process is without its parent, no
+half-written file is left, and nobody was shown a traceback. What is asked of the work itself is more than
+that it goes on: a not private run ends in the very weights of the run that nothing happened to.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from client.supervise import state_of
+from client.supervision.supervisor import state_of
 from common.plan import RunPlan
-from server.orders import is_being_run
-from server.provision import Federation
-from server.runs import RunFolder
-from server.services import proxy_answers, superlink_answers
-from tests.end_to_end.rig import NGINX, Deployment, born, deployed_plan, descendants, wait_until
+from server.federation.registry import Federation
+from server.federation.services import proxy_answers, superlink_answers
+from server.run.control_files import is_being_run
+from server.run_folder import RunFolder
+from tests.helpers.rig import NGINX, Deployment, born, deployed_plan, descendants, wait_until
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 LIMIT_S = 400.0
@@ -59,7 +59,18 @@ class Faulty(Deployment):
 
     def begin(self, plan: RunPlan, run: str, *more: object) -> None:
         """`fedqc run start` in the background."""
-        words = ["run", "start", self.write_plan(plan), "--federation", self.fed, "--name", run, "--wait", 120, *more]
+        words = [
+            "run",
+            "start",
+            self.write_plan(plan),
+            "--federation",
+            self.fed,
+            "--name",
+            run,
+            "--wait",
+            120,
+            *more,
+        ]
         self.background(f"run-{run}", words)
 
     def resume(self, run: str, *more: object) -> None:
@@ -100,7 +111,12 @@ class Faulty(Deployment):
             self.await_rounds(run, after_round)
         else:  # rehearsal and introduction are work too
             live = self.run(run) / "live.json"
-            wait_until(lambda: live.exists() and '"start"' not in live.read_text(), LIMIT_S, f"{run}: its first round", self.tails)
+            wait_until(
+                lambda: live.exists() and '"start"' not in live.read_text(),
+                LIMIT_S,
+                f"{run}: its first round",
+                self.tails,
+            )
         busy, agent = self.site(name) / "run" / "busy", self.pid(name, "agent")
         until = time.monotonic() + LIMIT_S
         while time.monotonic() < until:
@@ -145,17 +161,29 @@ class Faulty(Deployment):
         for name in self.names:
             wait_until(partial(self.is_up, name), LIMIT_S, f"{name} up", self.tails)
         runs = [folder.name for folder in (self.fed / "runs").glob("[!.]*")]
-        wait_until(lambda: not any(is_being_run(self.fed, run) for run in runs), LIMIT_S, "no run under way", self.tails)
+        wait_until(
+            lambda: not any(is_being_run(self.fed, run) for run in runs),
+            LIMIT_S,
+            "no run under way",
+            self.tails,
+        )
 
     # ---- what must hold after everything
 
     def orphans(self) -> set[int]:
         """Processes of ours that nobody who is still there has started."""
-        owned = {pid for started in self._started.values() if started.poll() is None for pid in (started.pid, *descendants(started.pid))}
+        owned = {
+            pid
+            for started in self._started.values()
+            if started.poll() is None
+            for pid in (started.pid, *descendants(started.pid))
+        }
         return {pid for pid, _ in self.processes()} - owned
 
     def check_invariants(self) -> None:
-        wait_until(lambda: not self.orphans(), 30, "no process without its parent", lambda: str(self.orphans()))
+        wait_until(
+            lambda: not self.orphans(), 30, "no process without its parent", lambda: str(self.orphans())
+        )
         for name in self.names:
             for account in self.json("site", "budget", "--verify", "--site", self.site(name)):
                 assert account["verified"]
@@ -165,14 +193,21 @@ class Faulty(Deployment):
         kept += [self.site(name) / part for name in self.names for part in ("state", "run", "node")]
 
         def half() -> list[Path]:
-            return [path for root in kept for path in root.rglob(".*") if not {"flwr", "tmp"} & set(path.relative_to(root).parts)]
+            return [
+                path
+                for root in kept
+                for path in root.rglob(".*")
+                if not {"flwr", "tmp"} & set(path.relative_to(root).parts)
+            ]
 
         wait_until(lambda: not half(), 30, "no half-written file", lambda: str(half()))
         for log in self.logs.glob("*.log"):
             text = log.read_text(encoding="utf-8", errors="replace")
             assert "Traceback" not in text, f"{log.name}\n{text[-3000:]}"
             for line in text.splitlines():
-                assert not line.startswith("fedqc: error") or re.match(r"fedqc: error \[[a-z-]+\]: \S", line), line
+                assert not line.startswith("fedqc: error") or re.match(
+                    r"fedqc: error \[[a-z-]+\]: \S", line
+                ), line
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +232,9 @@ def undisturbed(deployment: Faulty) -> list[str]:
     return deployment.hashes("undisturbed")
 
 
-def test_f1_an_agent_killed_in_mid_training_costs_nothing_but_time(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f1_an_agent_killed_in_mid_training_costs_nothing_but_time(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated", rounds=2), "f1")
     first = deployment.freeze_in_training(B, "f1")
     deployment.kill_pid(first)
@@ -211,7 +248,9 @@ def test_f1_an_agent_killed_in_mid_training_costs_nothing_but_time(deployment: F
 def test_f4_f30_a_run_outlives_its_watcher_and_is_resumed_after_its_serverapp_was_killed(
     deployment: Faulty, undisturbed: list[str]
 ) -> None:
-    """Ctrl-C for `run start`: the run goes on. Then the ServerApp is killed: who watches is told, and `resume` goes on from round 1."""
+    """Ctrl-C for `run start`: the run goes on. Then the ServerApp is killed: who watches is told, and
+    `resume` goes on from round 1.
+    """
     deployment.begin(plan_of("federated", rounds=2), "f4")
     deployment.freeze_in_training(B, "f4")
     deployment.started("run-f4").send_signal(signal.SIGINT)
@@ -226,7 +265,9 @@ def test_f4_f30_a_run_outlives_its_watcher_and_is_resumed_after_its_serverapp_wa
     assert watched.returncode == 1
     _, hint = one_error(watched.stderr, "run-interrupted")
     assert "fedqc run resume f4" in hint
-    listed = {run["run"]: run["status"] for run in deployment.json("run", "list", "--federation", deployment.fed)}
+    listed = {
+        run["run"]: run["status"] for run in deployment.json("run", "list", "--federation", deployment.fed)
+    }
     assert listed["f4"] == "interrupted"
 
     before = deployment.records("f4")

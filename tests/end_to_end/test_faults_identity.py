@@ -1,7 +1,9 @@
-"""Faults and attacks on a deployed federation: who is who, which app runs, which clock and certificate count, what a hospital survives.
+"""Faults and attacks on a deployed federation: who is who, which app runs, which clock and certificate count,
+what a hospital survives.
 
-Three hospitals on real processes behind the real proxy. One of them, hospital-c, has its state on a small disk of its own, and a relay
-between its node and its agent that keeps every question; later its node is played by an attacker who holds all of its keys.
+Three hospitals on real processes behind the real proxy. One of them, hospital-c, has its state on a small
+disk of its own, and a relay between its node and its agent that keeps every question; later its node is
+played by an attacker who holds all of its keys.
 """
 
 from __future__ import annotations
@@ -46,30 +48,39 @@ from flwr.proto.fleet_pb2 import (
     RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.caller import agent_health, ask_agent
-from client.service import FAILED, METHODS, SERVICE
-from client.site_cli import budgets
-from client.supervise import state_of
+from client.cli.site import budgets
+from client.ipc.client import agent_health, ask_agent
+from client.ipc.protocol import FAILED, METHODS, SERVICE
+from client.supervision.supervisor import state_of
 from common.errors import NetworkError, RunError
 from common.signing import Statement, load_key, payload_sha256, sign
 from common.wire import Envelope, SiteUpdate, TrainTask
-from server.provision import EnrolledKeys, Federation, site_keys
-from server.runs import RunFolder
-from server.seal import Question, Seal
-from server.services import environment
+from server.federation.registry import EnrolledKeys, Federation, site_keys
+from server.federation.services import environment
+from server.messaging.signatures import Question, Seal
+from server.run_folder import RunFolder
 from tests.conftest import FEDQC
-from tests.end_to_end.rig import NGINX, Deployment, deployed_plan, free_port, wait_until
 from tests.end_to_end.test_faults_identity_ci import (
     Hospital,
     at_the_address_of,
@@ -79,6 +90,7 @@ from tests.end_to_end.test_faults_identity_ci import (
     small_disk,
     wrong_servers,
 )
+from tests.helpers.rig import NGINX, Deployment, deployed_plan, free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
 
@@ -91,19 +103,25 @@ PROTOBUF = "application/protobuf"
 
 
 class Relay:
-    """Between a hospital's node and its agent: passes everything on, keeps every question, and may do something first."""
+    """Between a hospital's node and its agent: passes everything on, keeps every question, and may do
+    something first.
+    """
 
     def __init__(self, site: Path) -> None:
         self.path, self._agent = site / "run" / "relay.sock", site / "run" / "agent.sock"
         self.seen: list[tuple[str, str, bytes]] = []
         self.first: Callable[[str, int], None] = lambda method, number: None
-        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 28)])
+        self._server = grpc.server(
+            ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 28)]
+        )
         handlers = {method: grpc.unary_stream_rpc_method_handler(self._handler(method)) for method in METHODS}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         self._server.add_insecure_port(f"unix:{self.path}")
         self._server.start()
         config = site / "node" / "node.yaml"
-        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"agent_socket": str(self.path)}))
+        config.write_text(
+            yaml.safe_dump(yaml.safe_load(config.read_text()) | {"agent_socket": str(self.path)})
+        )
 
     def close(self) -> None:
         self._server.stop(0).wait(10)
@@ -147,8 +165,11 @@ class Federated(Deployment):
         lines = [line for line in self.log(name).splitlines() if line.startswith(("node: ", "fedqc: error"))]
         return lines[-1] if lines else ""
 
-    def node_alone(self, site: Path, *, prefix: Sequence[str] = (), wall: bool = True) -> tuple[int | None, str, float]:
-        """Run only the node of a site folder until it ends or is connected: exit status (None: connected), its last line, seconds.
+    def node_alone(
+        self, site: Path, *, prefix: Sequence[str] = (), wall: bool = True
+    ) -> tuple[int | None, str, float]:
+        """Run only the node of a site folder until it ends or is connected: exit status (None: connected),
+        its last line, seconds.
 
         Args:
             wall: False leaves its files alone: libfaketime wants to share memory between processes.
@@ -156,9 +177,16 @@ class Federated(Deployment):
         name = f"node-of-{site.name}-{time.monotonic_ns()}"
         began = time.monotonic()
         words: list[object] = ["site", "start", "--only", "node", "--site", site]
-        bare = f"from client.node import *; sys.exit(run_node(Path({str(site)!r}), require_isolation=False, isolate=False))"
-        process = self.background(name, words if wall else ["-c", bare], prefix=prefix, program=FEDQC if wall else sys.executable)
-        wait_until(lambda: process.poll() is not None or "node: connected" in self.log(name), 90, name, self.tails)
+        bare = (
+            f"from client.node.process import *; sys.exit(run_node(Path({str(site)!r}), "
+            "require_isolation=False, isolate=False))"
+        )
+        process = self.background(
+            name, words if wall else ["-c", bare], prefix=prefix, program=FEDQC if wall else sys.executable
+        )
+        wait_until(
+            lambda: process.poll() is not None or "node: connected" in self.log(name), 90, name, self.tails
+        )
         took = time.monotonic() - began
         said = self.node_says(name)
         assert "Traceback" not in self.log(name)
@@ -208,7 +236,9 @@ def frozen(*pids: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def faulty(deployment: Federated) -> list[dict[str, Any]]:
-    """Three rounds: hospital-c has no room in the first, no memory in the second, and everything in the third."""
+    """Three rounds: hospital-c has no room in the first, no memory in the second, and everything in the
+    third.
+    """
     state, limit = deployment.site(C) / "state", (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
     def first(method: str, number: int) -> None:
@@ -220,7 +250,9 @@ def faulty(deployment: Federated) -> list[dict[str, Any]]:
         if number == 1 and deployment.has_small_disk:
             fill(state, leave_pages=0)
         if number == 2:
-            resource.prlimit(agent, resource.RLIMIT_AS, (memory_of(agent) + (16 << 20), resource.RLIM_INFINITY))
+            resource.prlimit(
+                agent, resource.RLIMIT_AS, (memory_of(agent) + (16 << 20), resource.RLIM_INFINITY)
+            )
 
     deployment.relays[C].first = first
     agents = deployment.pid(C, "agent"), deployment.pid(C, "node")
@@ -233,8 +265,14 @@ def faulty(deployment: Federated) -> list[dict[str, Any]]:
     return records
 
 
-def test_f6_f15_the_coordinator_sees_one_code_a_round_and_the_site_comes_back(deployment: Federated, faulty: list[dict[str, Any]]) -> None:
-    assert [record["answered"] for record in faulty] == [[A, B, C] if not deployment.has_small_disk else [A, B], [A, B], [A, B, C]]
+def test_f6_f15_the_coordinator_sees_one_code_a_round_and_the_site_comes_back(
+    deployment: Federated, faulty: list[dict[str, Any]]
+) -> None:
+    assert [record["answered"] for record in faulty] == [
+        [A, B, C] if not deployment.has_small_disk else [A, B],
+        [A, B],
+        [A, B, C],
+    ]
     if deployment.has_small_disk:
         assert faulty[0]["failed"] == {C: "disk-full"}
     assert faulty[1]["failed"] == {C: "site-failure"}
@@ -243,8 +281,14 @@ def test_f6_f15_the_coordinator_sees_one_code_a_round_and_the_site_comes_back(de
     print("F6/F15 the report says:", deployment.evaluation("faulty")["incomplete"])
 
 
-def test_f6_f15_the_operator_reads_why_and_what_to_do(deployment: Federated, faulty: list[dict[str, Any]]) -> None:
-    lines = [line for line in (deployment.site(C) / "state" / "site.log").read_text().splitlines() if "incident" in line]
+def test_f6_f15_the_operator_reads_why_and_what_to_do(
+    deployment: Federated, faulty: list[dict[str, Any]]
+) -> None:
+    lines = [
+        line
+        for line in (deployment.site(C) / "state" / "site.log").read_text().splitlines()
+        if "incident" in line
+    ]
     print("F6/F15 site log:", *lines, sep="\n  ")
     assert any("out-of-memory: a batch size below 16, or a larger machine" in line for line in lines)
     if deployment.has_small_disk:  # the log is on the disk that was full
@@ -258,17 +302,26 @@ def test_f6_f15_what_was_reserved_counts_once(deployment: Federated, faulty: lis
         (account,) = budgets(deployment.site(name))
         assert len(account["entries"]) == 1
         assert 7.5 < account["spent"] <= 8
-    updates = [line for line in deployment.json("site", "sent", "--site", deployment.site(C)) if line["kind"] == "SiteUpdate"]
+    updates = [
+        line
+        for line in deployment.json("site", "sent", "--site", deployment.site(C))
+        if line["kind"] == "SiteUpdate"
+    ]
     assert [line["round"] for line in updates] == ([3] if deployment.has_small_disk else [1, 3])
 
 
 # ---- F16: what was really signed, sent again
 
 
-def test_f16_questions_taken_from_the_wire_are_not_answered_twice(deployment: Federated, faulty: list[dict[str, Any]]) -> None:
+def test_f16_questions_taken_from_the_wire_are_not_answered_twice(
+    deployment: Federated, faulty: list[dict[str, Any]]
+) -> None:
     hospital = deployment.hospital(C)
     before = hospital.rows()
-    kept = {(method, json.loads(plan)["name"]): (method, plan, envelope) for method, plan, envelope in deployment.relays[C].seen}
+    kept = {
+        (method, json.loads(plan)["name"]): (method, plan, envelope)
+        for method, plan, envelope in deployment.relays[C].seen
+    }
     kinds = {method for method, _ in kept}
     assert kinds == {"Describe", "Train", "Evaluate"}
     for method, plan, envelope in kept.values():
@@ -282,7 +335,9 @@ def test_f16_questions_taken_from_the_wire_are_not_answered_twice(deployment: Fe
     assert code_of(hospital.send(method, loose, envelope)) == "wrong-plan"
     deployment.kill(C, "agent")
     wait_until(lambda: agent_health(hospital.socket), 60, "the agent again", deployment.tails)
-    assert code_of(hospital.send(method, plan, envelope)) == "replayed-task", "also by an agent that has begun anew"
+    assert code_of(hospital.send(method, plan, envelope)) == "replayed-task", (
+        "also by an agent that has begun anew"
+    )
     assert hospital.rows() == before
     task = TrainTask.from_bytes(Envelope.from_bytes(envelope).payload)
     assert code_of(hospital.ask(task, plan)) == "SiteUpdate", "the control: the coordinator itself signs anew"
@@ -294,7 +349,9 @@ def test_f16_questions_taken_from_the_wire_are_not_answered_twice(deployment: Fe
 
 def status_of(deployment: Federated, address: str, path: str, body: bytes) -> int:
     context = ssl.create_default_context(cafile=str(deployment.fed / "certificates" / "ca.crt"))
-    request = urllib.request.Request(f"https://{address}{path}", data=body, headers={"Content-Type": PROTOBUF, "Accept": PROTOBUF})
+    request = urllib.request.Request(
+        f"https://{address}{path}", data=body, headers={"Content-Type": PROTOBUF, "Accept": PROTOBUF}
+    )
     try:
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:
             return int(answer.status)
@@ -314,13 +371,29 @@ def test_f28_a_stranger_lists_registers_starts_and_acquires_nothing(deployment: 
         "/v1/fleet/pull-messages": PullMessagesRequest(node=Node(node_id=1)),
         "/v1/fleet/push-messages": PushMessagesRequest(node=Node(node_id=1)),
     }
-    found = {path: status_of(deployment, deployment.address, path, call.SerializeToString()) for path, call in calls.items()}
+    found = {
+        path: status_of(deployment, deployment.address, path, call.SerializeToString())
+        for path, call in calls.items()
+    }
     print("F28 without credentials:", *(f"{status} {path}" for path, status in found.items()), sep="\n  ")
     assert {status for path, status in found.items() if "/fleet/" not in path} == {404}
     assert {status for path, status in found.items() if "/fleet/" in path} == {401}
     # the control: on loopback the first is answered to anybody, and the secret guards the tasks
-    assert status_of(deployment, deployment.superlink, "/v1/control/list-nodes", ListNodesRequest().SerializeToString()) == 200
-    assert status_of(deployment, deployment.superlink, "/v1/runtime/acquire-task", AcquireTaskRequest().SerializeToString()) == 401
+    assert (
+        status_of(
+            deployment, deployment.superlink, "/v1/control/list-nodes", ListNodesRequest().SerializeToString()
+        )
+        == 200
+    )
+    assert (
+        status_of(
+            deployment,
+            deployment.superlink,
+            "/v1/runtime/acquire-task",
+            AcquireTaskRequest().SerializeToString(),
+        )
+        == 401
+    )
 
 
 class Clock:
@@ -337,7 +410,9 @@ class Clock:
                 (name,) = (name for name in inner.request.headers if "timestamp" in name)
                 (signature,) = (name for name in inner.request.headers if "signature" in name)
                 inner.request.headers[name] = stamp
-                inner.request.headers[signature] = base64.b64encode(sign_message(self._key, stamp.encode("ascii"))).decode()
+                inner.request.headers[signature] = base64.b64encode(
+                    sign_message(self._key, stamp.encode("ascii"))
+                ).decode()
             return call_next(inner)
 
         return self._inner.intercept(context, forged)
@@ -368,13 +443,19 @@ def test_f10_a_key_that_nobody_enrolled_cannot_register_itself_nor_connect(deplo
     public = public_key_to_bytes(stranger.public_key())
     with fleet(deployment, stranger) as client:
         found = {
-            "register": refused_with(lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=public))),
-            "activate": refused_with(lambda: client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30))),
+            "register": refused_with(
+                lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=public))
+            ),
+            "activate": refused_with(
+                lambda: client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30))
+            ),
         }
     print(f"F10 a stranger's key: {found}")
     assert found == {"register": 412, "activate": 412}
     twin = twin_of(deployment, A, "stranger")
-    pem = stranger.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    pem = stranger.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
     (twin / "node" / "node.key").write_bytes(pem)
     status, said, took = deployment.node_alone(twin)
     print(f"F10 a node with it: status {status} after {took:.1f} s: {said}")
@@ -390,26 +471,40 @@ def twin_of(deployment: Federated, name: str, new: str) -> Path:
     for file in ("node.key", "node.yaml", "ca.crt", "runtime.secret"):
         shutil.copy(deployment.site(name) / "node" / file, twin / "node")
     config = twin / "node" / "node.yaml"
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"runtime_port": free_port(), "health_port": free_port()}))
+    config.write_text(
+        yaml.safe_dump(
+            yaml.safe_load(config.read_text()) | {"runtime_port": free_port(), "health_port": free_port()}
+        )
+    )
     return twin
 
 
-def test_f9_a_second_process_with_the_same_key_is_turned_away_and_the_first_stays(deployment: Federated) -> None:
+def test_f9_a_second_process_with_the_same_key_is_turned_away_and_the_first_stays(
+    deployment: Federated,
+) -> None:
     since = state_of(deployment.site(A))["since"]
     status, said, took = deployment.node_alone(twin_of(deployment, A, "twin"))
     print(f"F9 the second: status {status} after {took:.1f} s: {said}")
     assert status == 3
-    assert "[key-not-accepted] the coordinator does not accept this node's key, or believes it to be connected already" in said
+    assert (
+        "[key-not-accepted] the coordinator does not accept this node's key, or believes it to be "
+        "connected already"
+    ) in said
     first = state_of(deployment.site(A))
     assert (first["node"], first["since"], first["last_error"]) == (True, since, None)
-    assert deployment.run_check(deployed_plan(name="after-twin"))["sites"][A]["answer"] in ("accept", "budget-exhausted")
+    assert deployment.run_check(deployed_plan(name="after-twin"))["sites"][A]["answer"] in (
+        "accept",
+        "budget-exhausted",
+    )
 
 
 # ---- F28: a hostile hospital
 
 
 class HostileNode:
-    """The node of an enrolled hospital, as an attacker would write it: holds its node key, its signing key, and asks its real agent."""
+    """The node of an enrolled hospital, as an attacker would write it: holds its node key, its signing key,
+    and asks its real agent.
+    """
 
     def __init__(self, deployment: Federated, name: str) -> None:
         self._deployment, self.name = deployment, name
@@ -425,7 +520,11 @@ class HostileNode:
 
     def _activated(self, public: bytes) -> int:
         with suppress(httpx.HTTPStatusError):
-            return int(self._client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30)).node_id)
+            return int(
+                self._client.ActivateNode(
+                    ActivateNodeRequest(public_key=public, heartbeat_interval=30)
+                ).node_id
+            )
         return 0
 
     def _run(self, behave: Callable[[Message], None]) -> None:
@@ -433,7 +532,9 @@ class HostileNode:
         while not self._stop.is_set():
             try:
                 if time.monotonic() - beaten > 10:
-                    self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=30))
+                    self._client.SendNodeHeartbeat(
+                        SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=30)
+                    )
                     beaten = time.monotonic()
                 if (message := self.pull()) is not None:
                     behave(message)
@@ -467,17 +568,25 @@ class HostileNode:
         run_id, contents = message.metadata.run_id, {}
         for each in iterate_object_tree(tree):
             while each.object_id not in contents:
-                got = self._client.PullObject(PullObjectRequest(node=self._node, run_id=run_id, object_id=each.object_id))
+                got = self._client.PullObject(
+                    PullObjectRequest(node=self._node, run_id=run_id, object_id=each.object_id)
+                )
                 if got.object_available:
                     contents[each.object_id] = got.object_content
         whole = cast(Message, inflate_object_from_contents(message.metadata.message_id, contents))
         whole.metadata.__dict__["_message_id"] = message.metadata.message_id
-        confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message.metadata.message_id)
+        confirm = ConfirmMessageReceivedRequest(
+            node=self._node, run_id=run_id, message_object_id=message.metadata.message_id
+        )
         self._client.ConfirmMessageReceived(confirm)
         return whole
 
-    def push(self, inner: Message, *, envelope: Mapping[str, Any] | None = None, withhold: bool = False) -> bool:
-        """Hand in a message; `envelope` changes what is written on the outside, `withhold` never sends the content."""
+    def push(
+        self, inner: Message, *, envelope: Mapping[str, Any] | None = None, withhold: bool = False
+    ) -> bool:
+        """Hand in a message; `envelope` changes what is written on the outside, `withhold` never sends the
+        content.
+        """
         run_id = inner.metadata.run_id
         inner.metadata.__dict__["_message_id"] = inner.object_id
         contents = {each_id: each.deflate() for each_id, each in get_all_nested_objects(inner).items()}
@@ -490,7 +599,9 @@ class HostileNode:
         """A reply whose content has the right hash, and is no message."""
         inner = Message(RecordDict(), reply_to=asked)
         body = b"[]"
-        content = f"Message{HEAD_VALUE_DIVIDER}{HEAD_VALUE_DIVIDER}{len(body)}".encode() + HEAD_BODY_DIVIDER + body
+        content = (
+            f"Message{HEAD_VALUE_DIVIDER}{HEAD_VALUE_DIVIDER}{len(body)}".encode() + HEAD_BODY_DIVIDER + body
+        )
         inner.metadata.__dict__["_message_id"] = get_object_id(content)
         outside = message_to_proto(remove_content_from_message(inner))
         tree = ObjectTree(object_id=get_object_id(content))
@@ -498,20 +609,31 @@ class HostileNode:
 
     def _hand_in(self, run_id: int, outside: Any, tree: ObjectTree, contents: Mapping[str, bytes]) -> bool:
         said = self._client.PushMessages(
-            PushMessagesRequest(node=self._node, messages_list=[outside], message_object_trees=[tree], clientapp_runtime_list=[0.1])
+            PushMessagesRequest(
+                node=self._node,
+                messages_list=[outside],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.1],
+            )
         )
         for each in said.objects_to_push:
             if each in contents:
                 self._client.PushObject(
                     PushObjectRequest(
-                        node=self._node, run_id=run_id, session_id=said.session_id, object_id=each, object_content=contents[each]
+                        node=self._node,
+                        run_id=run_id,
+                        session_id=said.session_id,
+                        object_id=each,
+                        object_content=contents[each],
                     )
                 )
         return bool(said.objects_to_push)
 
     def honest(self, message: Message) -> Envelope:
         """What the hospital's real agent says."""
-        method = {"query.describe": "Describe", "train": "Train", "evaluate": "Evaluate"}[message.metadata.message_type]
+        method = {"query.describe": "Describe", "train": "Train", "evaluate": "Evaluate"}[
+            message.metadata.message_type
+        ]
         asked = Envelope.from_record(message.content).to_bytes()
         socket = self._deployment.site(self.name) / "run" / "agent.sock"
         return Envelope.from_bytes(ask_agent(socket, method, self.plan, asked, deadline_s=120))
@@ -557,16 +679,22 @@ def hostile(deployment: Federated, faulty: list[dict[str, Any]]) -> Iterator[Hos
     """hospital-c's node is the attacker's; its agent is real, and answers it."""
     deployment.stop_site(C)
     deployment.start_site(C, only="agent")
-    wait_until(lambda: agent_health(deployment.site(C) / "run" / "agent.sock"), 60, "the agent", deployment.tails)
+    wait_until(
+        lambda: agent_health(deployment.site(C) / "run" / "agent.sock"), 60, "the agent", deployment.tails
+    )
     node = HostileNode(deployment, C)
     yield node
     node.close()
 
 
-def test_f28_answers_in_the_name_of_another_site_are_never_counted(deployment: Federated, hostile: HostileNode) -> None:
-    """Round 1: answers another's question. Round 2: answers its own, and says inside that it is the other's answer to the other's question.
+def test_f28_answers_in_the_name_of_another_site_are_never_counted(
+    deployment: Federated, hostile: HostileNode
+) -> None:
+    """Round 1: answers another's question. Round 2: answers its own, and says inside that it is the other's
+    answer to the other's question.
 
-    Round 3: answers every question that the other is asked. The other's node is held up meanwhile, so that the attacker is always first.
+    Round 3: answers every question that the other is asked. The other's node is held up meanwhile, so that
+    the attacker is always first.
     """
     plan = deployed_plan(name="impostor", federation={"deadline_s": 45})
     hostile.plan = plan.canonical_json()
@@ -622,20 +750,26 @@ def test_f28_answers_in_the_name_of_another_site_are_never_counted(deployment: F
     assert set(records[1]["failed"]) == {C}, "the attacker's own question stays without an answer"
     assert records[2]["failed"] == {A: "bad-signature"}
     print("F28 the report says:", deployment.evaluation("impostor")["incomplete"])
-    assert any(A in line and "bad-signature" in line for line in deployment.evaluation("impostor")["incomplete"])
+    assert any(
+        A in line and "bad-signature" in line for line in deployment.evaluation("impostor")["incomplete"]
+    )
     # the control: without the seal the forged answer would have been hospital-a's update
     question = Question(payload=b"", statement=Statement.parse(forged[0].statement))
     payload = Seal.none(plan).open(forged[0], question)
     update = SiteUpdate.from_bytes(payload)
     assert update.site == A
     with pytest.raises(RunError, match="key on file"):
-        Seal(plan_sha256=plan.sha256(), key=deployment.hospital(A).coordinator, sites=site_keys(Federation.open(deployment.fed))).open(
-            forged[0], question
-        )
+        Seal(
+            plan_sha256=plan.sha256(),
+            key=deployment.hospital(A).coordinator,
+            sites=site_keys(Federation.open(deployment.fed)),
+        ).open(forged[0], question)
 
 
 @pytest.mark.parametrize("way", ["garbage", "withhold"])
-def test_f28_a_node_that_hands_in_what_is_no_message_costs_itself_the_round(way: str, deployment: Federated, hostile: HostileNode) -> None:
+def test_f28_a_node_that_hands_in_what_is_no_message_costs_itself_the_round(
+    way: str, deployment: Federated, hostile: HostileNode
+) -> None:
     plan = deployed_plan(name=f"spoiler-{way}", training={"rounds": 2}, federation={"deadline_s": 45})
     hostile.plan = plan.canonical_json()
 
@@ -651,7 +785,10 @@ def test_f28_a_node_that_hands_in_what_is_no_message_costs_itself_the_round(way:
         deployment.run_start(plan, f"spoiler-{way}", status=6, limit_s=280)
     records = deployment.records(f"spoiler-{way}")
     for record in records:
-        print(f"F28 {way}, round {record['round']}: answered {record['answered']}, failed {record['failed']}, {record['round_seconds']} s")
+        print(
+            f"F28 {way}, round {record['round']}: answered {record['answered']}, failed "
+            f"{record['failed']}, {record['round_seconds']} s"
+        )
     assert hostile.errors == []
     assert [record["answered"] for record in records] == [[A, B], [A, B]]
     assert all(set(record["failed"]) == {C} for record in records)
@@ -735,11 +872,15 @@ def evil(deployment: Deployment) -> tuple[Path, Path]:
 
 
 def submit(deployment: Federated, app: Path, nodes: int) -> dict[str, str]:
-    """`flwr run` as somebody on the coordinator's machine could; what each node answered to each kind of question."""
+    """`flwr run` as somebody on the coordinator's machine could; what each node answered to each kind of
+    question.
+    """
     out = deployment.folder / f"evil-{time.monotonic_ns()}.json"
     config = f'out="{out}" nodes={nodes}'
     words = ("run", app, "fedqc", "--run-config", config, "--format", "json")
-    said = deployment.call(*words, program=FEDQC.with_name("flwr"), env=environment(Federation.open(deployment.fed)))
+    said = deployment.call(
+        *words, program=FEDQC.with_name("flwr"), env=environment(Federation.open(deployment.fed))
+    )
     assert said.returncode == 0, deployment.told(said)
     wait_until(out.exists, 200, "the app's answers", deployment.tails)
     time.sleep(0.2)
@@ -763,7 +904,9 @@ def test_f24_another_app_is_answered_wrong_bundle_and_nothing_of_it_runs_at_a_ho
         if "wrong-bundle" in line
     }
     print("F24 the node's log:", line)
-    assert deployment.run_check(deployed_plan(name="after-evil"))["sites"][A]["answer"] == "accept", "the pinned app is still served"
+    assert deployment.run_check(deployed_plan(name="after-evil"))["sites"][A]["answer"] == "accept", (
+        "the pinned app is still served"
+    )
 
 
 def test_f24_control_flower_s_own_executor_runs_what_it_is_sent(
@@ -772,13 +915,34 @@ def test_f24_control_flower_s_own_executor_runs_what_it_is_sent(
     app, marker = evil
     marker.unlink(missing_ok=True)
     node = deployment.site(C) / "node"
-    words = ["--superlink", deployment.address, "--root-certificates", node / "ca.crt", "--auth-supernode-private-key", node / "node.key"]
-    words += ["--port", free_port(), "--node-config", f'agent-socket="{deployment.site(C) / "run" / "agent.sock"}"']
-    prefix = ["env", f"FLWR_HOME={deployment.folder / 'flower-home'}", f"PATH={FEDQC.parent}:{os.environ['PATH']}"]
-    process = deployment.background("plain-flower", words, program=FEDQC.with_name("flower-supernode"), prefix=prefix)
+    words = [
+        "--superlink",
+        deployment.address,
+        "--root-certificates",
+        node / "ca.crt",
+        "--auth-supernode-private-key",
+        node / "node.key",
+    ]
+    words += [
+        "--port",
+        free_port(),
+        "--node-config",
+        f'agent-socket="{deployment.site(C) / "run" / "agent.sock"}"',
+    ]
+    prefix = [
+        "env",
+        f"FLWR_HOME={deployment.folder / 'flower-home'}",
+        f"PATH={FEDQC.parent}:{os.environ['PATH']}",
+    ]
+    process = deployment.background(
+        "plain-flower", words, program=FEDQC.with_name("flower-supernode"), prefix=prefix
+    )
     try:
         wait_until(
-            lambda: "SuperNode ID" in deployment.log("plain-flower") or process.poll() is not None, 90, "a plain node", deployment.tails
+            lambda: "SuperNode ID" in deployment.log("plain-flower") or process.poll() is not None,
+            90,
+            "a plain node",
+            deployment.tails,
         )
         found = submit(deployment, app, nodes=3)
     finally:
@@ -792,11 +956,15 @@ def test_f24_control_flower_s_own_executor_runs_what_it_is_sent(
 # ---- F13: the clock of a node
 
 
-@pytest.mark.parametrize(("ahead_s", "status"), [(0, 200), (3, 200), (-290, 200), (7, 401), (3600, 401), (-310, 401)])
+@pytest.mark.parametrize(
+    ("ahead_s", "status"), [(0, 200), (3, 200), (-290, 200), (7, 401), (3600, 401), (-310, 401)]
+)
 def test_f13_a_signature_of_another_time_is_refused(ahead_s: int, status: int, deployment: Federated) -> None:
     with fleet(deployment, node_key(deployment.site(A)), ahead_s) as client:
         node = Node(node_id=int(Federation.open(deployment.fed).site(A).node_id or 0))
-        found = refused_with(lambda: client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=30)))
+        found = refused_with(
+            lambda: client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=30))
+        )
     print(f"F13 a call signed {ahead_s:+d} s from now: {found}")
     assert found == status
 
@@ -826,7 +994,9 @@ def test_f13_what_happens_to_a_node_with_a_wrong_clock_is_said_in_one_line(
 # ---- F11: a wrong server in front of a running node's program
 
 
-def test_f11_a_node_that_meets_a_wrong_server_ends_at_once_and_says_which(deployment: Federated, hostile: HostileNode) -> None:
+def test_f11_a_node_that_meets_a_wrong_server_ends_at_once_and_says_which(
+    deployment: Federated, hostile: HostileNode
+) -> None:
     site = deployment.site(C)
     for what, (code, server) in wrong_servers(deployment).items():
         with at_the_address_of(site, server):
@@ -840,12 +1010,18 @@ def test_f11_a_node_that_meets_a_wrong_server_ends_at_once_and_says_which(deploy
 # ---- F10: revoked in the middle of a run; last, because it is for good
 
 
-def test_f10_a_site_that_is_revoked_is_out_from_the_next_round(deployment: Federated, hostile: HostileNode) -> None:
-    plan = deployed_plan(name="revoked", training={"rounds": 4}, federation={"quorum": 1, "deadline_s": 120, "patience_s": 30})
+def test_f10_a_site_that_is_revoked_is_out_from_the_next_round(
+    deployment: Federated, hostile: HostileNode
+) -> None:
+    plan = deployed_plan(
+        name="revoked", training={"rounds": 4}, federation={"quorum": 1, "deadline_s": 120, "patience_s": 30}
+    )
     deployment.run_start(plan, "revoked", "--accept-missing", "--wait", 15, "--detach")
 
     def rounds() -> int:
-        return len(deployment.records("revoked")) if (deployment.run("revoked") / "rounds.jsonl").exists() else 0
+        return (
+            len(deployment.records("revoked")) if (deployment.run("revoked") / "rounds.jsonl").exists() else 0
+        )
 
     wait_until(rounds, 90, "the first round", deployment.tails)
     keys, kept = EnrolledKeys(Federation.open(deployment.fed)), site_keys(Federation.open(deployment.fed))
@@ -856,17 +1032,31 @@ def test_f10_a_site_that_is_revoked_is_out_from_the_next_round(deployment: Feder
         print("F10", said.stdout.strip())
         assert B not in keys, "to a run under way an answer of this site is nobody's from now on"
         assert B in kept, "the control: keys read once would still count it"
-        wait_until(lambda: f"{B}: its node was taken off" in deployment.log("federation"), 60, "taken off", deployment.tails)
+        wait_until(
+            lambda: f"{B}: its node was taken off" in deployment.log("federation"),
+            60,
+            "taken off",
+            deployment.tails,
+        )
     watched = deployment.call("run", "watch", "revoked", "--federation", deployment.fed, limit_s=200)
     assert watched.returncode == 6, deployment.told(watched)
     records = deployment.records("revoked")
     for record in records:
-        print(f"F10 round {record['round']}: answered {record['answered']}, failed {record['failed']}, {record['round_seconds']} s")
+        print(
+            f"F10 round {record['round']}: answered {record['answered']}, failed {record['failed']}, "
+            f"{record['round_seconds']} s"
+        )
     print("F10 the report says:", deployment.evaluation("revoked")["incomplete"])
     assert records[0]["answered"] == [A, B]
-    assert all(record["answered"] == [A] and set(record["failed"]) == {B} for record in records[seen:]), "from the round it was revoked in"
+    assert all(record["answered"] == [A] and set(record["failed"]) == {B} for record in records[seen:]), (
+        "from the round it was revoked in"
+    )
     assert deployment.evaluation("revoked")["status"] == "partial"
-    (row,) = (row for row in deployment.json("federation", "sites", "--federation", deployment.fed) if row["site"] == B)
+    (row,) = (
+        row
+        for row in deployment.json("federation", "sites", "--federation", deployment.fed)
+        if row["site"] == B
+    )
     print(f"F10 federation sites: {row['site']} {row['status']} {row['connection']}")
     assert (row["status"], row["connection"]) == ("revoked", "unregistered")
     wait_until(lambda: not state_of(deployment.site(B))["node"], 60, "the node is out", deployment.tails)

@@ -1,7 +1,9 @@
-"""Faults and attacks on an enrolled hospital without a running federation: its agent and its programs as real processes.
+"""Faults and attacks on an enrolled hospital without a running federation: its agent and its programs as real
+processes.
 
-The agent is asked over its unix socket by somebody who holds the coordinator's key (a hostile coordinator), or does not. Each refusal has
-its control: the honest question beside it is answered, and what was not to be read is seen to be read then.
+The agent is asked over its unix socket by somebody who holds the coordinator's key (a hostile coordinator),
+or does not. Each refusal has its control: the honest question beside it is answered, and what was not to be
+read is seen to be read then.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from client.caller import agent_health, ask_agent
-from client.preflight import check, check_clock, contact
-from client.site_cli import budgets
+from client.cli.site import budgets
+from client.ipc.client import agent_health, ask_agent
+from client.supervision.preflight import check, check_clock, contact
 from common.enrolment import Request, write_request
 from common.errors import NetworkError
 from common.model_file import load_model
@@ -59,9 +61,9 @@ from common.wire import (
     WireMessage,
     type_of,
 )
-from server.seal import Seal
+from server.messaging.signatures import Seal
 from tests.conftest import settle, tiny_plan
-from tests.end_to_end.rig import NGINX, Deployment, born, wait_until
+from tests.helpers.rig import NGINX, Deployment, born, wait_until
 
 SITE, OTHER = "hospital-a", "hospital-b"
 METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
@@ -101,7 +103,9 @@ def small_disk(folder: Path) -> Iterator[bool]:
     """A disk of its own under `folder`, with what lay there; False where this system permits no mounts."""
     held = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES},mode=0700", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES},mode=0700", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     try:
         for name, content in held.items():
@@ -136,11 +140,23 @@ class Hospital:
 
     def start_agent(self) -> None:
         self.pid = self.deployment.start_site(self.name, only="agent")
-        wait_until(lambda: self.socket.exists() and agent_health(self.socket), 90, "the agent", self.deployment.tails)
+        wait_until(
+            lambda: self.socket.exists() and agent_health(self.socket), 90, "the agent", self.deployment.tails
+        )
 
-    def question(self, task: WireMessage, plan: str, *, key: Ed25519PrivateKey | None = None, payload: bytes | None = None) -> bytes:
+    def question(
+        self,
+        task: WireMessage,
+        plan: str,
+        *,
+        key: Ed25519PrivateKey | None = None,
+        payload: bytes | None = None,
+    ) -> bytes:
         """A task signed as the coordinator signs it."""
-        seal = Seal(plan_sha256=hashlib.sha256(plan.encode("utf-8", "surrogatepass")).hexdigest(), key=key or self.coordinator)
+        seal = Seal(
+            plan_sha256=hashlib.sha256(plan.encode("utf-8", "surrogatepass")).hexdigest(),
+            key=key or self.coordinator,
+        )
         asked = seal.question(
             task,
             task.to_bytes() if payload is None else payload,
@@ -174,7 +190,14 @@ class Hospital:
 
 
 def train(run: str, *, base: np.ndarray = BASE, **changes: Any) -> TrainTask:
-    values: dict[str, Any] = {"run": run, "arm": "federated_dp", "round": 1, "private": True, "base_sha256": digest(base), "base": base}
+    values: dict[str, Any] = {
+        "run": run,
+        "arm": "federated_dp",
+        "round": 1,
+        "private": True,
+        "base_sha256": digest(base),
+        "base": base,
+    }
     return TrainTask(**(values | changes))
 
 
@@ -184,7 +207,9 @@ def code_of(answer: WireMessage) -> str:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Two enrolled hospitals; nothing runs. The first has its state on a small disk of its own where the system permits that."""
+    """Two enrolled hospitals; nothing runs. The first has its state on a small disk of its own where the
+    system permits that.
+    """
     made = Deployment(tmp_path_factory.mktemp("faults"), sites=2, running=False)
     made.make_data()
     with small_disk(made.site(SITE) / "state") as made.has_small_disk, made:  # type: ignore[attr-defined]
@@ -213,8 +238,12 @@ class Opened:
         assert self._descriptor >= 0
         self._paths: dict[int, Path] = {}
         for path in paths:
-            for each in [path, *(child for child in path.rglob("*") if child.is_dir())] if path.is_dir() else [path]:
-                watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(each), self.IN_ACCESS | self.IN_OPEN)
+            for each in (
+                [path, *(child for child in path.rglob("*") if child.is_dir())] if path.is_dir() else [path]
+            ):
+                watch = self._libc.inotify_add_watch(
+                    self._descriptor, os.fsencode(each), self.IN_ACCESS | self.IN_OPEN
+                )
                 assert watch >= 0, each
                 self._paths[watch] = each
 
@@ -246,7 +275,9 @@ def opened(hospital: Hospital) -> Iterator[Opened]:
 
 
 def edited(path: str, literal: str) -> str:
-    """The honest plan as JSON with this literal at `path`, also what no Python value stands for; numbers as the canonical form has them."""
+    """The honest plan as JSON with this literal at `path`, also what no Python value stands for; numbers as
+    the canonical form has them.
+    """
     with suppress(ValueError):
         literal = json.dumps(float(literal)) if "e" in literal and not literal.startswith("[") else literal
     values = PLAN.model_dump(mode="json")
@@ -255,7 +286,9 @@ def edited(path: str, literal: str) -> str:
     for step in outer:
         at = at[step]
     at[last] = "@@"
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).replace('"@@"', literal)
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).replace(
+        '"@@"', literal
+    )
 
 
 HONEST = PLAN.canonical_json()
@@ -318,13 +351,18 @@ HOSTILE: dict[str, str] = {
 
 
 def test_f16_hostile_plans_are_refused_before_data_is_read(hospital: Hospital, opened: Opened) -> None:
-    """Each is signed by the coordinator's own key, and asked for private training, a rehearsal and an evaluation."""
+    """Each is signed by the coordinator's own key, and asked for private training, a rehearsal and an
+    evaluation.
+    """
     before, logged = hospital.rows(), hospital.log()
     opened.now()
     codes: dict[str, str] = {}
     for name, plan in HOSTILE.items():
         codes[name] = code_of(hospital.ask(train(f"hostile-{len(codes)}"), plan))
-        for task in (EvaluateTask(run="x", models=("m",), everyone=False, weights=BASE[None]), train("x", arm="federated", private=False)):
+        for task in (
+            EvaluateTask(run="x", models=("m",), everyone=False, weights=BASE[None]),
+            train("x", arm="federated", private=False),
+        ):
             assert code_of(hospital.ask(task, plan)) not in ("SiteEvaluation", "SiteUpdate"), name
     print(
         f"\nF16: {len(codes)} hostile plans:",
@@ -338,7 +376,9 @@ def test_f16_hostile_plans_are_refused_before_data_is_read(hospital: Hospital, o
     assert "Traceback" not in hospital.log()[len(logged) :]
     for name in ("duplicate key, stricter one first", "privacy.noise_multiplier = 0.01"):
         said = hospital.ask(DescribeTask(rehearse=True), HOSTILE[name])
-        assert isinstance(said, Refusal) or (isinstance(said, SiteReadiness) and said.arms["federated_dp"] != "accept"), said
+        assert isinstance(said, Refusal) or (
+            isinstance(said, SiteReadiness) and said.arms["federated_dp"] != "accept"
+        ), said
     # the control: the honest plan, asked in the same way, reads data and is charged
     assert code_of(hospital.ask(train("honest"))) == "SiteUpdate"
     assert opened.now()
@@ -383,7 +423,9 @@ CRAFTED: dict[str, Callable[[], TrainTask]] = {
     "infinite": lambda: train("crafted", base=_with(HEAD, INF)),
     "huge bias": lambda: train("crafted", base=_with(slice(HEAD.stop - 1, HEAD.stop), 1e30)),
     "trap weights in the backbone": lambda: train("crafted", base=_with(slice(0, 200), 40.0)),
-    "backbone moved by a hair": lambda: train("crafted", base=np.concatenate([BASE[: HEAD.start] + np.float32(1e-6), BASE[HEAD]])),
+    "backbone moved by a hair": lambda: train(
+        "crafted", base=np.concatenate([BASE[: HEAD.start] + np.float32(1e-6), BASE[HEAD]])
+    ),
     "imprint block": lambda: train("crafted", base=_imprint()),
     "all zero": lambda: train("crafted", base=np.zeros_like(BASE)),
     "one value short": lambda: train("crafted", base=BASE[:-1]),
@@ -406,13 +448,23 @@ def test_f16_crafted_models_are_refused_before_data_is_read(hospital: Hospital, 
     before = hospital.rows()
     opened.now()
     codes = {name: code_of(hospital.ask(make())) for name, make in CRAFTED.items()}
-    for name, shape in (("5e10 values", (50_000_000_000,)), ("negative", (-1,)), ("product overflows", (2**40, 2**40))):
+    for name, shape in (
+        ("5e10 values", (50_000_000_000,)),
+        ("negative", (-1,)),
+        ("product overflows", (2**40, 2**40)),
+    ):
         codes[f"header claims {name}"] = code_of(hospital.ask(train("crafted"), payload=_header(shape)))
-    print(f"\nF16: {len(codes)} crafted models:", *(f"{code:24s} {name}" for name, code in codes.items()), sep="\n  ")
+    print(
+        f"\nF16: {len(codes)} crafted models:",
+        *(f"{code:24s} {name}" for name, code in codes.items()),
+        sep="\n  ",
+    )
     assert not {"SiteUpdate", "site-failure"} & set(codes.values()), codes
     assert opened.now() == set()
     assert hospital.rows() == before
-    other = PLAN.model_copy(update={"question": "a plan whose images this agent has not read yet"}).canonical_json()
+    other = PLAN.model_copy(
+        update={"question": "a plan whose images this agent has not read yet"}
+    ).canonical_json()
     assert code_of(hospital.ask(train("not-crafted"), other)) == "SiteUpdate"
     assert opened.now()
 
@@ -427,32 +479,64 @@ def test_f16_forged_replayed_and_swapped_questions(hospital: Hospital, opened: O
     other = PLAN.model_copy(update={"name": "swapped"}).canonical_json()
 
     def again(**changes: Any) -> bytes:
-        return Envelope(**({"payload": sent.payload, "statement": sent.statement, "signature": sent.signature} | changes)).to_bytes()
+        return Envelope(
+            **({"payload": sent.payload, "statement": sent.statement, "signature": sent.signature} | changes)
+        ).to_bytes()
 
-    edited_statement = json.dumps(json.loads(sent.statement) | {"nonce": secrets.token_hex(16)}, separators=(",", ":"))
+    edited_statement = json.dumps(
+        json.loads(sent.statement) | {"nonce": secrets.token_hex(16)}, separators=(",", ":")
+    )
     tries: dict[str, tuple[str, str, bytes]] = {
         "replayed": ("Train", HONEST, honest),
         "replayed as another method": ("Evaluate", HONEST, honest),
         "replayed with another plan": ("Train", other, honest),
-        "replayed with another payload": ("Train", HONEST, again(payload=train("captured", round=2).to_bytes())),
+        "replayed with another payload": (
+            "Train",
+            HONEST,
+            again(payload=train("captured", round=2).to_bytes()),
+        ),
         "replayed with a fresh nonce in the statement": ("Train", HONEST, again(statement=edited_statement)),
         "without signature": ("Train", HONEST, again(signature=b"")),
         "signature of zeros": ("Train", HONEST, again(signature=bytes(64))),
         "signed by somebody else": ("Train", HONEST, hospital.question(task, HONEST, key=stranger)),
-        "signed by the site itself": ("Train", HONEST, hospital.question(task, HONEST, key=load_key(hospital.state / "signing.key"))),
+        "signed by the site itself": (
+            "Train",
+            HONEST,
+            hospital.question(task, HONEST, key=load_key(hospital.state / "signing.key")),
+        ),
         "another plan than was signed": ("Train", other, hospital.question(train("fresh"), HONEST)),
         "signed for another site": ("Train", HONEST, _for_site(hospital, "hospital-b", train("fresh"))),
         "signed for everybody": ("Train", HONEST, _for_site(hospital, "", train("fresh"))),
         "statement of another round": ("Train", HONEST, _stated(hospital, train("fresh"), round=2)),
-        "statement of another model": ("Train", HONEST, _stated(hospital, train("fresh"), base_sha256="0" * 64)),
+        "statement of another model": (
+            "Train",
+            HONEST,
+            _stated(hospital, train("fresh"), base_sha256="0" * 64),
+        ),
         "an empty nonce": ("Train", HONEST, _stated(hospital, train("fresh"), nonce="")),
         "a nonce of two lines": ("Train", HONEST, _stated(hospital, train("fresh"), nonce="ab\ncd")),
     }
     codes = {name: code_of(hospital.send(*words)) for name, words in tries.items()}
-    for name, junk in (("no envelope", b""), ("cut short", honest[:40]), ("zeros", bytes(200)), ("lengths that overflow", b"\xff" * 64)):
+    for name, junk in (
+        ("no envelope", b""),
+        ("cut short", honest[:40]),
+        ("zeros", bytes(200)),
+        ("lengths that overflow", b"\xff" * 64),
+    ):
         codes[name] = code_of(hospital.send("Train", HONEST, junk))
-    print(f"\nF16: {len(codes)} forged questions:", *(f"{code:24s} {name}" for name, code in codes.items()), sep="\n  ")
-    assert set(codes.values()) <= {"replayed-task", "bad-signature", "unsigned-task", "wrong-plan", "wrong-site", "bad-message"}, codes
+    print(
+        f"\nF16: {len(codes)} forged questions:",
+        *(f"{code:24s} {name}" for name, code in codes.items()),
+        sep="\n  ",
+    )
+    assert set(codes.values()) <= {
+        "replayed-task",
+        "bad-signature",
+        "unsigned-task",
+        "wrong-plan",
+        "wrong-site",
+        "bad-message",
+    }, codes
     assert codes["replayed"] == "replayed-task"
     assert opened.now() == set()
     assert hospital.rows() == before
@@ -464,10 +548,14 @@ def test_f16_forged_replayed_and_swapped_questions(hospital: Hospital, opened: O
 
 def _stated(hospital: Hospital, task: TrainTask, **changes: Any) -> bytes:
     """A task signed by the coordinator over a statement that is not quite its own."""
-    statement = Statement.parse(Envelope.from_bytes(hospital.question(task, HONEST)).statement).model_copy(update=changes)
+    statement = Statement.parse(Envelope.from_bytes(hospital.question(task, HONEST)).statement).model_copy(
+        update=changes
+    )
     text = statement.text()
     return Envelope(
-        payload=task.to_bytes(), statement=text, signature=hospital.coordinator.sign(b"fedqc wire statement v1\0" + text.encode())
+        payload=task.to_bytes(),
+        statement=text,
+        signature=hospital.coordinator.sign(b"fedqc wire statement v1\0" + text.encode()),
     ).to_bytes()
 
 
@@ -482,10 +570,14 @@ PAGES = (0, 1, 2, 3, 4, 6, 8, 9, 10, 11, 12, 16, 32)
 
 
 def test_f6_nothing_leaves_that_is_not_in_the_ledger(deployment: Deployment, hospital: Hospital) -> None:
-    """With less and less room: either the whole work is done and on the disk, or nothing leaves but a code; later all is well again."""
+    """With less and less room: either the whole work is done and on the disk, or nothing leaves but a code;
+    later all is well again.
+    """
     if not deployment.has_small_disk:  # type: ignore[attr-defined]
         pytest.skip("this system permits no mounts")
-    cheap = PLAN.model_copy(update={"name": "full", "privacy": PLAN.privacy.model_copy(update={"epsilon": 0.5})})
+    cheap = PLAN.model_copy(
+        update={"name": "full", "privacy": PLAN.privacy.model_copy(update={"epsilon": 0.5})}
+    )
     plan = cheap.canonical_json()
     assert code_of(hospital.ask(train("room"), plan)) == "SiteUpdate"  # the control
     told: list[str] = []
@@ -504,7 +596,9 @@ def test_f6_nothing_leaves_that_is_not_in_the_ledger(deployment: Deployment, hos
         assert isinstance(again, SiteUpdate), (pages, again)
         if isinstance(answer, SiteUpdate):
             assert again.to_bytes() == answer.to_bytes()
-        assert sum(run in entry["request"].split() for entry in hospital.rows()) == 1, "charged once, whatever happened in between"
+        assert sum(run in entry["request"].split() for entry in hospital.rows()) == 1, (
+            "charged once, whatever happened in between"
+        )
     print("\nF6:", *told, sep="\n  ")
     assert "disk-full" in told[0]
     assert "disk-full: free some space; nothing was sent" in hospital.log()
@@ -518,7 +612,9 @@ def _rows_of_a_copy(hospital: Hospital) -> list[dict[str, Any]]:
     copy.mkdir()
     for name in ("site.yaml", "policy.yaml", "cohort.yaml"):
         shutil.copy(hospital.folder / name, copy)
-    shutil.copytree(hospital.state, copy / "state", ignore=shutil.ignore_patterns("ballast", "cache", "outbox"))
+    shutil.copytree(
+        hospital.state, copy / "state", ignore=shutil.ignore_patterns("ballast", "cache", "outbox")
+    )
     (account,) = budgets(copy)
     entries: list[dict[str, Any]] = account["entries"]
     return entries
@@ -546,16 +642,25 @@ def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: H
                 code = failure.code
             told.append(f"{mebibytes:4d} MiB more than it had: {code}")
             assert code in ("site-failure", "agent-failed", "agent-busy"), told
-            resource.prlimit(hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.prlimit(
+                hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
             assert born(hospital.pid)
             wait_until(lambda: agent_health(hospital.socket), 20, "healthy again")
     finally:
         resource.prlimit(hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    print("\nF15:", *told, *[line for line in hospital.log().splitlines() if "out-of-memory" in line][-1:], sep="\n  ")
+    print(
+        "\nF15:",
+        *told,
+        *[line for line in hospital.log().splitlines() if "out-of-memory" in line][-1:],
+        sep="\n  ",
+    )
     assert "site-failure" in told[0]
     assert "out-of-memory: a batch size below 16, or a larger machine" in hospital.log()
     charged = len(hospital.rows()) - before
-    assert code_of(hospital.ask(train("big"), plan)) == "SiteUpdate", "the control: the same question with memory"
+    assert code_of(hospital.ask(train("big"), plan)) == "SiteUpdate", (
+        "the control: the same question with memory"
+    )
     assert len(hospital.rows()) - before == 1
     assert charged == 1, "what was reserved before the memory ran out counts"
 
@@ -564,24 +669,35 @@ def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: H
 
 
 def test_f9_a_key_of_another_site_is_refused_at_approval(deployment: Deployment) -> None:
-    """Somebody who has read hospital-a's public keys, or its whole folder, asks to be enrolled as hospital-b."""
+    """Somebody who has read hospital-a's public keys, or its whole folder, asks to be enrolled as
+    hospital-b.
+    """
     theirs = json.loads((deployment.fed / "sites" / f"{SITE}.json").read_text())["request"]
     own, node = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
-    node_key = node.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    node_key = (
+        node.public_key()
+        .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        .decode()
+    )
     of_a = load_key(deployment.site(SITE) / "state" / "signing.key")
     values = {"site": OTHER, "kind": "synthetic", "nominal_patients": 50, "version": theirs["version"]}
     tries = {
         "its node key": (values | {"node_key": theirs["node_key"], "signing_key": public_text(own)}, own),
         "its signing key": (values | {"node_key": node_key, "signing_key": theirs["signing_key"]}, of_a),
         "both": (values | {"node_key": theirs["node_key"], "signing_key": theirs["signing_key"]}, of_a),
-        "new keys under its name": (values | {"site": SITE, "node_key": node_key, "signing_key": public_text(own)}, own),
+        "new keys under its name": (
+            values | {"site": SITE, "node_key": node_key, "signing_key": public_text(own)},
+            own,
+        ),
         "its own": (values | {"node_key": node_key, "signing_key": public_text(own)}, own),
     }
     before = sorted((deployment.fed / "sites").glob("*"))
     for number, (what, (request, key)) in enumerate(tries.items()):
         path, kit = deployment.folder / f"request-{number}.zip", deployment.folder / f"kit-{number}.zip"
         write_request(path, Request(**request), key)
-        said = deployment.call("federation", "approve", path, "--yes", "--out", kit, "--federation", deployment.fed)
+        said = deployment.call(
+            "federation", "approve", path, "--yes", "--out", kit, "--federation", deployment.fed
+        )
         print(f"F9 {what}: status {said.returncode} {one_error(said.stderr)}")
         if what == "its own":  # the control
             assert (said.returncode, kit.exists()) == (0, True), said.stderr
@@ -604,7 +720,9 @@ def one_error(text: str) -> str:
 
 
 class Server:
-    """Somebody at the coordinator's address: with a certificate, or without TLS at all; its clock may be wrong. Counts who knocks."""
+    """Somebody at the coordinator's address: with a certificate, or without TLS at all; its clock may be
+    wrong. Counts who knocks.
+    """
 
     def __init__(self, certificate: tuple[Path, Path] | None, *, clock_s: float = 0.0) -> None:
         self.knocks = 0
@@ -631,10 +749,19 @@ class Server:
             self.knocks += 1
             with suppress(OSError), connection:
                 connection.settimeout(5)
-                with self._context.wrap_socket(connection, server_side=True) if self._context else connection as spoken:
+                with (
+                    self._context.wrap_socket(connection, server_side=True)
+                    if self._context
+                    else connection as spoken
+                ):
                     spoken.recv(1 << 16)
                     date = format_datetime(datetime.now(UTC) + timedelta(seconds=self.clock_s), usegmt=True)
-                    spoken.sendall(f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                    spoken.sendall(
+                        (
+                            f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: "
+                            "close\r\n\r\n"
+                        ).encode()
+                    )
 
 
 class Authority:
@@ -644,15 +771,22 @@ class Authority:
         self._folder = deployment.folder
         real = x509.load_pem_x509_certificate((deployment.fed / "certificates" / "ca.crt").read_bytes())
         self.name = real.subject  # an impostor gives itself the same one
-        self._key: Any = serialization.load_pem_private_key((deployment.fed / "keys" / "ca.key").read_bytes(), password=None)
+        self._key: Any = serialization.load_pem_private_key(
+            (deployment.fed / "keys" / "ca.key").read_bytes(), password=None
+        )
         if not own:
             self._key = ec.generate_private_key(ec.SECP256R1())
 
-    def certificate(self, *, host: str = "127.0.0.1", days: int = 30, own_issuer: bool = False) -> tuple[Path, Path]:
+    def certificate(
+        self, *, host: str = "127.0.0.1", days: int = 30, own_issuer: bool = False
+    ) -> tuple[Path, Path]:
         key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         built = (
-            x509.CertificateBuilder().subject_name(subject).issuer_name(subject if own_issuer else self.name).public_key(key.public_key())
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if own_issuer else self.name)
+            .public_key(key.public_key())
         )
         built = built.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=90))
         built = built.not_valid_after(now + timedelta(days=days))
@@ -664,10 +798,14 @@ class Authority:
         built = built.add_extension(x509.SubjectAlternativeName([name]), critical=False)
         built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         signer = key if own_issuer else self._key
-        built = built.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        built = built.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
         paths = self._folder / f"{secrets.token_hex(4)}.crt", self._folder / f"{secrets.token_hex(4)}.key"
         paths[0].write_bytes(built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
         paths[1].write_bytes(pem)
         return paths
 
@@ -704,7 +842,9 @@ def test_f11_a_wrong_server_ends_the_start_at_once_and_is_said(deployment: Deplo
             said = deployment.call("site", "start", "--site", site, limit_s=60)
         print(f"F11 {what}: status {said.returncode}, {server.knocks} connection: {one_error(said.stderr)}")
         assert said.returncode == 3
-        assert f"error [{code}]" in one_error(said.stderr) or (what == "another authority" and "[bad-certificate]" in said.stderr)
+        assert f"error [{code}]" in one_error(said.stderr) or (
+            what == "another authority" and "[bad-certificate]" in said.stderr
+        )
         assert server.knocks == 1
     good = Server(Authority(deployment).certificate())  # the control
     with at_the_address_of(site, good):
@@ -714,13 +854,20 @@ def test_f11_a_wrong_server_ends_the_start_at_once_and_is_said(deployment: Deplo
 # ---- F13: the clock
 
 
-@pytest.mark.parametrize(("ahead_s", "is_ok"), [(0, True), (3, True), (8, False), (3600, False), (-290, True), (-600, False)])
-def test_f13_site_check_says_how_far_the_clock_is_off_and_how_far_it_may_be(ahead_s: int, is_ok: bool, deployment: Deployment) -> None:
+@pytest.mark.parametrize(
+    ("ahead_s", "is_ok"), [(0, True), (3, True), (8, False), (3600, False), (-290, True), (-600, False)]
+)
+def test_f13_site_check_says_how_far_the_clock_is_off_and_how_far_it_may_be(
+    ahead_s: int, is_ok: bool, deployment: Deployment
+) -> None:
     site = deployment.site(SITE)
     server = Server(Authority(deployment).certificate(), clock_s=-ahead_s)
     with at_the_address_of(site, server):
         (found,) = (each for each in check(site) if each.check == "clock")
-    print(f"F13 {ahead_s:+d} s: {'ok' if found.ok else 'FAIL'} {found.problem or found.found}; fix: {found.fix or '-'}")
+    print(
+        f"F13 {ahead_s:+d} s: {'ok' if found.ok else 'FAIL'} {found.problem or found.found}; fix: "
+        f"{found.fix or '-'}"
+    )
     assert found.ok is is_ok
     assert "Flower allows -305 to +5 s" in (found.problem or found.found)
     assert ("NTP" in found.fix) is not is_ok
@@ -750,7 +897,9 @@ def test_f29_a_port_in_use_is_said_before_anything_is_started(key: str, deployme
 
 
 @pytest.mark.parametrize("name", ["flower-superexec", "flower-superlink", "flwr"])
-def test_f29_a_program_that_is_missing_is_said_before_anything_is_started(name: str, deployment: Deployment, tmp_path: Path) -> None:
+def test_f29_a_program_that_is_missing_is_said_before_anything_is_started(
+    name: str, deployment: Deployment, tmp_path: Path
+) -> None:
     """An environment like this one, but for that program."""
     here = Path(sys.executable).parent
     elsewhere = tmp_path / "environment"
@@ -763,7 +912,9 @@ def test_f29_a_program_that_is_missing_is_said_before_anything_is_started(name: 
         if path.name != name:
             target = path.resolve() if path.name.startswith("python") else path
             (elsewhere / "bin" / path.name).symlink_to(target)
-    rest = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / name).exists())
+    rest = os.pathsep.join(
+        part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / name).exists()
+    )
     words = ("-P", "-m", "common.cli", "federation", "start", "--no-proxy", "--federation", deployment.fed)
     said = deployment.call(*words, program=elsewhere / "bin" / "python", env={"PATH": rest})
     print(f"F29 without {name}: {one_error(said.stderr)}")
@@ -783,18 +934,25 @@ def test_f29_a_node_says_which_port_is_taken(key: str, deployment: Deployment) -
     assert f"error [port-in-use]: 127.0.0.1:{port}" in said.stderr
 
 
-def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_shared(deployment: Deployment) -> None:
+def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_shared(
+    deployment: Deployment,
+) -> None:
     """Flower's home is in node/, whatever FLWR_HOME says, and node/ belongs to one process."""
     site, shared = deployment.site(SITE), deployment.folder / "flwr-home"
-    nobody = Server(Authority(deployment).certificate())  # answers 404 to everything; the first node keeps asking, or ends
+    # answers 404 to everything; the first node keeps asking, or ends
+    nobody = Server(Authority(deployment).certificate())
     with at_the_address_of(site, nobody):
         first = deployment.background(
-            "first-node", ["site", "start", "--only", "node", "--site", site], prefix=["env", f"FLWR_HOME={shared}"]
+            "first-node",
+            ["site", "start", "--only", "node", "--site", site],
+            prefix=["env", f"FLWR_HOME={shared}"],
         )
         lock = site / "node" / "node.lock"
         wait_until(lambda: lock.exists() and _is_held(lock), 60, "the first node", deployment.tails)
         assert first.poll() is None
-        said = deployment.call("site", "start", "--only", "node", "--site", site, env={"FLWR_HOME": str(shared)})
+        said = deployment.call(
+            "site", "start", "--only", "node", "--site", site, env={"FLWR_HOME": str(shared)}
+        )
         print(f"F29 second node: {one_error(said.stderr)}")
         assert said.returncode == 2
         assert "error [node-running]" in said.stderr

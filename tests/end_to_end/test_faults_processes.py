@@ -1,7 +1,9 @@
-"""Faults on real processes, each with its control, and what the operator is told: notes on what is tried stand at each test.
+"""Faults on real processes, each with its control, and what the operator is told: notes on what is tried
+stand at each test.
 
-`make test-slow`, a quarter of an hour. The run that nothing happened to (`undisturbed`) is the control of every comparison of models: with
-the site or the service really lost, the models differ, and there are tests here in which they do.
+`make test-slow`, a quarter of an hour. The run that nothing happened to (`undisturbed`) is the control of
+every comparison of models: with the site or the service really lost, the models differ, and there are tests
+here in which they do.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from server.orders import is_being_run
-from server.provision import Federation
-from tests.end_to_end.rig import NGINX, free_port, wait_until
+from server.federation.registry import Federation
+from server.run.control_files import is_being_run
 from tests.end_to_end.test_faults_ci import LIMIT_S, A, B, C, Faulty, one_error, plan_of
+from tests.helpers.rig import NGINX, free_port, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed: the proxy cannot run")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed: the proxy cannot run"),
+]
 ALL = [A, B, C]
 
 
@@ -44,7 +49,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     with running:
         for name in ALL:  # more runs than a patient's budget is made for
             policy = running.site(name) / "policy.yaml"
-            values = yaml.safe_load(policy.read_text(encoding="utf-8")) | {"max_epsilon": 1000.0, "max_epsilon_per_run": 20.0}
+            values = yaml.safe_load(policy.read_text(encoding="utf-8")) | {
+                "max_epsilon": 1000.0,
+                "max_epsilon_per_run": 20.0,
+            }
             policy.write_text(yaml.safe_dump(values), encoding="utf-8")
         yield running
     assert running.left_behind == []
@@ -69,7 +77,10 @@ def undisturbed(deployment: Faulty) -> list[str]:
 def sent(deployment: Faulty, name: str, run: str) -> list[dict[str, Any]]:
     """Updates that left a site's agent in a run of the federation, oldest first."""
     full = json.loads((deployment.run(run) / "manifest.json").read_text(encoding="utf-8"))["run"]
-    lines = [json.loads(line) for line in (deployment.site(name) / "state" / "sent.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (deployment.site(name) / "state" / "sent.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [line for line in lines if line["run"] == full and line["kind"] == "SiteUpdate"]
 
 
@@ -119,10 +130,15 @@ def test_f1_what_is_killed_in_mid_training_comes_back_and_the_models_are_the_sam
     assert all(deployment.pid(B, part) != before[part] for part in parts)
     assert answered(deployment, run) == [ALL] * 3
     assert deployment.hashes(run) == undisturbed
-    told(f"F1 {'+'.join(parts)}", *lines_with(deployment.log(B), "ended with", "key-not-accepted", "connected again"))
+    told(
+        f"F1 {'+'.join(parts)}",
+        *lines_with(deployment.log(B), "ended with", "key-not-accepted", "connected again"),
+    )
 
 
-def test_f1_a_killed_supervisor_takes_its_site_along_and_is_simply_started_anew(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f1_a_killed_supervisor_takes_its_site_along_and_is_simply_started_anew(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated"), "f1-supervisor")
     agent = deployment.freeze_in_training(B, "f1-supervisor")
     children = [deployment.pid(B, part) for part in ("agent", "node")]
@@ -136,7 +152,9 @@ def test_f1_a_killed_supervisor_takes_its_site_along_and_is_simply_started_anew(
     told("F1 supervisor", *deployment.log(B).splitlines())
 
 
-def test_f1_control_without_patience_the_round_goes_on_without_the_site(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f1_control_without_patience_the_round_goes_on_without_the_site(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated", patience_s=0), "f1-control")
     deployment.kill_pid(deployment.freeze_in_training(B, "f1-control"))
     deployment.outcome("f1-control", status=6)
@@ -147,7 +165,9 @@ def test_f1_control_without_patience_the_round_goes_on_without_the_site(deployme
 
 
 def test_f1_a_private_round_is_charged_once_and_its_second_answer_is_the_first(deployment: Faulty) -> None:
-    """Round 1: the agent is killed while it samples patients. Round 2: it has answered, and the answer is lost with its node."""
+    """Round 1: the agent is killed while it samples patients. Round 2: it has answered, and the answer is
+    lost with its node.
+    """
     run = "f1-private"
     deployment.begin(plan_of("federated_dp", rounds=2), run)
     deployment.kill_pid(deployment.freeze_in_training(B, run, after_round=0))
@@ -155,7 +175,12 @@ def test_f1_a_private_round_is_charged_once_and_its_second_answer_is_the_first(d
     node = deployment.pid(B, "node")
     os.kill(node, signal.SIGSTOP)
     thaw(agent)
-    wait_until(lambda: any(line["round"] == 2 for line in sent(deployment, B, run)), LIMIT_S, "an answer of round 2", deployment.tails)
+    wait_until(
+        lambda: any(line["round"] == 2 for line in sent(deployment, B, run)),
+        LIMIT_S,
+        "an answer of round 2",
+        deployment.tails,
+    )
     deployment.kill_pid(node)
     deployment.outcome(run)
 
@@ -180,7 +205,9 @@ def die(deployment: Faulty, name: str, run: str) -> None:
         deployment.kill_pid(pid)
 
 
-def test_f2_a_round_closes_at_the_deadline_without_the_dead(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f2_a_round_closes_at_the_deadline_without_the_dead(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated", rounds=2, deadline_s=45), "f2")
     die(deployment, B, "f2")
     said = deployment.outcome("f2", status=6)
@@ -193,11 +220,16 @@ def test_f2_a_round_closes_at_the_deadline_without_the_dead(deployment: Faulty, 
     assert evaluation["status"] == "partial"
     assert any(B in line for line in evaluation["incomplete"])
     deployment.do("report", deployment.run("f2"))
-    assert all(line in (deployment.run("f2") / "report.html").read_text(encoding="utf-8") for line in evaluation["incomplete"])
+    assert all(
+        line in (deployment.run("f2") / "report.html").read_text(encoding="utf-8")
+        for line in evaluation["incomplete"]
+    )
     told("F2 quorum holds", said.splitlines()[-1], *evaluation["incomplete"])
 
 
-def test_f2_below_the_quorum_the_run_stops_cleanly_and_can_be_resumed(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f2_below_the_quorum_the_run_stops_cleanly_and_can_be_resumed(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated", quorum=3, deadline_s=45, patience_s=20), "f2-quorum")
     die(deployment, B, "f2-quorum")
     error, hint = one_error(deployment.outcome("f2-quorum", status=1), "no-quorum")
@@ -217,7 +249,9 @@ def test_f2_below_the_quorum_the_run_stops_cleanly_and_can_be_resumed(deployment
 # ---- F3: a site is too slow
 
 
-def test_f3_a_straggler_does_not_hold_up_the_round_and_is_charged_for_what_it_began(deployment: Faulty) -> None:
+def test_f3_a_straggler_does_not_hold_up_the_round_and_is_charged_for_what_it_began(
+    deployment: Faulty,
+) -> None:
     """The agent stands still for longer than the deadline."""
     deployment.begin(plan_of("federated_dp", rounds=2, deadline_s=45), "f3")
     agent = deployment.freeze_in_training(B, "f3", after_round=0)
@@ -236,10 +270,14 @@ def test_f3_a_straggler_does_not_hold_up_the_round_and_is_charged_for_what_it_be
     told("F3", said.splitlines()[-1], f"round 1: failed {first['failed']}", f"charged: {cost}")
 
 
-def test_f3_control_with_time_enough_the_same_straggler_is_waited_for(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f3_control_with_time_enough_the_same_straggler_is_waited_for(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated"), "f3-control")
     agent = deployment.freeze_in_training(B, "f3-control")
-    wait_until(lambda: waiting(deployment, "f3-control") == [B], LIMIT_S, "the others' answers", deployment.tails)
+    wait_until(
+        lambda: waiting(deployment, "f3-control") == [B], LIMIT_S, "the others' answers", deployment.tails
+    )
     time.sleep(15)  # an idle quarter of a minute: this is the fault
     thaw(agent)
     deployment.outcome("f3-control")
@@ -254,7 +292,9 @@ def waiting(deployment: Faulty, run: str) -> list[str]:
 # ---- F4: the coordinator's processes are killed
 
 
-def test_f4_a_superlink_that_is_killed_comes_back_and_the_run_goes_on_by_itself(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f4_a_superlink_that_is_killed_comes_back_and_the_run_goes_on_by_itself(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     deployment.begin(plan_of("federated"), "f4-superlink")
     agent = deployment.freeze_in_training(B, "f4-superlink")
     deployment.kill("federation", "superlink")
@@ -265,7 +305,9 @@ def test_f4_a_superlink_that_is_killed_comes_back_and_the_run_goes_on_by_itself(
 
 
 @pytest.mark.parametrize("within", [True, False], ids=["within", "between"])
-def test_f4_superlink_and_serverapp_killed_together_cost_a_round_at_most(within: bool, deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f4_superlink_and_serverapp_killed_together_cost_a_round_at_most(
+    within: bool, deployment: Faulty, undisturbed: list[str]
+) -> None:
     """Within a round, or as soon as one has been written down."""
     run = f"f4-{'within' if within else 'between'}"
     deployment.begin(plan_of("federated"), run)
@@ -285,11 +327,18 @@ def test_f4_superlink_and_serverapp_killed_together_cost_a_round_at_most(within:
 
 
 def test_f4_a_private_round_that_is_asked_again_by_a_resumed_run_is_charged_once(deployment: Faulty) -> None:
-    """Killed once the answers of round 2 have left the sites and before the coordinator has all: what is asked again is in the outboxes."""
+    """Killed once the answers of round 2 have left the sites and before the coordinator has all: what is
+    asked again is in the outboxes.
+    """
     run = "f4-private"
     deployment.begin(plan_of("federated_dp", rounds=2), run)
     agent = deployment.freeze_in_training(B, run)
-    wait_until(lambda: [line["round"] for line in sent(deployment, A, run)] == [1, 2], LIMIT_S, "an answer of round 2", deployment.tails)
+    wait_until(
+        lambda: [line["round"] for line in sent(deployment, A, run)] == [1, 2],
+        LIMIT_S,
+        "an answer of round 2",
+        deployment.tails,
+    )
     deployment.kill_pid(deployment.server_app())
     deployment.kill("federation", "superlink")
     thaw(agent)
@@ -307,8 +356,12 @@ def test_f4_a_private_round_that_is_asked_again_by_a_resumed_run_is_charged_once
 # ---- F30: people and systemd end things
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
-def test_f30_run_start_is_only_a_watcher(number: int, status: int, deployment: Faulty, undisturbed: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_f30_run_start_is_only_a_watcher(
+    number: int, status: int, deployment: Faulty, undisturbed: list[str]
+) -> None:
     run = f"f30-run-{status}"
     deployment.begin(plan_of("federated"), run)
     agent = deployment.freeze_in_training(B, run)
@@ -321,7 +374,9 @@ def test_f30_run_start_is_only_a_watcher(number: int, status: int, deployment: F
     told(f"F30 run start, {status}", said.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
 def test_f30_federation_start_ends_in_order_and_the_run_is_resumed(
     number: int, status: int, deployment: Faulty, undisturbed: list[str]
 ) -> None:
@@ -343,7 +398,9 @@ def test_f30_federation_start_ends_in_order_and_the_run_is_resumed(
     told(f"F30 federation start, {status}", error, hint)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
 def test_f30_site_start_ends_in_order_and_the_round_waits_for_it(
     number: int, status: int, deployment: Faulty, undisturbed: list[str]
 ) -> None:
@@ -364,7 +421,8 @@ def test_f30_site_start_ends_in_order_and_the_round_waits_for_it(
 
 
 class Wire:
-    """Between a node and the coordinator's proxy: a network that is cut, breaks off, loses halves and says things twice.
+    """Between a node and the coordinator's proxy: a network that is cut, breaks off, loses halves and says
+    things twice.
 
     It has the server's key, so that it can tell one call from another, as no network can.
     """
@@ -446,7 +504,9 @@ class Wire:
         if fault == "answer halved":
             self._reset(caller)
 
-    def _ask(self, caller: BaseHTTPRequestHandler, body: bytes, *, half: bool = False) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _ask(
+        self, caller: BaseHTTPRequestHandler, body: bytes, *, half: bool = False
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         with closing(HTTPSConnection("127.0.0.1", self._to, timeout=70, context=self._trust)) as onward:
             onward.putrequest(caller.command, caller.path, skip_accept_encoding=True)
             for name, value in caller.headers.items():
@@ -489,8 +549,12 @@ def wire(deployment: Faulty) -> Iterator[Wire]:
         made.close()
 
 
-def test_f14_cuts_of_up_to_forty_seconds_change_nothing(deployment: Faulty, undisturbed: list[str], wire: Wire) -> None:
-    """One a round, while the site works: its answer meets the cut. What Flower then hands in by halves is asked for again."""
+def test_f14_cuts_of_up_to_forty_seconds_change_nothing(
+    deployment: Faulty, undisturbed: list[str], wire: Wire
+) -> None:
+    """One a round, while the site works: its answer meets the cut. What Flower then hands in by halves is
+    asked for again.
+    """
     deployment.begin(plan_of("federated", deadline_s=200), "f14-cuts")
     for done, seconds in enumerate((5, 20, 40)):
         agent = deployment.freeze_in_training(B, "f14-cuts", after_round=done)
@@ -501,16 +565,25 @@ def test_f14_cuts_of_up_to_forty_seconds_change_nothing(deployment: Faulty, undi
     deployment.outcome("f14-cuts")
     assert answered(deployment, "f14-cuts") == [ALL] * 3
     assert deployment.hashes("f14-cuts") == undisturbed
-    told("F14 cuts", f"{wire.held} calls met them", *lines_with(deployment.log(B), "unreachable", "connected"))
+    told(
+        "F14 cuts", f"{wire.held} calls met them", *lines_with(deployment.log(B), "unreachable", "connected")
+    )
 
 
-def test_f14_control_an_answer_that_comes_after_the_deadline_is_not_counted(deployment: Faulty, undisturbed: list[str], wire: Wire) -> None:
+def test_f14_control_an_answer_that_comes_after_the_deadline_is_not_counted(
+    deployment: Faulty, undisturbed: list[str], wire: Wire
+) -> None:
     """F3 too: the answer is whole, signed, and late."""
     deployment.begin(plan_of("federated", deadline_s=45), "f14-late")
     agent = deployment.freeze_in_training(B, "f14-late")
     wire.cut(LIMIT_S)
     thaw(agent)
-    wait_until(lambda: any(line["round"] == 2 for line in sent(deployment, B, "f14-late")), LIMIT_S, "an answer", deployment.tails)
+    wait_until(
+        lambda: any(line["round"] == 2 for line in sent(deployment, B, "f14-late")),
+        LIMIT_S,
+        "an answer",
+        deployment.tails,
+    )
     second = deployment.await_rounds("f14-late", 2)[1]
     wire.cut(0)
     assert (second["answered"], list(second["failed"])) == ([A, C], [B])
@@ -520,13 +593,22 @@ def test_f14_control_an_answer_that_comes_after_the_deadline_is_not_counted(depl
     assert deployment.hashes("f14-late")[1] != undisturbed[1]
 
 
-def test_f14_resets_halves_and_repetitions_change_nothing(deployment: Faulty, undisturbed: list[str], wire: Wire) -> None:
+def test_f14_resets_halves_and_repetitions_change_nothing(
+    deployment: Faulty, undisturbed: list[str], wire: Wire
+) -> None:
     """Every call of a round of the site meets one of them. What the site says twice is counted once."""
     deployment.begin(plan_of("federated", deadline_s=200), "f14-breaks")
     kinds = ("request reset", "said twice", "answer halved", "request halved", "answer reset")
-    for done, (sending, fetching) in enumerate((("request halved", kinds[:2]), ("said twice", kinds[2:4]), ("answer reset", kinds[4:]))):
+    for done, (sending, fetching) in enumerate(
+        (("request halved", kinds[:2]), ("said twice", kinds[2:4]), ("answer reset", kinds[4:]))
+    ):
         agent = deployment.freeze_in_training(B, "f14-breaks", after_round=done)
-        wire.faults |= {"push-messages": [sending], "push-object": [*kinds], "pull-messages": [*fetching], "pull-object": [*fetching]}
+        wire.faults |= {
+            "push-messages": [sending],
+            "push-object": [*kinds],
+            "pull-messages": [*fetching],
+            "pull-object": [*fetching],
+        }
         thaw(agent)
         wait_until(lambda: not wire.faults["push-messages"], LIMIT_S, "an answer met it", deployment.tails)
     deployment.outcome("f14-breaks")
@@ -538,12 +620,18 @@ def test_f14_resets_halves_and_repetitions_change_nothing(deployment: Faulty, un
     told("F14 breaks", *(f"{times} × {what}" for what, times in sorted(wire.happened.items())))
 
 
-def test_f14_who_sends_a_byte_a_second_is_let_go_and_holds_up_nobody(deployment: Faulty, undisturbed: list[str]) -> None:
-    """Its head ends it. A body may dribble, in one of so many connections an address, and nothing of it reaches the SuperLink."""
+def test_f14_who_sends_a_byte_a_second_is_let_go_and_holds_up_nobody(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
+    """Its head ends it. A body may dribble, in one of so many connections an address, and nothing of it
+    reaches the SuperLink.
+    """
     trust = ssl.create_default_context(cafile=str(Federation.open(deployment.fed).ca_certificate))
 
     def connect() -> ssl.SSLSocket:
-        return trust.wrap_socket(socket.create_connection(("127.0.0.1", deployment.port), timeout=30), server_hostname="127.0.0.1")
+        return trust.wrap_socket(
+            socket.create_connection(("127.0.0.1", deployment.port), timeout=30), server_hostname="127.0.0.1"
+        )
 
     def dribble(slow: ssl.SSLSocket, stop: threading.Event, ended: threading.Event) -> None:
         with suppress(OSError):
@@ -602,7 +690,9 @@ def warnings(deployment: Faulty) -> dict[str, list[str]]:
     return {
         "federation start": lines_with(deployment.log("federation"), "federation renew"),
         "federation sites": lines_with(sites.stderr, "federation renew"),
-        "site check": [f"{certificate['problem']}; fix: {certificate['fix']}"] if certificate["problem"] else [],
+        "site check": [f"{certificate['problem']}; fix: {certificate['fix']}"]
+        if certificate["problem"]
+        else [],
     }
 
 
@@ -619,20 +709,26 @@ def test_f12_a_certificate_that_ends_in_a_week_is_told_in_all_three_places(deplo
     restart(deployment)
 
 
-def test_f12_a_certificate_that_ends_in_mid_run_stops_it_cleanly_until_it_is_renewed(deployment: Faulty, undisturbed: list[str]) -> None:
+def test_f12_a_certificate_that_ends_in_mid_run_stops_it_cleanly_until_it_is_renewed(
+    deployment: Faulty, undisturbed: list[str]
+) -> None:
     end = shorten_certificate(deployment.fed, 180)
     restart(deployment)
-    # a round that needs every site, and waits longer than the certificate lasts, is open at its end on a quick machine, too
+    # a round that needs every site, and waits longer than the certificate lasts, is open at its end on a
+    # quick machine, too
     deployment.begin(plan_of("federated", quorum=3, deadline_s=240, patience_s=30), "f12")
     agent = deployment.freeze_in_training(B, "f12")
     assert datetime.now(UTC) < end, "this machine is too slow for this test"
     wait_until(lambda: datetime.now(UTC) > end + timedelta(seconds=1), 200, "the end of the certificate")
     deployment.kill("federation", "proxy")  # all connections with it
     thaw(agent)
-    said = deployment.outcome("f12", status=1)  # the ServerApp either hears of no site any more, or needs a new connection itself
+    # the ServerApp either hears of no site any more, or needs a new connection itself
+    said = deployment.outcome("f12", status=1)
     error, hint = one_error(said, "no-superlink" if "[no-superlink]" in said else "no-quorum")
     for name in ALL:
-        wait_until(lambda name=name: "[certificate-expired]" in deployment.log(name), LIMIT_S, name, deployment.tails)  # type: ignore[misc]
+        wait_until(
+            lambda name=name: "[certificate-expired]" in deployment.log(name), LIMIT_S, name, deployment.tails
+        )  # type: ignore[misc]
     again = deployment.call("site", "check", "--site", deployment.site(A))
     assert again.returncode == 3
     assert deployment.end_process("federation") == 143

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from client.generate import write_consortium
+from client.simulation.phantom_sites import write_consortium
 from common.plan import parse_plan
 from common.weights import resolve_initial
 
@@ -46,7 +46,14 @@ def _environment(home: Path) -> dict[str, str]:
 @contextmanager
 def _service(command: list[str], home: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=_environment(home), cwd=home, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=_environment(home),
+            cwd=home,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:
@@ -75,14 +82,19 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
     run = tmp_path / "run"
     app = tmp_path / "fedqc-app"  # what a coordinator submits: the bundle is built from this folder
     shutil.copytree(
-        ROOT, app, ignore=shutil.ignore_patterns(".venv", ".git", "data", "runs", "*.egg-info", "__pycache__", ".mypy_cache", ".*_cache")
+        ROOT,
+        app,
+        ignore=shutil.ignore_patterns(
+            ".venv", ".git", "data", "runs", "*.egg-info", "__pycache__", ".mypy_cache", ".*_cache"
+        ),
     )
     config = tmp_path / "run.toml"
     config.write_text(f"plan = '{plan.canonical_json()}'\nrun-dir = '{run}'\n", encoding="utf-8")
     link_port, home = _free_port(), tmp_path / "link"
     _environment(home)
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = "127.0.0.1:{link_port}"\ninsecure = true\n'
+        '[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = '
+        f'"127.0.0.1:{link_port}"\ninsecure = true\n'
     )
     link = [
         str(BIN / "flower-superlink"),
@@ -96,7 +108,14 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
     with _service(link, home, tmp_path / "link.log"):
         nodes = []
         for site in sorted(data.iterdir()):
-            node = [str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link_port}", "--port", str(_free_port())]
+            node = [
+                str(BIN / "flower-supernode"),
+                "--insecure",
+                "--superlink",
+                f"127.0.0.1:{link_port}",
+                "--port",
+                str(_free_port()),
+            ]
             node += ["--node-config", f'site-config="{site / "site.yaml"}"']
             nodes.append(_service(node, tmp_path / f"home-{site.name}", tmp_path / f"{site.name}.log"))
         with nodes[0], nodes[1]:
@@ -110,10 +129,17 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
                 timeout=400,
                 check=False,
             )
-            logs = "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(tmp_path.glob("*.log")))
-            assert (run / "evaluation.json").exists(), submitted.stdout[-3000:] + submitted.stderr[-3000:] + logs
+            logs = "\n".join(
+                path.read_text(errors="replace")[-3000:] for path in sorted(tmp_path.glob("*.log"))
+            )
+            assert (run / "evaluation.json").exists(), (
+                submitted.stdout[-3000:] + submitted.stderr[-3000:] + logs
+            )
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["status"] == "completed"
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     assert [record["answered"] for record in records] == [["hospital-a", "hospital-b"]]
-    assert evaluation["metrics"]["federated"]["hospital-a"].keys() == evaluation["metrics"]["federated"]["hospital-b"].keys()
+    assert (
+        evaluation["metrics"]["federated"]["hospital-a"].keys()
+        == evaluation["metrics"]["federated"]["hospital-b"].keys()
+    )

@@ -1,7 +1,8 @@
 """The wall inside a hospital: the agent has the data and no network, the node has the network and no data.
 
-Each trial is made where the real process lives (inside the agent's own network namespace; in a child of the real node), and made again
-with the wall down, where it must succeed: so a trial that could never succeed proves nothing here.
+Each trial is made where the real process lives (inside the agent's own network namespace; in a child of the
+real node), and made again with the wall down, where it must succeed: so a trial that could never succeed
+proves nothing here.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 
 import pytest
 
-from client.supervise import state_of
-from tests.end_to_end.rig import Deployment, descendants, wait_until
+from client.supervision.supervisor import state_of
+from tests.helpers.rig import Deployment, descendants, wait_until
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("nsenter") is None, reason="nsenter is not installed: nobody can look into a namespace"),
+    pytest.mark.skipif(
+        shutil.which("nsenter") is None, reason="nsenter is not installed: nobody can look into a namespace"
+    ),
 ]
 
 SITE = "hospital-a"
@@ -46,8 +49,8 @@ for name, family, kind, address in json.load(sys.stdin):
 print(json.dumps(said))
 """
 
-# Stands in for the SuperNode, so it is a child of the node. Tries to open every file and list every folder that probe.json names, directly
-# and by what else leads there; writes what it found out to answer.json.
+# Stands in for the SuperNode, so it is a child of the node. Tries to open every file and list every folder
+# that probe.json names, directly and by what else leads there; writes what it found out to answer.json.
 FILE_PROBE = """
 import errno, json, os, subprocess, sys
 from pathlib import Path
@@ -91,7 +94,9 @@ said |= {"a file of another": attempt(lambda: open(other + "fd/%d" % wanted["fd"
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One hospital that has joined. The coordinator's services are not needed: neither wall waits for them."""
+    """One hospital that has joined. The coordinator's services are not needed: neither wall waits for
+    them.
+    """
     with Deployment(tmp_path_factory.mktemp("wall"), sites=1, running=False) as made:
         made.make_data()
         made.init()
@@ -104,10 +109,16 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="module")
 def listeners() -> Iterator[list[list[Any]]]:
-    """What really answers on this machine: TCP and UDP on both loopbacks and on the machine's own addresses, and an abstract socket."""
+    """What really answers on this machine: TCP and UDP on both loopbacks and on the machine's own addresses,
+    and an abstract socket.
+    """
     with ExitStack() as stack:
         targets = []
-        for family, address in [("AF_INET", "127.0.0.1"), ("AF_INET6", "::1"), *(("AF_INET", own) for own in own_addresses())]:
+        for family, address in [
+            ("AF_INET", "127.0.0.1"),
+            ("AF_INET6", "::1"),
+            *(("AF_INET", own) for own in own_addresses()),
+        ]:
             for kind in ("SOCK_STREAM", "SOCK_DGRAM"):
                 try:
                     port = stack.enter_context(echo(family, kind, (address, 0)))[1]
@@ -170,7 +181,12 @@ def try_network(targets: list[list[Any]], inside: int | None) -> dict[str, str]:
         if os.readlink(f"/proc/{inside}/ns/user") != os.readlink("/proc/self/ns/user"):
             prefix += ["-U", "--preserve-credentials"]
     said = subprocess.run(
-        [*prefix, sys.executable, "-c", NETWORK_PROBE], input=json.dumps(targets), capture_output=True, text=True, timeout=120, check=True
+        [*prefix, sys.executable, "-c", NETWORK_PROBE],
+        input=json.dumps(targets),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     found: dict[str, str] = json.loads(said.stdout)
     return found
@@ -189,7 +205,9 @@ def test_the_agent_reaches_no_address(deployment: Deployment, listeners: list[li
         pid = agent_pid(deployment)
         note = json.loads((deployment.site(SITE) / "run" / "agent.json").read_text(encoding="utf-8"))
         if not note["holds"]:
-            pytest.skip(f"this system lets nobody give up the network, and the agent says so: {note['isolation']}")
+            pytest.skip(
+                f"this system lets nobody give up the network, and the agent says so: {note['isolation']}"
+            )
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         found = try_network(listeners, inside=pid)
         assert found.keys() == {name for name, *_ in listeners}
@@ -201,9 +219,13 @@ def test_the_agent_reaches_no_address(deployment: Deployment, listeners: list[li
         assert deployment.end_process(f"{SITE}-agent") == 143
 
 
-def test_the_trial_sees_an_agent_whose_wall_is_down(deployment: Deployment, listeners: list[list[Any]]) -> None:
-    """The control: the same agent with isolation switched off is in the machine's network, and all is reached from there."""
-    call = "import sys; from pathlib import Path; from client.service import run_agent; "
+def test_the_trial_sees_an_agent_whose_wall_is_down(
+    deployment: Deployment, listeners: list[list[Any]]
+) -> None:
+    """The control: the same agent with isolation switched off is in the machine's network, and all is reached
+    from there.
+    """
+    call = "import sys; from pathlib import Path; from client.agent.server import run_agent; "
     call += "sys.exit(run_agent(Path(sys.argv[1]), require_isolation=False, isolate=False))"
     deployment.background("open-agent", ["-c", call, deployment.site(SITE)], program=sys.executable)
     try:
@@ -222,30 +244,51 @@ def data_of(site: Path) -> tuple[list[str], list[str]]:
     """Every file and folder of a hospital that is not the node's; the first file is an image."""
     closed = [path for path in site.rglob("*") if path.relative_to(site).parts[0] not in ("node", "run")]
     files = [path for path in closed if path.is_file()]
-    assert {"site.key", "signing.key", "coordinator.json", "policy.yaml", "labels.csv"} <= {path.name for path in files}
+    assert {"site.key", "signing.key", "coordinator.json", "policy.yaml", "labels.csv"} <= {
+        path.name for path in files
+    }
     images = sorted(path for path in files if path.suffix == ".dcm")
     assert len(images) > 10
-    return [str(path) for path in [*images, *(set(files) - set(images))]], [str(site), *(str(path) for path in closed if path.is_dir())]
+    return [str(path) for path in [*images, *(set(files) - set(images))]], [
+        str(site),
+        *(str(path) for path in closed if path.is_dir()),
+    ]
 
 
 def probe_files(deployment: Deployment, *, isolate: bool) -> dict[str, str]:
-    """Run the real node with the probe in the SuperNode's place, while another process holds an image open."""
+    """Run the real node with the probe in the SuperNode's place, while another process holds an image
+    open.
+    """
     site = deployment.site(SITE)
     files, folders = data_of(site)
     new = site / "state" / "from-the-node"
     with open(files[0], "rb") as held:  # this process is the one that holds it
-        wanted = {"files": files, "folders": folders, "new": str(new), "other": os.getpid(), "fd": held.fileno()}
+        wanted = {
+            "files": files,
+            "folders": folders,
+            "new": str(new),
+            "other": os.getpid(),
+            "fd": held.fileno(),
+        }
         (site / "node" / "probe.json").write_text(json.dumps(wanted), encoding="utf-8")
         (site / "node" / "answer.json").unlink(missing_ok=True)
-        call = "import sys; from pathlib import Path; import client.node as node; "
-        call += "node.supernode_command = lambda folder, config: [sys.executable, '-c', sys.argv[2], str(folder)]; "
-        call += "sys.exit(node.run_node(Path(sys.argv[1]), require_isolation=False, isolate=sys.argv[3] == 'yes'))"
+        call = "import sys; from pathlib import Path; import client.node.process as node; "
+        call += (
+            "node.supernode_command = lambda folder, config: [sys.executable, '-c', sys.argv[2], "
+            "str(folder)]; "
+        )
+        call += (
+            "sys.exit(node.run_node(Path(sys.argv[1]), require_isolation=False, isolate=sys.argv[3] == "
+            "'yes'))"
+        )
         words = ["-c", call, site, FILE_PROBE, "yes" if isolate else "no"]
         node = deployment.background("probed-node", words, program=sys.executable)
         assert node.wait(60) == 3, deployment.tails()  # its SuperNode has ended
     status = json.loads((site / "node" / "status.json").read_text(encoding="utf-8"))
     if isolate and not status["holds"]:
-        pytest.skip(f"this system cannot confine a process to files, and the node says so: {status['isolation']}")
+        pytest.skip(
+            f"this system cannot confine a process to files, and the node says so: {status['isolation']}"
+        )
     assert status["holds"] is isolate
     found: dict[str, str] = json.loads((site / "node" / "answer.json").read_text(encoding="utf-8"))
     assert {*files, *folders} < found.keys()
@@ -270,9 +313,13 @@ def test_a_node_that_runs_holds_nothing_of_the_data(deployment: Deployment) -> N
     (site / "node" / "status.json").unlink(missing_ok=True)
     deployment.start_site(SITE, only="node")
     try:
-        status = wait_until(lambda: status_with_error(site), 60, "the node has tried to connect", deployment.tails)
+        status = wait_until(
+            lambda: status_with_error(site), 60, "the node has tried to connect", deployment.tails
+        )
         if not status["holds"]:
-            pytest.skip(f"this system cannot confine a process to files, and the node says so: {status['isolation']}")
+            pytest.skip(
+                f"this system cannot confine a process to files, and the node says so: {status['isolation']}"
+            )
         assert status["last_error"] == "unreachable"  # nobody runs the federation here
         pids = [status["pid"], *descendants(status["pid"])]
         assert len(pids) >= 2
@@ -280,7 +327,9 @@ def test_a_node_that_runs_holds_nothing_of_the_data(deployment: Deployment) -> N
             assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text(encoding="ascii")
             held = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
             inside = [Path(path) for path in held if path.startswith(str(site))]
-            assert all(path.is_relative_to(site / "node") or path.is_relative_to(site / "run") for path in inside), inside
+            assert all(
+                path.is_relative_to(site / "node") or path.is_relative_to(site / "run") for path in inside
+            ), inside
     finally:
         assert deployment.end_process(f"{SITE}-node") == 143
 
@@ -294,10 +343,15 @@ def status_with_error(site: Path) -> dict[str, Any] | None:
 
 
 def test_a_hospital_that_insists_is_refused_without_a_wall(deployment: Deployment) -> None:
-    """`--require-isolation` does not start where the wall cannot be put up: here, because threads are running already."""
-    for module, function in (("client.service", "run_agent"), ("client.node", "run_node")):
+    """`--require-isolation` does not start where the wall cannot be put up: here, because threads are running
+    already.
+    """
+    for module, function in (("client.agent.server", "run_agent"), ("client.node.process", "run_node")):
         call = "import sys, threading; from pathlib import Path; import " + module + " as it; "
-        call += "threading.Thread(target=threading.Event().wait, daemon=True).start(); it.as_first_thing = lambda *a, **k: None; "
+        call += (
+            "threading.Thread(target=threading.Event().wait, daemon=True).start(); it.as_first_thing = "
+            "lambda *a, **k: None; "
+        )
         call += "from common.errors import ConfigError\n"
         call += f"try: it.{function}(Path(sys.argv[1]), require_isolation=True)\n"
         call += "except ConfigError as error: print(error.code, flush=True)\nelse: print('started')"

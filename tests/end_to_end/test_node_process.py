@@ -1,4 +1,6 @@
-"""A hospital's two processes against a real SuperLink: TLS, enrolled key, the node confined to its folder, the agent without a network."""
+"""A hospital's two processes against a real SuperLink: TLS, enrolled key, the node confined to its folder,
+the agent without a network.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.caller import agent_health
-from client.wall import _in_a_child, _leave_the_network
+from client.ipc.client import agent_health
+from client.site.isolation import _in_a_child, _leave_the_network
 from common.cli import SILENT
 
 pytestmark = pytest.mark.slow
@@ -78,7 +80,7 @@ out = ""
 AGENT = """
 import sys
 from pathlib import Path
-from client.service import run_agent
+from client.agent.server import run_agent
 from common.wire import Envelope
 
 def answer(method, plan_json, envelope, *, progress, cancelled):
@@ -127,7 +129,8 @@ class Rig:
         (folder / "home").mkdir()
         self._certificates()
         connection = (
-            f'[superlink]\ndefault = "it"\n[superlink.it]\naddress = "127.0.0.1:{self.port}"\nroot-certificates = "{folder}/ca.crt"\n'
+            '[superlink]\ndefault = "it"\n[superlink.it]\naddress = '
+            f'"127.0.0.1:{self.port}"\nroot-certificates = "{folder}/ca.crt"\n'
         )
         (folder / "home" / "config.toml").write_text(connection)
         for name, mode in (("node", 0o700), ("run", 0o750), ("state", 0o700)):
@@ -141,11 +144,43 @@ class Rig:
     def _certificates(self) -> None:
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         at = self.folder
-        authority = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-        openssl("req", "-x509", *curve, "-days", 2, "-keyout", at / "ca.key", "-out", at / "ca.crt", "-subj", "/CN=test CA", *authority)
-        openssl("req", *curve, "-keyout", at / "server.key", "-out", at / "server.csr", "-subj", "/CN=localhost")
-        (at / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n")
-        signed = ("-CA", at / "ca.crt", "-CAkey", at / "ca.key", "-CAcreateserial", "-days", 2, "-extfile", at / "ext")
+        authority = (
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+        )
+        openssl(
+            "req",
+            "-x509",
+            *curve,
+            "-days",
+            2,
+            "-keyout",
+            at / "ca.key",
+            "-out",
+            at / "ca.crt",
+            "-subj",
+            "/CN=test CA",
+            *authority,
+        )
+        openssl(
+            "req", *curve, "-keyout", at / "server.key", "-out", at / "server.csr", "-subj", "/CN=localhost"
+        )
+        (at / "ext").write_text(
+            "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
+        )
+        signed = (
+            "-CA",
+            at / "ca.crt",
+            "-CAkey",
+            at / "ca.key",
+            "-CAcreateserial",
+            "-days",
+            2,
+            "-extfile",
+            at / "ext",
+        )
         openssl("x509", "-req", "-in", at / "server.csr", *signed, "-out", at / "server.pem")
 
     def app(self, name: str) -> tuple[Path, str]:
@@ -154,28 +189,50 @@ class Rig:
         (folder / "probe").mkdir(parents=True)
         (folder / "probe" / "__init__.py").touch()
         (folder / "probe" / "server.py").write_text(SERVER_APP)
-        (folder / "probe" / "client.py").write_text(CLIENT_APP.format(marker=str(self.folder / "ran-foreign-code")))
+        (folder / "probe" / "client.py").write_text(
+            CLIENT_APP.format(marker=str(self.folder / "ran-foreign-code"))
+        )
         (folder / "pyproject.toml").write_text(PROJECT.format(name=name))
-        subprocess.run([BIN / "flwr", "build", "--app", folder], cwd=self.folder, env=self.env, check=True, capture_output=True)
+        subprocess.run(
+            [BIN / "flwr", "build", "--app", folder],
+            cwd=self.folder,
+            env=self.env,
+            check=True,
+            capture_output=True,
+        )
         (bundle,) = self.folder.glob(f"*{name}*.fab")
         return folder, hashlib.sha256(bundle.read_bytes()).hexdigest()
 
     def enrol(self, bundle_sha256: str) -> None:
         values = {"site": "hospital-a", "address": f"127.0.0.1:{self.port}", "bundle_sha256": bundle_sha256}
-        values |= {"runtime_port": free_port(), "health_port": free_port(), "agent_socket": str(self.site / "run" / "agent.sock")}
+        values |= {
+            "runtime_port": free_port(),
+            "health_port": free_port(),
+            "agent_socket": str(self.site / "run" / "agent.sock"),
+        }
         (self.site / "node" / "node.yaml").write_text(yaml.safe_dump(values))
         self.flwr("supernode", "register", str(self.site / "node" / "node.key.pub"), "it")
 
     def flwr(self, *words: str, timeout: float = 240) -> str:
         command = [str(BIN / "flwr"), *words]
-        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command,
+            env=self.env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def ask(self, app: Path, messages: int = 1) -> list[dict[str, object]]:
         """What the site answered to a run of this app."""
         out = self.folder / f"{app.name}.json"
-        said = self.flwr("run", str(app), "it", "--stream", "--run-config", f'messages={messages} out="{out}"')
+        said = self.flwr(
+            "run", str(app), "it", "--stream", "--run-config", f'messages={messages} out="{out}"'
+        )
         assert out.exists(), said[-3000:] + self.logs()
         return list(json.loads(out.read_text()))
 
@@ -184,22 +241,48 @@ class Rig:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace")[-4000:] for path in (*self.folder.glob("*.log"), *self.site.glob("node/*.log")))
+        return "\n".join(
+            path.read_text(errors="replace")[-4000:]
+            for path in (*self.folder.glob("*.log"), *self.site.glob("node/*.log"))
+        )
 
     @contextmanager
     def link(self) -> Iterator[None]:
-        words = [BIN / "flower-superlink", "--host", "127.0.0.1", "--port", self.port, "--ssl-ca-certfile", self.folder / "ca.crt"]
-        words += ["--ssl-certfile", self.folder / "server.pem", "--ssl-keyfile", self.folder / "server.key", "--enable-supernode-auth"]
+        words = [
+            BIN / "flower-superlink",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self.port,
+            "--ssl-ca-certfile",
+            self.folder / "ca.crt",
+        ]
+        words += [
+            "--ssl-certfile",
+            self.folder / "server.pem",
+            "--ssl-keyfile",
+            self.folder / "server.key",
+            "--enable-supernode-auth",
+        ]
         words += ["--database", self.folder / "state.db", "--disable-runtime-dependency-installation"]
         with self.running(words, "link") as process:
-            until(lambda: "startup complete" in self.log.read_text() or process.poll() is not None, 90, self.logs)
+            until(
+                lambda: "startup complete" in self.log.read_text() or process.poll() is not None,
+                90,
+                self.logs,
+            )
             yield
 
     @contextmanager
     def running(self, words: list[object], name: str) -> Iterator[subprocess.Popen[bytes]]:
         with (self.folder / f"{name}.log").open("wb") as sink:
             process = subprocess.Popen(
-                [*map(str, words)], env=self.env, cwd=self.folder, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                [*map(str, words)],
+                env=self.env,
+                cwd=self.folder,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 yield process
@@ -216,7 +299,7 @@ class Rig:
         return [sys.executable, "-c", textwrap.dedent(AGENT), self.site]
 
     def node(self) -> list[object]:
-        return [sys.executable, "-m", "client.node", self.site]
+        return [sys.executable, "-m", "client.node.process", self.site]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +322,9 @@ def test_a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig: Rig) 
         until(connected(rig, node), 90, rig.logs)
         until(lambda: agent_health(rig.site / "run" / "agent.sock"), 60, rig.logs)
         answers = rig.ask(pinned, messages=3)
-        assert [answer.get("answer") for answer in answers] == [f"answer to question {number}" for number in range(3)], rig.logs()
+        assert [answer.get("answer") for answer in answers] == [
+            f"answer to question {number}" for number in range(3)
+        ], rig.logs()
         assert rig.ask(other) == [{"refused": "wrong-bundle"}]
         assert not (rig.folder / "ran-foreign-code").exists()
         assert rig.ask(pinned) == [{"answer": "answer to question 0"}]
@@ -254,7 +339,9 @@ def test_a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig: Rig) 
 
 
 def test_a_key_that_is_online_already_or_unknown_is_said(rig: Rig) -> None:
-    """Flower believes the SuperNode that was killed above to be online for up to a minute, and says the same of an unknown key."""
+    """Flower believes the SuperNode that was killed above to be online for up to a minute, and says the same
+    of an unknown key.
+    """
     (rig.site / "node" / "status.json").unlink()
     with rig.running(rig.node(), "again") as node:
         assert node.wait(90) == 3

@@ -17,9 +17,9 @@ from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import read_plan
 from common.weights import flatten, manifest_of
-from server.pretrain import card, finish
-from server.public_set import draw
-from server.runs import RunFolder
+from server.public_model.pretrain import card, finish
+from server.public_model.public_set import draw
+from server.run_folder import RunFolder
 from tests.conftest import ROOT, fedqc
 
 PLAN = ROOT / "configs" / "plans" / "pretrain_phantom.yaml"
@@ -31,9 +31,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("pretrain")
     fedqc("data", "phantom", folder / "public", "--public", "--patients", 18, "--seed", 1)
     values = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
-    values |= {"training": values["training"] | {"rounds": 2}, "image_size": 32, "public_set": {"patients": 6}}
+    values |= {
+        "training": values["training"] | {"rounds": 2},
+        "image_size": 32,
+        "public_set": {"patients": 6},
+    }
     (folder / "plan.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    fedqc("simulate", folder / "plan.yaml", "--data", folder / "public", "--out", folder / "run", "--threads", 1)
+    fedqc(
+        "simulate", folder / "plan.yaml", "--data", folder / "public", "--out", folder / "run", "--threads", 1
+    )
     return RunFolder.open(folder / "run")
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from client.cohort import read_site, site_key
-from client.ledger import Ledger, ledger_file_name
+from client.site.config import read_site, site_key
+from client.site.ledger import Ledger, ledger_file_name
 from tests.conftest import FEDQC, TRAINING, Finished, fedqc, simulate_words
 
 NOT_PRIVATE = (*(f"local/{site}" for site in TRAINING), "federated", "pooled")
@@ -30,7 +30,9 @@ def data(finished: Finished, tiny_consortium: Path, tmp_path: Path) -> Path:
 def stopped(plan: Path, data: Path, out: Path, *, once: str, number: int) -> subprocess.CompletedProcess[str]:
     """Start a simulation and send it `number` as soon as the file `once` of the run folder exists."""
     command = [str(FEDQC), *map(str, simulate_words(plan, data, out))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     until = time.monotonic() + 120
     while not (out / once).exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
@@ -43,7 +45,9 @@ def stopped(plan: Path, data: Path, out: Path, *, once: str, number: int) -> sub
 
 def assert_same_models(first: Path, second: Path, names: tuple[str, ...] = NOT_PRIVATE) -> None:
     for name in names:
-        mine, theirs = (safetensors.numpy.load_file(run / "arms" / name / "model.safetensors") for run in (first, second))
+        mine, theirs = (
+            safetensors.numpy.load_file(run / "arms" / name / "model.safetensors") for run in (first, second)
+        )
         assert mine.keys() == theirs.keys()
         for tensor, value in mine.items():
             assert np.array_equal(value, theirs[tensor]), f"{name}: {tensor}"
@@ -51,33 +55,64 @@ def assert_same_models(first: Path, second: Path, names: tuple[str, ...] = NOT_P
 
 def test_a_killed_run_resumes_to_the_same_bits(finished: Finished, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    killed = stopped(finished.plan, data, out, once="arms/federated/checkpoints/round-0001.safetensors", number=signal.SIGKILL)
+    killed = stopped(
+        finished.plan,
+        data,
+        out,
+        once="arms/federated/checkpoints/round-0001.safetensors",
+        number=signal.SIGKILL,
+    )
     assert killed.returncode == -signal.SIGKILL
     said = fedqc("run", "resume", out, "--format", "json")
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["status"] == "completed"
     assert_same_models(out, finished.out)
-    mine, theirs = (json.loads((run / "evaluation.json").read_text(encoding="utf-8")) for run in (out, finished.out))
+    mine, theirs = (
+        json.loads((run / "evaluation.json").read_text(encoding="utf-8")) for run in (out, finished.out)
+    )
     for arm in ("public", "local", "federated", "pooled"):
         assert mine["metrics"][arm] == theirs["metrics"][arm]
     assert not [path for path in out.rglob("*") if path.name.startswith(".")], "half-written files were left"
 
 
-def test_a_run_killed_in_its_private_arm_is_charged_once(finished: Finished, data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_its_private_arm_is_charged_once(
+    finished: Finished, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    stopped(finished.plan, data, out, once="arms/federated_dp/checkpoints/round-0001.safetensors", number=signal.SIGKILL)
+    stopped(
+        finished.plan,
+        data,
+        out,
+        once="arms/federated_dp/checkpoints/round-0001.safetensors",
+        number=signal.SIGKILL,
+    )
     said = fedqc("run", "resume", out)
     assert said.returncode == 0, said.stderr
     for name in TRAINING:
         site, folder = read_site(data / name)
         state = folder / site.state
-        with Ledger.open(state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state)) as ledger:
-            assert [(row.kind, row.steps) for row in ledger.rows()] == [("open", 0), ("reserve", 2), ("commit", 1), ("commit", 1)]
+        with Ledger.open(
+            state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state)
+        ) as ledger:
+            assert [(row.kind, row.steps) for row in ledger.rows()] == [
+                ("open", 0),
+                ("reserve", 2),
+                ("commit", 1),
+                ("commit", 1),
+            ]
 
 
-def test_ctrl_c_shows_no_traceback_and_resumes_to_the_same_bits(finished: Finished, data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_shows_no_traceback_and_resumes_to_the_same_bits(
+    finished: Finished, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    interrupted = stopped(finished.plan, data, out, once="arms/local/hospital-a/checkpoints/round-0001.safetensors", number=signal.SIGINT)
+    interrupted = stopped(
+        finished.plan,
+        data,
+        out,
+        once="arms/local/hospital-a/checkpoints/round-0001.safetensors",
+        number=signal.SIGINT,
+    )
     assert interrupted.returncode == 130
     assert "Traceback" not in interrupted.stderr
     last = [line for line in interrupted.stderr.splitlines() if line][-2:]
@@ -90,7 +125,11 @@ def test_ctrl_c_shows_no_traceback_and_resumes_to_the_same_bits(finished: Finish
 
 def test_sigterm_stops_with_143(finished: Finished, data: Path, tmp_path: Path) -> None:
     said = stopped(
-        finished.plan, data, tmp_path / "run", once="arms/local/hospital-a/checkpoints/round-0001.safetensors", number=signal.SIGTERM
+        finished.plan,
+        data,
+        tmp_path / "run",
+        once="arms/local/hospital-a/checkpoints/round-0001.safetensors",
+        number=signal.SIGTERM,
     )
     assert said.returncode == 143
     assert "Traceback" not in said.stderr

@@ -1,4 +1,6 @@
-"""`fedqc simulate` through the console script: what it prints, what it writes, and that the one follows from the other."""
+"""`fedqc simulate` through the console script: what it prints, what it writes, and that the one follows from
+the other.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,17 @@ def test_stdout_is_one_json_object_and_talk_is_on_stderr(finished: Finished, tol
 
 
 def test_the_keys_are_those_promised(told: dict[str, Any]) -> None:
-    assert set(told) == {"run", "status", "rounds", "sites", "metrics", "matrix", "headline", "privacy", "cpu_seconds"}
+    assert set(told) == {
+        "run",
+        "status",
+        "rounds",
+        "sites",
+        "metrics",
+        "matrix",
+        "headline",
+        "privacy",
+        "cpu_seconds",
+    }
     assert (told["status"], told["rounds"]) == ("completed", 2)
     assert told["cpu_seconds"] > 0
 
@@ -88,7 +100,12 @@ def test_privacy_is_told_for_every_training_site(told: dict[str, Any]) -> None:
     for claim in told["privacy"].values():
         assert {"epsilon", "delta", "unit", "adjacency", "refused"} <= set(claim)
         assert 7 < claim["epsilon"] <= 8
-        assert (claim["delta"], claim["unit"], claim["adjacency"], claim["refused"]) == (1e-5, "patient", "add/remove", None)
+        assert (claim["delta"], claim["unit"], claim["adjacency"], claim["refused"]) == (
+            1e-5,
+            "patient",
+            "add/remove",
+            None,
+        )
 
 
 def test_sites_have_a_role(told: dict[str, Any]) -> None:
@@ -113,7 +130,9 @@ def test_every_metric_follows_from_the_stored_counts(written: dict[str, Any]) ->
                 found = written["matrix"][model][site][name]
                 assert (found["n_pos"], found["n_neg"]) == (counts.n_pos[position], counts.n_neg[position])
                 for key, expected in (("auroc", auroc), ("low", low), ("high", high)):
-                    assert (found[key] is None and math.isnan(expected[position])) or found[key] == pytest.approx(expected[position])
+                    assert (found[key] is None and math.isnan(expected[position])) or found[
+                        key
+                    ] == pytest.approx(expected[position])
 
 
 def macro(by_artifact: dict[str, Any]) -> float:
@@ -132,7 +151,9 @@ def test_the_headline_follows_from_the_metrics(written: dict[str, Any]) -> None:
     matrix, found = written["matrix"], written["headline"]["local"]
     away = [macro(matrix[f"local/{owner}"][site]) for owner in TRAINING for site in TRAINING if site != owner]
     assert found["elsewhere"] == pytest.approx(np.nanmean(away))
-    assert found["unseen"] == pytest.approx(np.mean([macro(matrix[f"local/{owner}"][HELD_OUT]) for owner in TRAINING]))
+    assert found["unseen"] == pytest.approx(
+        np.mean([macro(matrix[f"local/{owner}"][HELD_OUT]) for owner in TRAINING])
+    )
 
 
 def test_the_run_folder_is_laid_out_as_designed(finished: Finished, written: dict[str, Any]) -> None:
@@ -143,23 +164,31 @@ def test_the_run_folder_is_laid_out_as_designed(finished: Finished, written: dic
     assert not (out / "checkpoints").exists()
     for name in ARM_FOLDERS:
         folder = out / "arms" / name
-        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["round-0001.safetensors", "round-0002.safetensors"]
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+            "round-0001.safetensors",
+            "round-0002.safetensors",
+        ]
         assert len((folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 2
         assert (folder / "model.safetensors").is_file()
     assert [path.relative_to(out) for path in out.rglob("evaluation.json")] == [Path("evaluation.json")]
-    assert not [path for path in out.rglob("*") if path.name.startswith(".") or path.suffix in {".pkl", ".pt", ".tmp"}]
+    assert not [
+        path for path in out.rglob("*") if path.name.startswith(".") or path.suffix in {".pkl", ".pt", ".tmp"}
+    ]
 
 
 def test_the_model_of_the_run_is_the_private_one(finished: Finished, told: dict[str, Any]) -> None:
     tensors = {
-        name: safetensors.numpy.load_file(finished.out / name) for name in ("model.safetensors", "arms/federated_dp/model.safetensors")
+        name: safetensors.numpy.load_file(finished.out / name)
+        for name in ("model.safetensors", "arms/federated_dp/model.safetensors")
     }
     first, second = tensors.values()
     assert all(np.array_equal(first[name], second[name]) for name in second)
 
 
 def test_only_the_head_of_the_private_model_moved(finished: Finished, told: dict[str, Any]) -> None:
-    start = safetensors.numpy.load_file(Path(__file__).parents[2] / "common" / "models" / "small_cnn.safetensors")
+    start = safetensors.numpy.load_file(
+        Path(__file__).parents[2] / "common" / "models" / "small_cnn.safetensors"
+    )
     end = safetensors.numpy.load_file(finished.out / "arms" / "federated_dp" / "model.safetensors")
     moved = {name for name in start if not np.array_equal(start[name], end[name])}
     assert moved == {"head.weight", "head.bias"}
@@ -169,11 +198,18 @@ def test_the_manifest_says_what_made_the_run(finished: Finished, told: dict[str,
     manifest = json.loads((finished.out / "manifest.json").read_text(encoding="utf-8"))
     plan = read_plan(finished.out / "plan.yaml")
     assert plan == read_plan(finished.plan)
-    assert (manifest["plan_sha256"], manifest["seed"], manifest["threads"], manifest["status"]) == (plan.sha256(), 3, 1, "completed")
+    assert (manifest["plan_sha256"], manifest["seed"], manifest["threads"], manifest["status"]) == (
+        plan.sha256(),
+        3,
+        1,
+        "completed",
+    )
     assert {"fedqc", "flwr", "torch", "opacus", "numpy", "pydicom", "python"} <= set(manifest["versions"])
 
 
-def test_nothing_in_the_run_folder_names_a_path_or_a_patient_of_a_site(finished: Finished, told: dict[str, Any]) -> None:
+def test_nothing_in_the_run_folder_names_a_path_or_a_patient_of_a_site(
+    finished: Finished, told: dict[str, Any]
+) -> None:
     """`simulation.json` remembers where the data lie and stays on this machine."""
     for path in finished.out.rglob("*"):
         if path.is_file() and path.name != "simulation.json":
@@ -193,7 +229,9 @@ def test_the_report_is_one_page_without_the_network(finished: Finished, told: di
     assert (finished.out / "evaluation.json").read_bytes() == before
 
 
-def test_the_same_plan_gives_the_same_bits_in_another_process(finished: Finished, told: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_plan_gives_the_same_bits_in_another_process(
+    finished: Finished, told: dict[str, Any], tmp_path: Path
+) -> None:
     """Once more, one arm, as text: a single-arm run has no `arms/`, and says that it is not private."""
     plan = write_plan(tmp_path / "tiny.yaml", arms=["federated"])
     said = fedqc(*simulate_words(plan, finished.data, tmp_path / "run"))
@@ -217,4 +255,6 @@ def test_images_stay_where_they_are(finished: Finished, told: dict[str, Any], ti
             for name in files:
                 path = Path(folder, name)
                 if "state" not in path.parts:
-                    assert (finished.data / path.relative_to(tiny_consortium)).read_bytes() == path.read_bytes()
+                    assert (
+                        finished.data / path.relative_to(tiny_consortium)
+                    ).read_bytes() == path.read_bytes()

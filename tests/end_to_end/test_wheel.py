@@ -1,4 +1,6 @@
-"""What is installed is what was built: the wheel, in an environment of its own, from another folder than the checkout."""
+"""What is installed is what was built: the wheel, in an environment of its own, from another folder than the
+checkout.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ WHERE = """
 import json
 from importlib.metadata import packages_distributions
 import client, common, server
-import client.app, client.agent, server.app, server.report.page
+import client.app, client.agent.tasks, server.app, server.evaluation.report.page
 from common.weights import resolve_initial
 rooms = {module.__name__: list(module.__path__)[0] for module in (client, common, server)}
 owners = {name: sorted(set(packages_distributions()[name])) for name in rooms}
@@ -35,23 +37,48 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(
         ROOT,
         folder / "checkout",
-        ignore=shutil.ignore_patterns(".*", "build", "dist", "data", "runs", "*.egg-info", "__pycache__", "tests"),
+        ignore=shutil.ignore_patterns(
+            ".*", "build", "dist", "data", "runs", "*.egg-info", "__pycache__", "tests"
+        ),
     )
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "checkout")]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder / "dist"),
+        str(folder / "checkout"),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     shutil.rmtree(folder / "checkout")
     (wheel,) = (folder / "dist").glob("*.whl")
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=300)
     (packages,) = environment.glob("lib/python3*/site-packages")
-    install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--no-deps", "--quiet", str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(environment / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--quiet",
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=300)
-    (packages / "libraries.pth").write_text("\n".join(libraries(folder / "libraries")) + "\n", encoding="utf-8")
+    (packages / "libraries.pth").write_text(
+        "\n".join(libraries(folder / "libraries")) + "\n", encoding="utf-8"
+    )
     return environment
 
 
 def libraries(links: Path) -> list[str]:
-    """Folders with the installed packages of this environment, without fedqc and without what makes it editable."""
+    """Folders with the installed packages of this environment, without fedqc and without what makes it
+    editable.
+    """
     links.mkdir()
     for found in map(Path, site.getsitepackages()):
         for entry in found.iterdir():
@@ -66,10 +93,14 @@ def clean() -> dict[str, str]:
 
 def run(installed: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(installed / "bin" / str(words[0])), *map(str, words[1:])]
-    return subprocess.run(command, cwd=cwd, env=clean(), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=clean(), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
-def test_the_modules_are_the_wheels_and_nobody_else_claims_their_names(installed: Path, tmp_path: Path) -> None:
+def test_the_modules_are_the_wheels_and_nobody_else_claims_their_names(
+    installed: Path, tmp_path: Path
+) -> None:
     said = run(installed, "python", "-c", WHERE, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     rooms, owners, weights = json.loads(said.stdout.splitlines()[-1])
@@ -82,8 +113,16 @@ def test_the_modules_are_the_wheels_and_nobody_else_claims_their_names(installed
 def test_the_wheel_holds_the_three_rooms_and_no_test(installed: Path) -> None:
     (record,) = installed.glob("lib/python3*/site-packages/fedqc-*.dist-info/RECORD")
     files = [line.split(",")[0] for line in record.read_text(encoding="utf-8").splitlines()]
-    assert {name.split("/")[0] for name in files if not name.startswith(("..", "fedqc-"))} == {"server", "client", "common"}
-    for needed in ("server/report/page.html.j2", "server/report/page.css", "common/models/small_cnn.safetensors"):
+    assert {name.split("/")[0] for name in files if not name.startswith(("..", "fedqc-"))} == {
+        "server",
+        "client",
+        "common",
+    }
+    for needed in (
+        "server/evaluation/report/page.html.j2",
+        "server/evaluation/report/page.css",
+        "common/models/small_cnn.safetensors",
+    ):
         assert needed in files
 
 
@@ -92,7 +131,19 @@ def test_the_installed_command_makes_data_runs_a_plan_and_reports(installed: Pat
     assert said.returncode == 0, said.stderr
     write_plan(tmp_path / "plan.yaml", held_out=["hospital-c"], training={"rounds": 1})
     said = run(
-        installed, "fedqc", "simulate", "plan.yaml", "--data", "data", "--out", "run", "--threads", 1, "--format", "json", cwd=tmp_path
+        installed,
+        "fedqc",
+        "simulate",
+        "plan.yaml",
+        "--data",
+        "data",
+        "--out",
+        "run",
+        "--threads",
+        1,
+        "--format",
+        "json",
+        cwd=tmp_path,
     )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["status"] == "completed"

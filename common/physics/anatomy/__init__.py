@@ -1,7 +1,8 @@
-"""Anatomy-like phantoms: a few adjacent slices of one invented patient, as HU (CT) or signal and fat share (MR).
+"""Anatomy-like phantoms: a few adjacent slices of one invented patient, as HU (CT) or signal and fat share
+(MR).
 
-Ellipses and other outlines with anti-aliased edges on a smoothly warped grid, band-limited textures, random lesions. Nothing here knows
-about artifacts.
+Ellipses and other outlines with anti-aliased edges on a smoothly warped grid, band-limited textures, random
+lesions. Nothing here knows about artifacts.
 """
 
 from collections.abc import Callable

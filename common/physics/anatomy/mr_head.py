@@ -11,7 +11,9 @@ from common.physics.anatomy.tissue import MrAnatomy, Painter, scaled, surface
 
 
 def brain_mr(scene: Scene, contrast: str) -> MrAnatomy:
-    """An axial head: skin, fat, skull, cortex with sulci, white matter, ventricles, deep nuclei, sometimes eyes, sinuses, lesions."""
+    """An axial head: skin, fat, skull, cortex with sulci, white matter, ventricles, deep nuclei, sometimes
+    eyes, sinuses, lesions.
+    """
     mr = Painter(scene, contrast)
     height, width = scene.number(0.8, 0.92, 0.03), scene.number(0.62, 0.74, 0.03)
     outline = scene.level(0, 0, height, width)
@@ -30,16 +32,26 @@ def brain_mr(scene: Scene, contrast: str) -> MrAnatomy:
     folds = scene.texture(11)
     mr.paint(scene.cover(depth + 0.012 * folds, width * 0.85, 0.965), "grey")
     mr.paint(scene.cover(depth + 0.07 * folds + 0.035 * scene.texture(22), width * 0.85, 0.82), "white")
-    sulci = ((0.3 - scene.texture(13).abs()) * 4).clamp(0, 1) * ((depth - uniform(scene.generator, 0.6, 0.75)) * 8).clamp(0, 1)
+    sulci = ((0.3 - scene.texture(13).abs()) * 4).clamp(0, 1) * (
+        (depth - uniform(scene.generator, 0.6, 0.75)) * 8
+    ).clamp(0, 1)
     mr.paint(sulci * scene.cover(depth, width, 0.98), "grey")
     mr.paint(
-        ((0.1 - scene.texture(13).abs()) * 7).clamp(0, 1) * ((depth - 0.72) * 8).clamp(0, 1) * scene.cover(depth, width, 0.99), "fluid"
+        ((0.1 - scene.texture(13).abs()) * 7).clamp(0, 1)
+        * ((depth - 0.72) * 8).clamp(0, 1)
+        * scene.cover(depth, width, 0.99),
+        "fluid",
     )
     fissure = scene.cover(scene.x.abs() / 0.012, 0.012) * ((depth - scene.number(0.35, 0.6)) * 9).clamp(0, 1)
     mr.paint(fissure * scene.cover(depth, width, 0.98), "fluid")
     swell = scene.number(0.7, 1.5)
     for side in (-1, 1):
-        mr.paint(scene.ellipse(scene.number(0.02, 0.1), side * scene.number(0.13, 0.19, 0.02), 0.13, 0.07, side * 0.3), "grey")
+        mr.paint(
+            scene.ellipse(
+                scene.number(0.02, 0.1), side * scene.number(0.13, 0.19, 0.02), 0.13, 0.07, side * 0.3
+            ),
+            "grey",
+        )
         tilt = side * uniform(scene.generator, 0.25, 0.5)
         mr.paint(scene.ellipse(-0.14, side * 0.09, 0.13 * swell, 0.035 * swell, tilt), "fluid")
         mr.paint(scene.ellipse(0.2, side * 0.13, 0.11 * swell, 0.035 * swell, -tilt), "fluid")
@@ -55,34 +67,51 @@ def brain_mr(scene: Scene, contrast: str) -> MrAnatomy:
     return mr.done()
 
 
-def _cortex(scene: Scene, mr: Painter, depth: Tensor, radius: float, cells: int = 26, region: Tensor | float = 1.0) -> None:
-    """Cerebrum, from depth 0 (centre) to 1 (surface): white matter, a grey ribbon along the surface and along sulci filled with fluid."""
+def _cortex(
+    scene: Scene, mr: Painter, depth: Tensor, radius: float, cells: int = 26, region: Tensor | float = 1.0
+) -> None:
+    """Cerebrum, from depth 0 (centre) to 1 (surface): white matter, a grey ribbon along the surface and along
+    sulci filled with fluid.
+    """
     bank = scene.texture(cells).abs()
     rough = depth + 0.025 * scene.texture(cells) + 0.05 * (0.4 - bank).clamp(min=0)
     mr.paint(region * scene.cover(depth, radius), "fluid")
     mr.paint(region * scene.cover(rough, radius), "grey")
     near = ((depth - 0.35) * 3).clamp(0, 1)
-    white = ((bank - 0.5 * near) * 3 + 0.5).clamp(0, 1) * scene.cover(rough + 0.06 * scene.texture(cells // 2), radius, 0.88)
+    white = ((bank - 0.5 * near) * 3 + 0.5).clamp(0, 1) * scene.cover(
+        rough + 0.06 * scene.texture(cells // 2), radius, 0.88
+    )
     mr.paint(region * white, "white")
     width = uniform(scene.generator, 0.08, 0.22)
     sulci = ((width - bank) * 6).clamp(0, 1) * ((depth - uniform(scene.generator, 0.5, 0.7)) * 6).clamp(0, 1)
     mr.paint(region * sulci * scene.cover(depth, radius), "fluid")
 
 
-def _cerebellum(scene: Scene, mr: Painter, depth: Tensor, radius: float, region: Tensor | float = 1.0) -> None:
-    """Cerebellum, from depth 0 (centre) to 1 (surface): grey leaves parallel to the surface, branching white matter."""
+def _cerebellum(
+    scene: Scene, mr: Painter, depth: Tensor, radius: float, region: Tensor | float = 1.0
+) -> None:
+    """Cerebellum, from depth 0 (centre) to 1 (surface): grey leaves parallel to the surface, branching white
+    matter.
+    """
     mr.paint(region * scene.cover(depth, radius), "grey")
     tree = ((0.72 - depth + 0.25 * scene.texture(22)) * 3).clamp(0, 1)
     mr.paint(region * tree * 0.9, "white")
-    leaves = torch.sin(36 * depth * radius / 0.25 + 3 * scene.texture(18)) * (0.6 + 0.5 * scene.texture(20)) - 0.3
-    mr.paint(region * leaves.clamp(0, 0.35) * scene.cover(depth, radius, 0.98) * ((depth - 0.4) * 3).clamp(0, 1), "fluid")
+    leaves = (
+        torch.sin(36 * depth * radius / 0.25 + 3 * scene.texture(18)) * (0.6 + 0.5 * scene.texture(20)) - 0.3
+    )
+    mr.paint(
+        region * leaves.clamp(0, 0.35) * scene.cover(depth, radius, 0.98) * ((depth - 0.4) * 3).clamp(0, 1),
+        "fluid",
+    )
 
 
 BRAIN_LEVELS = ("vertex", "convexity", "middle", "middle", "low", "posterior_fossa", "foramen")
 
 
 def brain_only_mr(scene: Scene, contrast: str) -> MrAnatomy:
-    """An axial brain without a bright scalp, as echo-planar images show it, from the vertex down to the foramen magnum."""
+    """An axial brain without a bright scalp, as echo-planar images show it, from the vertex down to the
+    foramen magnum.
+    """
     mr = Painter(scene, contrast)
     rim = uniform(scene.generator, 0.0, 1.0)
     for tissue in ("fat", "marrow", "skin", "muscle"):
@@ -101,7 +130,9 @@ def brain_only_mr(scene: Scene, contrast: str) -> MrAnatomy:
         _faint_face(scene, mr, height, width)
         _posterior_fossa(scene, mr, level == "foramen")
     else:
-        round_ = scene.star(0, 0, (1.0, 1.0, 0.98, 1.0, 1.0, 1.0, 1.0, 0.97, 0.93, 0.97, 1.0, 1.0), jitter=0.025)
+        round_ = scene.star(
+            0, 0, (1.0, 1.0, 0.98, 1.0, 1.0, 1.0, 1.0, 0.97, 0.93, 0.97, 1.0, 1.0), jitter=0.025
+        )
         depth = scaled(scene, round_, height, width) + wobble
         if level == "low":
             depth = depth + _notches(scene, height)
@@ -109,7 +140,10 @@ def brain_only_mr(scene: Scene, contrast: str) -> MrAnatomy:
         inside = scene.cover(depth, 0.55, 0.98)
         fissure = scene.cover((scene.x + 0.02 * wobble).abs() / 0.014, 0.014)
         if level != "low":
-            mr.paint(fissure * inside * ((scene.y.abs() / height - scene.number(0.1, 0.5)) * 8).clamp(0, 1), "fluid")
+            mr.paint(
+                fissure * inside * ((scene.y.abs() / height - scene.number(0.1, 0.5)) * 8).clamp(0, 1),
+                "fluid",
+            )
         if level == "middle":
             _ventricles(scene, mr)
         if level == "low":
@@ -120,7 +154,9 @@ def brain_only_mr(scene: Scene, contrast: str) -> MrAnatomy:
 
 
 def _ventricles(scene: Scene, mr: Painter) -> None:
-    """Lateral ventricles with thalami and basal ganglia beside them, or the bodies of the ventricles above those."""
+    """Lateral ventricles with thalami and basal ganglia beside them, or the bodies of the ventricles above
+    those.
+    """
     swell = scene.number(0.7, 1.4)
     if scene.chance(0.4):
         for side in (-1, 1):
@@ -147,11 +183,18 @@ def _notches(scene: Scene, height: Tensor) -> Tensor:
 
 
 def _skull_floor(scene: Scene, mr: Painter, height: Tensor, width: Tensor) -> None:
-    """Where the temporal lobes are: notches beside them, midbrain in its cistern, a dark floor in front, sometimes bright eyes."""
+    """Where the temporal lobes are: notches beside them, midbrain in its cistern, a dark floor in front,
+    sometimes bright eyes.
+    """
     for side in (-1, 1):
         mr.paint(scene.solid(scene.segment(0.18, side * 0.12, 0.26, side * 0.26, 0.012)), "fluid")
-    mr.paint(scene.cover(scene.star(0.02, 0, (0.17, 0.12, 0.14, 0.16, 0.14, 0.12), jitter=0.1), 0.13), "fluid")
-    mr.paint(scene.cover(scene.star(0.07, 0, (0.1, 0.11, 0.07, 0.11, 0.1, 0.1, 0.05, 0.1), jitter=0.05), 0.09), "white")
+    mr.paint(
+        scene.cover(scene.star(0.02, 0, (0.17, 0.12, 0.14, 0.16, 0.14, 0.12), jitter=0.1), 0.13), "fluid"
+    )
+    mr.paint(
+        scene.cover(scene.star(0.07, 0, (0.1, 0.11, 0.07, 0.11, 0.1, 0.1, 0.05, 0.1), jitter=0.05), 0.09),
+        "white",
+    )
     mr.paint(scene.ellipse(0.12, 0, 0.016, 0.016), "fluid")
     if scene.chance(0.6):
         floor = scene.cover(scene.star(-0.62 * height, 0, (0.2, 0.2, 0.16, 0.2, 0.2, 0.2), jitter=0.25), 0.18)
@@ -173,7 +216,9 @@ def _faint_face(scene: Scene, mr: Painter, height: Tensor, width: Tensor) -> Non
 
 
 def _posterior_fossa(scene: Scene, mr: Painter, foramen: bool) -> None:
-    """Cerebellum and pons with temporal poles, or the medulla with the tonsils, or just the cord in its fluid."""
+    """Cerebellum and pons with temporal poles, or the medulla with the tonsils, or just the cord in its
+    fluid.
+    """
     if foramen and scene.chance(0.5):
         mr.paint(scene.ellipse(0.2, 0, 0.15, 0.17), "fluid")
         mr.paint(scene.ellipse(0.2, 0, 0.08, 0.1), "white")
@@ -190,12 +235,20 @@ def _posterior_fossa(scene: Scene, mr: Painter, foramen: bool) -> None:
     mr.paint(scene.ellipse(0.2, 0, scene.number(0.025, 0.05), scene.number(0.05, 0.1)), "fluid")
     if not foramen:
         for side in (-1, 1):
-            pole = scene.star(-0.18, side * 0.36, (0.18, 0.2, 0.16, 0.2, 0.18, 0.2, 0.22, 0.2), scene.number(0.75, 1.1), jitter=0.14)
+            pole = scene.star(
+                -0.18,
+                side * 0.36,
+                (0.18, 0.2, 0.16, 0.2, 0.18, 0.2, 0.22, 0.2),
+                scene.number(0.75, 1.1),
+                jitter=0.14,
+            )
             _cortex(scene, mr, pole, 0.18, cells=24)
 
 
 def skull_base_mr(scene: Scene, contrast: str) -> MrAnatomy:
-    """An axial head below the cerebrum: eyes or maxillary sinuses or teeth in front, temporal lobes, cerebellum or neck behind."""
+    """An axial head below the cerebrum: eyes or maxillary sinuses or teeth in front, temporal lobes,
+    cerebellum or neck behind.
+    """
     mr = Painter(scene, contrast)
     scene.shrink(0.95)
     level = ("orbits", "sinuses", "sinuses", "mouth")[int(uniform(scene.generator, 0, 4))]
@@ -209,9 +262,13 @@ def skull_base_mr(scene: Scene, contrast: str) -> MrAnatomy:
     surface(scene, mr, nose, uniform(scene.generator, 0.05, 0.1))
     inside = scene.solid(nose + 0.1)
     mr.paint(inside * scene.lines(18, 0.16), "fat")
-    mr.paint(scene.cover(scene.star(-0.35, 0, (0.5, 0.4, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5), jitter=0.08), 0.4), "fat")
+    mr.paint(
+        scene.cover(scene.star(-0.35, 0, (0.5, 0.4, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5), jitter=0.08), 0.4), "fat"
+    )
     for side in (-1, 1):
-        muscle = scene.star(-0.22, side * 0.56, (0.09, 0.2, 0.3, 0.2, 0.09, 0.2, 0.3, 0.2), scene.number(0.8, 1.0), jitter=0.1)
+        muscle = scene.star(
+            -0.22, side * 0.56, (0.09, 0.2, 0.3, 0.2, 0.09, 0.2, 0.3, 0.2), scene.number(0.8, 1.0), jitter=0.1
+        )
         mr.paint(scene.cover(muscle, 0.1), "muscle")
         mr.paint(scene.cover(muscle, 0.1) * scene.lines(28, 0.1) * 0.6, "fat")
     if level == "orbits":
@@ -230,11 +287,19 @@ def skull_base_mr(scene: Scene, contrast: str) -> MrAnatomy:
 def _orbits(scene: Scene, mr: Painter) -> None:
     """Eyes in cones of fat with optic nerves and muscles; ethmoid cells between them."""
     for side in (-1, 1):
-        cone = union(scene.segment(-0.66, side * 0.36, -0.2, side * 0.14, 0.1), (scene.level(-0.6, side * 0.36, 0.2, 0.2) - 1) * 0.2)
+        cone = union(
+            scene.segment(-0.66, side * 0.36, -0.2, side * 0.14, 0.1),
+            (scene.level(-0.6, side * 0.36, 0.2, 0.2) - 1) * 0.2,
+        )
         mr.paint(scene.solid(cone - 0.02), "bone")
         mr.paint(scene.solid(cone), "fat")
         for shift in (-0.12, 0.12):
-            mr.paint(scene.solid(scene.segment(-0.6, side * 0.36 + 1.3 * shift, -0.22, side * 0.15 + 0.3 * shift, 0.018)), "muscle")
+            mr.paint(
+                scene.solid(
+                    scene.segment(-0.6, side * 0.36 + 1.3 * shift, -0.22, side * 0.15 + 0.3 * shift, 0.018)
+                ),
+                "muscle",
+            )
         mr.paint(scene.solid(scene.segment(-0.55, side * 0.35, -0.18, side * 0.13, 0.018)), "white")
         mr.paint(scene.ellipse(-0.66, side * 0.37, 0.135, 0.13), "skin")
         mr.paint(scene.ellipse(-0.66, side * 0.37, 0.12, 0.115), "fluid")
@@ -245,9 +310,17 @@ def _orbits(scene: Scene, mr: Painter) -> None:
 
 
 def _sinuses(scene: Scene, mr: Painter) -> None:
-    """Maxillary sinuses and a nasal cavity full of air with its septum and turbinates; pterygoid muscles, sphenoid sinus."""
+    """Maxillary sinuses and a nasal cavity full of air with its septum and turbinates; pterygoid muscles,
+    sphenoid sinus.
+    """
     for side in (-1, 1):
-        sinus = scene.star(-0.47, side * 0.34, (0.17, 0.2, 0.24, 0.2, 0.17, 0.2, 0.2, 0.2), scene.number(0.65, 1.05), jitter=0.16)
+        sinus = scene.star(
+            -0.47,
+            side * 0.34,
+            (0.17, 0.2, 0.24, 0.2, 0.17, 0.2, 0.2, 0.2),
+            scene.number(0.65, 1.05),
+            jitter=0.16,
+        )
         mr.paint(scene.cover(sinus, 0.18, 1.12), "bone")
         mr.paint(scene.cover(sinus, 0.18), "fluid" if scene.chance(0.2) else "organ2")
         mr.paint(scene.cover(sinus, 0.18, 0.92), "gas")
@@ -258,15 +331,28 @@ def _sinuses(scene: Scene, mr: Painter) -> None:
     nasal = scene.star(-0.5, 0, (0.13, 0.18, 0.34, 0.18, 0.13, 0.18, 0.3, 0.18), jitter=0.12)
     mr.paint(scene.cover(nasal, 0.13, 1.1), "bone")
     mr.paint(scene.cover(nasal, 0.13), "gas")
-    mr.paint(scene.solid(scene.segment(-0.8, 0, -0.22, uniform(scene.generator, -0.02, 0.02), 0.013)), "organ2")
+    mr.paint(
+        scene.solid(scene.segment(-0.8, 0, -0.22, uniform(scene.generator, -0.02, 0.02), 0.013)), "organ2"
+    )
     for side in (-1, 1):
-        mr.paint(scene.cover(scene.star(-0.47, side * 0.08, (0.03, 0.08, 0.16, 0.08, 0.03, 0.08, 0.16, 0.08), jitter=0.2), 0.04), "organ2")
+        mr.paint(
+            scene.cover(
+                scene.star(-0.47, side * 0.08, (0.03, 0.08, 0.16, 0.08, 0.03, 0.08, 0.16, 0.08), jitter=0.2),
+                0.04,
+            ),
+            "organ2",
+        )
     mr.paint(scene.ellipse(-0.16, 0, 0.06, scene.number(0.1, 0.16)), "gas" if scene.chance(0.6) else "organ2")
 
 
 def _mouth(scene: Scene, mr: Painter) -> None:
-    """Tongue inside a dark arch of teeth and jaw, cheeks, masseters, rami with marrow, airway, parotid glands."""
-    arch = (scene.star(-0.4, 0, (0.42, 0.44, 0.4, 0.36, 0.4, 0.44, 0.42, 0.42, 0.4, 0.38, 0.4, 0.42), jitter=0.02) - 1).abs() * 0.4
+    """Tongue inside a dark arch of teeth and jaw, cheeks, masseters, rami with marrow, airway, parotid
+    glands.
+    """
+    arch = (
+        scene.star(-0.4, 0, (0.42, 0.44, 0.4, 0.36, 0.4, 0.44, 0.42, 0.42, 0.4, 0.38, 0.4, 0.42), jitter=0.02)
+        - 1
+    ).abs() * 0.4
     arch = scene.solid(arch - 0.05) * (scene.y < -0.3)
     mr.paint(arch, "marrow" if scene.chance(0.5) else "bone")
     angle = torch.atan2(scene.y + 0.4, scene.x)
@@ -275,7 +361,10 @@ def _mouth(scene: Scene, mr: Painter) -> None:
     mr.paint(scene.cover(tongue, 0.3), "muscle")
     mr.paint(scene.cover(tongue, 0.3) * scene.lines(26, 0.14) * 0.5, "fat")
     mr.paint(scene.solid(scene.segment(-0.6, 0, -0.25, 0, 0.01)), "fat")
-    mr.paint(scene.ellipse(-0.08, scene.number(-0.03, 0.03), scene.number(0.03, 0.06), scene.number(0.06, 0.13)), "gas")
+    mr.paint(
+        scene.ellipse(-0.08, scene.number(-0.03, 0.03), scene.number(0.03, 0.06), scene.number(0.06, 0.13)),
+        "gas",
+    )
     for side in (-1, 1):
         mr.paint(scene.solid(scene.segment(-0.28, side * 0.47, -0.05, side * 0.53, 0.05)), "bone")
         mr.paint(scene.solid(scene.segment(-0.28, side * 0.47, -0.05, side * 0.53, 0.025)), "marrow")
@@ -285,15 +374,25 @@ def _mouth(scene: Scene, mr: Painter) -> None:
 
 def _neck(scene: Scene, mr: Painter) -> None:
     """A high vertebra with the cord, vessels beside it and layered muscles behind."""
-    mr.paint(scene.cover(scene.star(0.12, 0, (0.2, 0.14, 0.1, 0.14, 0.2, 0.14, 0.12, 0.14), jitter=0.06), 0.12), "bone")
-    mr.paint(scene.cover(scene.star(0.12, 0, (0.17, 0.11, 0.07, 0.11, 0.17, 0.11, 0.09, 0.11), jitter=0.06), 0.1), "marrow")
+    mr.paint(
+        scene.cover(scene.star(0.12, 0, (0.2, 0.14, 0.1, 0.14, 0.2, 0.14, 0.12, 0.14), jitter=0.06), 0.12),
+        "bone",
+    )
+    mr.paint(
+        scene.cover(scene.star(0.12, 0, (0.17, 0.11, 0.07, 0.11, 0.17, 0.11, 0.09, 0.11), jitter=0.06), 0.1),
+        "marrow",
+    )
     mr.paint(scene.ellipse(0.31, 0, 0.11, 0.14), "bone")
     mr.paint(scene.ellipse(0.31, 0, 0.095, 0.12), "fluid")
     mr.paint(scene.ellipse(0.31, 0, 0.055, 0.075), "white")
     for side in (-1, 1):
         mr.paint(scene.ellipse(0.02, side * 0.33, 0.045, 0.045), "vessel")
         mr.paint(scene.ellipse(0.12, side * 0.38, 0.055, 0.05), "vessel" if scene.chance(0.6) else "fluid")
-        for y, x, high, wide, tilt in ((0.42, 0.3, 0.1, 0.2, 0.6), (0.58, 0.18, 0.07, 0.2, 0.3), (0.28, 0.52, 0.16, 0.08, -0.4)):
+        for y, x, high, wide, tilt in (
+            (0.42, 0.3, 0.1, 0.2, 0.6),
+            (0.58, 0.18, 0.07, 0.2, 0.3),
+            (0.28, 0.52, 0.16, 0.08, -0.4),
+        ):
             level = scene.level(y, side * x, high, wide, side * tilt)
             mr.paint(scene.cover(level, high, 1.15), "fat")
             mr.paint(scene.cover(level, high), "muscle")
@@ -301,19 +400,31 @@ def _neck(scene: Scene, mr: Painter) -> None:
 
 
 def _fossa(scene: Scene, mr: Painter, head: Tensor, temporal: bool) -> None:
-    """The posterior fossa in its bone: cerebellum and brainstem; clivus, petrous bones with air cells, temporal lobes."""
+    """The posterior fossa in its bone: cerebellum and brainstem; clivus, petrous bones with air cells,
+    temporal lobes.
+    """
     size = scene.number(0.9, 1.02)
-    cavity = scene.star(0.33, 0, (0.55, 0.52, 0.46, 0.43, 0.46, 0.52, 0.55, 0.46, 0.36, 0.32, 0.36, 0.46), size, jitter=0.025)
+    cavity = scene.star(
+        0.33, 0, (0.55, 0.52, 0.46, 0.43, 0.46, 0.52, 0.55, 0.46, 0.36, 0.32, 0.36, 0.46), size, jitter=0.025
+    )
     shell = union((cavity - 1) * 0.45, (scene.level(0.14, 0, 0.15, 0.58) - 1) * 0.2, softness=0.05)
     mr.paint(scene.solid(torch.maximum(shell - 0.06, head + 0.09)), "bone")
     rough = torch.maximum(shell - 0.035, head + 0.11)
     mr.paint(scene.solid(rough) * ((scene.texture(22) + 0.3) * 2).clamp(0, 1) * 0.7, "marrow")
     for side in (-1, 1):
         if temporal:
-            lobe = scene.star(-0.1, side * 0.42, (0.2, 0.24, 0.2, 0.22, 0.2, 0.24, 0.24, 0.24), scene.number(0.9, 1.1), jitter=0.04)
+            lobe = scene.star(
+                -0.1,
+                side * 0.42,
+                (0.2, 0.24, 0.2, 0.22, 0.2, 0.24, 0.24, 0.24),
+                scene.number(0.9, 1.1),
+                jitter=0.04,
+            )
             mr.paint(scene.cover(lobe, 0.2, 1.12), "bone")
             _cortex(scene, mr, lobe, 0.2, cells=26)
-        cells = scene.solid(scene.level(0.22, side * 0.55, 0.13, 0.1) - 1) * ((scene.texture(20).abs() - 0.3) * 4).clamp(0, 1)
+        cells = scene.solid(scene.level(0.22, side * 0.55, 0.13, 0.1) - 1) * (
+            (scene.texture(20).abs() - 0.3) * 4
+        ).clamp(0, 1)
         mr.paint(cells, "gas")
         mr.paint(scene.solid(scene.segment(0.12, side * 0.72, 0.14, side * 0.5, 0.025)), "gas")
         mr.paint(scene.ellipse(0.02, side * 0.22, 0.035, 0.05), "vessel")
@@ -321,7 +432,10 @@ def _fossa(scene: Scene, mr: Painter, head: Tensor, temporal: bool) -> None:
     mr.paint(scene.cover(clivus, 0.08, 1.15), "bone")
     mr.paint(scene.cover(clivus, 0.08), "marrow")
     mr.paint(scene.cover(cavity, 0.45), "fluid")
-    depth = torch.maximum(cavity / 0.94, scene.star(0.36, 0, (0.52, 0.5, 0.5, 0.44, 0.5, 0.5, 0.52, 0.4, 0.3, 0.26, 0.3, 0.4), size))
+    depth = torch.maximum(
+        cavity / 0.94,
+        scene.star(0.36, 0, (0.52, 0.5, 0.5, 0.44, 0.5, 0.5, 0.52, 0.4, 0.3, 0.26, 0.3, 0.4), size),
+    )
     _cerebellum(scene, mr, depth, 0.42)
     mr.paint(scene.solid(scene.segment(0.55, 0, 0.8, 0, 0.014)), "fluid")
     stem = scene.star(0.14, 0, (0.15, 0.13, 0.12, 0.13, 0.15, 0.14, 0.12, 0.14), scene.number(0.7, 1.1))
@@ -335,13 +449,24 @@ def _fossa(scene: Scene, mr: Painter, head: Tensor, temporal: bool) -> None:
 
 
 def head_sagittal_mr(scene: Scene, contrast: str) -> MrAnatomy:
-    """A sagittal head and neck, in or beside the midline: cerebrum, cerebellum, brainstem and cord, face with airways, vertebrae."""
+    """A sagittal head and neck, in or beside the midline: cerebrum, cerebellum, brainstem and cord, face with
+    airways, vertebrae.
+    """
     mr = Painter(scene, contrast)
     if scene.chance(0.25):
         scene.mirror()
     midline = scene.chance(0.6)
     small = scene.number(0.95, 1.03) if midline else scene.number(0.82, 0.98)
-    cranium = (scene.star(-0.3, 0.1, (0.74, 0.74, 0.7, 0.6, 0.6, 0.68, 0.73, 0.7, 0.62, 0.61, 0.65, 0.71), small, jitter=0.012) - 1) * 0.6
+    cranium = (
+        scene.star(
+            -0.3,
+            0.1,
+            (0.74, 0.74, 0.7, 0.6, 0.6, 0.68, 0.73, 0.7, 0.62, 0.61, 0.65, 0.71),
+            small,
+            jitter=0.012,
+        )
+        - 1
+    ) * 0.6
     parts = [
         cranium,
         scene.segment(-0.05, -0.34, 0.45, -0.36, 0.26),
@@ -362,8 +487,12 @@ def head_sagittal_mr(scene: Scene, contrast: str) -> MrAnatomy:
     inside = scene.solid(outline + 0.09)
     mr.paint(inside * scene.lines(16, 0.16), "fat")
     mr.paint(inside * scene.lines(26, 0.1) * 0.6, "fat")
-    cerebrum = scene.star(-0.32, 0.1, (0.6, 0.5, 0.38, 0.34, 0.38, 0.48, 0.6, 0.6, 0.52, 0.51, 0.55, 0.6), small, jitter=0.02)
-    cerebellum = scene.star(0.06, 0.37, (0.24, 0.22, 0.18, 0.2, 0.24, 0.22, 0.19, 0.22), small, jitter=0.04) + 0.03 * scene.texture(12)
+    cerebrum = scene.star(
+        -0.32, 0.1, (0.6, 0.5, 0.38, 0.34, 0.38, 0.48, 0.6, 0.6, 0.52, 0.51, 0.55, 0.6), small, jitter=0.02
+    )
+    cerebellum = scene.star(
+        0.06, 0.37, (0.24, 0.22, 0.18, 0.2, 0.24, 0.22, 0.19, 0.22), small, jitter=0.04
+    ) + 0.03 * scene.texture(12)
     cavity = union((cerebrum - 1) * 0.45, (cerebellum - 1) * 0.18, softness=0.03)
     if midline:
         cavity = union(cavity, scene.segment(-0.05, 0.12, 0.28, 0.2, 0.1), softness=0.03)
@@ -383,7 +512,9 @@ def head_sagittal_mr(scene: Scene, contrast: str) -> MrAnatomy:
     if midline:
         _brainstem(scene, mr)
     else:
-        mr.paint(scene.solid(scene.segment(-0.1, -0.28, -0.26, 0.25, 0.008) + 0.025 * scene.texture(16)), "fluid")
+        mr.paint(
+            scene.solid(scene.segment(-0.1, -0.28, -0.26, 0.25, 0.008) + 0.025 * scene.texture(16)), "fluid"
+        )
         mr.paint(scene.ellipse(-0.2, 0.2, scene.number(0.02, 0.05), scene.number(0.08, 0.16), 0.4), "fluid")
     return mr.done()
 
@@ -396,22 +527,36 @@ def _brainstem(scene: Scene, mr: Painter) -> None:
     mr.paint(scene.solid((arch - 1).abs() * 0.2 - 0.03) * above, "white")
     mr.paint(scene.ellipse(-0.17, 0.1, 0.1, 0.17), "grey")
     mr.paint(scene.solid(scene.segment(-0.05, 0.06, 0.3, 0.19, 0.1)), "fluid")
-    mr.paint(scene.cover(scene.star(0.02, 0.13, (0.07, 0.1, 0.13, 0.11, 0.11, 0.11, 0.12, 0.1), jitter=0.05), 0.09), "white")
+    mr.paint(
+        scene.cover(
+            scene.star(0.02, 0.13, (0.07, 0.1, 0.13, 0.11, 0.11, 0.11, 0.12, 0.1), jitter=0.05), 0.09
+        ),
+        "white",
+    )
     mr.paint(scene.solid(scene.segment(-0.12, 0.12, 0.05, 0.15, 0.07)), "white")
     mr.paint(scene.solid(scene.segment(0.08, 0.16, 0.32, 0.21, 0.05)), "white")
     mr.paint(scene.solid(scene.segment(0.0, 0.23, 0.1, 0.24, 0.018)), "fluid")
 
 
 def _face_midline(scene: Scene, mr: Painter) -> None:
-    """Frontal and sphenoid sinus, nasal cavity, palate, tongue, jaw, clivus and the airway down to the larynx."""
-    mr.paint(scene.solid(union(scene.segment(0.05, -0.55, 0.2, -0.6, 0.06), scene.segment(0.1, -0.5, 0.18, -0.1, 0.1))), "gas")
+    """Frontal and sphenoid sinus, nasal cavity, palate, tongue, jaw, clivus and the airway down to the
+    larynx.
+    """
+    mr.paint(
+        scene.solid(
+            union(scene.segment(0.05, -0.55, 0.2, -0.6, 0.06), scene.segment(0.1, -0.5, 0.18, -0.1, 0.1))
+        ),
+        "gas",
+    )
     if scene.chance(0.6):
         mr.paint(scene.solid(scene.segment(0.04, -0.5, 0.06, -0.2, 0.03)), "organ2")
         mr.paint(scene.solid(scene.segment(0.16, -0.52, 0.17, -0.2, 0.045)), "organ2")
     mr.paint(scene.solid(scene.segment(0.28, -0.55, 0.28, -0.2, 0.025)), "bone")
     mr.paint(scene.solid(scene.segment(0.29, -0.2, 0.38, -0.08, 0.03)), "muscle")
     mr.paint(scene.solid(scene.segment(0.33, -0.58, 0.45, -0.59, 0.03)), "bone")
-    tongue = scene.star(0.46, -0.35, (0.2, 0.19, 0.14, 0.18, 0.2, 0.19, 0.15, 0.18), scene.number(0.9, 1.05), jitter=0.03)
+    tongue = scene.star(
+        0.46, -0.35, (0.2, 0.19, 0.14, 0.18, 0.2, 0.19, 0.15, 0.18), scene.number(0.9, 1.05), jitter=0.03
+    )
     mr.paint(scene.cover(tongue, 0.15), "muscle")
     fan = torch.sin(14 * torch.atan2(scene.y - 0.66, scene.x + 0.46) + 1.5 * scene.texture(12))
     mr.paint(scene.cover(tongue, 0.15) * (fan - 0.4).clamp(0, 0.35), "fat")
@@ -460,15 +605,28 @@ def _face_lateral(scene: Scene, mr: Painter) -> None:
     mr.paint(scene.solid(scene.segment(-0.06, -0.45, -0.02, -0.22, 0.018)), "muscle")
     mr.paint(scene.solid(scene.segment(0.1, -0.45, 0.06, -0.22, 0.018)), "muscle")
     mr.paint(scene.ellipse(0.02, -0.53, 0.1, 0.1), "fluid")
-    sinus = scene.star(0.27, -0.4, (0.14, 0.13, 0.14, 0.14, 0.13, 0.12, 0.13, 0.13), scene.number(0.8, 1.1), jitter=0.08)
+    sinus = scene.star(
+        0.27, -0.4, (0.14, 0.13, 0.14, 0.14, 0.13, 0.12, 0.13, 0.13), scene.number(0.8, 1.1), jitter=0.08
+    )
     mr.paint(scene.cover(sinus, 0.13, 1.12), "bone")
     mr.paint(scene.cover(sinus, 0.13), "gas")
-    for y, x, high, wide, tilt in ((0.28, -0.14, 0.16, 0.07, 0.3), (0.42, 0.3, 0.28, 0.07, -0.2), (0.75, 0.2, 0.3, 0.06, 0.15)):
+    for y, x, high, wide, tilt in (
+        (0.28, -0.14, 0.16, 0.07, 0.3),
+        (0.42, 0.3, 0.28, 0.07, -0.2),
+        (0.75, 0.2, 0.3, 0.06, 0.15),
+    ):
         level = scene.level(y, x, high, wide, tilt)
         mr.paint(scene.cover(level, wide, 1.2), "fat")
         mr.paint(scene.cover(level, wide), "muscle")
-    jaw = union(scene.segment(0.63, -0.48, 0.58, -0.14, 0.04), scene.segment(0.56, -0.1, 0.24, 0.0, 0.045), softness=0.05)
+    jaw = union(
+        scene.segment(0.63, -0.48, 0.58, -0.14, 0.04),
+        scene.segment(0.56, -0.1, 0.24, 0.0, 0.045),
+        softness=0.05,
+    )
     mr.paint(scene.solid(jaw - 0.02), "bone")
     mr.paint(scene.solid(jaw), "marrow")
     mr.paint(scene.solid(scene.segment(0.48, -0.52, 0.46, -0.3, 0.06)), "bone")
-    mr.paint(scene.solid(scene.level(0.2, 0.2, 0.12, 0.1) - 1) * ((scene.texture(20).abs() - 0.3) * 4).clamp(0, 1), "gas")
+    mr.paint(
+        scene.solid(scene.level(0.2, 0.2, 0.12, 0.1) - 1) * ((scene.texture(20).abs() - 0.3) * 4).clamp(0, 1),
+        "gas",
+    )

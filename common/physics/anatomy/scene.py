@@ -1,4 +1,5 @@
-"""The warped grid that the slices of one invented patient are drawn on, and what to draw with: ellipses, stars, segments, textures.
+"""The warped grid that the slices of one invented patient are drawn on, and what to draw with: ellipses,
+stars, segments, textures.
 
 Edges are anti-aliased. Coordinates: y down and x right, -1..1 across the field of view.
 """
@@ -20,7 +21,9 @@ SLICE_STEP = 0.35
 
 @lru_cache(maxsize=32)
 def _spline(size: int, cells: int) -> Tensor:
-    """Cubic B-spline interpolation from `cells` + 3 coarse points to `size` pixels, (size, cells + 3), rows scaled to unit variance."""
+    """Cubic B-spline interpolation from `cells` + 3 coarse points to `size` pixels, (size, cells + 3), rows
+    scaled to unit variance.
+    """
     place = (torch.arange(size, dtype=torch.float32) + 0.5) * cells / size
     distance = (place[:, None] - torch.arange(-1, cells + 2, dtype=torch.float32)[None, :]).abs()
     inner = (4 - 6 * distance**2 + 3 * distance**3) / 6
@@ -52,7 +55,9 @@ class Scene:
         self.pixels_per_unit *= factor
 
     def stiffen(self) -> None:
-        """Draw on the grid without its warp from now on: for a made object; undoes `shrink` and `mirror`, so call it first."""
+        """Draw on the grid without its warp from now on: for a made object; undoes `shrink` and `mirror`, so
+        call it first.
+        """
         self.y, self.x = self.stiff
 
     def mirror(self) -> None:
@@ -60,7 +65,9 @@ class Scene:
         self.x = -self.x
 
     def number(self, low: float, high: float, drift: float = 0.06) -> Tensor:
-        """One value a slice, (slices, 1, 1): uniform for the patient, drifting by a share of its range from slice to slice."""
+        """One value a slice, (slices, 1, 1): uniform for the patient, drifting by a share of its range from
+        slice to slice.
+        """
         start, slope = torch.rand(2, generator=self.generator).tolist()
         return low + (high - low) * (start + drift * (slope - 0.5) * 2 * self.place)
 
@@ -68,14 +75,18 @@ class Scene:
         return uniform(self.generator, 0, 1) < probability
 
     def texture(self, cells: int) -> Tensor:
-        """Band-limited noise of unit variance, about `cells` blobs across, (slices, size, size); neighbours are alike."""
+        """Band-limited noise of unit variance, about `cells` blobs across, (slices, size, size); neighbours
+        are alike.
+        """
         spline = _spline(self.size, cells)
         here, there = torch.randn(2, cells + 3, cells + 3, generator=self.generator)
         turn = SLICE_STEP * self.place
         return spline @ (torch.cos(turn) * here + torch.sin(turn) * there) @ spline.T
 
     def detail(self) -> Tensor:
-        """Texture at all scales with lines among it, as tissue has it, unit variance or a little less, (slices, size, size)."""
+        """Texture at all scales with lines among it, as tissue has it, unit variance or a little less,
+        (slices, size, size).
+        """
         blobs = sum((self.texture(cells) for cells in (6, 12, 24, 48)), torch.zeros(())) / 2
         for _ in range(int(uniform(self.generator, 0, 4))):  # vessels, sulci, septa: bright or dark
             cells = int(uniform(self.generator, 6, 26))
@@ -83,7 +94,14 @@ class Scene:
             blobs = blobs + uniform(self.generator, -3, 3) * line * (self.texture(5) > 0)
         return blobs
 
-    def level(self, y: Tensor | float, x: Tensor | float, height: Tensor | float, width: Tensor | float, angle: float = 0.0) -> Tensor:
+    def level(
+        self,
+        y: Tensor | float,
+        x: Tensor | float,
+        height: Tensor | float,
+        width: Tensor | float,
+        angle: float = 0.0,
+    ) -> Tensor:
         """1 on the ellipse with these half-axes, 0 in its centre; (slices, size, size)."""
         dy, dx = self.y - y, self.x - x
         if angle:
@@ -94,7 +112,14 @@ class Scene:
         """Pixel coverage 0..1 of the region level < at, for an object of smallest half-axis `radius`."""
         return ((at - level) * (radius * self.pixels_per_unit) + 0.5).clamp(0, 1)
 
-    def ellipse(self, y: Tensor | float, x: Tensor | float, height: Tensor | float, width: Tensor | float, angle: float = 0.0) -> Tensor:
+    def ellipse(
+        self,
+        y: Tensor | float,
+        x: Tensor | float,
+        height: Tensor | float,
+        width: Tensor | float,
+        angle: float = 0.0,
+    ) -> Tensor:
         """Pixel coverage of an ellipse, anti-aliased."""
         smallest = torch.minimum(torch.as_tensor(height), torch.as_tensor(width))
         return self.cover(self.level(y, x, height, width, angle), smallest)
@@ -102,15 +127,27 @@ class Scene:
     def spot(self, reach_y: float, reach_x: float, low: float, high: float) -> Tensor:
         """Coverage of a randomly placed ellipse within a central box."""
         height, width = self.number(low, high), self.number(low, high)
-        return self.ellipse(self.number(-reach_y, reach_y), self.number(-reach_x, reach_x), height, width, uniform(self.generator, 0, 3.1))
+        return self.ellipse(
+            self.number(-reach_y, reach_y),
+            self.number(-reach_x, reach_x),
+            height,
+            width,
+            uniform(self.generator, 0, 3.1),
+        )
 
     def star(
-        self, y: Tensor | float, x: Tensor | float, radii: Sequence[float], scale: Tensor | float = 1.0, jitter: float = 0.05
+        self,
+        y: Tensor | float,
+        x: Tensor | float,
+        radii: Sequence[float],
+        scale: Tensor | float = 1.0,
+        jitter: float = 0.05,
     ) -> Tensor:
         """1 on a smooth closed outline around (y, x), 0 in its centre; (slices, size, size).
 
         Args:
-            radii: distance from the centre, clockwise from the right in equal steps; the outline rounds them off.
+            radii: distance from the centre, clockwise from the right in equal steps; the outline rounds them
+                off.
             scale: factor on all of them.
             jitter: standard deviation of each relative to its size; neighbouring slices are alike.
         """
@@ -134,19 +171,32 @@ class Scene:
             radius += weight * knots.gather(1, (index + step - 1) % count).reshape(radius.shape)
         return torch.sqrt(dy**2 + dx**2) / (radius * scale)
 
-    def segment(self, y0: Tensor | float, x0: Tensor | float, y1: Tensor | float, x1: Tensor | float, radius: Tensor | float) -> Tensor:
-        """Distance outside of a rounded bar from (y0, x0) to (y1, x1), negative inside; (slices, size, size)."""
+    def segment(
+        self,
+        y0: Tensor | float,
+        x0: Tensor | float,
+        y1: Tensor | float,
+        x1: Tensor | float,
+        radius: Tensor | float,
+    ) -> Tensor:
+        """Distance outside of a rounded bar from (y0, x0) to (y1, x1), negative inside; (slices, size,
+        size).
+        """
         along_y, along_x = y1 - y0, x1 - x0
         length = along_y**2 + along_x**2
         share = (((self.y - y0) * along_y + (self.x - x0) * along_x) / (length + 1e-9)).clamp(0, 1)
-        return torch.sqrt((self.y - y0 - share * along_y) ** 2 + (self.x - x0 - share * along_x) ** 2) - radius
+        return (
+            torch.sqrt((self.y - y0 - share * along_y) ** 2 + (self.x - x0 - share * along_x) ** 2) - radius
+        )
 
     def solid(self, distance: Tensor, fade: float = 0.0) -> Tensor:
         """Pixel coverage of distance < 0, anti-aliased or fading over `fade`."""
         return (0.5 - distance / max(fade, 1 / self.pixels_per_unit)).clamp(0, 1)
 
     def lines(self, cells: int, width: float) -> Tensor:
-        """Coverage of winding lines, as of septa or vessels, between about `cells` blobs; `width` is relative to the blobs."""
+        """Coverage of winding lines, as of septa or vessels, between about `cells` blobs; `width` is relative
+        to the blobs.
+        """
         return ((width - self.texture(cells).abs()) * 6 + 0.5 * width).clamp(0, 1)
 
 

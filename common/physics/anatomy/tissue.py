@@ -13,7 +13,8 @@ from common.physics.anatomy.scene import Scene
 INVENTED = ("ANY", "ANY_EPI")
 """Contrasts drawn anew for every patient; in the second fat is dark."""
 
-CONTRASTS: dict[str, dict[str, float]] = {  # signal relative to the brightest tissue, rounded from usual 1.5 T protocols
+# signal relative to the brightest tissue, rounded from usual 1.5 T protocols
+CONTRASTS: dict[str, dict[str, float]] = {
     "T1": {
         "fat": 1.0,
         "skin": 0.5,
@@ -131,7 +132,9 @@ class MrAnatomy:
 
 
 def _invented(scene: Scene) -> dict[str, float]:
-    """A contrast no protocol has: any signal for any tissue, so that no order of tissues can be learned (Billot et al., MedIA 2023)."""
+    """A contrast no protocol has: any signal for any tissue, so that no order of tissues can be learned
+    (Billot et al., MedIA 2023).
+    """
     table = {name: uniform(scene.generator, 0.05, 1.0) for name in CONTRASTS["T1"]}
     return table | {"gas": 0.0, "bone": 0.2 * table["bone"], "fat": max(table["fat"], 0.3)}
 
@@ -142,7 +145,9 @@ class Painter:
     def __init__(self, scene: Scene, contrast: str) -> None:
         self.scene = scene
         self.table = _invented(scene) if contrast in INVENTED else CONTRASTS[contrast]
-        self.table = {name: value * uniform(scene.generator, 0.88, 1.12) for name, value in self.table.items()}
+        self.table = {
+            name: value * uniform(scene.generator, 0.88, 1.12) for name, value in self.table.items()
+        }
         if contrast == "ANY_EPI":
             self.table |= {name: 0.08 * self.table[name] for name in ("fat", "marrow", "skin", "bone")}
         self.signal = torch.zeros(scene.slices, scene.size, scene.size)
@@ -167,6 +172,8 @@ def surface(scene: Scene, mr: Painter, distance: Tensor, fat: float, inside: str
 
 
 def scaled(scene: Scene, round_: Tensor, high: Tensor, wide: Tensor, power: float = 2.0) -> Tensor:
-    """The outline `round_` (a star of radius about 1) stretched to these half-axes; above power 2 its corners fill."""
+    """The outline `round_` (a star of radius about 1) stretched to these half-axes; above power 2 its corners
+    fill.
+    """
     square = ((scene.y / high).abs() ** power + (scene.x / wide).abs() ** power) ** (1 / power)
     return square * round_ / torch.sqrt(scene.y**2 + scene.x**2).clamp(min=1e-3)

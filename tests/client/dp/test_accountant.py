@@ -20,7 +20,9 @@ def gaussian(noise_multiplier: float, sample_rate: float, steps: int) -> Gaussia
     ],
 )
 def test_opacus_agrees_with_our_accountants(history: list[GaussianSteps]) -> None:
-    assert opacus_accountant(history).get_epsilon(delta=1e-5) == pytest.approx(rdp_epsilon(history, 1e-5), abs=2e-3)
+    assert opacus_accountant(history).get_epsilon(delta=1e-5) == pytest.approx(
+        rdp_epsilon(history, 1e-5), abs=2e-3
+    )
     if any(entry.sample_rate == 1 for entry in history):
         return  # Opacus' PRV divides by zero there
     prv = opacus_accountant(history, "prv").get_epsilon(delta=1e-5)
@@ -34,6 +36,10 @@ def test_steps_keep_counting_in_an_opacus_accountant() -> None:
 
 
 def test_what_opacus_would_answer_wrongly_is_not_asked() -> None:
-    for history, mechanism in [([], "rdp"), ([gaussian(0.0, 1.0, 1)], "rdp"), ([gaussian(1.0, 1.0, 1)], "gdp")]:
+    for history, mechanism in [
+        ([], "rdp"),
+        ([gaussian(0.0, 1.0, 1)], "rdp"),
+        ([gaussian(1.0, 1.0, 1)], "gdp"),
+    ]:
         with pytest.raises(ConfigError):
             opacus_accountant(history, mechanism)

@@ -15,7 +15,9 @@ ROWS = st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=6
 
 @given(rows=ROWS, clip_norm=st.floats(1e-3, 1e3), gone=st.integers(0, 5))
 @settings(max_examples=200, deadline=None)
-def test_one_patient_moves_the_sum_by_at_most_the_clip(rows: list[list[float]], clip_norm: float, gone: int) -> None:
+def test_one_patient_moves_the_sum_by_at_most_the_clip(
+    rows: list[list[float]], clip_norm: float, gone: int
+) -> None:
     vectors = torch.tensor(rows, dtype=torch.float32)
     gone %= len(rows)
     without = torch.cat([vectors[:gone], vectors[gone + 1 :]])

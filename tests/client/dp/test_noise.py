@@ -22,7 +22,9 @@ def test_what_is_released_lies_on_a_public_grid() -> None:
     grid = noise_grid(1.7, 0.3)
     assert math.frexp(grid)[0] == 0.5  # a power of two, so that dividing by it is exact
     assert 0.51 * 2**-21 < grid <= 0.51 * 2**-20
-    noised = add_noise(np.random.default_rng(0).standard_normal(1000) * 1e3, noise_multiplier=1.7, clip_norm=0.3)
+    noised = add_noise(
+        np.random.default_rng(0).standard_normal(1000) * 1e3, noise_multiplier=1.7, clip_norm=0.3
+    )
     np.testing.assert_array_equal(noised, np.round(noised / grid) * grid)
 
 
@@ -41,11 +43,17 @@ def test_no_two_draws_are_alike_and_none_can_be_repeated() -> None:
 
 
 def test_a_given_generator_repeats() -> None:
-    first, second = (add_noise(np.zeros(4), noise_multiplier=1, clip_norm=1, generator=np.random.default_rng(5)) for _ in range(2))
+    first, second = (
+        add_noise(np.zeros(4), noise_multiplier=1, clip_norm=1, generator=np.random.default_rng(5))
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("wrong", [{"noise_multiplier": -1}, {"noise_multiplier": math.nan}, {"clip_norm": 0}, {"clip_norm": math.inf}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise_multiplier": -1}, {"noise_multiplier": math.nan}, {"clip_norm": 0}, {"clip_norm": math.inf}],
+)
 def test_numbers_that_promise_nothing_are_refused(wrong: Any) -> None:
     with pytest.raises(ConfigError):
         add_noise(np.zeros(3), **{"noise_multiplier": 1.0, "clip_norm": 1.0, **wrong})

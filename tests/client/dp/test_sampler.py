@@ -21,7 +21,11 @@ def draws(num_patients: int, sample_rate: float, count: int) -> np.ndarray:
 def test_sizes_are_binomial_not_fixed() -> None:
     sizes = draws(20, 0.3, 4000).sum(axis=1)
     bins = np.arange(2, 11)
-    observed = [np.sum(sizes <= bins[0]), *(np.sum(sizes == size) for size in bins[1:]), np.sum(sizes > bins[-1])]
+    observed = [
+        np.sum(sizes <= bins[0]),
+        *(np.sum(sizes == size) for size in bins[1:]),
+        np.sum(sizes > bins[-1]),
+    ]
     expected = [binom.cdf(bins[0], 20, 0.3), *binom.pmf(bins[1:], 20, 0.3), binom.sf(bins[-1], 20, 0.3)]
     assert chisquare(observed, 4000 * np.array(expected)).pvalue > 1e-4
 

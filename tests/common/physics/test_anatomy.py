@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.physics.anatomy import CONTRASTS, CT_BODIES, FIELD_OF_VIEW_MM, MR_BODIES, MrAnatomy, Scene
+from common.physics.anatomy import FIELD_OF_VIEW_MM, MR_BODIES
+from common.physics.anatomy.ct import CT_BODIES
+from common.physics.anatomy.scene import Scene
+from common.physics.anatomy.tissue import CONTRASTS, MrAnatomy
 
 BODIES = [("CT", body) for body in CT_BODIES] + [("MR", body) for body in MR_BODIES]
 
@@ -122,10 +125,13 @@ def test_skull_base_and_chest_hold_air() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "air", "soft", "bone"), [("spine", 0.0, 0.25, 0.05), ("knee", 0.4, 0.2, 0.02), ("shoulder", 0.4, 0.12, 0.05)]
+    ("body", "air", "soft", "bone"),
+    [("spine", 0.0, 0.25, 0.05), ("knee", 0.4, 0.2, 0.02), ("shoulder", 0.4, 0.12, 0.05)],
 )
 def test_ct_bodies_hold_air_soft_tissue_and_bone(body: str, air: float, soft: float, bone: float) -> None:
-    """At least these shares: of the image below -900 HU, of the body within 20..120 HU and above 250 HU; some fat, no metal."""
+    """At least these shares: of the image below -900 HU, of the body within 20..120 HU and above 250 HU; some
+    fat, no metal.
+    """
     for seed in range(8):
         hu = CT_BODIES[body](scene(seed), False)
         assert float((hu < -900).float().mean()) >= air

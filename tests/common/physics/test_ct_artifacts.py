@@ -37,15 +37,28 @@ def between(image: torch.Tensor) -> float:
     middle = SIZE // 2
     band = image[middle - 3 : middle + 3, middle - 8 : middle + 8].mean()
     beside = torch.cat(
-        [image[middle - 22 : middle - 16, middle - 8 : middle + 8], image[middle + 16 : middle + 22, middle - 8 : middle + 8]]
+        [
+            image[middle - 22 : middle - 16, middle - 8 : middle + 8],
+            image[middle + 16 : middle + 22, middle - 8 : middle + 8],
+        ]
     )
     return float(band - beside.mean())
 
 
 def two_rods(radius_px: float, material: str = "titanium") -> metal.Metal:
-    rods = tuple(metal.Rod(y=48.0, x=x, semi_major_px=radius_px, semi_minor_px=radius_px, angle_rad=0.0) for x in (30.0, 66.0))
+    rods = tuple(
+        metal.Rod(y=48.0, x=x, semi_major_px=radius_px, semi_minor_px=radius_px, angle_rad=0.0)
+        for x in (30.0, 66.0)
+    )
     return metal.Metal(
-        severity=0.5, kind="rods", rods=rods, material=material, photons=1e8, least_depth_hu=0.0, pixel_spacing_mm=3.0, noise_seed=1
+        severity=0.5,
+        kind="rods",
+        rods=rods,
+        material=material,
+        photons=1e8,
+        least_depth_hu=0.0,
+        pixel_spacing_mm=3.0,
+        noise_seed=1,
     )
 
 
@@ -67,7 +80,9 @@ def test_zero_gain_is_clean_even_without_the_shortcut_of_apply() -> None:
     none = [metal.draw(0.0, generator(), acquisition)]
     streaks = metal.scale(ct.reconstruct(metal.sinogram_error(paths, none), paths), image, none)
     soft = [beam_hardening.draw(0.0, generator(), acquisition)]
-    bands = beam_hardening.scale(ct.reconstruct(beam_hardening.sinogram_error(paths, soft), paths), image, soft)
+    bands = beam_hardening.scale(
+        ct.reconstruct(beam_hardening.sinogram_error(paths, soft), paths), image, soft
+    )
     assert float((streaks + bands).abs().max()) < 1
     assert torch.equal(metal.paint(image, none), image)
 
@@ -153,7 +168,9 @@ def test_attenuation_falls_with_energy_and_the_spectrum_has_twelve_bins() -> Non
 def test_attenuation_is_that_of_nist(material: str, kev: float, per_cm: float) -> None:
     """NISTIR 5632, tables 3 and 4; alloys by the mixture rule."""
     logs = np.log(ct.attenuation()[material].numpy())
-    assert math.exp(np.interp(math.log(kev), np.log(ct.ENERGIES_KEV), logs)) == pytest.approx(per_cm, rel=0.02)
+    assert math.exp(np.interp(math.log(kev), np.log(ct.ENERGIES_KEV), logs)) == pytest.approx(
+        per_cm, rel=0.02
+    )
 
 
 def test_the_band_between_rods_darkens_with_their_radius() -> None:
@@ -167,7 +184,9 @@ def test_the_band_between_rods_darkens_with_their_radius() -> None:
 def test_the_band_between_rods_darkens_with_atomic_number_and_density() -> None:
     image = pelvis().clamp(max=40)
     for radius in (1.5, 2.0, 3.0):
-        titanium, steel, cobalt = (between(metal.apply(image, two_rods(radius, name))[0]) for name in ct.METALS)
+        titanium, steel, cobalt = (
+            between(metal.apply(image, two_rods(radius, name))[0]) for name in ct.METALS
+        )
         assert steel < titanium
         assert cobalt < titanium
         assert abs(cobalt - steel) < 0.35 * abs(steel)
@@ -204,7 +223,9 @@ def test_every_kind_of_implant_shows_more_with_severity(kind: str) -> None:
     assert len(seeds) == 2
     for seed in seeds:
         drawn = [metal.draw(severity, generator(seed), acquisition) for severity in (0.25, 0.5, 0.75, 1.0)]
-        assert len({(one.kind, one.material, tuple((rod.y, rod.x) for rod in one.rods)) for one in drawn}) == 1
+        assert (
+            len({(one.kind, one.material, tuple((rod.y, rod.x) for rod in one.rods)) for one in drawn}) == 1
+        )
         changes = [soft_change(image, one) for one in drawn]
         assert changes == sorted(changes)
         assert changes[0] > 2
@@ -222,7 +243,10 @@ def test_a_dense_implant_blooms() -> None:
 def test_fewer_photons_make_noisier_streaks() -> None:
     image = pelvis().clamp(max=40)
     exact = metal.apply(image, two_rods(3.0, "steel"))[0]
-    noise = [float((metal.apply(image, replace(two_rods(3.0, "steel"), photons=photons))[0] - exact).std()) for photons in (1e6, 1e5, 1e4)]
+    noise = [
+        float((metal.apply(image, replace(two_rods(3.0, "steel"), photons=photons))[0] - exact).std())
+        for photons in (1e6, 1e5, 1e4)
+    ]
     assert noise == sorted(noise)
 
 
@@ -239,7 +263,9 @@ def test_the_band_between_bones_darkens_with_severity() -> None:
 
 def test_a_slice_without_bone_stays_clean_of_hardening() -> None:
     image = pelvis().clamp(max=40)
-    params = replace(beam_hardening.draw(1.0, generator(), acquire(image, "CT", pixel_spacing_mm=3.0)), water_error=0.0)
+    params = replace(
+        beam_hardening.draw(1.0, generator(), acquire(image, "CT", pixel_spacing_mm=3.0)), water_error=0.0
+    )
     changed, _ = beam_hardening.apply(image, params)
     assert float((changed - image).abs().max()) < 15
 
@@ -270,7 +296,10 @@ def test_parameters_are_reproducible_and_apply_draws_nothing(name: str) -> None:
 def test_a_batch_is_its_slices(name: str) -> None:
     images = torch.stack([pelvis(), pelvis().clamp(max=40), pelvis().flip(0) + 5])
     acquisition = acquire(images[0], "CT", pixel_spacing_mm=3.0)
-    params = [SIMULATORS[name].draw(severity, generator(seed), acquisition) for seed, severity in enumerate((0.4, 0.0, 0.9))]
+    params = [
+        SIMULATORS[name].draw(severity, generator(seed), acquisition)
+        for seed, severity in enumerate((0.4, 0.0, 0.9))
+    ]
     changed, mask = SIMULATORS[name].apply(images, params)
     for image, one, together, where in zip(images, params, changed, mask, strict=True):
         alone, alone_where = SIMULATORS[name].apply(image, one)

@@ -1,4 +1,6 @@
-"""Claims about what changes how a CT slice looks without being an artifact that we grade: noise, rings, movement."""
+"""Claims about what changes how a CT slice looks without being an artifact that we grade: noise, rings,
+movement.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from common.physics import beam_hardening, ct, ct_motion, low_dose, metal, photo
 from common.physics.acquisition import acquire
 
 SIZE = 96
-NUISANCES = {"photon_starvation": photon_starvation, "low_dose": low_dose, "ring": ring, "ct_motion": ct_motion}
+NUISANCES = {
+    "photon_starvation": photon_starvation,
+    "low_dose": low_dose,
+    "ring": ring,
+    "ct_motion": ct_motion,
+}
 ALL = {**NUISANCES, "metal": metal, "beam_hardening": beam_hardening}
 
 
@@ -61,7 +68,10 @@ def test_nothing_drawn_at_severity_zero_changes_anything_even_without_the_shortc
 
 @pytest.mark.parametrize("name", NUISANCES)
 def test_the_change_grows_with_severity(name: str) -> None:
-    sizes = [float(change(NUISANCES[name], shoulders(), drawn(name, severity)).square().mean()) for severity in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    sizes = [
+        float(change(NUISANCES[name], shoulders(), drawn(name, severity)).square().mean())
+        for severity in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
     assert sizes == sorted(sizes)
     assert sizes[1] > 0
 
@@ -71,7 +81,9 @@ def test_parameters_are_reproducible_and_apply_draws_nothing(name: str) -> None:
     first, again, other = (drawn(name, 0.7, seed) for seed in (3, 3, 4))
     assert first == again != other
     state = torch.random.get_rng_state()
-    assert torch.equal(NUISANCES[name].apply(shoulders(), first)[0], NUISANCES[name].apply(shoulders(), first)[0])
+    assert torch.equal(
+        NUISANCES[name].apply(shoulders(), first)[0], NUISANCES[name].apply(shoulders(), first)[0]
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -97,7 +109,10 @@ def test_parameters_survive_json(name: str) -> None:
 @pytest.mark.parametrize("name", ["low_dose", "photon_starvation"])
 def test_noise_grows_as_photons_fall(name: str) -> None:
     params = drawn(name, 0.5)
-    noise = [float(change(NUISANCES[name], shoulders(), replace(params, photons=photons)).std()) for photons in (1e7, 1e6, 1e5, 1e4)]
+    noise = [
+        float(change(NUISANCES[name], shoulders(), replace(params, photons=photons)).std())
+        for photons in (1e7, 1e6, 1e5, 1e4)
+    ]
     assert noise == sorted(noise)
     assert noise[-1] > 2 * noise[0]
 
@@ -114,7 +129,9 @@ def test_counted_quanta_have_the_mean_and_the_variance_of_poisson_and_electronic
 
 def test_starved_streaks_run_along_the_longest_paths() -> None:
     """Left to right: the change varies faster from row to row than along a row."""
-    added = change(photon_starvation, shoulders(), replace(drawn("photon_starvation", 0.6), photons=1e5))[36:60, 24:72]
+    added = change(photon_starvation, shoulders(), replace(drawn("photon_starvation", 0.6), photons=1e5))[
+        36:60, 24:72
+    ]
     across, along = added.diff(dim=0).square().mean(), added.diff(dim=1).square().mean()
     assert float(across) > 4 * float(along)
 
@@ -127,7 +144,10 @@ def test_low_dose_noise_is_correlated() -> None:
 
 def test_a_wide_body_gets_more_photons() -> None:
     image = shoulders()
-    slim, wide = (low_dose.draw(0.5, generator(), acquire(image, "CT", pixel_spacing_mm=spacing)) for spacing in (3.0, 5.0))
+    slim, wide = (
+        low_dose.draw(0.5, generator(), acquire(image, "CT", pixel_spacing_mm=spacing))
+        for spacing in (3.0, 5.0)
+    )
     assert wide.photons > 2 * slim.photons
 
 
@@ -141,7 +161,8 @@ def test_rings_are_round_about_the_isocentre() -> None:
         turned = added.rot90(quarter)
         assert float((turned - added)[radius < 40].abs().max()) < 0.1 * float(added.abs().max())
     on = {place: added[(radius - place).abs() < 0.35] for place in (12.0, 25.5)}
-    assert float(on[12.0].mean()) < 0 < float(on[25.5].mean())  # too many counts look like too little attenuation
+    # too many counts look like too little attenuation
+    assert float(on[12.0].mean()) < 0 < float(on[25.5].mean())
     for values in on.values():
         assert float(values.std()) < 0.35 * abs(float(values.mean()))
 
@@ -155,13 +176,26 @@ def test_a_ring_does_not_depend_on_the_object() -> None:
 
 def test_movement_doubles_contours_and_its_energy_grows_with_its_size() -> None:
     image = shoulders()
-    still = ct_motion.CtMotion(severity=0.5, angle_deg=0.0, shift_y_px=0.0, shift_x_px=0.0, start=0.5, duration=0.03, pixel_spacing_mm=4.0)
+    still = ct_motion.CtMotion(
+        severity=0.5,
+        angle_deg=0.0,
+        shift_y_px=0.0,
+        shift_x_px=0.0,
+        start=0.5,
+        duration=0.03,
+        pixel_spacing_mm=4.0,
+    )
     for field, sizes in (("shift_y_px", (0.0, 1.0, 2.0, 4.0, 8.0)), ("angle_deg", (0.0, 1.0, 2.0, 4.0))):
-        energies = [float(change(ct_motion, image, replace(still, **{field: size})).square().mean()) for size in sizes]
+        energies = [
+            float(change(ct_motion, image, replace(still, **{field: size})).square().mean()) for size in sizes
+        ]
         assert energies == sorted(energies)
         assert energies[0] < 1e-3
     moved, _ = ct_motion.apply(image, replace(still, shift_y_px=8.0))
-    top, shifted = (int(rows[0]) for rows in ((image[:, 48] > -500).nonzero()[:, 0], (image.roll(8, 0)[:, 48] > -500).nonzero()[:, 0]))
+    top, shifted = (
+        int(rows[0])
+        for rows in ((image[:, 48] > -500).nonzero()[:, 0], (image.roll(8, 0)[:, 48] > -500).nonzero()[:, 0])
+    )
     steps = moved[:, 48].diff().abs()
     assert shifted - top == 8
     for edge in (top - 1, shifted - 1):  # either contour is there, at part of its height

@@ -13,13 +13,14 @@ import torch
 
 import common.models
 from common.artifacts import INDEX, MODALITIES, NAMES
-from common.imaging.preprocess import prepare, to_stored
 from common.learning import score
 from common.model_file import load_model
 from common.models import build
 from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
-from common.physics.phantom import PUBLIC_APPEARANCES, draw_patients
+from common.physics.appearance import PUBLIC_APPEARANCES
+from common.physics.phantom import draw_patients
+from common.preprocess import prepare, to_stored
 from common.weights import manifest_of, unflatten
 
 SEVERITIES = (0.0, 0.3, 0.6, 1.0)
@@ -46,7 +47,9 @@ def clean() -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", LABELLED)
-def test_the_score_rises_with_severity(name: str, model: torch.nn.Module, clean: dict[str, list[np.ndarray]]) -> None:
+def test_the_score_rises_with_severity(
+    name: str, model: torch.nn.Module, clean: dict[str, list[np.ndarray]]
+) -> None:
     simulator = SIMULATORS[name]
     images = [torch.from_numpy(image) for image in clean[simulator.modality]]
     means = []
@@ -61,5 +64,6 @@ def test_the_score_rises_with_severity(name: str, model: torch.nn.Module, clean:
         logits = score(model, np.stack(stored), code, np.arange(len(stored)))
         assert simulator.label is not None
         means.append(float(torch.sigmoid(torch.from_numpy(logits[:, INDEX[simulator.label]])).mean()))
-    assert all(after > before - 0.01 for before, after in pairwise(means)), means  # near 1 it cannot rise any more
+    # near 1 it cannot rise any more
+    assert all(after > before - 0.01 for before, after in pairwise(means)), means
     assert means[-1] > means[0] + 0.3, means

@@ -10,7 +10,7 @@ import torch
 
 from common.physics import SIMULATORS, ct
 from common.physics.acquisition import acquire
-from tests.second_device import ELSEWHERE, MixedDevicesError, Watch
+from tests.helpers.second_device import ELSEWHERE, MixedDevicesError, Watch
 
 
 def body(size: int) -> torch.Tensor:
@@ -46,7 +46,9 @@ CASES = [*((name, "GRE") for name in SIMULATORS), ("susceptibility", "EPI"), ("c
 
 @pytest.mark.parametrize(("name", "sequence"), CASES)
 @pytest.mark.parametrize("size", [64, 208])
-def test_a_simulator_stays_on_the_device_of_its_images(name: str, size: int, sequence: str, second_device: torch.device) -> None:
+def test_a_simulator_stays_on_the_device_of_its_images(
+    name: str, size: int, sequence: str, second_device: torch.device
+) -> None:
     simulator = SIMULATORS[name]
     images = images_for(simulator.modality, size)
     acquisition = replace(acquire(images[0], simulator.modality, pixel_spacing_mm=3.0), sequence=sequence)
@@ -66,10 +68,18 @@ def test_cpu_and_gpu_agree(size: int) -> None:
     here, there = ct.project(images, 0.3), ct.project(images.cuda(), 0.3)
     assert there.water.is_cuda
     assert torch.allclose(here.water, there.water.cpu(), atol=1e-3)
-    assert torch.allclose(ct.reconstruct(here.water, here), ct.reconstruct(there.water, there).cpu(), atol=0.2)
+    assert torch.allclose(
+        ct.reconstruct(here.water, here), ct.reconstruct(there.water, there).cpu(), atol=0.2
+    )
     for simulator in SIMULATORS.values():
         images = images_for(simulator.modality, size)
-        params = simulator.draw(0.6, torch.Generator().manual_seed(1), acquire(images[0], simulator.modality, pixel_spacing_mm=3.0))
-        difference = (simulator.apply(images, params)[0] - simulator.apply(images.cuda(), params)[0].cpu()).abs()
+        params = simulator.draw(
+            0.6,
+            torch.Generator().manual_seed(1),
+            acquire(images[0], simulator.modality, pixel_spacing_mm=3.0),
+        )
+        difference = (
+            simulator.apply(images, params)[0] - simulator.apply(images.cuda(), params)[0].cpu()
+        ).abs()
         assert float(difference.median()) < 0.05
         assert float(difference.max()) < 5

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from common.errors import ImagingError
-from common.physics import SIMULATORS, chemical_shift, ghosting, kspace, motion, record, replay, rician_noise, susceptibility
+from common.physics import (
+    SIMULATORS,
+    chemical_shift,
+    ghosting,
+    kspace,
+    motion,
+    record,
+    replay,
+    rician_noise,
+    susceptibility,
+)
 from common.physics.acquisition import Acquisition, acquire
 
 MR = [name for name, simulator in SIMULATORS.items() if simulator.modality == "MR"]
@@ -73,7 +83,8 @@ def test_parameters_are_reproducible_and_apply_draws_nothing(name: str) -> None:
 def test_a_batch_equals_its_slices_even_with_mixed_directions(name: str) -> None:
     image = brain()
     each = [
-        SIMULATORS[name].draw(0.8, generator(seed), acquire(image, "MR", phase_encoding=word)) for seed, word in ((1, "ROW"), (2, "COL"))
+        SIMULATORS[name].draw(0.8, generator(seed), acquire(image, "MR", phase_encoding=word))
+        for seed, word in ((1, "ROW"), (2, "COL"))
     ]
     batch, _ = SIMULATORS[name].apply(torch.stack([image, image]), each)
     for together, params in zip(batch, each, strict=True):
@@ -91,11 +102,17 @@ def test_an_unknown_phase_encoding_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(("field_tesla", "bandwidth"), [(1.5, 65.0), (1.5, 130.0), (3.0, 150.0)])
 @pytest.mark.parametrize("phase_encoding", ["ROW", "COL"])
-def test_fat_moves_by_3_5_ppm_along_readout(field_tesla: float, bandwidth: float, phase_encoding: str) -> None:
+def test_fat_moves_by_3_5_ppm_along_readout(
+    field_tesla: float, bandwidth: float, phase_encoding: str
+) -> None:
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     fat = torch.exp(-((y - 60) ** 2 + (x - 60) ** 2) / 50)
     params = chemical_shift.ChemicalShift(
-        severity=1.0, phase_encoding=phase_encoding, field_tesla=field_tesla, bandwidth_hz_per_px=bandwidth, direction=1
+        severity=1.0,
+        phase_encoding=phase_encoding,
+        field_tesla=field_tesla,
+        bandwidth_hz_per_px=bandwidth,
+        direction=1,
     )
     shifted, _ = chemical_shift.apply(fat, params, fat=torch.ones_like(fat))
     correlation = torch.fft.ifft2(torch.fft.fft2(shifted) * torch.fft.fft2(fat).conj()).real
@@ -126,7 +143,9 @@ def test_displacement_conserves_intensity() -> None:
     moved = susceptibility.displace(image, edges)
     assert torch.allclose(moved.sum(-1), image.sum(-1), rtol=1e-4)
     assert float((moved - image).abs().max()) > 0.1
-    assert torch.allclose(susceptibility.displace(image, torch.full((3, 64, 65), 2.0)), image.roll(2, -1), atol=1e-5)
+    assert torch.allclose(
+        susceptibility.displace(image, torch.full((3, 64, 65), 2.0)), image.roll(2, -1), atol=1e-5
+    )
 
 
 def test_the_field_is_a_dipole_and_falls_with_the_cube_of_distance() -> None:
@@ -174,7 +193,9 @@ def test_more_severe_motion_changes_more() -> None:
     acquisition = acquire(image, "MR")
 
     def change(severity: float) -> float:
-        moved = [motion.apply(image, motion.draw(severity, generator(seed), acquisition))[0] for seed in range(8)]
+        moved = [
+            motion.apply(image, motion.draw(severity, generator(seed), acquisition))[0] for seed in range(8)
+        ]
         return sum(float((one - image).square().mean()) for one in moved)
 
     values = [change(severity) for severity in (0.0, 0.3, 0.6, 1.0)]
@@ -190,7 +211,13 @@ def test_ghosts_lie_a_matrix_by_period_apart_along_phase_encoding(period: float,
     if phase_encoding == "ROW":
         image = image.T
     params = ghosting.Ghosting(
-        severity=1.0, phase_encoding=phase_encoding, amplitude_px=1.0, period_lines=period, phase=0.3, wander=0.0, part="all"
+        severity=1.0,
+        phase_encoding=phase_encoding,
+        amplitude_px=1.0,
+        period_lines=period,
+        phase=0.3,
+        wander=0.0,
+        part="all",
     )
     moved, _ = ghosting.apply(image, params)
     if phase_encoding == "ROW":
@@ -251,7 +278,12 @@ def test_in_epi_what_is_left_of_the_scalp_lies_along_phase_encoding() -> None:
     image[64, 64] = 1.0
     for word, axis in (("COL", 0), ("ROW", 1)):
         acquisition = Acquisition(
-            rows=128, columns=128, frame=acquire(brain(), "MR").frame, phase_encoding=word, sequence="EPI", field_tesla=3.0
+            rows=128,
+            columns=128,
+            frame=acquire(brain(), "MR").frame,
+            phase_encoding=word,
+            sequence="EPI",
+            field_tesla=3.0,
         )
         params = chemical_shift.draw(1.0, generator(2), acquisition)
         changed, _ = chemical_shift.apply(image + 1e-3 + brain(), params)
@@ -263,7 +295,9 @@ def test_in_epi_what_is_left_of_the_scalp_lies_along_phase_encoding() -> None:
 
 @pytest.mark.parametrize("sequence", ["SE", "EPI"])
 @pytest.mark.parametrize("phase_encoding", ["ROW", "COL"])
-def test_epi_is_distorted_along_phase_encoding_and_a_spin_echo_along_readout(sequence: str, phase_encoding: str) -> None:
+def test_epi_is_distorted_along_phase_encoding_and_a_spin_echo_along_readout(
+    sequence: str, phase_encoding: str
+) -> None:
     image = torch.zeros(96, 96)
     image[40:56, 40:56] = 1.0
     params = susceptibility.Susceptibility(
@@ -335,7 +369,10 @@ def test_the_same_stream_at_another_severity_draws_the_same_scene(name: str) -> 
     acquisition = acquire(image, simulator.modality, pixel_spacing_mm=2.0)
     changes = []
     for severity in (0.0, 0.35, 0.7, 1.0):
-        each = [simulator.apply(image, simulator.draw(severity, generator(seed), acquisition))[0] for seed in range(6)]
+        each = [
+            simulator.apply(image, simulator.draw(severity, generator(seed), acquisition))[0]
+            for seed in range(6)
+        ]
         changes.append(sum(float((one - image).abs().mean()) for one in each))
     assert changes == sorted(changes)
 
@@ -365,13 +402,19 @@ def test_pixel_quantities_scale_with_the_matrix() -> None:
     small = acquire(brain(128, 128), "MR")
     large = acquire(brain(256, 256), "MR")
     assert isinstance(small, Acquisition)
-    ratio = chemical_shift.draw(0.5, generator(), large).shift_px / chemical_shift.draw(0.5, generator(), small).shift_px
+    ratio = (
+        chemical_shift.draw(0.5, generator(), large).shift_px
+        / chemical_shift.draw(0.5, generator(), small).shift_px
+    )
     assert math.isclose(ratio, 2.0, rel_tol=1e-6)
 
 
 def test_two_kinds_of_chemical_shift_in_one_call_are_refused() -> None:
     image = brain()
     acquisition = acquire(image, "MR")
-    each = [chemical_shift.draw(0.5, generator(), acquisition), chemical_shift.draw_second_kind(0.5, generator(), acquisition)]
+    each = [
+        chemical_shift.draw(0.5, generator(), acquisition),
+        chemical_shift.draw_second_kind(0.5, generator(), acquisition),
+    ]
     with pytest.raises(ImagingError, match="one kind"):
         chemical_shift.apply(torch.stack([image, image]), each)

@@ -11,7 +11,8 @@ import pytest
 from common.artifacts import ARTIFACTS, NAMES, applies_to
 from common.errors import ConfigError
 from common.physics import SHOWN_BY, SIMULATORS
-from common.physics.phantom import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance, PhantomSlice, draw_patients
+from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
+from common.physics.phantom import PhantomSlice, draw_patients
 
 EVERY = SITE_APPEARANCES + PUBLIC_APPEARANCES
 
@@ -59,7 +60,11 @@ def test_images_are_finite_and_in_their_units(patients: list[list[PhantomSlice]]
 
 def test_labels_are_for_applicable_artifacts_only(patients: list[list[PhantomSlice]]) -> None:
     for one in (one for slices in patients for one in slices):
-        applicable = {artifact.name for artifact, applies in zip(ARTIFACTS, applies_to(one.modality), strict=True) if applies}
+        applicable = {
+            artifact.name
+            for artifact, applies in zip(ARTIFACTS, applies_to(one.modality), strict=True)
+            if applies
+        }
         assert set(one.labels) == applicable
         assert set(one.severities) == {name for name, label in one.labels.items() if label}
         assert all(0.4 <= severity <= 1 for severity in one.severities.values())
@@ -87,7 +92,12 @@ def test_prevalence_one_and_zero_are_obeyed_on_at_least_one_slice() -> None:
     for slices in islice(draw_patients(everything, 8, seed=1), 8):
         for name in slices[0].labels:
             assert max(one.labels[name] for one in slices) == 1
-    assert not any(label for slices in draw_patients(nothing, 8, seed=1) for one in slices for label in one.labels.values())
+    assert not any(
+        label
+        for slices in draw_patients(nothing, 8, seed=1)
+        for one in slices
+        for label in one.labels.values()
+    )
 
 
 def test_a_missing_prevalence_is_named() -> None:
@@ -112,7 +122,9 @@ def test_the_same_patient_without_artifact_differs_only_by_the_artifact() -> Non
     for name in NAMES:
         with_it = replace(base, prevalence={**base.prevalence, name: 1.0})
         changed = []
-        for clean, corrupted in zip(draw_patients(base, 6, seed=11), draw_patients(with_it, 6, seed=11), strict=True):
+        for clean, corrupted in zip(
+            draw_patients(base, 6, seed=11), draw_patients(with_it, 6, seed=11), strict=True
+        ):
             for one, other in zip(clean, corrupted, strict=True):
                 if other.labels.get(name):
                     changed.append(float(np.abs(one.image - other.image).max()))

@@ -1,7 +1,8 @@
 """The shortcut probe: nothing but the artifact may tell a simulated image from an untouched one.
 
-Half of some clean images go through every simulator of their modality at severity zero. A linear model that sees the mean, the standard
-deviation, the share of high frequencies and traces of rounding must not tell which half. A control that was resampled is told at once.
+Half of some clean images go through every simulator of their modality at severity zero. A linear model that
+sees the mean, the standard deviation, the share of high frequencies and traces of rounding must not tell
+which half. A control that was resampled is told at once.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from client.dicom.dicom import read_headers, read_slices
+from client.dicom.sources import find_files, open_source
 from common.artifacts import NAMES, Modality
-from common.imaging.dicom import read_headers, read_slices
-from common.imaging.preprocess import pad_to_square, prepare, resample, to_stored
-from common.imaging.sources import find_files, open_source
 from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
-from common.physics.phantom import SITE_APPEARANCES, draw_patients
-from tests.common.imaging.dicom_files import REAL, needs_real_data
+from common.physics.appearance import SITE_APPEARANCES
+from common.physics.phantom import draw_patients
+from common.preprocess import pad_to_square, prepare, resample, to_stored
+from tests.helpers.dicom_files import REAL, needs_real_data
 
 IMAGES = 80
 
@@ -48,7 +50,9 @@ def real_slices(modality: Modality) -> list[np.ndarray]:
         for source in find_files(folder):
             with open_source(source) as (stream, size):
                 read_headers(stream, size)
-                images += [pad_to_square(image, fill=float(image.min())) for _, image in read_slices(stream, size)]
+                images += [
+                    pad_to_square(image, fill=float(image.min())) for _, image in read_slices(stream, size)
+                ]
         found += images[:: max(1, len(images) // 24)]
     return [np.rint(resample(image, min(128, image.shape[0]))) for image in found]
 
@@ -57,7 +61,9 @@ def null_path(image: Tensor, modality: Modality, seed: int) -> Tensor:
     acquisition = acquire(image, modality, pixel_spacing_mm=3.0)
     for simulator in SIMULATORS.values():
         if simulator.modality == modality:
-            image, _ = simulator.apply(image, simulator.draw(0.0, torch.Generator().manual_seed(seed), acquisition))
+            image, _ = simulator.apply(
+                image, simulator.draw(0.0, torch.Generator().manual_seed(seed), acquisition)
+            )
     return image
 
 
@@ -77,12 +83,18 @@ def features(image: np.ndarray, modality: Modality) -> list[float]:
     return [written.mean(), written.std(), float(np.log(high)), repeated, stored.mean(), stored.std(), *odd]
 
 
-def probe(images: list[np.ndarray], modality: Modality, path: Callable[[Tensor, Modality, int], Tensor]) -> float:
+def probe(
+    images: list[np.ndarray], modality: Modality, path: Callable[[Tensor, Modality, int], Tensor]
+) -> float:
     """Cross-validated AUROC of the linear model."""
     rows, touched = [], []
     for number, image in enumerate(images):
         through = number % 2 == 1
-        picture = path(torch.from_numpy(image.astype(np.float32)), modality, number).numpy() if through else image.astype(np.float32)
+        picture = (
+            path(torch.from_numpy(image.astype(np.float32)), modality, number).numpy()
+            if through
+            else image.astype(np.float32)
+        )
         rows.append(features(picture, modality))
         touched.append(through)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3))

@@ -1,0 +1,352 @@
+"""The last door of a hospital's agent: what comes in is verified, what goes out is signed and noted.
+
+Once a site has joined a federation (`state/coordinator.json`), nothing is done without the coordinator's
+signature over the task, the plan and the base model, for this site, under a nonce that was never used here
+before. Each refusal happens before data is read. Every answer, refusals included, is signed over its final
+bytes and noted in `state/sent.jsonl` before it leaves.
+
+A folder that never joined (a simulation, a rehearsal on phantoms) has no keys, and nothing to verify.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from client.site.approvals import is_approved
+from client.site.config import read_site
+from client.site.policy import admit_hours, admit_plan, default_policy, read_policy
+from common.errors import FedqcError, PlanError, RefusedError, RunError
+from common.files import append_line
+from common.plan import RunPlan, parse_plan
+from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
+from common.wire import DescribeTask, Envelope, EvaluateTask, Refusal, TrainTask, WireMessage, type_of
+
+if TYPE_CHECKING:
+    from client.agent.tasks import Agent, Job
+
+TASKS: dict[str, type[WireMessage]] = {"Describe": DescribeTask, "Train": TrainTask, "Evaluate": EvaluateTask}
+COORDINATOR, SIGNING_KEY, SENT, NONCES, MODELS = (
+    "coordinator.json",
+    "signing.key",
+    "sent.jsonl",
+    "nonces",
+    "models",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def guard_for(site: str) -> Guard:
+    """The guard of a site folder or its site.yaml; several, joined by the path separator, make the pooled
+    baseline of a simulation.
+    """
+    return Guard(site)
+
+
+class Guard:
+    """Answers tasks for one site. One at a time: the caller (client/agent/server.py) sees to that."""
+
+    def __init__(self, site: str) -> None:
+        paths = [Path(part) for part in site.split(os.pathsep)]
+        self._paths = [path / "site.yaml" if path.is_dir() else path for path in paths]
+        self._site, folder = read_site(self._paths[0])
+        self._folder, self._state = folder, folder / self._site.state
+        self._coordinator: Ed25519PublicKey | None = None
+        self._key: Ed25519PrivateKey | None = None
+        if len(paths) == 1 and (self._state / COORDINATOR).is_file():
+            self._coordinator = parse_public(
+                json.loads((self._state / COORDINATOR).read_text(encoding="utf-8"))["coordinator_key"]
+            )
+            self._key = load_key(self._state / SIGNING_KEY)
+        self._nonces = _Nonces(self._state / NONCES)
+
+    @property
+    def enrolled(self) -> bool:
+        return self._key is not None
+
+    def answer(
+        self,
+        method: str,
+        plan_json: str,
+        envelope: bytes,
+        *,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        cancelled: threading.Event | None = None,
+    ) -> bytes:
+        """Do what the coordinator asks, or refuse. Never raises: what leaves in place of an exception is a
+        code.
+
+        Args:
+            method: "Describe", "Train" or "Evaluate".
+            plan_json: the run's plan, canonical JSON.
+            envelope: `Envelope.to_bytes()` of a task.
+            progress: told (stage, done, total) of public steps.
+            cancelled: set when nobody waits for the answer any more.
+        Returns:
+            `Envelope.to_bytes()` of the answer, signed where the site is enrolled.
+        """
+        from client.agent.tasks import DISK_FULL, Job
+
+        asked = Statement(kind="", payload_sha256="", nonce="")
+        answer: WireMessage
+        try:
+            opened = Envelope.from_bytes(envelope)
+            if self.enrolled:
+                asked = self._verified(opened, method, plan_json)
+            job = Job(progress=progress, cancelled=cancelled or threading.Event())
+            answer = self._work(method, plan_json, opened.payload, asked, job)
+            payload = answer.to_bytes()
+        except RefusedError as refusal:
+            answer = Refusal(
+                site=self._site.name, run=asked.run, code=refusal.code, reason=refusal.public_reason
+            )
+            payload = answer.to_bytes()
+        except Exception as failure:
+            answer = self._failure(asked.run, failure)
+            payload = answer.to_bytes()
+        if isinstance(answer, Refusal) and answer.code == DISK_FULL:  # the log is on that disk
+            print(
+                f"agent: {DISK_FULL}: free some space under {self._state}; nothing was sent",
+                file=sys.stderr,
+                flush=True,
+            )
+        try:
+            return self._sealed(answer, payload, asked).to_bytes()
+        except Exception as failure:  # what cannot be noted does not leave
+            answer = self._failure(asked.run, failure)
+            return self._signed(answer, answer.to_bytes(), asked).to_bytes()
+
+    def _verified(self, envelope: Envelope, method: str, plan_json: str) -> Statement:
+        """What the coordinator vouches for.
+
+        Raises:
+            RefusedError: `unsigned-task`, `bad-signature`, `wrong-site`, `wrong-plan`, `replayed-task`.
+        """
+        assert self._coordinator is not None
+        if not envelope.signature:
+            raise _refusal("unsigned-task", "the task does not carry the coordinator's signature")
+        try:
+            verify(envelope.statement, envelope.signature, self._coordinator)
+            asked = Statement.parse(envelope.statement)
+        except RunError:
+            raise _refusal(
+                "bad-signature", "the task's signature is not that of the coordinator this site joined"
+            ) from None
+        wanted = TASKS.get(method)
+        if (
+            wanted is None
+            or asked.kind != wanted.__name__
+            or asked.payload_sha256 != payload_sha256(envelope.payload)
+        ):
+            raise _refusal("bad-signature", "the task is not the one that was signed")
+        if asked.site != self._site.name and not (asked.site == "" and method == "Describe"):
+            raise _refusal("wrong-site", "the task was signed for another site")
+        if asked.plan_sha256 != hashlib.sha256(plan_json.encode()).hexdigest():
+            raise _refusal("wrong-plan", "the plan is not the one that was signed")
+        if not self._nonces.is_new(asked.nonce):
+            raise _refusal(
+                "replayed-task", "this very task was asked before; a coordinator that asks again signs anew"
+            )
+        return asked
+
+    def _work(self, method: str, plan_json: str, payload: bytes, asked: Statement, job: Job) -> WireMessage:
+        from client.agent.tasks import agent_for
+
+        plan = _plan(plan_json)
+        task = TASKS[method].from_bytes(payload)
+        agent: Agent = agent_for(os.pathsep.join(map(str, self._paths)), plan_json)
+        if self.enrolled:
+            self._admit(task, asked, plan)
+        if isinstance(task, DescribeTask):
+            return agent.describe(task)
+        if isinstance(task, TrainTask):
+            return agent.train(task, job)
+        assert isinstance(task, EvaluateTask)
+        if self.enrolled and task.final:
+            self._keep_model(task, plan)
+        return agent.evaluate(task, job)
+
+    def _admit(self, task: WireMessage, asked: Statement, plan: RunPlan) -> None:
+        """Raises RefusedError: the statement does not describe the task, the plan does not ask for it, or the
+        operator does not permit it.
+
+        Introducing itself is always permitted; a rehearsal says whether the plan is approved, at any hour.
+        """
+        if isinstance(task, DescribeTask) and not task.rehearse:
+            return
+        if isinstance(task, TrainTask):
+            if (asked.run, asked.arm, asked.round, asked.base_sha256) != (
+                task.run,
+                task.arm,
+                task.round,
+                task.base_sha256,
+            ):
+                raise _refusal("bad-signature", "the task is not the one that was signed")
+            if (
+                task.arm not in plan.arms
+                or task.private != (task.arm == "federated_dp")
+                or task.round > plan.training.rounds
+            ):
+                # who approved it did not approve this
+                raise _refusal("wrong-plan", "the plan does not ask for this")
+        if isinstance(task, EvaluateTask) and asked.run != task.run:
+            raise _refusal("bad-signature", "the task is not the one that was signed")
+        policy = (
+            read_policy(self._folder / self._site.policy)
+            if self._site.policy
+            else default_policy(self._site.kind)
+        )
+        admit_plan(policy, is_approved(self._state, asked.plan_sha256))
+        if not isinstance(task, DescribeTask):
+            admit_hours(policy, datetime.now())
+
+    def _keep_model(self, task: EvaluateTask, plan: RunPlan) -> None:
+        """The run's model stays at the site, for `predict --model latest`, whatever becomes of the
+        evaluation.
+        """
+        from common.model_file import save_model
+        from common.models import build
+        from common.weights import manifest_of
+
+        if task.final not in task.models:
+            raise RunError(f"final = {task.final!r} is not among the models", code="bad-message")
+        manifest = manifest_of(build(plan.model.name).state_dict())
+        # the run's name comes from outside: no path is made of it
+        name = hashlib.sha256(task.run.encode()).hexdigest()[:16]
+        folder = self._state / MODELS
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        flat = task.weights[task.models.index(task.final)]
+        save_model(folder / f"{name}.safetensors", flat, manifest, {"run": task.run, "arm": task.final})
+        link = folder / f".latest.{secrets.token_hex(4)}"
+        link.symlink_to(f"{name}.safetensors")
+        os.replace(link, folder / "latest.safetensors")
+
+    def _failure(self, run: str, failure: Exception) -> Refusal:
+        from client.agent.tasks import DISK_FULL, OF_THE_QUESTION, SITE_FAILURE, advice, disk_is_full
+
+        if isinstance(failure, FedqcError) and failure.code in OF_THE_QUESTION:
+            return Refusal(
+                site=self._site.name, run=run, code=failure.code, reason=OF_THE_QUESTION[failure.code]
+            )
+        incident = secrets.token_hex(6)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            with (self._state / "site.log").open("a", encoding="utf-8") as file:
+                file.write(f"{stamp} incident {incident}: {advice(failure)}\n{traceback.format_exc()}\n")
+        except OSError:  # a full disk must not turn into an exception outside
+            incident = ""
+        if disk_is_full(failure):
+            return Refusal(
+                site=self._site.name,
+                run=run,
+                code=DISK_FULL,
+                reason="the site's disk is full",
+                incident=incident,
+            )
+        return Refusal(
+            site=self._site.name,
+            run=run,
+            code=SITE_FAILURE,
+            reason="the site failed; see its log",
+            incident=incident,
+        )
+
+    def _sealed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
+        envelope = self._signed(answer, payload, asked)
+        if self.enrolled:
+            append_line(
+                self._state / SENT, json.dumps(self._note(answer, envelope, asked), ensure_ascii=False)
+            )
+        return envelope
+
+    def _signed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
+        if self._key is None:
+            return Envelope(payload=payload)
+        statement = asked.model_copy(
+            update={
+                "site": self._site.name,
+                "kind": type(answer).__name__,
+                "payload_sha256": payload_sha256(payload),
+            }
+        ).text()
+        return Envelope(payload=payload, statement=statement, signature=sign(statement, self._key))
+
+    def _note(self, answer: WireMessage, envelope: Envelope, asked: Statement) -> dict[str, Any]:
+        return {
+            "at": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "kind": type_of(envelope.payload),
+            "class": _crossing(answer),
+            "purpose": _purpose(answer, asked),
+            "run": asked.run,
+            "round": asked.round,
+            "bytes": len(envelope.to_bytes()),
+            "sha256": payload_sha256(envelope.payload),
+        }
+
+
+class _Nonces:
+    """Every nonce that was ever answered, one a line. Read once, appended durably before the work begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: set[str] | None = None
+
+    def is_new(self, nonce: str) -> bool:
+        """Note `nonce`, and say whether it was new."""
+        if self._seen is None:
+            self._seen = set(self._path.read_text(encoding="ascii").split()) if self._path.exists() else set()
+        if not nonce.isalnum() or not nonce.isascii() or nonce in self._seen:
+            return False
+        append_line(self._path, nonce)
+        self._seen.add(nonce)
+        return True
+
+
+def _plan(text: str) -> RunPlan:
+    """The plan, which must be written as it is hashed: one plan has one text, that which the operator
+    approves.
+
+    Raises:
+        PlanError: it is none, or is written in another way (code `bad-plan`).
+    """
+    try:
+        plan = parse_plan(json.loads(text))
+    except (ValueError, RecursionError):
+        raise PlanError("the plan is not JSON") from None
+    if plan.canonical_json() != text:
+        raise PlanError("the plan is not in canonical form")
+    return plan
+
+
+def _crossing(answer: WireMessage) -> str:
+    """What the operator should know an answer as: the loosest class among its fields."""
+    if type(answer).__name__ == "SiteUpdate":
+        return "dp" if getattr(answer, "private", False) else "not private"
+    if type(answer).__name__ == "SiteEvaluation":
+        return str(getattr(answer, "mode", "disclosed"))
+    return "public"
+
+
+def _purpose(answer: WireMessage, asked: Statement) -> str:
+    if isinstance(answer, Refusal):
+        return f"refusal: {answer.code}"
+    purposes = {"TrainTask": f"train {asked.arm}", "EvaluateTask": "evaluate", "DescribeTask": "introduce"}
+    return purposes.get(asked.kind, "introduce")
+
+
+def _refusal(code: str, reason: str) -> RefusedError:
+    return RefusedError(reason, code=code, public_reason=reason)

@@ -1,0 +1,380 @@
+"""Commands of a hospital, and those that make data."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.cli import Format, FormatOption, confirmed
+from common.errors import ConfigError
+from common.progress_bar import say
+
+if TYPE_CHECKING:
+    from client.labels.spreadsheet import SheetProblems
+
+
+class Per(StrEnum):
+    image = "image"
+    series = "series"
+
+
+data = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@data.callback()
+def _data_group() -> None:
+    """Make, check, prepare, label and inject image data."""
+
+
+@data.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to make, one subfolder a site.")],
+    sites: Annotated[int, typer.Option(help="How many hospitals; the last is unlike the others.")] = 4,
+    patients: Annotated[int, typer.Option(min=2, help="Patients per site, 2 or 3 slices each.")] = 340,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 7,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public", help="Instead: one site, `public`, for configs/plans/pretrain_phantom.yaml."
+        ),
+    ] = False,
+) -> None:
+    """Write a consortium of phantoms as DICOM, with labels and site.yaml."""
+    from client.simulation.phantom_sites import write_consortium, write_public
+
+    if public:
+        write_public(out, patients=patients, seed=seed, say=say)
+    else:
+        write_consortium(out, sites=sites, patients=patients, seed=seed, say=say)
+
+
+@data.command()
+def inject(
+    src: Annotated[
+        Path | None,
+        typer.Argument(help="Real images: a folder, a zip archive or a file; with --map a folder."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(help="With --map: folder to make, one subfolder a site.")
+    ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", help="Which folders make up which hospital, like configs/real_hospitals.yaml."),
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page (.html) of simulators on real slices; with --map of its versions, also as .png."
+        ),
+    ] = None,
+    blind: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to make: workbooks in which readers mark what is realistic, and their key."
+        ),
+    ] = None,
+    acceptance: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of --blind with filled workbooks: count what readers called realistic."
+        ),
+    ] = None,
+    artifact: Annotated[
+        list[str] | None, typer.Option(help="Only this simulator; once for each (all by default).")
+    ] = None,
+    severity: Annotated[
+        list[float] | None,
+        typer.Option(help="Above 0, at most 1; once for each (0.25, 0.5, 0.75 and 1 by default)."),
+    ] = None,
+    slices: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Slices of each modality (2 by default; with --blind 4)."),
+    ] = None,
+    readers: Annotated[int | None, typer.Option(help="With --blind: how many (3 by default).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 7,
+    lang: Annotated[str, typer.Option("--lang", help="Language of page and counts: en or zh.")] = "en",
+    format: FormatOption = Format.text,
+) -> None:
+    """Simulate artifacts on real slices: a gallery, a blinded reading and what came of it, or (OUT and --map)
+    site folders.
+    """
+    kind = _kind_of_injection(
+        {
+            "SRC": src,
+            "OUT": out,
+            "--map": map_file,
+            "--gallery": gallery,
+            "--blind": blind,
+            "--acceptance": acceptance,
+        }
+        | {"--artifact": artifact, "--severity": severity, "--slices": slices, "--readers": readers}
+    )
+    if kind == "acceptance":
+        from client.reader_study import realism
+        from client.simulation.gallery_text import gallery_speaker
+
+        gallery_speaker(lang)
+        found = realism.acceptance(_given(acceptance), seed=seed)
+        print(
+            json.dumps(found, ensure_ascii=False)
+            if format is Format.json
+            else realism.acceptance_text(found, lang)
+        )
+        return
+    if kind == "map":
+        from client.simulation.injection import inject as write_hospitals
+
+        write_hospitals(
+            _given(src),
+            _given(out),
+            map_file=_given(map_file),
+            seed=seed,
+            say=say,
+            gallery=gallery,
+            language=lang,
+        )
+        written = [_given(out), *([] if gallery is None else [gallery])]
+    else:
+        from client.simulation.real_slices import wish
+
+        wanted = wish(
+            artifact or [], severity or [], slices=slices or (2 if kind == "gallery" else 4), seed=seed
+        )
+        if kind == "blind":
+            from client.reader_study.realism import hand_out
+
+            written = hand_out(
+                _given(src), _given(blind), wanted, readers=3 if readers is None else readers, say=say
+            )
+        else:
+            from client.simulation.gallery import write_gallery
+
+            write_gallery(_given(src), _given(gallery), wanted, language=lang, say=say)
+            written = [_given(gallery)]
+    print(
+        json.dumps({"written": [str(path) for path in written]})
+        if format is Format.json
+        else "\n".join(map(str, written))
+    )
+
+
+def _given(value: Path | None) -> Path:
+    """What `_kind_of_injection` has seen to be there."""
+    assert value is not None
+    return value
+
+
+# kind → how it is typed, what it needs, what it may also have
+_INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
+    "acceptance": ("--acceptance DIR", {"--acceptance"}, set()),
+    "blind": ("SRC --blind DIR", {"SRC", "--blind"}, {"--artifact", "--severity", "--slices", "--readers"}),
+    "map": ("SRC OUT --map MAP", {"SRC", "OUT", "--map"}, {"--gallery"}),
+    "gallery": ("SRC --gallery FILE.html", {"SRC", "--gallery"}, {"--artifact", "--severity", "--slices"}),
+}
+
+
+def _kind_of_injection(words: dict[str, Any]) -> str:
+    """What is asked for. Raises: ConfigError: `bad-argument`, naming what is missing or does not belong."""
+    typed = {word for word, value in words.items() if value not in (None, [])}
+    kinds = {
+        "--acceptance": "acceptance",
+        "--blind": "blind",
+        "--map": "map",
+        "OUT": "map",
+        "--gallery": "gallery",
+    }
+    kind = next((kind for word, kind in kinds.items() if word in typed), None)
+    if kind is None:
+        forms = "; ".join(form for form, _, _ in _INJECTIONS.values())
+        raise ConfigError(
+            "nothing to make: what should be written?", code="bad-argument", hint=f"fedqc data inject {forms}"
+        )
+    form, needed, also = _INJECTIONS[kind]
+    missing, wrong = (
+        [word for word in words if word in needed - typed],
+        [word for word in words if word in typed - needed - also],
+    )
+    if missing or wrong:
+        said = [f"{', '.join(missing)} missing"] * bool(missing) + [
+            f"{', '.join(wrong)} not for this"
+        ] * bool(wrong)
+        extra = "".join(f" [{word} …]" for word in words if word in also)
+        raise ConfigError(
+            f"{form}: {'; '.join(said)}", code="bad-argument", hint=f"fedqc data inject {form}{extra}"
+        )
+    suffixes = {"gallery": (".html",), "map": (".html", ".png")}.get(kind, ())
+    if (gallery := words["--gallery"]) is not None and gallery.suffix.lower() not in suffixes:
+        why = (
+            "a contact sheet (.png) is of the versions of a --map"
+            if gallery.suffix.lower() == ".png"
+            else "the page's name ends in .html"
+        )
+        raise ConfigError(
+            f"--gallery {gallery}: expected {' or '.join(suffixes)}", code="bad-argument", hint=why
+        )
+    return kind
+
+
+@data.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Site folder, its site.yaml, or any folder with images.")
+    ],
+    format: FormatOption = Format.text,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page with contact sheets. It shows images.")
+    ] = None,
+    against_training: Annotated[
+        bool,
+        typer.Option(
+            "--against-training", help="Compare with the patients that this site's model was trained on."
+        ),
+    ] = False,
+    training_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--training-profile",
+            help="Compare with this profile, or with the newest one of this site folder.",
+        ),
+    ] = None,
+    show_paths: Annotated[
+        bool,
+        typer.Option(
+            "--show-paths",
+            help="List the quarantined files, and what is behind names like other-3f2a, on stderr.",
+        ),
+    ] = False,
+    lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",
+) -> int:
+    """Say what images and labels are good for: ready, ready with warnings (status 0) or not ready (2), and
+    what to do. Changes nothing but the site's own state; of a folder without site.yaml, a private folder in
+    the user's cache directory.
+    """
+    from client.data_check.check import examine, look, paths_text
+    from client.data_check.text import report_text
+    from client.data_check.words import LANGUAGES
+    from common.i18n import speaker
+    from common.progress_bar import progress_shown
+
+    speak = speaker(lang, LANGUAGES)
+    with progress_shown() as progress:
+        subject = look(folder, progress=progress)
+    if subject.found is None:
+        say(f"no site.yaml: images only; the cache is {subject.state}")
+    against: Any = training_profile or ("own" if against_training else "nothing")
+    found = examine(subject, against=against)
+    print(
+        json.dumps(found.public(), ensure_ascii=False) if format is Format.json else report_text(found, speak)
+    )
+    if show_paths:
+        for line in paths_text(subject):
+            say(line)
+    if html is not None:
+        from client.data_check.page import write_page
+
+        write_page(html, found, lang)
+        say(f"written: {html}; it shows images and stays in the hospital")
+    return 2 if found.verdict == "not ready" else 0
+
+
+@data.command()
+def prepare(
+    site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
+    plan: Annotated[Path | None, typer.Option(help="Plan whose image size to prepare for.")] = None,
+    accept_quarantine: Annotated[
+        bool, typer.Option("--accept-quarantine", help="Go on although many files cannot be read.")
+    ] = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Name the files that cannot be read. For this terminal only.")
+    ] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Read, decode and verify a site's images now, so that a run need not. Goes on where it stopped; changes
+    no image.
+    """
+    from client.data import prepare
+    from common.plan import read_plan
+    from common.preprocess import DEFAULT_SIZE
+
+    size = read_plan(plan).image_size if plan else DEFAULT_SIZE
+    found, refusal = prepare.prepare(
+        site, size=size, accept=lambda found: accept_quarantine or confirmed(found)
+    )
+    said = prepare.report(found, size=size, show_paths=show_paths)
+    print(json.dumps(said, ensure_ascii=False) if format is Format.json else prepare.report_text(said))
+    if refusal is not None:
+        raise refusal
+
+
+@data.command()
+def labels(
+    site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
+    sheets: Annotated[
+        int | None, typer.Option("--sheets", help="Write this many workbooks to fill in, one a reader.")
+    ] = None,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option("--merge", help="A filled workbook or a label sheet; once for each file."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what is written; by default sheets/, or where the labels are."),
+    ] = None,
+    per: Annotated[Per, typer.Option(help="What a row of a workbook shows.")] = Per.image,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the workbooks' keys and orders, and of the intervals.")
+    ] = 7,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --merge replace the site's label sheet.")
+    ] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Check a site's label sheet and how far its readers agree; write workbooks for readers; merge what they
+    filled in.
+    """
+    from client.labels.spreadsheet import SheetProblems
+    from client.reader_study import labelling
+
+    if sheets is not None and merge:
+        raise ConfigError(
+            "--sheets and --merge together",
+            code="bad-argument",
+            hint="first hand the workbooks out, then merge them",
+        )
+    if sheets is not None:
+        paths = labelling.hand_out(
+            site, readers=sheets, out=out, per="series" if per is Per.series else "image", seed=seed
+        )
+        print(
+            json.dumps({"written": [str(path) for path in paths]})
+            if format is Format.json
+            else "\n".join(map(str, paths))
+        )
+        return
+    try:
+        found, refusal = (
+            (labelling.merge(site, merge, out=out, force=force, seed=seed), None)
+            if merge
+            else labelling.check(site, seed=seed)
+        )
+    except SheetProblems as error:
+        _show_problems(error, format)
+        raise
+    print(json.dumps(found, ensure_ascii=False) if format is Format.json else labelling.report_text(found))
+    if refusal is not None:
+        raise refusal
+
+
+def _show_problems(error: SheetProblems, format: Format) -> None:
+    from client.reader_study.labelling import problem_text
+
+    problems = [problem.public() for problem in error.problems]
+    print(
+        json.dumps({"problems": problems}, ensure_ascii=False)
+        if format is Format.json
+        else "\n".join(map(problem_text, problems))
+    )

@@ -1,0 +1,571 @@
+"""`fedqc site`: what a hospital operator does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from common.cli import Format, FormatOption
+from common.errors import ConfigError, DataError, RefusedError
+from common.names import SITE_KINDS
+from common.progress_bar import say
+
+if TYPE_CHECKING:
+    from client.site.config import SiteConfig
+    from client.site.ledger import Ledger
+    from client.site.policy import SitePolicy
+    from common.plan import RunPlan
+
+site = typer.Typer(add_completion=False, no_args_is_help=True)
+
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site", help="Site folder; else FEDQC_SITE, else the present folder if it holds a site.yaml."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+@site.callback()
+def _site_group() -> None:
+    """Take part in a federation as a hospital: decide, run, see what left and what was spent."""
+
+
+@site.command()
+def init(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--site", help="Folder to make the site in; else FEDQC_SITE, else the present one."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Shown to the coordinator: lower case, digits, hyphens.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder with the DICOM files.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label sheet, CSV.")] = None,
+    nominal_patients: Annotated[
+        int | None, typer.Option(min=1, help="Size bucket you pick: 50, 100, 200, 500 …; never a count.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="hospital, public or synthetic.")] = None,
+    cohort: Annotated[
+        str | None, typer.Option(help="Name of this group of patients: the ledger keeps one account for it.")
+    ] = None,
+    level: Annotated[str | None, typer.Option(help="Privacy level: cautious, usual or open.")] = None,
+    ethics_approval: Annotated[
+        str | None, typer.Option(help="Number of the ethics approval; stays here.")
+    ] = None,
+    consent_basis: Annotated[
+        str | None, typer.Option(help="What allows the use of these images; stays here.")
+    ] = None,
+    stand_in: Annotated[str, typer.Option(help="Where patients are not persons: what they are.")] = "",
+    yes: YesOption = False,
+) -> None:
+    """Make site.yaml, cohort.yaml, policy.yaml, keys, ledger and request.zip. Overwrites nothing."""
+    from client.site.enrolment import LEVELS, init_site
+    from common.enrolment import read_request
+
+    def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
+        if given is not None:
+            return given
+        if yes:
+            if default is None:
+                raise ConfigError(
+                    f"--{option} is missing", code="bad-argument", hint="without --yes it is asked for"
+                )
+            return default
+        return str(typer.prompt(question, default=default, err=True))
+
+    folder = folder or Path(os.environ.get("FEDQC_SITE", "."))
+    chosen_kind = asked("kind", kind, "Kind of site (hospital, public, synthetic)", "hospital")
+    if chosen_kind not in SITE_KINDS:
+        raise ConfigError(
+            f"--kind {chosen_kind!r}: not a kind of site",
+            code="bad-argument",
+            hint="known: hospital, public, synthetic",
+        )
+    chosen = {
+        "name": asked("name", name, "Name of the site, shown to the coordinator"),
+        "images": asked("images", str(images) if images else None, "Folder with the DICOM files"),
+        "labels": asked("labels", str(labels) if labels else None, "Label sheet (CSV)"),
+        "cohort": asked("cohort", cohort, "Name of this group of patients"),
+    }
+    given = str(nominal_patients) if nominal_patients else None
+    bucket = asked("nominal-patients", given, "About how many patients: 50, 100, 200, 500, 1000 …")
+    if not bucket.isdigit() or int(bucket) < 1:
+        raise ConfigError(f"--nominal-patients {bucket!r}: not a number of patients", code="bad-argument")
+    if level is None and not yes:
+        for word, known in LEVELS.items():
+            say(f"\n{word}\n  " + known.explanation.replace("\n", "\n  "))
+    chosen_level = asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
+    is_hospital = chosen_kind == "hospital"
+    ethics = (
+        asked("ethics-approval", ethics_approval, "Number of the ethics approval (stays here)", "")
+        if is_hospital
+        else ""
+    )
+    consent = (
+        asked("consent-basis", consent_basis, "What allows the use of these images (stays here)", "")
+        if is_hospital
+        else ""
+    )
+    request = init_site(
+        folder,
+        **chosen,
+        nominal_patients=int(bucket),
+        kind=chosen_kind,
+        level=chosen_level,
+        ethics_approval=ethics_approval or ethics,
+        consent_basis=consent_basis or consent,
+        stand_in=stand_in,
+        warn=lambda text: say(f"note: {text}"),
+    )
+    say(f"{folder}: privacy level {chosen_level}")
+    say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
+    say(f"send {request} to the coordinator, and tell them its fingerprint another way:")
+    print(read_request(request).fingerprint)
+
+
+@site.command()
+def join(
+    kit: Annotated[Path, typer.Argument(help="kit.zip of the coordinator.")],
+    fingerprint: Annotated[
+        str, typer.Option(help="Of the federation, as it reached you another way than the kit.")
+    ],
+    folder: SiteOption = None,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Leave the federation that this site is in.")
+    ] = False,
+) -> None:
+    """Take the coordinator's kit. Again with a renewed one: replaces only what the kit holds."""
+    from client.site.enrolment import join as take_kit
+    from client.supervision.systemd import write_units
+
+    where = site_folder(folder)
+    taken = take_kit(where, kit, fingerprint, leave=leave)
+    say(f"{taken.site} is in the federation {taken.federation} at {taken.address} until {taken.expires}")
+    try:
+        units = f", or the systemd units in {write_units(where)}"
+    except ConfigError as error:
+        units = f"; no systemd units: {error.message}"
+    say(f"next: fedqc site check; then fedqc site start{units}")
+
+
+@site.command()
+def check(
+    plan: Annotated[Path | None, typer.Argument(help="Plan that the coordinator announced.")] = None,
+    folder: SiteOption = None,
+    format: FormatOption = Format.text,
+) -> int:
+    """Versions, clock, certificates, network, disk, GPU, encryption, file modes, data; with PLAN, what the
+    policy says to it.
+    """
+    from client.supervision import preflight
+    from common.plan import read_plan
+
+    where = site_folder(folder)
+    checks = preflight.check(where, read_plan(plan) if plan else None)
+    print(
+        json.dumps([asdict(found) for found in checks], ensure_ascii=False)
+        if format is Format.json
+        else preflight.table(checks)
+    )
+    return preflight.exit_status(checks)
+
+
+@site.command()
+def approve(
+    plan: Annotated[Path, typer.Argument(help="Plan that the coordinator announced.")],
+    folder: SiteOption = None,
+    yes: YesOption = False,
+) -> int:
+    """Show what a plan wants in plain words, and say yes to exactly this plan."""
+    from client.site.approvals import approve as note_approval
+    from client.site.approvals import is_approved
+    from client.site.config import read_site
+    from common.plan import read_plan
+
+    where = site_folder(folder)
+    wanted = read_plan(plan)
+    config, _ = read_site(where)
+    say(plan_text(wanted, config, where))
+    if is_approved(where / config.state, wanted.sha256()):
+        say("this plan was approved before")
+        return 0
+    if not yes and not typer.confirm("Approve exactly this plan?", err=True):
+        say("not approved; nothing was changed")
+        return 4
+    note_approval(where, wanted)
+    say("approved")
+    return 0
+
+
+@site.command()
+def start(
+    folder: SiteOption = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Be one of the two processes: agent or node. For systemd and containers."),
+    ] = None,
+    require_isolation: Annotated[
+        bool,
+        typer.Option(
+            "--require-isolation", help="Refuse to run where the agent cannot be cut off from the network."
+        ),
+    ] = False,
+) -> int:
+    """Run the agent and the node until stopped. Says so when the coordinator is reached."""
+    from client.supervision.supervisor import start as run
+
+    where = site_folder(folder, _one_of(only))
+    return run(
+        where, only=cast(Literal["agent", "node"] | None, only), require_isolation=require_isolation, say=say
+    )
+
+
+@site.command()
+def status(
+    folder: SiteOption = None,
+    only: Annotated[
+        str | None, typer.Option(help="Look at one of the two processes: agent or node. For containers.")
+    ] = None,
+    format: FormatOption = Format.text,
+) -> int:
+    """Whether the agent answers, whether the node is connected, how long the enrolment lasts. Exit status 3
+    where one is not.
+    """
+    from client.site.config import read_site
+    from client.site.enrolment import coordinator_of
+    from client.supervision.supervisor import AFTER_ROUND, is_running, state_of
+
+    where = site_folder(folder, _one_of(only))
+    if only is not None:
+        part = state_of(where)
+        print(json.dumps(part) if format is Format.json else f"{only}  {'up' if part[only] else 'not up'}")
+        return 0 if part[only] else 3
+    config, _ = read_site(where)
+    pinned = coordinator_of(where / config.state)
+    try:
+        sent = _sent(where / config.state / "sent.jsonl")
+    except DataError as error:
+        say(f"{error.message}; fedqc site sent says more")
+        sent = []
+    found: dict[str, Any] = {
+        "site": config.name,
+        "federation": pinned["federation"] if pinned else None,
+        "days_left": (date.fromisoformat(pinned["expires"]) - date.today()).days if pinned else None,
+        "supervised": is_running(where),
+        "stopping": (where / "run" / AFTER_ROUND).exists(),
+        "last_sent": sent[-1] if sent else None,
+    } | state_of(where)
+    if format is Format.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print(_status_text(found))
+    return 0 if found["agent"] and found["node"] else 3
+
+
+@site.command()
+def stop(
+    folder: SiteOption = None,
+    after_round: Annotated[
+        bool, typer.Option("--after-round", help="Finish the present job first, begin no other.")
+    ] = False,
+) -> None:
+    """End what `fedqc site start` started."""
+    from client.supervision.supervisor import stop as end
+
+    say(end(site_folder(folder), after_round=after_round))
+
+
+@site.command()
+def budget(
+    folder: SiteOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say that every entry was recomputed under the site's key.")
+    ] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """What was spent of each cohort's privacy, on what, and what is left."""
+    found = budgets(site_folder(folder))
+    if format is Format.json:
+        print(json.dumps([account | {"verified": verify} for account in found], ensure_ascii=False))
+        return
+    for account in found:
+        print(_budget_text(account))
+        if verify:
+            print(
+                f"  verified: {account['rows']} entries, each chained to the one before under the site's key"
+            )
+
+
+@site.command()
+def sent(
+    run: Annotated[str | None, typer.Argument(help="Only what left in this run.")] = None,
+    folder: SiteOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Every message that left this hospital: when, what, of which class, what for, how large, and its
+    hash.
+    """
+    from client.site.config import read_site
+
+    where = site_folder(folder)
+    config, _ = read_site(where)
+    lines = _sent(where / config.state / "sent.jsonl")
+    if run is not None:
+        lines = [line for line in lines if line["run"] == run or line["run"].startswith(f"{run}-")]
+    if format is Format.json:
+        print(json.dumps(lines, ensure_ascii=False))
+        return
+    for line in lines:
+        round_ = f"round {line['round']}" if line["round"] else ""
+        print(
+            f"{line['at']:25s}  {line['kind']:16s} {line['class']:12s} {line['purpose']:22s}"
+            f" {line['run']} {round_}  {line['bytes']} bytes  sha256 {line['sha256']}"
+        )
+    print(f"{len(lines)} messages, {sum(int(line['bytes']) for line in lines)} bytes")
+
+
+def site_folder(given: Path | None, only: str | None = None) -> Path:
+    """The folder that --site, FEDQC_SITE or the present folder names.
+
+    Args:
+        only: the process it is for; a node may be shown nothing of the site but node/ and run/.
+    Raises:
+        ConfigError: none of them is a site (code `no-such-site`).
+    """
+    folder = given or Path(os.environ.get("FEDQC_SITE", "."))
+    if not (folder / "site.yaml").is_file() and not (only == "node" and (folder / "node").is_dir()):
+        hint = "--site DIR, or FEDQC_SITE; fedqc site init makes one"
+        raise ConfigError(f"{folder.absolute()}: no site.yaml here", code="no-such-site", hint=hint)
+    return folder.absolute()
+
+
+def _one_of(only: str | None) -> str | None:
+    if only not in (None, "agent", "node"):
+        raise ConfigError(f"--only {only!r}: not a process", code="bad-argument", hint="known: agent, node")
+    return only
+
+
+def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
+    """What an approver has to know: who asks, what for, which models, how many rounds, and what it costs a
+    patient.
+    """
+    from client.site.enrolment import coordinator_of
+    from client.site.policy import in_plain_words, private_schedule
+    from common.privacy import rdp_epsilon
+
+    pinned = coordinator_of(folder / config.state)
+    asks = (
+        f"the federation {pinned['federation']} (fingerprint {pinned['fingerprint']})"
+        if pinned
+        else "nobody this site has joined yet"
+    )
+    lines = [
+        f"plan       {plan.name}, hash {plan.sha256()}",
+        f"who asks   {asks}",
+        f"question   {plan.question or '(none stated)'}",
+        f"model      {plan.model.name}, from {plan.model.initial}; arms: {', '.join(plan.arms)}",
+        (
+            f"rounds     {plan.training.rounds}; passes over the training patients in each: "
+            f"{plan.training.local_epochs}"
+        ),
+    ]
+    if config.name in plan.held_out:
+        lines.append("training   none here: this site only scores the finished models, on all its patients")
+        return "\n".join(lines)
+    for arm in plan.arms:
+        if arm == "federated_dp":
+            epsilon, delta = rdp_epsilon([private_schedule(plan)], plan.privacy.delta), plan.privacy.delta
+            lines.append(
+                f"{arm:10s} costs each patient ε {epsilon:.2f} at δ {delta:g}: "
+                f"{in_plain_words(epsilon, delta)}"
+            )
+        elif arm in ("local", "federated"):
+            lines.append(f"{arm:10s} NOT PRIVATE: trained without noise; {in_plain_words(math.inf, 0.0)}")
+    lines.append(
+        "scores     of the finished models on this site's test patients, as far as policy.yaml permits"
+    )
+    return "\n".join(lines)
+
+
+def budgets(folder: Path) -> list[dict[str, Any]]:
+    """One account a cohort that this site ever had a ledger for, the present one first.
+
+    Every entry's MAC is recomputed as the ledger is opened.
+    Raises:
+        LedgerError: a ledger cannot vouch for what was spent. ConfigError: there is no site key or no policy.
+    """
+    from client.site.config import read_site, site_key
+    from client.site.ledger import Ledger, ledger_file_name
+    from client.site.policy import default_policy, read_policy
+
+    config, _ = read_site(folder)
+    state = folder / config.state
+    if not (state / "site.key").is_file():
+        raise ConfigError(
+            f"{state / 'site.key'}: is not there",
+            code="bad-site-key",
+            hint="nothing was ever spent here, or restore it",
+        )
+    policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
+    key = site_key(state)
+    found = []
+    for cohort in [config.cohort, *sorted(_cohorts(state) - {config.cohort})]:
+        path = state / ledger_file_name(cohort)
+        # nothing was ever spent; make no ledger by looking
+        if not path.exists() and not path.with_name(f"{path.name}.head").exists():
+            found.append(_account(cohort, None, policy))
+            continue
+        with Ledger.open(path, cohort=cohort, key=key) as ledger:
+            found.append(_account(cohort, ledger, policy))
+    return found
+
+
+def _account(cohort: str, ledger: Ledger | None, policy: SitePolicy) -> dict[str, Any]:
+    from common.privacy import rdp_epsilon
+
+    rows = ledger.rows() if ledger else []
+    delta = policy.max_delta
+    spent = ledger.spent(delta) if ledger else 0.0
+    return {
+        "cohort": cohort,
+        "spent": spent,
+        "left": max(0.0, policy.max_epsilon - spent),
+        "max_epsilon": policy.max_epsilon,
+        "delta": delta,
+        "rows": len(rows),
+        "has_non_private": any(row.kind == "non-private" for row in rows),
+        "entries": [
+            {
+                "at": row.at,
+                "request": _request(row.request),
+                "purpose": row.purpose,
+                "epsilon": rdp_epsilon([row.as_steps()], delta)
+                if row.kind == "reserve"
+                else None,  # None: not private, no limit
+            }
+            for row in rows
+            if row.kind in ("reserve", "non-private")
+        ],
+    }
+
+
+def _cohorts(state: Path) -> set[str]:
+    """Cohorts of every ledger file in the state folder, by its first entry; each is verified when it is
+    opened.
+    """
+    import sqlite3
+
+    cohorts = set()
+    for path in sorted(state.glob("ledger-*.sqlite3")):
+        try:
+            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+            try:
+                first = connection.execute("SELECT content FROM rows ORDER BY sequence LIMIT 1").fetchone()
+            finally:
+                connection.close()
+            cohorts.add(str(json.loads(first[0])["request"]))
+        except (sqlite3.Error, ValueError, KeyError, TypeError):
+            raise RefusedError(
+                f"{path}: not a ledger that can be read",
+                code="ledger-damaged",
+                hint="restore the newest intact copy",
+            ) from None
+    return cohorts
+
+
+def _request(text: str) -> str:
+    """Run and arm of a reservation, as people write them."""
+    try:
+        return " ".join(str(part) for part in json.loads(text))
+    except (ValueError, TypeError):
+        return text
+
+
+def _budget_text(account: dict[str, Any]) -> str:
+    from client.site.policy import in_plain_words
+
+    spent, most = account["spent"], account["max_epsilon"]
+    lines = [
+        (
+            f"cohort {account['cohort']}: ε {spent:.2f} of {most:g} spent, {account['left']:.2f} left, at δ "
+            f"{account['delta']:g}"
+        )
+    ]
+    if spent:
+        lines.append(f"  in words: {in_plain_words(spent, account['delta'])}")
+    if account["has_non_private"]:
+        lines.append(
+            "  NOT PRIVATE: a model was trained on this cohort without noise; for its patients the promise "
+            "does not hold"
+        )
+    for entry in account["entries"]:
+        cost = "not private" if entry["epsilon"] is None else f"ε {entry['epsilon']:.2f}"
+        lines.append(f"  {entry['at']}  {cost:12s} {entry['request']}")
+    return "\n".join(lines)
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    agent = "; ".join(filter(None, ("answers" if found["agent"] else "does not answer", found["isolation"])))
+    node = {
+        True: f"connected since {found['since']}",
+        False: "not connected",
+        None: "cannot be seen by this user",
+    }[found["node"]]
+    lines = [
+        f"site        {found['site']}",
+        f"federation  {found['federation']}, {found['days_left']} days left"
+        if found["federation"]
+        else "federation  none joined",
+        f"agent       {agent}",
+        f"node        {node}",
+    ]
+    if found["last_error"]:
+        lines.append(f"last error  {found['last_error']}")
+    if found["stopping"]:
+        lines.append("stopping    after the present job")
+    if found["last_sent"]:
+        last = found["last_sent"]
+        lines.append(f"last sent   {last['at']}, {last['purpose']}, {last['bytes']} bytes")
+    return "\n".join(lines)
+
+
+def _sent(path: Path) -> list[dict[str, Any]]:
+    """The lines of sent.jsonl; [] where nothing was ever sent.
+
+    Raises:
+        DataError: a line cannot be read (code `sent-damaged`).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror})", code="sent-damaged", hint="run as the agent's user"
+        ) from None
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+            lines.append(
+                {
+                    name: value[name]
+                    for name in ("at", "kind", "class", "purpose", "run", "round", "bytes", "sha256")
+                }
+            )
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path}: line {number} is not what was written",
+                code="sent-damaged",
+                hint="compare with a backup",
+            ) from None
+    return lines

@@ -1,0 +1,370 @@
+"""A site folder as the arrays that training and evaluation use.
+
+    site.yaml     name, kind, cohort, nominal_patients; where images, labels and state are
+    images/       DICOM files, in any order and depth
+    labels.csv    see client/labels/label_sheet.py
+    state/        site.key, cache/; written by fedqc
+
+A patient is in one part only. Nothing here leaves the hospital; `check_site` gives counts, file numbers and
+codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from client.data.inclusion import read_admission
+from client.dicom.cache import Slices, load_or_build
+from client.dicom.index import MOST_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
+from client.labels.label_sheet import ImageName, MatchedLabels, match_labels, read_labels
+from client.site.config import SiteConfig, read_site, site_key
+from common.artifacts import MODALITIES, NAMES, applies_to
+from common.errors import ConfigError, DataError
+from common.files import write_bytes
+from common.preprocess import DEFAULT_SIZE
+
+DEFAULT_SPLIT = (0.6, 0.0, 0.4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeReport:
+    """What was found at the site, as counts, file numbers and codes. Local; `public()` has no path,
+    identifier or date.
+    """
+
+    intake: Intake
+    labels: MatchedLabels
+    patients: int
+    patients_by_part: dict[str, int]
+    slices_by_modality: dict[str, int]
+    # artifact → present, absent, not_assessed; over slices in which it can occur
+    label_counts: dict[str, dict[str, int]]
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        intake = self.intake
+        return (
+            f"{len(intake.records)} of {intake.found} files used, {self.patients} patients, "
+            f"{len(intake.quarantined)} quarantined"
+        )
+
+    def public(self) -> dict[str, Any]:
+        return {
+            **self.intake.public(),
+            "patients": self.patients,
+            "patients_by_part": self.patients_by_part,
+            "slices_by_modality": self.slices_by_modality,
+            "labels": self.label_counts,
+            "label_problems": {
+                "rows_without_image": {
+                    "count": len(self.labels.rows_without_image),
+                    "rows": list(self.labels.rows_without_image),
+                },
+                "images_without_label": self.labels.images_without_label,
+                "wrong-modality": {
+                    "count": len(self.labels.wrong_modality),
+                    "rows": list(self.labels.wrong_modality),
+                },
+                "disputed": int(self.labels.disputed.sum()),
+                "incomplete": int(self.labels.incomplete.sum()),
+            },
+            "split": self.labels.split,
+            "warnings": {"uid_under_two_patients": self.intake.shared_uids},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A site's usable slices, n of them; everything in the same order."""
+
+    site: SiteConfig
+    folder: Path
+    images: np.ndarray  # int16 (n, S, S), read-only memory map; see common/preprocess.py
+    modality: np.ndarray  # int8 (n,), position in MODALITIES
+    labels: np.ndarray  # float32 (n, artifacts): 1, 0, or nan = not assessed or cannot occur
+    severities: np.ndarray  # float32 (n, artifacts), nan where unknown
+    patients: np.ndarray  # int64 (n,), 0 .. number of patients - 1
+    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test
+    numbers: np.ndarray  # int64 (n,), file numbers
+    vendors: tuple[str, ...]  # manufacturer of each slice, as its header says; local
+    records: tuple[SliceRecord, ...]
+    fingerprint: str  # of the images folder, keyed; local
+    report: IntakeReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSlices:
+    """A site's usable slices, before anybody asks for labels."""
+
+    site: SiteConfig
+    folder: Path
+    key: bytes
+    slices: Slices
+
+    @property
+    def images_root(self) -> Path:
+        return self.folder / self.site.images
+
+
+def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
+    """Index and decode a site's images, or open the cache; cohort.yaml says which of them are the cohort's.
+
+    Args:
+        site_yaml: the file, or the folder that holds it.
+        size: side of the stored slices in pixels.
+        how: `progress`, `again` and `verify` of `client.dicom.cache.load_or_build`.
+    Raises:
+        ConfigError: site.yaml or cohort.yaml.
+        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, or about the cache.
+    """
+    found = open_slices(site_yaml, size=size, **how)
+    intake, images_root = found.slices.intake, found.images_root
+    if not intake.found:
+        raise DataError(f"{images_root}: no files", code="empty-site", hint="hidden files are not counted")
+    if not intake.records:
+        codes = ", ".join(sorted({problem.code for problem in (*intake.quarantined, *intake.excluded)}))
+        raise DataError(
+            f"{images_root}: none of the {intake.found} files can be used ({codes})",
+            code="no-usable-images",
+            hint="docs/errors.md explains the codes",
+        )
+    return found
+
+
+def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
+    """As `site_slices`, for a report: a site of which nothing can be used is not refused."""
+    site, folder, key = _opened(site_yaml)
+    admission = read_admission(folder, key)
+    slices = load_or_build(
+        folder / site.images,
+        key,
+        folder / site.state / "cache",
+        size,
+        admit=admission,
+        rules=admission.digest(),
+        **how,
+    )
+    return SiteSlices(site=site, folder=folder, key=key, slices=slices)
+
+
+def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
+    """A site, its folder and its key; refused where its images are not there, or its state lies among
+    them.
+    """
+    site, folder = read_site(site_yaml)
+    images_root, state = folder / site.images, folder / site.state
+    if not images_root.is_dir():
+        raise DataError(
+            f"{images_root}: no such folder",
+            code="no-such-folder",
+            hint="site.yaml: images = the folder with the DICOM files",
+        )
+    if state.resolve().is_relative_to(images_root.resolve()):
+        raise ConfigError(
+            f"{state}: the state folder lies inside the images folder {images_root}",
+            code="bad-site",
+            hint="site.yaml: move one of the two",
+        )
+    return site, folder, site_key(state)
+
+
+def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
+    """Refuse a site of whose files more than `MOST_QUARANTINED` cannot be read, unless somebody has looked
+    and accepts it.
+
+    What was accepted is remembered for this index, and for no more quarantined files than there were then.
+    Raises:
+        DataError: `too-many-quarantined`.
+    """
+    intake, path = found.slices.intake, found.folder / found.site.state / "accepted-quarantine.json"
+    if intake.share_quarantined <= MOST_QUARANTINED:
+        return
+    try:
+        known = json.loads(path.read_text(encoding="ascii"))
+        if known["index"] == found.slices.fingerprint and len(intake.quarantined) <= known["quarantined"]:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if not accept:
+        codes = ", ".join(
+            f"{count} × {code}"
+            for code, count in Counter(problem.code for problem in intake.quarantined).most_common()
+        )
+        raise DataError(
+            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined ({codes});"
+            f" above {MOST_QUARANTINED:.0%} somebody should look first",
+            code="too-many-quarantined",
+            hint="fedqc data prepare SITE --show-paths lists them; --accept-quarantine goes on with the rest",
+        )
+    write_bytes(
+        path,
+        json.dumps({"index": found.slices.fingerprint, "quarantined": len(intake.quarantined)}).encode(),
+        0o600,
+    )
+
+
+def load_cohort(
+    site_yaml: Path,
+    *,
+    size: int = DEFAULT_SIZE,
+    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    quarantine: Literal["refuse", "accept", "ignore"] = "refuse",
+) -> Cohort:
+    """Index, decode (once, then from the cache), label and split a site.
+
+    Args:
+        site_yaml: the file, or the folder that holds it.
+        size: side of the stored slices in pixels.
+        split: shares of train, validation and test; patients whose rows have a `part` follow the sheet.
+        quarantine: what to do where many files cannot be read, see `admit_quarantine`. "ignore" accepts
+            nothing: for a report.
+    Raises:
+        ConfigError: site.yaml or cohort.yaml.
+        DataError: as `site_slices`; `too-many-quarantined`; `leak` (the sheet puts one patient in two parts);
+            or one of `client.labels.label_sheet`.
+    """
+    site, folder, key = _opened(site_yaml)
+    table = read_labels(folder / site.labels, key=key)  # first: decoding may take an hour
+    found = site_slices(site_yaml, size=size)
+    slices = found.slices
+    if quarantine != "ignore":
+        admit_quarantine(found, accept=quarantine == "accept")
+    intake, records = slices.intake, slices.intake.records
+    modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
+    may_occur = np.array([applies_to(name) for name in MODALITIES])[modality]
+    matched = match_labels(table, image_names(records), may_occur, site.consensus, key=key)
+    names = sorted({record.patient for record in records})
+    dense = {name: position for position, name in enumerate(names)}
+    patients = np.array([dense[record.patient] for record in records], np.int64)
+    parts_of_patients = assign_parts(patients, names, records=records, labels=matched, key=key, split=split)
+    report = intake_report(intake, matched, modality=modality, patients=len(names), parts=parts_of_patients)
+    return Cohort(
+        site=site,
+        folder=folder,
+        images=slices.images,
+        modality=modality,
+        labels=matched.present,
+        severities=matched.severity,
+        patients=patients,
+        part=parts_of_patients[patients],
+        numbers=np.array([record.number for record in records], np.int64),
+        vendors=tuple(record.manufacturer for record in records),
+        records=records,
+        fingerprint=slices.fingerprint,
+        report=report,
+    )
+
+
+def intake_report(
+    intake: Intake, labels: MatchedLabels, *, modality: np.ndarray, patients: int, parts: np.ndarray | None
+) -> IntakeReport:
+    """The account of a site.
+
+    Args:
+        modality: int8 (slices,), positions in MODALITIES.
+        parts: int8 (patients,), positions in PARTS; None where patients are in no part.
+    """
+    may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(
+        len(modality), len(NAMES)
+    )
+    return IntakeReport(
+        intake=intake,
+        labels=labels,
+        patients=patients,
+        patients_by_part={}
+        if parts is None
+        else {part: int((parts == position).sum()) for position, part in enumerate(PARTS)},
+        slices_by_modality={
+            name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)
+        },
+        label_counts=_count_labels(labels.present, may_occur),
+    )
+
+
+def check_site(
+    site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float, float, float] = DEFAULT_SPLIT
+) -> dict[str, Any]:
+    """The intake report of a site for `fedqc data check --format json`: counts, file and row numbers and
+    codes; no identifier.
+
+    What it says is what `load_cohort` gets, because it is the same call; it writes only below the site's
+    state folder.
+    Raises: as `load_cohort`.
+    """
+    return load_cohort(site_yaml, size=size, split=split, quarantine="ignore").report.public()
+
+
+def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
+    """How a label sheet may name each slice."""
+    return [
+        ImageName(
+            file=record.file,
+            sop_uid=record.image,
+            series_uid=record.series,
+            study_uid=record.study,
+            accession=record.accession,
+            series_number=record.series_number,
+            frame=record.frame + 1,
+        )
+        for record in records
+    ]
+
+
+def assign_parts(
+    patients: np.ndarray,
+    names: list[str],
+    *,
+    records: Sequence[SliceRecord],
+    labels: MatchedLabels,
+    key: bytes,
+    split: tuple[float, float, float],
+) -> np.ndarray:
+    """Part of each patient, int8 (patients,): the sheet's where it has one, else the keyed hash.
+
+    Args:
+        patients: int64 (records,), position in `names`.
+    Raises:
+        DataError: `leak`, the sheet puts one patient in two parts.
+    """
+    fixed: dict[int, tuple[Part, int]] = {}
+    for patient, part, record in zip(patients.tolist(), labels.parts, records, strict=True):
+        if part is None:
+            continue
+        first, number = fixed.setdefault(patient, (part, record.number))
+        if first != part:
+            raise DataError(
+                (
+                    f"the label sheet puts file {number} in {first} and file {record.number} of the same "
+                    f"patient in {part}"
+                ),
+                code="leak",
+                hint="a patient belongs to one part: give all rows of a patient the same 'part'",
+            )
+    return np.array(
+        [
+            PARTS.index(fixed[i][0] if i in fixed else split_of(name, key, *split))
+            for i, name in enumerate(names)
+        ],
+        np.int8,
+    )
+
+
+def _count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
+    """Of each artifact how many slices have it, have it not, and were not assessed; over slices in which it
+    can occur.
+    """
+    return {
+        name: {
+            "present": int((present[:, position] == 1).sum()),
+            "absent": int((present[:, position] == 0).sum()),
+            "not_assessed": int((np.isnan(present[:, position]) & may_occur[:, position]).sum()),
+        }
+        for position, name in enumerate(NAMES)
+    }

@@ -1,0 +1,190 @@
+"""cohort.yaml: which patients' images this cohort is made of, and what allows their use. It never leaves the
+hospital.
+
+    name: brain-mri
+    ethics_approval: 2024-117
+    consent_basis: broad consent, form 3
+    include:                          # a slice must fit every line that is here; one that says nothing about it does not fit
+      modality: [MR]
+      body_part: [BRAIN, HEAD]        # BodyPartExamined, case does not matter
+      study_date: {first: 2019-01-01, last: 2024-12-31}
+      age_years: {least: 18, most: 90}
+      series_description: [T1, MPRAGE]   # one of these words occurs in it
+    exclude:                          # a slice must fit none of them
+      series_description: [LOC, SCREEN]
+    opt_out: ["0012345"]              # PatientIDs; or opt_out_file: one a line
+    opt_out_file: opted-out.txt
+
+Whether a slice is admitted depends on its own header alone, never on another patient's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from client.dicom.index import SliceRecord, patient_pseudonyms
+from common.artifacts import MODALITIES, Modality
+from common.errors import ConfigError
+from common.strict import StrictModel, describe_all, strict_yaml
+
+MAX_BYTES = 1 << 20
+ADMISSION_CODES: dict[str, str] = {
+    "opted-out": "the patient is on the opt-out list",
+    "rule-modality": "another modality than the cohort's",
+    "rule-body-part": "another body part than the cohort's, or none stated",
+    "rule-date": "studied outside the cohort's dates, or on an unknown date",
+    "rule-age": "outside the cohort's ages, or of unknown age",
+    "rule-description": "a series that the cohort leaves out by its description",
+}
+_Words = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(strict=False)]
+
+_Date = Annotated[date | None, Field(strict=False)]
+
+
+class Dates(StrictModel):
+    first: _Date = None
+    last: _Date = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.first and self.last and self.first > self.last:
+            raise ValueError("first is after last")
+        return self
+
+
+class Ages(StrictModel):
+    least: float = Field(default=0.0, ge=0, le=150)
+    most: float = Field(default=150.0, ge=0, le=150)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError("least is above most")
+        return self
+
+
+class Include(StrictModel):
+    modality: Annotated[tuple[Modality, ...], Field(strict=False)] = MODALITIES
+    body_part: _Words = ()
+    study_date: Dates | None = None
+    age_years: Ages | None = None
+    series_description: _Words = ()
+
+
+class Exclude(StrictModel):
+    body_part: _Words = ()
+    series_description: _Words = ()
+
+
+class CohortRules(StrictModel):
+    """What cohort.yaml says."""
+
+    name: str = ""
+    ethics_approval: str = ""
+    consent_basis: str = ""
+    include: Include = Include()
+    exclude: Exclude = Exclude()
+    opt_out: _Words = ()
+    opt_out_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """The rules, ready to be asked."""
+
+    rules: CohortRules
+    opted_out: frozenset[str]  # pseudonyms
+
+    def __call__(self, record: SliceRecord) -> str:
+        """A code of `ADMISSION_CODES` by which the slice is left out, or ""."""
+        include, exclude = self.rules.include, self.rules.exclude
+        if record.patient in self.opted_out:
+            return "opted-out"
+        if record.modality not in include.modality:
+            return "rule-modality"
+        part = record.body_part.upper()
+        if (include.body_part and part not in _upper(include.body_part)) or part in _upper(exclude.body_part):
+            return "rule-body-part"
+        if include.study_date and not _is_within(record.study_date, include.study_date):
+            return "rule-date"
+        ages = include.age_years
+        if ages and (record.age_years is None or not ages.least <= record.age_years <= ages.most):
+            return "rule-age"
+        description = record.series_description.upper()
+        wanted, unwanted = _upper(include.series_description), _upper(exclude.series_description)
+        if (wanted and not any(word in description for word in wanted)) or any(
+            word in description for word in unwanted
+        ):
+            return "rule-description"
+        return ""
+
+    def digest(self) -> str:
+        """Names the rules: the same digest, the same answers."""
+        said = self.rules.model_dump(mode="json", include={"include", "exclude"})
+        return hashlib.sha256(json.dumps([said, sorted(self.opted_out)], sort_keys=True).encode()).hexdigest()
+
+
+def read_admission(folder: Path, key: bytes) -> Admission:
+    """The rules of FOLDER/cohort.yaml; without the file, everybody is admitted.
+
+    Raises:
+        ConfigError: `bad-cohort`, naming file, field and what is allowed; no value of a list of patients.
+    """
+    path = folder / "cohort.yaml"
+    if not path.exists():
+        return Admission(rules=CohortRules(), opted_out=frozenset())
+    try:
+        value = strict_yaml(_text(path))
+        rules = CohortRules.model_validate(value or {})
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}:"
+        raise ConfigError(f"{path}:{line} not valid YAML", code="bad-cohort") from None
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {describe_all(error, values=False)}",
+            code="bad-cohort",
+            hint="docs/data.md shows every field",
+        ) from None
+    listed = list(rules.opt_out)
+    if rules.opt_out_file:
+        listing = _text(folder / rules.opt_out_file).decode("utf-8-sig", "replace").splitlines()
+        listed += [line.strip() for line in listing if line.strip() and not line.startswith("#")]
+    return Admission(
+        rules=rules,
+        opted_out=frozenset(name for patient in listed for name in patient_pseudonyms(patient, key)),
+    )
+
+
+def _text(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {error.strerror}", code="bad-cohort") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(
+            f"{path}: larger than {MAX_BYTES} bytes",
+            code="bad-cohort",
+            hint="a long list belongs into opt_out_file",
+        )
+    return content
+
+
+def _upper(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word.upper() for word in words)
+
+
+def _is_within(study_date: str, dates: Dates) -> bool:
+    try:
+        studied = date(int(study_date[:4]), int(study_date[4:6]), int(study_date[6:8]))
+    except ValueError:
+        return False
+    return (dates.first is None or dates.first <= studied) and (dates.last is None or studied <= dates.last)

@@ -1,0 +1,705 @@
+"""What a folder of images is good for: everything that `fedqc data check` says, worked out once for terminal,
+JSON and page.
+
+A folder with a site.yaml is a site: its images, labels and split are looked at, and what is written goes
+below its state folder. Any other folder is looked at as images only; its cache and its key then lie in the
+user's cache directory, and nothing is written into the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from client.data.cohort import (
+    DEFAULT_SPLIT,
+    IntakeReport,
+    SiteSlices,
+    admit_quarantine,
+    assign_parts,
+    image_names,
+    intake_report,
+    open_slices,
+)
+from client.data_check import screening
+from client.data_check.profile import (
+    Acquisition,
+    Move,
+    Profile,
+    acquisition_table,
+    keep_profile,
+    moves,
+    profile_path,
+    read_profile,
+)
+from client.data_check.vocabulary import OTHER, WORDS, said
+from client.dicom.cache import Slices, load_or_build
+from client.dicom.index import MOST_QUARANTINED, PARTS, SliceRecord, pseudonym
+from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
+from client.labels.spreadsheet import SheetProblem
+from client.site.config import SiteConfig, site_key
+from common.artifacts import MODALITIES, NAMES, applies_to
+from common.errors import ConfigError, DataError, FedqcError
+from common.preprocess import DEFAULT_SIZE
+from common.progress_bar import Progress
+
+Level = Literal["stop", "warning", "note"]
+Source = Literal["file", "ledger", "earlier index", "this index"]
+Verdict = Literal["ready", "ready with warnings", "not ready"]
+
+FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise leaves something to learn
+OFF_BUCKET = 2.5  # the widest step between two buckets
+MANY_DUPLICATES = 0.01
+MANY_EXCLUDED = 0.2
+KEPT_PROFILES = 20
+SHOWN_NUMBERS = 200  # file numbers in JSON, of each list
+_PLAUSIBLE: dict[str, tuple[float, float]] = {
+    "slice_thickness_mm": (0.05, 50.0),
+    "pixel_spacing_mm": (0.02, 20.0),
+    "field_strength_t": (0.01, 15.0),
+    "kvp": (20.0, 200.0),
+    "echo_time_ms": (0.01, 1000.0),
+    "repetition_time_ms": (0.5, 60_000.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is looked at."""
+
+    path: Path  # as it was given
+    state: Path  # where cache and key are
+    key: bytes
+    slices: Slices
+    found: SiteSlices | None  # None: a folder without site.yaml
+
+    @property
+    def site(self) -> SiteConfig | None:
+        return self.found.site if self.found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One reason for the verdict. Its words are in `words.py`, by code; `values` are counts and words of
+    ours.
+    """
+
+    code: str
+    level: Level
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The comparison with the profile that a model was trained on."""
+
+    source: Source
+    trained_patients: int
+    compared: Literal["patients not trained on", "all patients"]
+    patients: int
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """All that was found. Arrays are over the usable slices."""
+
+    subject: Subject
+    intake: IntakeReport
+    has_labels: bool  # whether there is a sheet that could be read
+    problems: tuple[SheetProblem, ...]
+    findings: tuple[Finding, ...]
+    profile: Profile
+    patients: np.ndarray  # int64 (n,)
+    parts: np.ndarray  # int8 (n,); -1: in no part
+    artifact_patients: dict[str, dict[str, dict[str, int]]]  # artifact -> part -> present, absent
+    measures: np.ndarray  # float64 (n, 3)
+    outliers: screening.Outliers
+    duplicates: screening.Duplicates
+    scanners: np.ndarray  # int64 (n,)
+    trends: tuple[screening.Trend, ...]
+    drift: Drift | None
+
+    @property
+    def verdict(self) -> Verdict:
+        levels = {finding.level for finding in self.findings}
+        return "not ready" if "stop" in levels else "ready with warnings" if "warning" in levels else "ready"
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """File number of each slice, int64."""
+        return np.array([record.number for record in self.subject.slices.intake.records], np.int64)
+
+    @property
+    def months(self) -> tuple[str, str] | None:
+        """The first and the last month of which there are studies."""
+        dates = [
+            month
+            for record in self.subject.slices.intake.records
+            if (month := screening.month_of(record.study_date))
+        ]
+        return (min(dates), max(dates)) if dates else None
+
+    def scanner_rows(self) -> list[dict[str, Any]]:
+        """Each scanner by number: maker and model in words that may be shown, slices, patients."""
+        records, rows = self.subject.slices.intake.records, []
+        for number in range(int(self.scanners.max(initial=-1)) + 1):
+            own = np.flatnonzero(self.scanners == number)
+            first = records[int(own[0])]
+            words = {field: said(field, first, self.subject.key) for field in ("vendor", "model")}
+            rows.append(
+                {"scanner": number + 1}
+                | words
+                | {"slices": len(own), "patients": len(set(self.patients[own].tolist()))}
+            )
+        return rows
+
+    def public(self) -> dict[str, Any]:
+        """The report for programs: counts, file and row numbers, codes and words of ours. It stays in the
+        hospital all the same.
+        """
+        found = self.intake.public()
+        if self.subject.site is None:
+            found |= {"patients_by_part": {}, "labels": {}, "label_problems": {}, "split": None}
+        duplicates = self.duplicates
+        return found | {
+            "verdict": self.verdict,
+            "findings": [{"code": one.code, "level": one.level, **one.values} for one in self.findings],
+            "problems": [problem.public() for problem in self.problems],
+            "artifact_patients": self.artifact_patients,
+            "acquisition": acquisition_table(self.profile),
+            "scanners": self.scanner_rows(),
+            "months": list(self.months) if self.months else None,
+            "outliers": {"slices": len(self.outliers.slices), "files": self._files(self.outliers.slices)},
+            "near_duplicates": {
+                "slices": int(duplicates.across_patients.sum()),
+                "slices_across_split": int(duplicates.across_split.sum()),
+                "pairs_of_files": [[int(self.numbers[place]) for place in pair] for pair in duplicates.pairs],
+                "is_complete": duplicates.is_complete,
+            },
+            "trends": [_trend(trend) for trend in self.trends],
+            "against_training": None if self.drift is None else _drift(self.drift),
+        }
+
+    def _files(self, slices: np.ndarray) -> list[int]:
+        return list(dict.fromkeys(self.numbers[slices].tolist()))[:SHOWN_NUMBERS]
+
+
+def look(
+    path: Path, *, size: int = DEFAULT_SIZE, progress: Progress = lambda stage, done, total: None
+) -> Subject:
+    """Read a site's images, or those of any folder, or open the cache.
+
+    Raises:
+        ConfigError: site.yaml or cohort.yaml; `no-such-site` (no such folder, or a folder of sites),
+            `bad-cache-folder`.
+        DataError: `no-such-folder`, or about the cache.
+    """
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{path}: a file, not a folder", code="no-such-site", hint="name the folder that it lies in"
+        )
+    if path.is_file() or (path / "site.yaml").exists():
+        found = open_slices(path, size=size, progress=progress)
+        return Subject(
+            path=path, state=found.folder / found.site.state, key=found.key, slices=found.slices, found=found
+        )
+    if not path.is_dir():
+        raise ConfigError(
+            f"{path}: no such folder",
+            code="no-such-site",
+            hint="a site folder with a site.yaml, or any folder with images",
+        )
+    below = sorted(
+        {found.parent for pattern in ("*/site.yaml", "*/*/site.yaml") for found in path.glob(pattern)}
+    )
+    if below:
+        raise ConfigError(
+            f"{path}/site.yaml: is not there, but {len(below)} folders below hold one",
+            code="no-such-site",
+            hint="check them one by one",
+        )
+    state = state_of_folder(path)
+    key = site_key(state)
+    slices = load_or_build(path, key, state / "cache", size, progress=progress)
+    return Subject(path=path, state=state, key=key, slices=slices, found=None)
+
+
+def state_of_folder(path: Path) -> Path:
+    """Where the cache and the key of a folder without site.yaml are kept: private, and named by the digest of
+    the folder's path.
+
+    Raises:
+        ConfigError: `bad-cache-folder`, it would lie among the images, or cannot be made.
+    """
+    real = path.resolve()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    state = base.absolute() / "fedqc" / hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
+    hint = "XDG_CACHE_HOME names another folder for caches"
+    if state.resolve().is_relative_to(real):
+        raise ConfigError(
+            f"{state}: the cache would lie inside the folder that is looked at",
+            code="bad-cache-folder",
+            hint=hint,
+        )
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.parent.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"{state}: cannot be made: {error.strerror}", code="bad-cache-folder", hint=hint
+        ) from None
+    return state
+
+
+def examine(
+    subject: Subject,
+    *,
+    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    against: Literal["nothing", "own"] | Path = "nothing",
+) -> Readiness:
+    """All findings on what was read. Of the pixels nothing is read.
+
+    Args:
+        split: shares of train, validation and test.
+        against: a profile to compare with: the site's own training patients', or that of a file.
+    Raises:
+        DataError: `no-profile`, `bad-profile`.
+    """
+    slices = subject.slices
+    records, key = slices.intake.records, subject.key
+    names, patients = np.unique(
+        np.array([record.patient for record in records], dtype=np.str_), return_inverse=True
+    )
+    modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
+    may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(
+        len(records), len(NAMES)
+    )
+    table, problems, findings = _sheet(subject)
+    rule = subject.site.consensus if subject.site else "agree"
+    matched, more = inspect_match(table, image_names(records), may_occur, rule, key=key)
+    problems = (*problems, *more)
+    if records and table.rows and len(matched.rows_without_image) == len(table.rows):
+        findings.append(Finding(code="labels-match-nothing", level="stop", values={"rows": len(table.rows)}))
+    if problems:
+        codes = dict(Counter(problem.code for problem in problems))
+        findings.append(
+            Finding(
+                code="label-problems",
+                level="stop",
+                values={"problems": len(problems), "codes": _listed(codes)},
+            )
+        )
+    of_patients: np.ndarray | None = None
+    if subject.site is not None:
+        try:
+            of_patients = assign_parts(
+                patients, names.tolist(), records=records, labels=matched, key=key, split=split
+            )
+        except DataError as error:
+            findings.append(Finding(code=error.code, level="stop", values={}))
+    intake = intake_report(slices.intake, matched, modality=modality, patients=len(names), parts=of_patients)
+    parts = np.full(len(records), -1, np.int8) if of_patients is None else of_patients[patients]
+    measures = np.array([measured[:3] for measured in slices.measures], np.float64).reshape(-1, 3)
+    hashes = np.array([int(measured[3], 16) for measured in slices.measures], np.uint64)
+    series = np.unique([record.series or f"file {record.number}" for record in records], return_inverse=True)[
+        1
+    ]
+    outliers = screening.outliers(measures, screening.protocols(records))
+    duplicates = screening.near_duplicates(hashes, measures, modality, series, patients, parts)
+    scanners, _ = screening.scanners_of(records)
+    trends = tuple(screening.trends(records, outliers.z, scanners))
+    acquisition = Acquisition(records, slices.measures, key)
+    if subject.found is not None and of_patients is not None:
+        _keep(subject, acquisition, parts == PARTS.index("train"))
+    drift = None if against == "nothing" or not records else _compared(subject, acquisition, against)
+    counts = {} if of_patients is None else _artifact_patients(matched, patients, parts)
+    has_labels = bool(table.rows)
+    findings += [
+        *_on_files(subject),
+        *_on_patients(subject, intake, names.tolist()),
+        *_on_labels(intake, counts, has_labels=has_labels),
+        *_on_images(subject, scanners, duplicates, outliers),
+        *_on_time(trends, drift),
+    ]
+    order = ("stop", "warning", "note")
+    return Readiness(
+        subject=subject,
+        intake=intake,
+        has_labels=has_labels,
+        problems=tuple(sorted(problems, key=lambda problem: (problem.row, problem.column or 0))),
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.level))),
+        profile=acquisition.profile(),
+        patients=patients,
+        parts=parts,
+        artifact_patients=counts,
+        measures=measures,
+        outliers=outliers,
+        duplicates=duplicates,
+        scanners=scanners,
+        trends=trends,
+        drift=drift,
+    )
+
+
+def paths_text(subject: Subject) -> list[str]:
+    """Lines for the operator's own terminal, never for a file or log: quarantined files by path, and the
+    texts behind `other-3f2a`.
+    """
+    lines = [
+        f"file {problem.number} [{problem.code}] {problem.detail}"
+        for problem in subject.slices.intake.quarantined
+    ]
+    behind = {
+        f"{field} {word}": getattr(record, WORDS[field][1])
+        for record in subject.slices.intake.records
+        for field in WORDS
+        if (word := said(field, record, subject.key)).startswith(f"{OTHER}-")
+    }
+    return lines + [f"{word} = {text!r}" for word, text in sorted(behind.items())]
+
+
+def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list[Finding]]:
+    """The label sheet as far as it can be understood; without one, an empty sheet and a finding."""
+    empty = LabelTable(path=subject.path, rows=(), artifacts=())
+    if subject.found is None or subject.site is None:
+        return empty, (), [Finding(code="no-site", level="warning", values={})]
+    path = subject.found.folder / subject.site.labels
+    if not path.exists():
+        return empty, (), [Finding(code="labels-missing", level="stop", values={})]
+    try:
+        table, problems = inspect_labels(path, key=subject.key)
+    except DataError as error:
+        return empty, (), [Finding(code="labels-unreadable", level="stop", values={"problem": error.code})]
+    return table, problems, []
+
+
+def _on_files(subject: Subject) -> list[Finding]:
+    intake = subject.slices.intake
+    found: list[Finding] = []
+    codes = _listed(Counter(problem.code for problem in intake.quarantined))
+    if not intake.found:
+        return [Finding(code="no-files", level="stop", values={})]
+    if not intake.records:
+        every = _listed(Counter(problem.code for problem in (*intake.quarantined, *intake.excluded)))
+        found.append(
+            Finding(code="no-usable-images", level="stop", values={"files": intake.found, "codes": every})
+        )
+    if intake.share_quarantined > MOST_QUARANTINED:
+        values = {
+            "files": len(intake.quarantined),
+            "of": intake.found,
+            "codes": codes,
+            "limit": f"{MOST_QUARANTINED:.0%}",
+        }
+        found.append(
+            Finding(
+                code="too-many-quarantined", level="note" if _is_accepted(subject) else "stop", values=values
+            )
+        )
+    elif intake.quarantined:
+        found.append(
+            Finding(
+                code="quarantined", level="note", values={"files": len(intake.quarantined), "codes": codes}
+            )
+        )
+    for code, count in Counter(problem.code for problem in intake.excluded).items():
+        if intake.records and count > MANY_EXCLUDED * intake.found:
+            values = {"files": count, "of": intake.found, "rule": code}
+            found.append(Finding(code="many-excluded", level="warning", values=values))
+    if intake.shared_uids:
+        found.append(
+            Finding(code="uid-under-two-patients", level="warning", values={"images": intake.shared_uids})
+        )
+    return found
+
+
+def _is_accepted(subject: Subject) -> bool:
+    """Whether somebody has looked at the quarantined files and accepted to go on without them."""
+    if subject.found is None:
+        return False
+    try:
+        admit_quarantine(subject.found, accept=False)
+    except DataError:
+        return False
+    return True
+
+
+def _on_patients(subject: Subject, intake: IntakeReport, names: list[str]) -> list[Finding]:
+    found = []
+    records = subject.slices.intake.records
+    nobody = pseudonym("", subject.key)
+    if nobody in names:
+        unknown = sum(record.patient == nobody for record in records)
+        found.append(Finding(code="no-patient-id", level="warning", values={"slices": unknown}))
+    if subject.site is None or not records or not intake.patients_by_part:
+        return found
+    if intake.patients < FEW_PATIENTS:
+        found.append(
+            Finding(
+                code="few-patients",
+                level="warning",
+                values={"patients": intake.patients, "least": FEW_PATIENTS},
+            )
+        )
+    nominal, train = subject.site.nominal_patients, intake.patients_by_part["train"]
+    if not nominal / OFF_BUCKET <= train <= nominal * OFF_BUCKET:
+        found.append(
+            Finding(code="nominal-patients", level="warning", values={"patients": train, "nominal": nominal})
+        )
+    return found
+
+
+def _on_labels(
+    intake: IntakeReport, counts: dict[str, dict[str, dict[str, int]]], *, has_labels: bool
+) -> list[Finding]:
+    if not has_labels:
+        return []
+    found = []
+    one_sided = [
+        (
+            f"{artifact} ({part}: {' and '.join(f'0 {side}' for side in ('present', 'absent') if not sides[side])})"
+        )
+        for artifact, parts in counts.items()
+        for part, sides in parts.items()
+        if not (sides["present"] and sides["absent"])
+        and (part != "validation" or intake.patients_by_part["validation"])
+    ]
+    if one_sided:
+        found.append(Finding(code="one-sided", level="warning", values={"where": "; ".join(one_sided)}))
+    labels = intake.labels
+    if disputed := int(labels.disputed.sum()):
+        found.append(Finding(code="disputed", level="warning", values={"labels": disputed}))
+    if labels.images_without_label:
+        values = {"slices": labels.images_without_label, "of": len(intake.intake.records)}
+        found.append(Finding(code="without-label", level="note", values=values))
+    if lost := len(labels.rows_without_image):
+        found.append(Finding(code="rows-without-image", level="warning", values={"rows": lost}))
+    if wrong := len(labels.wrong_modality):
+        found.append(Finding(code="wrong-modality", level="warning", values={"rows": wrong}))
+    return found
+
+
+def _on_images(
+    subject: Subject, scanners: np.ndarray, duplicates: screening.Duplicates, outliers: screening.Outliers
+) -> list[Finding]:
+    records = subject.slices.intake.records
+    if not records:
+        return []
+    found = []
+    if scanners.max() == 0:
+        found.append(Finding(code="one-scanner", level="warning", values={}))
+    strange = {field: _implausible(records, field, limits) for field, limits in _PLAUSIBLE.items()}
+    if any(strange.values()):
+        fields = _listed({field: count for field, count in strange.items() if count})
+        found.append(Finding(code="implausible-units", level="warning", values={"fields": fields}))
+    count = int(duplicates.across_patients.sum())
+    if count > MANY_DUPLICATES * len(records):
+        found.append(
+            Finding(code="near-duplicates", level="warning", values={"slices": count, "of": len(records)})
+        )
+    if across := int(duplicates.across_split.sum()):
+        found.append(Finding(code="near-duplicates-across-split", level="warning", values={"slices": across}))
+    if not duplicates.is_complete:
+        found.append(Finding(code="near-duplicates-incomplete", level="note", values={}))
+    if len(outliers.slices):
+        found.append(
+            Finding(
+                code="outliers",
+                level="note",
+                values={"slices": len(outliers.slices), "z": f"{screening.OUTLYING_Z:g}"},
+            )
+        )
+    if undated := sum(not screening.month_of(record.study_date) for record in records):
+        found.append(
+            Finding(code="dates-missing", level="note", values={"slices": undated, "of": len(records)})
+        )
+    return found
+
+
+def _implausible(records: Sequence[SliceRecord], field: str, limits: tuple[float, float]) -> int:
+    """Slices whose value lies outside the limits; one that is not stated does not."""
+    stated = [value for record in records if (value := getattr(record, field)) is not None]
+    if not stated:
+        return 0
+    values = np.array(stated, np.float64).reshape(len(stated), -1)
+    return int(((values < limits[0]) | (values > limits[1])).any(1).sum())
+
+
+def _on_time(trends: Sequence[screening.Trend], drift: Drift | None) -> list[Finding]:
+    found = [
+        Finding(
+            code="step-over-time",
+            level="warning",
+            values={
+                "scanner": trend.scanner + 1,
+                "modality": trend.modality,
+                "measure": trend.measure,
+                "step": f"{trend.step:+.1f}",
+            },
+        )
+        for trend in trends
+        if trend.is_alarming
+    ]
+    alarming = [move for move in drift.moves if move.verdict == "alarming"] if drift else []
+    if alarming:
+        fields = ", ".join(f"{move.modality} {move.field}".strip() for move in alarming)
+        found.append(Finding(code="drift", level="warning", values={"fields": fields}))
+    return found
+
+
+def _artifact_patients(
+    matched: MatchedLabels, patients: np.ndarray, parts: np.ndarray
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Of each artifact that was assessed, patients of each part that have it in a slice, and that have it in
+    none.
+    """
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for place, artifact in enumerate(NAMES):
+        present = matched.present[:, place]
+        if np.isnan(present).all():
+            continue
+        found[artifact] = {}
+        for position, part in enumerate(PARTS):
+            own = parts == position
+            ill = set(patients[own & (present == 1)].tolist())
+            well = set(patients[own & (present == 0)].tolist()) - ill
+            found[artifact][part] = {"present": len(ill), "absent": len(well)}
+    return found
+
+
+def _keep(subject: Subject, acquisition: Acquisition, train: np.ndarray) -> None:
+    """Keep the profile of the training patients of this index, for a later comparison; of the old ones those
+    that were trained on.
+    """
+    if not train.any():
+        return
+    path = profile_path(subject.state, subject.slices.fingerprint)
+    keep_profile(path, acquisition.profile(train), acquisition.patients[train].tolist())
+    if old := [other for other in _newest(subject.state)[KEPT_PROFILES:] if other != path]:
+        trained = {profile_path(subject.state, index) for index in _indexes_trained_on(subject)}
+        for other in old:
+            if other not in trained:
+                other.unlink(missing_ok=True)
+
+
+def _compared(subject: Subject, acquisition: Acquisition, against: Literal["own"] | Path) -> Drift:
+    source: Source = "file"
+    if isinstance(against, Path):
+        path = _in_folder(against)
+    else:
+        path, source = _own_profile(subject)
+    trained, members = read_profile(path)
+    new = np.array([name not in members for name in acquisition.patients.tolist()], bool)
+    only_new = bool(new.any())
+    now = acquisition.profile(new if only_new else None, like=trained)
+    return Drift(
+        source=source,
+        trained_patients=trained.patients,
+        compared="patients not trained on" if only_new else "all patients",
+        patients=now.patients,
+        moves=tuple(moves(trained, now)),
+    )
+
+
+def _in_folder(path: Path) -> Path:
+    """The profile itself, or the newest one of a site folder."""
+    if not path.is_dir():
+        return path
+    held = _newest(path / "state") or _newest(path)
+    return held[0] if held else path / "state" / "profile-….json"
+
+
+def _newest(state: Path) -> list[Path]:
+    return sorted(state.glob("profile-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _own_profile(subject: Subject) -> tuple[Path, Source]:
+    """The profile of the index that the site last trained on, as its ledger says; else of the newest earlier
+    index; else of this one.
+    """
+    if subject.site is None:
+        raise ConfigError(
+            f"{subject.path}: no site, so no training of its own to compare with",
+            code="no-profile",
+            hint=(
+                "--training-profile SITE, the folder of the site that trained, or one of its "
+                "state/profile-*.json"
+            ),
+        )
+    for index in reversed(_indexes_trained_on(subject)):
+        if (path := profile_path(subject.state, index)).exists():
+            return path, "ledger"
+    current = profile_path(subject.state, subject.slices.fingerprint)
+    earlier = [path for path in _newest(subject.state) if path != current]
+    return (earlier[0], "earlier index") if earlier else (current, "this index")
+
+
+def _indexes_trained_on(subject: Subject) -> list[str]:
+    """Indexes in the order in which the ledger says they were used; none where there is no ledger, or it is
+    damaged: that is not ours to say here."""
+    from client.site.ledger import Ledger, ledger_file_name
+
+    assert subject.site is not None
+    path = subject.state / ledger_file_name(subject.site.cohort)
+    if not path.exists():
+        return []
+    try:
+        with Ledger.open(path, cohort=subject.site.cohort, key=subject.key) as ledger:
+            return [row.fingerprint for row in ledger.rows() if row.fingerprint]
+    except FedqcError:
+        return []
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """`3 × truncated, 1 × not-dicom`."""
+    return (
+        ", ".join(
+            f"{count} × {name}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+        )
+        or "–"
+    )
+
+
+def _trend(trend: screening.Trend) -> dict[str, Any]:
+    return {
+        "scanner": trend.scanner + 1,
+        "modality": trend.modality,
+        "measure": trend.measure,
+        "months": list(trend.months),
+        "medians": [round(value, 3) for value in trend.medians],
+        "studies": trend.studies,
+        "step": round(trend.step, 3),
+        "z": round(trend.z, 2),
+        "is_alarming": trend.is_alarming,
+    }
+
+
+def _drift(drift: Drift) -> dict[str, Any]:
+    return {
+        "source": drift.source,
+        "trained_patients": drift.trained_patients,
+        "compared": drift.compared,
+        "patients": drift.patients,
+        "fields": [
+            {
+                "modality": move.modality or None,
+                "field": move.field,
+                "verdict": move.verdict,
+                "psi": round(move.psi, 4),
+                "shifted": round(move.shifted, 4),
+                "before": move.before,
+                "now": move.now,
+                "new": {name: round(share, 4) for name, share in move.new},
+            }
+            for move in drift.moves
+        ],
+    }

@@ -1,0 +1,715 @@
+"""Decoded slices on disk, so that a site decodes each of its images once.
+
+A cache is a folder of its own, readable by its owner only, which never leaves the hospital:
+
+    store.sqlite3          what was read of each file, and where each slice lies; no path outside the images folder, no raw identifier
+    slices-128-1.i16       the slices one after the other, int16, to be memory mapped; named by image size and generation
+    indexes.jsonl          each index that was ever made: when, how many slices and patients, how many patients came and went
+
+Slices are addressed by the digest of the bytes of the file they come from, so that a file that moved, or was
+touched, is not decoded again. They are written in the order of the index, and the database says so only after
+they are on the disk: a build that is killed goes on where it stopped and ends with the same bytes. A folder
+whose listing (names, sizes, times) is the one that was read needs no file to be opened. What no index refers
+to any more is taken out of the cache: the slices of a patient who opted out do not stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.dicom.codecs import supported_syntaxes
+from client.dicom.index import FileFacts, Intake, SliceRecord, account, identifier, pseudonym
+from client.dicom.reading import DIGEST_CHARACTERS, item_of, read
+from client.dicom.sources import Source, expand_archives, find_files
+from client.dicom.workers import Outcome, Workers
+from common.errors import DataError
+from common.files import append_line, locked, sync_folder
+from common.preprocess import PREPROCESS_VERSION
+from common.progress_bar import Progress
+
+FORMAT = 3
+PASSING = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "decoder-crashed"})
+"""Problems that may be gone the next time, though the file is the same: it is read again whenever the cache
+is brought up to date.
+"""
+
+_FRAMES_AT_ONCE = 64  # of one file: a worker's limit on time and memory is for about one image
+_COMMIT_S = 1.0  # between two points from which a killed build goes on
+_ABOUT_BYTES = 4 << 10  # in the database, of one slice
+_CHECK_BYTES = 16  # of a slice's own digest
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    file TEXT PRIMARY KEY, number INTEGER, path BLOB NOT NULL, member TEXT NOT NULL, size_bytes INTEGER, mtime_ns INTEGER,
+    code TEXT NOT NULL, slices TEXT NOT NULL, content TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_by_number ON files (number);
+CREATE TABLE IF NOT EXISTS slices (
+    size INTEGER, content TEXT, frame INTEGER, row INTEGER NOT NULL, pixels BLOB NOT NULL, check_sum BLOB NOT NULL, measures TEXT NOT NULL,
+    PRIMARY KEY (size, content, frame)
+) WITHOUT ROWID;
+"""
+
+Admit = Callable[[SliceRecord], str]
+"""A cohort's rules: the code by which a slice is left out, or ""."""
+
+
+class StoredSlices:
+    """Slices of a cache in the order of an index: an int16 array (slices, size, size) of which only what is
+    asked for is read.
+    """
+
+    def __init__(self, pack: np.ndarray, rows: np.ndarray) -> None:
+        self._pack, self._rows = pack, rows
+        self.shape = (len(rows), *pack.shape[1:])
+        self.dtype = pack.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        return np.asarray(self._pack[self._rows[chosen]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """A site's usable slices: `images[i]` is the stored form (see `preprocess.to_stored`) of
+    `intake.records[i]`.
+    """
+
+    intake: Intake
+    # int16 (records, size, size), read-only; a memory map, or `StoredSlices`, which is asked in the same way
+    images: np.ndarray
+    measures: list[list[Any]]  # of each slice, see `reading.measures`
+    fingerprint: str  # the index version: keyed digest of which slices of which patients these are
+    built: bool  # whether anything was read now
+
+
+def load_or_build(
+    images_root: Path,
+    key: bytes,
+    cache_dir: Path,
+    size: int,
+    *,
+    admit: Admit = lambda record: "",
+    rules: str = "",
+    progress: Progress = lambda stage, done, total: None,
+    again: bool = False,
+    verify: bool = False,
+) -> Slices:
+    """Open the cache of `images_root`, bringing it up to date first where the folder changed.
+
+    A file that cannot be read or decoded is quarantined and stops nothing. Two processes that build at once
+    build one after the other.
+    Args:
+        size: side of the stored slices in pixels.
+        admit: the cohort's rules; they see a slice's header, never another's.
+        rules: names these rules; the same text means the same rules.
+        again: read again what could not be read before and may be readable now (`PASSING`).
+        verify: compare every stored slice with its digest, and decode again what does not match.
+    Raises:
+        DataError: `no-such-folder`; `cache-not-writable`; `disk-full`, before anything is decoded, if the
+            slices would not fit.
+    """
+    if not images_root.is_dir():
+        raise DataError(
+            f"{images_root}: no such folder of images",
+            code="no-such-folder",
+            hint="site.yaml: images = the folder with the DICOM files",
+        )
+    cache_dir, images_root = cache_dir.absolute(), images_root.absolute()
+    try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = _state_of(find_files(images_root), key, rules, size)
+        wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, rules=rules, state=state)
+        if not (again or verify):
+            opened = _open(cache_dir, wanted, built=False)
+            if opened is not None:
+                return opened
+        with locked(cache_dir / "lock"):
+            try:
+                return _brought_up_to_date(cache_dir, wanted, progress, verify)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) and not _is_damaged(error):
+                    raise
+                for path in (*cache_dir.glob("store.sqlite3*"), *cache_dir.glob("slices-*")):
+                    path.unlink(missing_ok=True)
+                return _brought_up_to_date(cache_dir, wanted, progress, verify)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise DataError(
+            f"{cache_dir}: cannot keep the image cache: {getattr(error, 'strerror', None) or error}",
+            code="cache-not-writable",
+            hint="the state folder of site.yaml must be writable and have room",
+        ) from error
+
+
+def is_prepared(cache_dir: Path, size: int) -> bool:
+    """Whether an index with slices of this size was ever made here. Looks at no image, and does not say that
+    nothing changed since.
+    """
+    path = cache_dir / "store.sqlite3"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return (
+                database.execute("SELECT 1 FROM meta WHERE name = ?", (f"index:{size}",)).fetchone()
+                is not None
+            )
+    except sqlite3.Error:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    root: Path
+    key: bytes
+    size: int
+    admit: Admit
+    rules: str
+    state: str  # digest of the folder's listing, the rules and the versions
+
+
+def _state_of(listing: Sequence[Source], key: bytes, rules: str, size: int) -> str:
+    state = hmac.new(
+        key, f"{FORMAT}:{PREPROCESS_VERSION}:{size}:{supported_syntaxes()}:{rules}\n".encode(), hashlib.sha256
+    )
+    for source in listing:
+        state.update(
+            os.fsencode(source.file) + f"\0{source.size_bytes}:{source.mtime_ns}:{source.problem}\n".encode()
+        )
+    return state.hexdigest()
+
+
+def _open(cache_dir: Path, wanted: _Wanted, *, built: bool) -> Slices | None:
+    """The cache as it is, if it is complete for this state of the folder and not damaged."""
+    if not (cache_dir / "store.sqlite3").exists():
+        return None
+    try:
+        with closing(_Store(cache_dir, wanted)) as store:
+            if store.meta("versions") != store.versions or store.meta(f"state:{wanted.size}") != wanted.state:
+                return None
+            return _slices(store, wanted, built=built)
+    except (sqlite3.DatabaseError, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _slices(store: _Store, wanted: _Wanted, *, built: bool) -> Slices:
+    pack = store.pack(wanted.size)
+    intake = account(wanted.root, store.files(wanted), lambda record: store.where(wanted.size, record))
+    rows = np.array([record.row for record in intake.records], np.int64)
+    if len(rows) and rows.max() >= len(pack):
+        raise ValueError("fewer slices in the cache than its database says")
+    in_order = np.array_equal(rows, np.arange(len(rows)))
+    return Slices(
+        intake=intake,
+        images=pack[: len(rows)] if in_order else StoredSlices(pack, rows),  # type: ignore[arg-type]
+        measures=store.measures(wanted.size, intake.records),
+        fingerprint=_fingerprint(intake.records, wanted),
+        built=built,
+    )
+
+
+def _fingerprint(records: Iterable[SliceRecord], wanted: _Wanted) -> str:
+    found = hmac.new(
+        wanted.key, f"index:{FORMAT}:{PREPROCESS_VERSION}:{wanted.size}\n".encode(), hashlib.sha256
+    )
+    for line in sorted(f"{record.content}:{record.frame}:{record.patient}\n" for record in records):
+        found.update(line.encode())
+    return found.hexdigest()[:32]
+
+
+def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, progress: Progress, verify: bool) -> Slices:
+    listing = find_files(wanted.root)  # as it is now: another process may have held the lock for an hour
+    wanted = replace(wanted, state=_state_of(listing, wanted.key, wanted.rules, wanted.size))
+    with closing(_Store(cache_dir, wanted)) as store, Workers(read) as workers:
+        sources = expand_archives(listing)
+        store.prepare()
+        store.keep(sources)
+        if verify:
+            store.verify(wanted.size, progress)
+        _read_headers(store, workers, sources, wanted, progress)
+        del listing, sources  # what comes next is in the database
+        missing = list(_missing(store, wanted))
+        _check_room(cache_dir, missing, wanted.size)
+        _decode(store, workers, missing, wanted, progress)
+        store.compact(wanted.size, {(record.content, record.frame) for record in _admitted(store, wanted)})
+        slices = _slices(store, wanted, built=True)
+        store.note(wanted, slices)
+        return slices
+
+
+def _read_headers(
+    store: _Store, workers: Workers, sources: Sequence[Source], wanted: _Wanted, progress: Progress
+) -> None:
+    """Read the headers of the files that are new, changed, or had a problem that may have passed."""
+    known = store.known()
+    todo = []
+    for source in sources:
+        state, code = known.get(_text(source.file), (None, ""))
+        if source.problem:
+            store.put_headers(source, Outcome(failure=source.problem))
+        elif state != store.identity(source) or code in PASSING:
+            todo.append(source)
+    digest = store.has_slices()  # then a file that is new here may be one that was decoded under another name
+    outcomes = workers.map(item_of(source, digest=digest) for source in todo)
+    for done, (source, outcome) in enumerate(zip(todo, outcomes, strict=True), start=1):
+        store.put_headers(source, outcome)
+        progress("headers", done, len(todo))
+    store.commit()
+
+
+def _admitted(store: _Store, wanted: _Wanted) -> Iterator[SliceRecord]:
+    """The slices that are to be in the cache, in the order of the index; those that turn out to be duplicates
+    or conflicts, too.
+    """
+    for facts in store.files(wanted):
+        if not facts.code:
+            yield from (record for record, left_out in facts.slices if not left_out)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """Some slices of one file that are not in the cache. All pieces of a folder are in memory at once."""
+
+    number: int  # of its file
+    modality: str
+    frames: tuple[int, ...]
+    is_first: bool  # of its file
+
+
+def _missing(store: _Store, wanted: _Wanted) -> Iterator[_Piece]:
+    """What is to be decoded, in the order of the index."""
+    lacking = (
+        record
+        for record in _admitted(store, wanted)
+        if not record.content or store.where(wanted.size, record) is None
+    )
+    for number, group in groupby(lacking, key=lambda record: record.number):
+        records = list(group)
+        for place in range(0, len(records), _FRAMES_AT_ONCE):
+            piece = records[place : place + _FRAMES_AT_ONCE]
+            yield _Piece(
+                number=number,
+                modality=piece[0].modality,
+                frames=tuple(record.frame for record in piece),
+                is_first=place == 0,
+            )
+
+
+def _check_room(cache_dir: Path, missing: Sequence[_Piece], size: int) -> None:
+    slices = sum(len(piece.frames) for piece in missing)
+    needed, free = slices * (size * size * 2 + _ABOUT_BYTES), shutil.disk_usage(cache_dir).free
+    if needed > free:
+        raise DataError(
+            f"{cache_dir}: the slices need {needed / (1 << 20):.1f} MiB, {free / (1 << 20):.1f} MiB are free",
+            code="disk-full",
+            hint="free some, or move the state folder of site.yaml to another disk",
+        )
+
+
+def _decode(
+    store: _Store, workers: Workers, missing: Sequence[_Piece], wanted: _Wanted, progress: Progress
+) -> None:
+    total, done = sum(len(piece.frames) for piece in missing), 0
+    if total:
+        progress("slices", 0, total)  # what is ahead, before it begins
+    items = (
+        item_of(
+            store.source(piece.number),
+            frames=piece.frames,
+            size=wanted.size,
+            modality=piece.modality,
+            digest=piece.is_first,
+        )
+        for piece in missing
+    )
+    outcomes = zip(missing, workers.map(items), strict=True)
+    for number, group in groupby(outcomes, key=lambda pair: pair[0].number):
+        content = ""
+        for piece, outcome in group:
+            failure = outcome.failure or _misfit(piece, outcome, wanted.size)
+            if failure:
+                store.put_failure(number, failure)
+            else:
+                content = outcome.value["content"] if piece.is_first else content
+                store.put_slices(number, content, piece.frames, outcome, wanted.size)
+            done += len(piece.frames)
+            progress("slices", done, total)
+    store.commit()
+
+
+def _misfit(piece: _Piece, outcome: Outcome, size: int) -> str:
+    """A worker may have been taken over by what it read: its answer is used only if it has the form that was
+    asked for.
+    """
+    value, shapes = outcome.value, [(array.dtype.str, array.shape) for array in outcome.arrays]
+    fits = (
+        isinstance(value, dict)
+        and shapes == [("<i2", (len(piece.frames), size, size))]
+        and isinstance(value.get("content"), str)
+        and all(
+            isinstance(value.get(name), list) and len(value[name]) == len(piece.frames)
+            for name in ("pixels", "measures")
+        )
+        and all(isinstance(text, str) and len(text) == DIGEST_CHARACTERS for text in value["pixels"])
+    )
+    return "" if fits else "decoder-crashed"
+
+
+class _Store:
+    """The database and the files of slices of one cache. Whoever writes calls `prepare` first, and has the
+    folder's lock.
+    """
+
+    def __init__(self, cache_dir: Path, wanted: _Wanted) -> None:
+        self._folder, self._key = cache_dir, wanted.key
+        self._roots = (wanted.root, Path(os.path.realpath(wanted.root)))
+        path = cache_dir / "store.sqlite3"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._db = sqlite3.connect(path, timeout=30)
+        self._packs: dict[int, Any] = {}
+        self._rows: dict[int, int] = {}
+        self._committed_at = time.monotonic()
+        mark = hmac.digest(wanted.key, b"cache", "sha256").hex()
+        self.versions = json.dumps([FORMAT, PREPROCESS_VERSION, mark, supported_syntaxes()])
+
+    def prepare(self) -> None:
+        """Make the tables; throw away what another key, preprocessing or set of codecs made, and what the
+        disk lost.
+        """
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.executescript(_SCHEMA)
+        if self.meta("versions") != self.versions:
+            for table in ("meta", "files", "slices"):
+                self._db.execute(f"DELETE FROM {table}")
+            for path in self._folder.glob("slices-*"):
+                path.unlink()
+            self._set("versions", self.versions)
+        for (size,) in self._db.execute("SELECT DISTINCT size FROM slices").fetchall():
+            self._db.execute("DELETE FROM slices WHERE size = ? AND row >= ?", (size, len(self.pack(size))))
+        self._db.commit()
+
+    def close(self) -> None:
+        for stream in self._packs.values():
+            stream.close()
+        self._db.close()
+
+    # ---- reading
+
+    def meta(self, name: str) -> str:
+        found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(found[0]) if found else ""
+
+    def known(self) -> dict[str, tuple[tuple[bytes, str, int, int], str]]:
+        """Of each file: what it was when it was read (see `identity`), and its code."""
+        rows = self._db.execute("SELECT file, path, member, size_bytes, mtime_ns, code FROM files")
+        return {
+            file: ((path, member, size_bytes, mtime_ns), code)
+            for file, path, member, size_bytes, mtime_ns, code in rows
+        }
+
+    def identity(self, source: Source) -> tuple[bytes, str, int, int]:
+        """What tells that a file is another now: where it lies below the images folder, its size and time."""
+        root = next((root for root in self._roots if source.path.is_relative_to(root)), None)
+        path = source.path.relative_to(root) if root else source.path
+        return os.fsencode(path), source.member, source.size_bytes, source.mtime_ns
+
+    def source(self, number: int) -> Source:
+        file, *identity = self._db.execute(
+            "SELECT file, path, member, size_bytes, mtime_ns FROM files WHERE number = ?", (number,)
+        ).fetchone()
+        return self._source(number, file, *identity)
+
+    def _source(
+        self, number: int, file: str, path: bytes, member: str, size_bytes: int, mtime_ns: int
+    ) -> Source:
+        where = self._roots[0] / os.fsdecode(path)
+        return Source(
+            number=number, file=file, path=where, member=member, size_bytes=size_bytes, mtime_ns=mtime_ns
+        )
+
+    def has_slices(self) -> bool:
+        return self._db.execute("SELECT 1 FROM slices LIMIT 1").fetchone() is not None
+
+    def where(self, size: int, record: SliceRecord) -> tuple[int, bytes] | None:
+        """Where the slice lies, and the digest of the image that it was made of."""
+        wanted = (size, record.content, record.frame)
+        found: tuple[int, bytes] | None = self._db.execute(
+            "SELECT row, pixels FROM slices WHERE size = ? AND content = ? AND frame = ?", wanted
+        ).fetchone()
+        return found
+
+    def measures(self, size: int, records: Sequence[SliceRecord]) -> list[list[Any]]:
+        rows = self._db.execute("SELECT row, measures FROM slices WHERE size = ?", (size,))
+        by_row = {row: json.loads(text) for row, text in rows}
+        return [by_row[record.row] for record in records]
+
+    def files(self, wanted: _Wanted) -> Iterator[FileFacts]:
+        """Every file, in the order of its number."""
+        rows = self._db.execute(
+            "SELECT file, number, path, member, size_bytes, mtime_ns, code, slices, content FROM files "
+            "ORDER BY number"
+        )
+        known: dict[Any, Any] = {}
+        for file, number, path, member, size_bytes, mtime_ns, code, slices, content in rows:
+            source, place = self._source(number, file, path, member, size_bytes, mtime_ns), os.fsdecode(path)
+            place = file if place == file else place
+            found = []
+            for values, left_out in json.loads(slices):
+                record = SliceRecord(
+                    number=number,
+                    file=file,
+                    root=self._roots[0],
+                    place=place,
+                    row=-1,
+                    content=content,
+                    **_shared(values, known),
+                )
+                found.append((record, left_out or wanted.admit(record)))
+            yield FileFacts(source=source, code=code, slices=tuple(found))
+
+    def pack(self, size: int) -> np.ndarray:
+        """All slices of a size, a read-only memory map of shape (slices, size, size)."""
+        path = self._pack_path(size)
+        count = path.stat().st_size // (size * size * 2) if path.exists() else 0
+        if not count:
+            return np.zeros((0, size, size), np.int16)
+        return np.memmap(path, np.dtype("<i2"), "r", shape=(count, size, size))
+
+    # ---- writing
+
+    def keep(self, sources: Sequence[Source]) -> None:
+        """Forget files that are gone, and number the others."""
+        self._db.execute(
+            "CREATE TEMP TABLE IF NOT EXISTS present (file TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID"
+        )
+        self._db.execute("DELETE FROM present")
+        self._db.executemany(
+            "INSERT INTO present VALUES (?, ?)", ((_text(source.file), source.number) for source in sources)
+        )
+        self._db.execute("DELETE FROM files WHERE file NOT IN (SELECT file FROM present)")
+        self._db.execute(
+            "UPDATE files SET number = (SELECT number FROM present WHERE present.file = files.file)"
+        )
+        self._db.commit()
+
+    def put_headers(self, source: Source, outcome: Outcome) -> None:
+        code, slices, content = outcome.failure, "[]", ""
+        if not code:
+            try:
+                slices = json.dumps(
+                    [
+                        [_under_key(header, self._key), str(left_out)]
+                        for header, left_out in outcome.value["headers"]
+                    ]
+                )
+                content = str(outcome.value["content"])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                code = "decoder-crashed"
+        self._db.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (_text(source.file), source.number, *self.identity(source), code, slices, content),
+        )
+        self._commit_sometimes()
+
+    def put_failure(self, number: int, code: str) -> None:
+        self._db.execute("UPDATE files SET code = ? WHERE number = ?", (code, number))
+
+    def put_slices(
+        self, number: int, content: str, frames: Sequence[int], outcome: Outcome, size: int
+    ) -> None:
+        self._db.execute("UPDATE files SET content = ? WHERE number = ?", (content, number))
+        stream = self._writable(size)
+        for place, frame in enumerate(frames):
+            data, pixels = outcome.arrays[0][place].tobytes(), bytes.fromhex(outcome.value["pixels"][place])
+            taken = self._db.execute(
+                "INSERT OR IGNORE INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    size,
+                    content,
+                    frame,
+                    self._rows[size],
+                    pixels,
+                    _check(data),
+                    json.dumps(outcome.value["measures"][place]),
+                ),
+            )
+            if taken.rowcount:
+                stream.write(data)
+                self._rows[size] += 1
+        self._commit_sometimes()
+
+    def commit(self) -> None:
+        """From here a killed build goes on: first the slices, then what says that they are there."""
+        for stream in self._packs.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._db.commit()
+        self._committed_at = time.monotonic()
+
+    def verify(self, size: int, progress: Progress) -> None:
+        """Forget slices that are not what was written."""
+        rows = self._db.execute(
+            "SELECT row, check_sum FROM slices WHERE size = ? ORDER BY row", (size,)
+        ).fetchall()
+        bad = []
+        path = self._pack_path(size)
+        with open(path, "rb") if path.exists() else open(os.devnull, "rb") as stream:
+            for done, (row, check) in enumerate(rows, start=1):
+                stream.seek(row * size * size * 2)
+                if _check(stream.read(size * size * 2)) != check:
+                    bad.append((size, row))
+                progress("verify", done, len(rows))
+        self._db.executemany("DELETE FROM slices WHERE size = ? AND row = ?", bad)
+        self._db.commit()
+
+    def compact(self, size: int, referred: Set[tuple[str, int]]) -> None:
+        """Take out the slices that are not among these (content, frame), if there are any. The others
+        move.
+        """
+        kept = self._db.execute(
+            "SELECT content, frame, row FROM slices WHERE size = ? ORDER BY row", (size,)
+        ).fetchall()
+        path = self._pack_path(size)
+        used = [(content, frame, row) for content, frame, row in kept if (content, frame) in referred]
+        if len(used) == len(kept) and (
+            not path.exists() or path.stat().st_size == len(kept) * size * size * 2
+        ):
+            return
+        self.commit()
+        if stream := self._packs.pop(size, None):
+            stream.close()
+        generation = int(self.meta(f"generation:{size}") or 1) + 1
+        new = self._folder / f"slices-{size}-{generation}.i16"
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:
+            if used:
+                with path.open("rb") as origin:
+                    for _, _, row in used:
+                        origin.seek(row * size * size * 2)
+                        target.write(origin.read(size * size * 2))
+            target.flush()
+            os.fsync(target.fileno())
+        sync_folder(self._folder)
+        gone = [(size, content, frame) for content, frame, _ in kept if (content, frame) not in referred]
+        self._db.executemany("DELETE FROM slices WHERE size = ? AND content = ? AND frame = ?", gone)
+        moved = [(place, size, content, frame) for place, (content, frame, _) in enumerate(used)]
+        self._db.executemany("UPDATE slices SET row = ? WHERE size = ? AND content = ? AND frame = ?", moved)
+        self._set(f"generation:{size}", str(generation))
+        self._db.commit()
+        for old in self._folder.glob(f"slices-{size}-*"):
+            if old != new:  # a process that has it open keeps its mapping
+                old.unlink(missing_ok=True)
+
+    def note(self, wanted: _Wanted, slices: Slices) -> None:
+        """The cache is complete for this state of the folder; a new index is written down."""
+        patients = sorted({record.patient for record in slices.intake.records})
+        if self.meta(f"index:{wanted.size}") != slices.fingerprint:
+            before = set(json.loads(self.meta(f"patients:{wanted.size}") or "[]"))
+            line = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "index": slices.fingerprint,
+                "size": wanted.size,
+                "slices": len(slices.intake.records),
+                "patients": len(patients),
+                "patients_new": len(set(patients) - before),
+                "patients_gone": len(before - set(patients)),
+            }
+            append_line(self._folder / "indexes.jsonl", json.dumps(line))
+            self._set(f"index:{wanted.size}", slices.fingerprint)
+            self._set(f"patients:{wanted.size}", json.dumps(patients))
+        self._set(f"state:{wanted.size}", wanted.state)
+        self.commit()
+
+    def _set(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _commit_sometimes(self) -> None:
+        if time.monotonic() - self._committed_at > _COMMIT_S:
+            self.commit()
+
+    def _pack_path(self, size: int) -> Path:
+        return self._folder / f"slices-{size}-{self.meta(f'generation:{size}') or 1}.i16"
+
+    def _writable(self, size: int) -> Any:
+        """The file of slices, open behind its last slice that the database knows; what a killed build wrote
+        after that is cut off.
+        """
+        if size not in self._packs:
+            last = self._db.execute("SELECT max(row) FROM slices WHERE size = ?", (size,)).fetchone()[0]
+            self._rows[size] = 0 if last is None else last + 1
+            stream = os.fdopen(os.open(self._pack_path(size), os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+            stream.truncate(self._rows[size] * size * size * 2)
+            stream.seek(0, os.SEEK_END)
+            self._packs[size] = stream
+        return self._packs[size]
+
+
+_IDENTIFIERS = {
+    "study_uid": "study",
+    "series_uid": "series",
+    "sop_uid": "image",
+    "accession": "accession",
+    "scanner": "scanner",
+}
+_OF_THE_CACHE = frozenset({"number", "file", "root", "place", "row", "content"})
+_OWN = frozenset({"image", "frame", "instance_number", "slice_position_mm"})
+"""Fields that every slice has for itself."""
+_OF_THE_HEADER = tuple(
+    field.name
+    for field in fields(SliceRecord)
+    if field.name not in _OF_THE_CACHE | {"patient", *_IDENTIFIERS.values()}
+)
+
+
+def _under_key(header: dict[str, Any], key: bytes) -> dict[str, Any]:
+    """What is kept of a header: identifiers as pseudonyms."""
+    kept = {name: header[name] for name in _OF_THE_HEADER}
+    kept["patient"] = pseudonym(header["patient_key"], key)
+    for name, short in _IDENTIFIERS.items():
+        kept[short] = identifier(short, header[name], key)
+    return kept
+
+
+def _shared(values: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:
+    """The fields of a record; a value that many slices have, such as the patient or the thickness, is in
+    memory once.
+
+    Args:
+        known: the values of the slices before, to which these are added.
+    """
+    spacing = values["pixel_spacing_mm"]
+    values["pixel_spacing_mm"] = None if spacing is None else (spacing[0], spacing[1])
+    return {
+        name: value if name in _OWN else known.setdefault((type(value), value), value)
+        for name, value in values.items()
+    }
+
+
+def _text(path: str) -> str:
+    """A path as SQLite takes it: bytes that are no UTF-8 stay as escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _check(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:_CHECK_BYTES]
+
+
+def _is_damaged(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

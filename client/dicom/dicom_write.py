@@ -1,0 +1,183 @@
+"""Synthetic slices to DICOM files, always the same bytes for the same arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID
+from pydicom.valuerep import format_number_as_ds
+
+from client.dicom.codecs import EXPLICIT
+from client.dicom.dicom import MAX_SIDE, SOP_CLASSES, WRITER
+from client.dicom.refusals import refusal
+from common.artifacts import Modality
+
+_SOP_CLASS_OF: dict[Modality, str] = {modality: uid for uid, modality in SOP_CLASSES.items()}
+
+
+def make_uid(seed: bytes) -> str:
+    """A UID that is always the same for the same seed: `2.25.` and a UUID as an integer (PS3.5 B.2). Not
+    reversible without the seed.
+    """
+    return f"2.25.{uuid.UUID(bytes=hashlib.sha256(seed).digest()[:16], version=5).int}"
+
+
+def write_slice(
+    path: Path,
+    image: np.ndarray,
+    *,
+    modality: Modality,
+    pixel_spacing_mm: float | tuple[float, float],
+    patient_id: str,
+    study_uid: str,
+    series_uid: str,
+    sop_uid: str,
+    instance_number: int,
+    slice_position_mm: float = 0.0,
+    slice_thickness_mm: float = 1.0,
+    manufacturer: str = "fedqc",
+    model: str = "phantom",
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    bits_stored: int = 16,
+    signed: bool = True,
+    phase_encoding: str | None = None,
+    field_strength_t: float | None = None,
+    kvp: float | None = None,
+    description: str = "",
+    derived: bool = False,
+) -> None:
+    """Write a synthetic slice as CT or MR Image Storage, Explicit VR Little Endian; the same arguments give
+    the same bytes.
+
+    Args:
+        image: shape (rows, columns), physical units (HU for CT). Stored as round((image - intercept) /
+            slope), clipped to what `bits_stored` and `signed` can hold, so `read_pixels` gives the image back
+            to within slope / 2 where it was not clipped.
+        pixel_spacing_mm: one number, or between rows and between columns.
+        phase_encoding: "ROW" or "COL", MR only.
+        derived: made from a real image: the header then says DERIVED, and nothing of the real header is
+            copied.
+    Raises:
+        ImagingError: the image is not a finite 2-D array of at most 4096 x 4096, or the slope is not usable.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if values.ndim != 2 or not 1 <= min(values.shape) <= max(values.shape) <= MAX_SIDE:
+        raise refusal(
+            "bad-geometry", f"image of shape {values.shape}; expected (rows, columns), each 1..{MAX_SIDE}"
+        )
+    if not np.isfinite(values).all():
+        raise refusal("non-finite", "the image holds values that are not finite")
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0 and 1 <= bits_stored <= 16):
+        raise refusal(
+            "bad-rescale",
+            f"slope {slope}, intercept {intercept}, bits_stored {bits_stored} cannot store an image",
+        )
+    slope_text, intercept_text = format_number_as_ds(float(slope)), format_number_as_ds(float(intercept))
+    low, high = (
+        (-(1 << bits_stored - 1), (1 << bits_stored - 1) - 1) if signed else (0, (1 << bits_stored) - 1)
+    )
+    stored = np.clip(np.rint((values - float(intercept_text)) / float(slope_text)), low, high).astype(
+        "<i2" if signed else "<u2"
+    )
+    rows, columns = stored.shape
+    spacing = (
+        (pixel_spacing_mm, pixel_spacing_mm)
+        if isinstance(pixel_spacing_mm, int | float)
+        else pixel_spacing_mm
+    )
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(_SOP_CLASS_OF[modality])
+    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
+    meta.TransferSyntaxUID = UID(EXPLICIT)
+    meta.ImplementationClassUID = UID(make_uid(b"fedqc"))
+    meta.ImplementationVersionName = WRITER  # not pydicom's version: the same arguments give the same bytes
+    dataset = Dataset()
+    dataset.file_meta = meta
+    fields: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "ImageType": ["DERIVED" if derived else "ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"],
+        "SOPClassUID": UID(_SOP_CLASS_OF[modality]),
+        "SOPInstanceUID": UID(sop_uid),
+        "Modality": modality,
+        "PatientName": "DERIVED^PUBLIC" if derived else "SYNTHETIC^PHANTOM",
+        "PatientID": patient_id,
+        "PatientBirthDate": "",
+        "PatientSex": "O",
+        "StudyInstanceUID": UID(study_uid),
+        "StudyDate": "",
+        "StudyTime": "",
+        "StudyID": "",
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "SeriesInstanceUID": UID(series_uid),
+        "SeriesNumber": 1,
+        "SeriesDescription": description,
+        "PatientPosition": "HFS",
+        "FrameOfReferenceUID": UID(make_uid(b"frame of reference of " + study_uid.encode())),
+        "PositionReferenceIndicator": "",
+        "Manufacturer": manufacturer,
+        "ManufacturerModelName": model,
+        "InstanceNumber": instance_number,
+        "AcquisitionNumber": 1,
+        "BurnedInAnnotation": "NO",
+        "PixelSpacing": [format_number_as_ds(float(value)) for value in spacing],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [
+            format_number_as_ds(float(value)) for value in _corner(rows, columns, spacing, slice_position_mm)
+        ],
+        "SliceThickness": format_number_as_ds(float(slice_thickness_mm)),
+        "SliceLocation": format_number_as_ds(float(slice_position_mm)),
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": rows,
+        "Columns": columns,
+        "BitsAllocated": 16,
+        "BitsStored": bits_stored,
+        "HighBit": bits_stored - 1,
+        "PixelRepresentation": int(signed),
+    }
+    if modality == "CT":
+        fields |= {"KVP": "" if kvp is None else format_number_as_ds(float(kvp)), "RescaleType": "HU"}
+    else:
+        fields |= {
+            "ScanningSequence": "GR",
+            "SequenceVariant": "NONE",
+            "ScanOptions": "",
+            "MRAcquisitionType": "2D",
+        }
+        fields |= {"RepetitionTime": "", "EchoTime": "", "EchoTrainLength": ""}
+        if phase_encoding is not None:
+            fields["InPlanePhaseEncodingDirection"] = phase_encoding
+        if field_strength_t is not None:
+            fields["MagneticFieldStrength"] = format_number_as_ds(float(field_strength_t))
+    if modality == "CT" or (slope, intercept) != (1, 0):
+        fields |= {"RescaleSlope": slope_text, "RescaleIntercept": intercept_text}
+    for keyword, value in fields.items():
+        setattr(dataset, keyword, value)
+    dataset.add_new("PixelData", "OW", stored.tobytes() + b"\0" * (stored.nbytes % 2))
+
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        part.write_bytes(buffer.getvalue())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _corner(
+    rows: int, columns: int, spacing: tuple[float, float], position_mm: float
+) -> tuple[float, float, float]:
+    """Centre of the first pixel, so that the image centre lies on the z axis."""
+    return (-(columns - 1) / 2 * spacing[1], -(rows - 1) / 2 * spacing[0], position_mm)

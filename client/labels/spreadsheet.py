@@ -1,0 +1,271 @@
+"""A label sheet as rows of cells, whatever program saved it; and what is wrong with it, said without its
+content.
+
+CSV in UTF-8 or GB 18030, separated by commas, semicolons or tabs, or an .xlsx workbook. A workbook is opened
+within limits and for its values only: nothing in it is computed or followed, and a cell that holds a formula
+is a problem, not a value.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from common.artifacts import NAMES
+from common.errors import DataError
+
+MAX_BYTES = 64 << 20
+MAX_UNPACKED_BYTES = 256 << 20  # of all members of a workbook together
+MAX_MEMBERS = 20_000  # a workbook of ours holds one picture a row
+MAX_ROWS = 1 << 20  # what Excel holds
+MAX_CELLS = 20 << 20  # a hostile row may claim 16 384 cells each
+_EXACT = 1e15  # Excel keeps 15 digits: a longer number is not what was typed
+
+
+class Spoilt(Enum):
+    """A cell that a spreadsheet turned into something that is no longer the text or number that was typed."""
+
+    date = "text; the spreadsheet made a date of it: format the column as text and type it again"
+    formula = "a value, not a formula: copy the column and paste it as values"
+    error = "a value, not an error of the spreadsheet"
+
+
+Cell = str | Spoilt
+Grid = list[list[Cell]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetProblem:
+    """One thing to correct. `expected` is ours: no cell, path or name of the sheet is in it."""
+
+    sheet: int  # 1, or the place of the file among several
+    row: int  # as a spreadsheet shows it; the header is row 1
+    column: int | None  # 1 = A; None: the whole row
+    title: str  # our name of the column, "" where it has none
+    code: str
+    expected: str
+
+    def __str__(self) -> str:
+        place = f"row {self.row}"
+        if self.column is not None:
+            place += f", column {letters(self.column)}" + (f" ({self.title})" if self.title else "")
+        return f"{place}: expected {self.expected}"
+
+    def public(self) -> dict[str, Any]:
+        column = None if self.column is None else letters(self.column)
+        return {
+            "sheet": self.sheet,
+            "row": self.row,
+            "column": column,
+            "title": self.title,
+            "code": self.code,
+            "expected": self.expected,
+        }
+
+
+class SheetProblems(DataError):
+    """Everything that is wrong with a sheet or several; code and message are those of the first."""
+
+    def __init__(self, problems: Iterable[SheetProblem], paths: Sequence[Path]) -> None:
+        self.problems = tuple(
+            sorted(problems, key=lambda problem: (problem.sheet, problem.row, problem.column or MAX_CELLS))
+        )
+        first, more = self.problems[0], len(self.problems) - 1
+        super().__init__(
+            f"{paths[first.sheet - 1]}: {first}"
+            + (f"; and {more} more problem{'s' if more > 1 else ''}" if more else ""),
+            code=first.code,
+            hint=_hint(first.code, more),
+        )
+
+
+def _hint(code: str, more: int) -> str:
+    if code == "unknown-artifact":
+        return f"artifacts: {', '.join(NAMES)}; fedqc data labels SITE lists every problem"
+    return (
+        "fedqc data labels SITE lists every problem"
+        if more
+        else "correct the sheet; docs/labels.md says what it may hold"
+    )
+
+
+@dataclass(kw_only=True)
+class Found:
+    """The problems of one sheet, as they are found; of one cell only the first."""
+
+    sheet: int = 1
+    problems: list[SheetProblem] = field(default_factory=list)
+    _cells: set[tuple[int, int]] = field(default_factory=set)
+
+    def add(self, row: int, column: int | None, *, code: str, expected: str, title: str = "") -> None:
+        if column is not None:
+            if (row, column) in self._cells:
+                return
+            self._cells.add((row, column))
+        self.problems.append(
+            SheetProblem(sheet=self.sheet, row=row, column=column, title=title, code=code, expected=expected)
+        )
+
+
+def letters(column: int) -> str:
+    """The name of a column in a spreadsheet: 1 is A, 27 is AA."""
+    name = ""
+    while column:
+        column, place = divmod(column - 1, 26)
+        name = chr(ord("A") + place) + name
+    return name
+
+
+def read_grid(path: Path, found: Found) -> Grid:
+    """The cells of a sheet, row by row, stripped of surrounding blanks; of a workbook the first page.
+
+    Raises:
+        DataError: `labels-missing` (cannot be read), `bad-label` (too large, not text, not a workbook). A row
+            that is no CSV is a problem in `found`, and the last row read.
+    """
+    content = _content_of(path)
+    if is_workbook(content):
+        return next(iter(_pages_of(content, path).values()))
+    return _csv_of(content, path, found)
+
+
+def read_pages(path: Path) -> dict[str, Grid] | None:
+    """Every page of an .xlsx workbook by its name; None where the file is not a workbook.
+
+    Raises: as `read_grid`.
+    """
+    content = _content_of(path)
+    return _pages_of(content, path) if is_workbook(content) else None
+
+
+def is_workbook(content: bytes) -> bool:
+    return content.startswith(b"PK\x03\x04")
+
+
+def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
+    """The pages of a workbook. The limits are checked on the archive's directory, before anything is
+    unpacked.
+
+    `zipfile` never gives more of a member than its directory entry declares, so that the sum of the declared
+    sizes bounds what is read.
+    Raises:
+        DataError: `bad-label`.
+    """
+    from openpyxl import load_workbook  # 0.2 s that reading a CSV should not cost
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
+                raise _not_a_sheet(
+                    path, f"unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB or {MAX_MEMBERS} members"
+                )
+            for member in members:  # a workbook needs no entity, and an entity may stand for gigabytes
+                if member.filename.lower().endswith((".xml", ".rels")):
+                    text = archive.read(member)
+                    # NUL: UTF-16, where the word would not be found
+                    if b"<!DOCTYPE" in text or b"\0" in text:
+                        raise _not_a_sheet(path, "declares XML entities")
+        # data_only would give the last result of a formula, and nothing, which is "not assessed", where none
+        # is stored.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # openpyxl's warnings quote cells
+            workbook = load_workbook(
+                io.BytesIO(content), read_only=True, data_only=False, keep_links=False, keep_vba=False
+            )
+            try:
+                budget = [MAX_CELLS]
+                return {page.title: list(_rows_of(page, budget, path)) for page in workbook.worksheets} or {
+                    "": []
+                }
+            finally:
+                workbook.close()
+    except DataError:
+        raise
+    except Exception as error:  # openpyxl lets anything through that a damaged file provokes
+        raise _not_a_sheet(path, f"cannot be opened as a workbook ({type(error).__name__})") from None
+
+
+def _rows_of(page: Any, budget: list[int], path: Path) -> Iterator[list[Cell]]:
+    page.reset_dimensions()  # what the file claims about its size may be wrong
+    for number, cells in enumerate(page.iter_rows(), start=1):
+        budget[0] -= len(cells) + 1
+        if number > MAX_ROWS or budget[0] < 0:
+            raise _not_a_sheet(path, f"holds more than {MAX_ROWS} rows or {MAX_CELLS} cells")
+        row = [_cell_of(cell) for cell in cells]
+        while row and row[-1] == "":
+            row.pop()
+        yield row
+
+
+def _cell_of(cell: Any) -> Cell:
+    """What was typed, as text. Excel writes 1 as 1.0 in some columns, and a long number with an exponent."""
+    value, kind = cell.value, getattr(cell, "data_type", "n")
+    if value is None:
+        return ""
+    if kind == "f":
+        return Spoilt.formula
+    if kind == "e":
+        return Spoilt.error
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return (
+            str(int(value))
+            if abs(value) < _EXACT and value == int(value)
+            else f"{value:e}"
+            if abs(value) >= _EXACT
+            else repr(value)
+        )
+    return value.strip() if isinstance(value, str) else Spoilt.date
+
+
+def _csv_of(content: bytes, path: Path, found: Found) -> Grid:
+    text = _decoded(content, path)
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)  # the first of them where none occurs
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    rows: Grid = []
+    try:
+        rows.extend([cell.strip() for cell in cells] for cells in reader)
+    except csv.Error:
+        expected = "a row of CSV; a quotation mark is not closed, or stands in the wrong place"
+        found.add(len(rows) + 1, None, code="bad-label", expected=expected)
+    return rows
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _not_a_sheet(path, f"is larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the labels: {error.strerror}",
+            code="labels-missing",
+            hint="site.yaml: labels = the CSV or .xlsx sheet",
+        ) from error
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    """UTF-8, or GB 18030 as Chinese spreadsheets save it."""
+    if b"\0" not in content:  # UTF-16, an old .xls and other files that are no text
+        for encoding in ("utf-8-sig", "gb18030"):
+            try:
+                return content.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+    raise _not_a_sheet(path, "is neither UTF-8 nor GB 18030 text nor an .xlsx workbook")
+
+
+def _not_a_sheet(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path}: the label sheet {found}", code="bad-label", hint="save it as .xlsx, or as CSV UTF-8"
+    )

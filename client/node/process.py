@@ -1,0 +1,433 @@
+"""The node as a process: the network, no data. It confines itself to its own folder, keeps a Flower SuperNode
+and answers its tasks.
+
+The SuperNode is a child (client/node/supernode.py); this process takes its tasks (client/node/executor.py)
+and asks the agent through the socket in run/. Flower's words are translated: node/status.json says whether
+the coordinator is reached, since when, and what was wrong last; node/node.log has everything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+import common
+from client.site.isolation import Isolation, as_first_thing, confine_files, main
+from common.cli import SILENT
+from common.errors import ConfigError, NetworkError
+from common.files import locked
+from common.names import SITE_NAME
+from common.strict import StrictModel, describe_validation, strict_yaml
+
+READABLE = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc",
+    "/proc",
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/random",
+    "/dev/zero",
+)
+READABLE_TOO = (
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/nscd",
+)
+"""Of the system, besides Python, this program, and node/ and run/: names of hosts, number of processors."""
+GRACE_S = 7.0
+LOG_BYTES = 5 << 20
+
+_CONNECTED, _AGAIN = re.compile(r"SuperNode ID: [0-9]+"), re.compile(r"Connection successful")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_INTERCEPTED = (
+    "something between here and the coordinator answers in its place; tell both networks' "
+    "administrators, and do not go on"
+)
+_TROUBLES: tuple[tuple[str, str, str, str], ...] = (
+    (
+        r"Hostname mismatch|IP address mismatch",
+        "wrong-host",
+        "the certificate is for another host",
+        "tell the coordinator; do not go on",
+    ),
+    (
+        r"certificate has expired|not yet valid",
+        "certificate-expired",
+        "the certificate is not valid today",
+        "tell the coordinator",
+    ),
+    (
+        r"local issuer|self.signed",
+        "wrong-authority",
+        "the certificate is not of the federation's authority",
+        _INTERCEPTED,
+    ),
+    (
+        r"WRONG_VERSION_NUMBER|record layer",
+        "no-tls",
+        "no TLS at that address",
+        "is the port right? fedqc never talks in the clear",
+    ),
+    (r"CERTIFICATE_VERIFY_FAILED", "bad-certificate", "the certificate cannot be used", _INTERCEPTED),
+    (r"\[SSL|SSL/TLS handshake", "tls-failed", "TLS failed", _INTERCEPTED),
+    (
+        r"code: 2004\]",
+        "key-not-accepted",
+        "the coordinator does not accept this node's key, or believes it to be connected already",
+        "after a crash that passes within 60 s; if it stays, ask whether this site is approved, or revoked",
+    ),
+    (
+        r"Exit Code: 606",
+        "other-version",
+        "the coordinator runs another version of Flower",
+        "upgrade when the coordinator says so",
+    ),
+    (
+        r"Exit Code: 302",
+        "bad-node-key",
+        "node.key is not a key that Flower can use",
+        "restore it from a backup, or make the site anew",
+    ),
+    (
+        r"address already in use",
+        "port-in-use",
+        "one of the node's two loopback ports is taken",
+        "another node of this folder?",
+    ),
+    (r"Exit Code: ", "superlink-error", "the SuperNode ended", "node/node.log has Flower's words"),
+    (
+        r"terminated gracefully",
+        "not-authenticated",
+        "the coordinator no longer takes this node's signature: revoked, or this machine's clock is wrong",
+        "fedqc site check compares the clocks: at most 5 s ahead, 305 s behind",
+    ),
+    (
+        r"Connection attempt failed",
+        "unreachable",
+        "the coordinator does not answer; it is asked again",
+        "fedqc site check says more",
+    ),
+)
+"""What Flower says, the code for it, and both in plain words. The first that fits counts."""
+_ENDED = "superlink-error", "the SuperNode ended without a word", "node/node.log may have more"
+
+log = logging.getLogger("fedqc.node")
+
+
+class NodeConfig(StrictModel):
+    """node/node.yaml, as `fedqc site join` writes it."""
+
+    site: str = Field(pattern=SITE_NAME)
+    federation: str = ""
+    address: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", max_length=300)
+    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    runtime_port: int = Field(ge=1, le=65535)
+    health_port: int = Field(ge=1, le=65535)
+    agent_socket: str = Field(pattern=r"^/.+$", max_length=4096)
+
+
+def read_node(folder: Path) -> NodeConfig:
+    """Raises ConfigError: `not-joined`, or `bad-node` with what is wrong in node.yaml."""
+    path = folder / "node.yaml"
+    hint = "run as the node's user, or join again with the kit"
+    try:
+        return NodeConfig.model_validate(strict_yaml(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        hint = "fedqc site join kit.zip --fingerprint …"
+        raise ConfigError(
+            f"{folder.parent}: has not joined a federation", code="not-joined", hint=hint
+        ) from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_validation(error)}", code="bad-node", hint=hint) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+        raise ConfigError(f"{path}: cannot be read", code="bad-node", hint=hint) from None
+
+
+def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> int:
+    """Confine this process to its folder, then keep a SuperNode and answer its tasks until SIGTERM or Ctrl-C.
+
+    node/status.json says {"connected", "since", "pid", "last_error": code, "message", "hint", "isolation",
+    "holds"}.
+
+    Args:
+        site: the site's folder, of which only node/ and run/ are used.
+        require_isolation: refuse to start where the data cannot be put out of reach; otherwise that is only
+            said.
+        isolate: False leaves the files alone, for tests.
+    Returns:
+        exit status: 3 where the SuperNode ended (network, key, certificate), to be started again; 128 +
+        number of the signal.
+    Raises:
+        ConfigError: `not-joined`, `bad-node`, `node-running`, `port-in-use`, `not-isolated`: nothing was
+            started.
+    """
+    if isolate:
+        as_first_thing("client.node.process", site, require_isolation=require_isolation)
+    site = site.absolute()
+    folder = site / "node"
+    config = read_node(folder)
+    with _only_one(folder):
+        for name in ("node.key", "ca.crt", "runtime.secret"):
+            if not os.access(folder / name, os.R_OK):
+                raise ConfigError(
+                    f"{folder / name}: cannot be read",
+                    code="bad-node",
+                    hint="run as the node's user, or join again",
+                )
+        for port in (config.runtime_port, config.health_port):
+            _require_free(port)
+        for name in ("flwr", "tmp"):
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        isolation = (
+            _confine(site) if isolate else Isolation(holds=False, how="confinement to files was switched off")
+        )
+        print(f"node: {isolation.how}", file=sys.stderr, flush=True)
+        if require_isolation and not isolation.holds:
+            raise ConfigError(
+                f"the node can read the data: {isolation.how}", code="not-isolated", hint=isolation.hint
+            )
+        os.environ.update(_environment(folder))
+        return _Node(folder, config, isolation).run()
+
+
+def _confine(site: Path) -> Isolation:
+    python: list[str | Path] = [
+        sys.prefix,
+        sys.base_prefix,
+        Path(__file__).parents[1],
+        Path(str(common.__file__)).parent,
+    ]
+    python += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    return confine_files(
+        read=[Path(path) for path in (*python, *READABLE, *READABLE_TOO)],
+        write=[site / "node", site / "run", Path("/dev/null")],
+    )
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Flower silent and at home in node/; the loopback past any proxy."""
+    kept = ",".join(
+        filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy", ""), "127.0.0.1", "localhost"])
+    )
+    return SILENT | {
+        "FLWR_HOME": str(folder / "flwr"),
+        "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "NO_PROXY": kept,
+        "no_proxy": kept,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    def busy() -> ConfigError:
+        return ConfigError(
+            f"{folder}: a node is running already", code="node-running", hint="fedqc site stop"
+        )
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "node.lock", busy=busy))
+        except OSError as error:
+            hint = "run as the node's user"
+            raise ConfigError(
+                f"{folder}: cannot be written ({error.strerror})", code="bad-node", hint=hint
+            ) from None
+        yield
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"127.0.0.1:{port} cannot be used ({error.strerror})",
+                code="port-in-use",
+                hint=(
+                    "another program has it: stop that, or choose another runtime_port and health_port in "
+                    "node/node.yaml"
+                ),
+            ) from None
+
+
+def supernode_command(folder: Path, config: NodeConfig) -> list[str]:
+    """How the SuperNode is started. Nothing secret stands in it."""
+    return [
+        *(sys.executable, "-P", "-m", "client.node.supernode", str(os.getpid())),
+        *("--superlink", config.address, "--root-certificates", str(folder / "ca.crt")),
+        *("--auth-supernode-private-key", str(folder / "node.key")),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(folder / "runtime.secret")),
+        *("--host", "127.0.0.1", "--port", str(config.runtime_port)),
+        *("--health-server-address", f"127.0.0.1:{config.health_port}"),
+        *("--node-config", f"agent-socket={json.dumps(config.agent_socket, ensure_ascii=False)}"),
+    ]
+
+
+class Status:
+    """What the SuperNode's lines say of the connection, kept in node/status.json."""
+
+    def __init__(self, path: Path, isolation: Isolation) -> None:
+        self._path, self._isolation = path, isolation
+        self._rank = len(_TROUBLES)
+        self.connected = False
+        self.code = ""
+        self._message, self._hint = "", ""
+        self._since = _now()
+        self._write()
+
+    def hear(self, line: str) -> None:
+        """One line of the SuperNode."""
+        if _CONNECTED.search(line) or (_AGAIN.search(line) and self._rank == len(_TROUBLES) - 1):
+            self._rank, self.code, self._message, self._hint = len(_TROUBLES), "", "", ""
+            self._turn(connected=True)
+            return
+        for rank, (sign, code, message, hint) in enumerate(_TROUBLES[: self._rank]):
+            if re.search(sign, line, re.IGNORECASE):
+                self._rank = rank
+                self.say(code, message, hint)
+                return
+
+    def say(self, code: str, message: str, hint: str) -> None:
+        """Not connected, for this reason."""
+        self.code, self._message, self._hint = code, message, hint
+        self._turn(connected=False)
+
+    def end(self, *, asked: bool) -> None:
+        """The SuperNode has ended, because it was asked to or by itself."""
+        if not asked and not self.code:
+            self.say(*_ENDED)
+        self._turn(connected=False)
+
+    def line(self) -> str:
+        return "node: connected" if self.connected else f"node: [{self.code}] {self._message}; {self._hint}"
+
+    def _turn(self, *, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected, self._since = connected, _now()
+        self._write()
+
+    def _write(self) -> None:
+        values: dict[str, Any] = {"connected": self.connected, "since": self._since, "pid": os.getpid()}
+        values |= {"last_error": self.code or None, "message": self._message, "hint": self._hint}
+        values |= {"isolation": self._isolation.how, "holds": self._isolation.holds}
+        temporary = self._path.with_name(".status.json")
+        with suppress(OSError):  # a full disk stops no node
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(values, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+
+
+class _Node:
+    """The SuperNode and the loop that answers its tasks."""
+
+    def __init__(self, folder: Path, config: NodeConfig, isolation: Isolation) -> None:
+        self._folder, self._config = folder, config
+        self._status = Status(folder / "status.json", isolation)
+        self._stop = threading.Event()
+        self._signal = 0
+
+    def run(self) -> int:
+        handler = logging.handlers.RotatingFileHandler(
+            self._folder / "node.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+        )
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        root = logging.getLogger("fedqc")
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        root.propagate = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        command = supernode_command(self._folder, self._config)
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        child = subprocess.Popen(
+            command,
+            cwd=self._folder,
+            stdin=nothing,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert child.stdout is not None
+        pump = threading.Thread(target=self._pump, args=(child.stdout,), name="supernode", daemon=True)
+        pump.start()
+        try:
+            from client.node.executor import serve
+
+            secret = (self._folder / "runtime.secret").read_bytes()
+            serve(
+                f"127.0.0.1:{self._config.runtime_port}", secret, self._config.bundle_sha256, stop=self._stop
+            )
+        except NetworkError as error:
+            self._status.say(error.code, error.message, error.hint)
+        finally:
+            self._end(child)
+            pump.join(1)
+        self._status.end(asked=self._signal != 0)
+        if self._signal:
+            return 128 + self._signal
+        print(self._status.line(), file=sys.stderr, flush=True)
+        return NetworkError.exit_status
+
+    def _pump(self, lines: IO[str]) -> None:
+        for line in lines:
+            plain = _COLOURS.sub("", line).rstrip()
+            if not plain:
+                continue
+            log.info("flower: %s", plain)
+            before = self._status.line()
+            if not self._signal:
+                self._status.hear(plain)
+            if self._status.line() != before:
+                print(self._status.line(), file=sys.stderr, flush=True)
+        self._stop.set()
+
+    def _end(self, child: subprocess.Popen[str]) -> None:
+        child.terminate()
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        self._stop.set()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main(run_node))

@@ -1,0 +1,688 @@
+"""Real clean slices and the same slices with simulated artifacts, as site folders: `fedqc data inject`.
+
+A map (configs/real_hospitals.yaml) says which folders of public images make up which hospital. There is one
+volunteer a folder, so a "patient" is a stand-in: a block of neighbouring slice positions, in one version
+(clean, or with one artifact, or with several). Blocks are disjoint with a gap of unused positions; all
+versions of a block, and all images of one position, are in one part. They are still one person, and versions
+of a block resemble one another: figures from such a site show that the path works, not how well.
+
+Clean versions run through the same code with severity zero. An artifact that changes too little of the body
+is drawn again, and after `DRAWS` attempts the version is left out, so that no label says more than the image
+shows.
+
+`injected.jsonl` of a hospital has a line for each file: what was drawn for it, enough to make it again from
+the same real slice.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+
+from client.dicom.dicom import SliceHeader, exclusion, read_header, read_pixels
+from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.sources import find_files
+from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
+from client.simulation.gallery_text import gallery_speaker
+from client.simulation.phantom_sites import write_site_yaml
+from client.simulation.real_slices import Simulated, acquisition_of, as_square, body_of
+from client.site.config import nominal_bucket
+from common.artifacts import ARTIFACTS, NAMES, Modality
+from common.errors import ConfigError, DataError, ImagingError
+from common.files import whole_folder
+from common.names import SITE_NAME
+from common.physics import SIMULATORS, choose, ct, record
+from common.physics.acquisition import Acquisition, uniform
+from common.physics.threads import one_thread
+from common.strict import StrictModel
+
+DRAWS = 5
+POSITION_STEP_MM = 0.1  # images closer than this along the slice normal show the same position
+# as they arise: metal is painted last, motion blurs all
+ORDER = (
+    "beam_hardening",
+    "metal",
+    "chemical_shift",
+    "susceptibility",
+    "motion",
+)
+UNEVEN_HU = 40.0  # an even change of all soft tissue is no artifact
+LEAST_CHANGED = {
+    "metal": 0.20,
+    "beam_hardening": 0.25,
+    "motion": 0.15,
+    "susceptibility": 0.03,
+    "chemical_shift": 0.05,
+}
+"""What `changed_share` must reach in every slice for a label; chosen by looking at sheets."""
+STAND_IN = (
+    "one volunteer a scanner: 'patients' are disjoint slice blocks of the same person, each in several "
+    "versions with simulated artifacts;"
+    " versions of a block are not independent, so intervals are too narrow"
+)
+MANIFEST = "injected.jsonl"
+
+
+# a path below SRC
+_Below = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*([./]?[A-Za-z0-9_-]+)*$", max_length=200)]
+
+
+class Versions(StrictModel):
+    """How often each block is written. Every version is a stand-in patient."""
+
+    clean: int = Field(default=2, ge=1, le=8)
+    each: int = Field(default=2, ge=1, le=8)  # with one artifact, for every artifact of the modality
+    together: int = Field(default=1, ge=0, le=8)  # with two artifacts
+
+
+class Severity(StrictModel):
+    low: float = Field(default=0.6, gt=0, le=1)
+    high: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Severity:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} must be at most high = {self.high}")
+        return self
+
+
+class Folder(StrictModel):
+    """One scanner's images of one volunteer."""
+
+    folder: _Below
+    accept: list[str] = Field(min_length=1)  # label values, as the label file writes them
+    exclude: dict[str, str] = {}  # file name → why
+    without: dict[str, str] = {}  # artifact that is not simulated here → why; the label is then "absent"
+    looked_at: str = ""  # what a person saw; needed where images without a label are accepted
+    slices: int | None = Field(default=None, ge=1)  # instead of the map's
+    gap: int | None = Field(default=None, ge=1)
+    part: Literal["train", "test"] | None = None  # all blocks; otherwise both parts
+
+    @model_validator(mode="after")
+    def _looked_at(self) -> Folder:
+        if "unlabelled" in self.accept and not self.looked_at:
+            raise ValueError("accepts 'unlabelled' images, so 'looked_at' must say what was seen")
+        unknown = set(self.without) - set(NAMES)
+        if unknown:
+            raise ValueError(f"without: unknown artifact {sorted(unknown)[0]!r}, known: {', '.join(NAMES)}")
+        return self
+
+
+class HospitalMap(StrictModel):
+    """configs/real_hospitals.yaml."""
+
+    labels: _Below  # CSV below SRC with the columns file and label
+    slices: int = Field(default=2, ge=1)  # positions in a block, which is to say slices of a stand-in patient
+    gap: int = Field(default=1, ge=1)  # unused positions between two blocks
+    test_share: float = Field(default=0.4, gt=0, lt=1)
+    versions: Versions = Versions()
+    severity: Severity = Severity()
+    hospitals: dict[Annotated[str, Field(pattern=SITE_NAME)], list[Folder]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_folder_once(self) -> HospitalMap:
+        named = Counter(one.folder for folders in self.hospitals.values() for one in folders)
+        twice = sorted(folder for folder, times in named.items() if times > 1)
+        if twice:
+            raise ValueError(
+                f"folder {twice[0]} is named twice: the same volunteer would train and be tested"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One real image. Its name and header stay in this process; only pixels, geometry and the maker go on."""
+
+    path: Path
+    header: SliceHeader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    number: int
+    part: str
+    positions: tuple[tuple[Source, ...], ...]  # images of each position, e.g. several diffusion weightings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """The usable images of a folder by position, and what happened to the rest."""
+
+    positions: tuple[tuple[Source, ...], ...]
+    modality: Modality
+    found: int
+    skipped: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class _Talk:
+    """What the command says about one folder."""
+
+    patients: Counter[str] = field(default_factory=Counter)
+    slices: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def inject(
+    src: Path,
+    out: Path,
+    *,
+    map_file: Path,
+    seed: int,
+    say: Callable[[str], None],
+    gallery: Path | None = None,
+    language: str = "en",
+) -> None:
+    """Make one site folder a hospital of the map below `out`. The same arguments give the same files.
+
+    Args:
+        src: folder of the real images; nothing in it is changed.
+        gallery: also write the clean slices and their corrupted versions: a page in `language` (.html), or a
+            contact sheet (.png).
+    Raises:
+        ConfigError: the map is wrong or names what is not there, or `out` exists.
+        DataError: the label file cannot be used, or a folder holds no usable image.
+    """
+    gallery_speaker(language)
+    wanted = read_map(map_file)
+    if not src.is_dir():
+        raise ConfigError(
+            f"{src}: no such folder",
+            code="no-such-folder",
+            hint="SRC = the folder that holds the folders named in the map",
+        )
+    if gallery is not None:
+        refuse_place(gallery, src, "--gallery FILE")
+    labels = read_source_labels(src / wanted.labels)
+    taken = {one.folder: take(src, one, labels) for folders in wanted.hospitals.values() for one in folders}
+    shown: list[Shown] = []
+    with whole_folder(out) as staging:
+        for name, folders in wanted.hospitals.items():
+            _write_hospital(staging / name, name, folders, taken, wanted, seed=seed, say=say, shown=shown)
+    say("a patient here is a stand-in: " + STAND_IN)
+    if gallery is not None and gallery.suffix.lower() == ".png":
+        write_sheet(gallery, shown)
+    elif gallery is not None:
+        write_page(gallery, [one.simulated for one in shown], seed=seed, language=language, lead="lead.map")
+
+
+def read_map(path: Path) -> HospitalMap:
+    """Read the map of hospitals.
+
+    Raises:
+        ConfigError: it cannot be read, or a field is unknown, missing or out of range; all of them are named.
+    """
+    hint = "configs/real_hospitals.yaml is one"
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"--map {path}: cannot be read ({error.strerror})", code="no-such-map", hint=hint
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not YAML: {str(error).splitlines()[0]}", code="bad-map", hint=hint
+        ) from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected fields such as 'labels: labels.csv'", code="bad-map", hint=hint)
+    try:
+        return HospitalMap.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc'])) or 'map'}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        hint = f"fields: {', '.join(HospitalMap.model_fields)}; of a folder: {', '.join(Folder.model_fields)}"
+        raise ConfigError(f"{path}: {'; '.join(problems)}", code="bad-map", hint=hint) from None
+
+
+def read_source_labels(path: Path) -> dict[str, str]:
+    """The label of each file of SRC, by its path relative to SRC."""
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = type(error).__name__
+        raise DataError(
+            f"{path}: cannot read the labels ({reason})",
+            code="labels-missing",
+            hint="'labels' of the map, below SRC",
+        ) from None
+    if not rows or not {"file", "label"} <= rows[0].keys():
+        raise DataError(
+            f"{path}: expected the columns file and label", code="bad-label", hint="see the README beside it"
+        )
+    return {row["file"]: row["label"] or "" for row in rows}
+
+
+def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
+    """The accepted, readable images of one folder, ordered along the body.
+
+    Raises:
+        ConfigError: the folder, or a file that the map excludes, is not there.
+        DataError: no image is left, or CT and MR are mixed.
+    """
+    root = src / wanted.folder
+    if not root.is_dir():
+        raise ConfigError(
+            f"{root}: no such folder, but the map names it",
+            code="no-such-folder",
+            hint="correct 'folder' in the map",
+        )
+    files = [found.path for found in find_files(root) if not found.problem]
+    missing = set(wanted.exclude) - {path.name for path in files}
+    if missing:
+        raise ConfigError(
+            f"{root}: the map excludes {sorted(missing)[0]!r}, which is not there",
+            code="bad-map",
+            hint="correct 'exclude'",
+        )
+    skipped: Counter[str] = Counter()
+    sources = []
+    for path in files:
+        if path.name in wanted.exclude:
+            skipped["excluded-by-map"] += 1
+            continue
+        try:
+            header = read_header(path)
+        except ImagingError as error:
+            skipped[error.code] += 1
+            continue
+        label = labels.get(path.relative_to(src).as_posix(), "no-label")
+        code = exclusion(header) or (None if label in wanted.accept else f"label-{label}")
+        if code is None:
+            sources.append(Source(path=path, header=header))
+        else:
+            skipped[code] += 1
+    modalities = sorted({source.header.modality for source in sources})
+    if len(modalities) != 1:
+        found = " and ".join(modalities) or "no usable image"
+        raise DataError(
+            f"{root}: {found}; expected images of one modality",
+            code="no-usable-images",
+            hint="see 'accept' in the map",
+        )
+    return Taken(
+        positions=_by_position(sources),
+        modality=modalities[0],
+        found=len(files),
+        skipped=dict(sorted(skipped.items())),
+    )
+
+
+def _by_position(sources: Sequence[Source]) -> tuple[tuple[Source, ...], ...]:
+    """Images grouped by position along the body; by instance number where a header gives no position."""
+    located = all(source.header.slice_position_mm is not None for source in sources)
+
+    def place(source: Source) -> int:
+        header = source.header
+        return (
+            round((header.slice_position_mm or 0.0) / POSITION_STEP_MM)
+            if located
+            else (header.instance_number or 0)
+        )
+
+    ordered = sorted(
+        sources, key=lambda source: (place(source), source.header.instance_number or 0, source.path.name)
+    )
+    return tuple(tuple(group) for _, group in groupby(ordered, key=place))
+
+
+def cut(
+    positions: Sequence[tuple[Source, ...]], *, slices: int, gap: int, part: str | None, test_share: float
+) -> list[Block]:
+    """Disjoint blocks with a gap between them, centred on the body, and their parts.
+
+    The parts do not depend on the seed: the list of test blocks is fixed. Test blocks are spread along the
+    body. One block alone trains.
+    """
+    count = max(1, (len(positions) + gap) // (slices + gap))
+    first = max(0, len(positions) - count * slices - (count - 1) * gap) // 2
+    tests = 0 if count == 1 else min(count - 1, max(1, round(test_share * count)))
+    in_test = {int((number + 0.5) * count / tests) for number in range(tests)}
+    blocks = []
+    for number in range(count):
+        start = first + number * (slices + gap)
+        where = part or ("test" if number in in_test else "train")
+        blocks.append(
+            Block(number=number + 1, part=where, positions=tuple(positions[start : start + slices]))
+        )
+    return blocks
+
+
+def versions_of(modality: Modality, wanted: Versions, without: Collection[str] = ()) -> list[tuple[str, ...]]:
+    """The artifacts of each version; none for a clean one."""
+    names = [name for name in ORDER if _can_occur(name, modality) and name not in without]
+    twos = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
+    return [
+        *[()] * wanted.clean,
+        *[(name,) for name in names for _ in range(wanted.each)],
+        *[pair for pair in twos for _ in range(wanted.together)],
+    ]
+
+
+def load(source: Source, *, mirrored: bool) -> tuple[np.ndarray, float]:
+    """A real slice as a square of at most `MAX_SIDE` pixels, HU or magnitude, and its pixel spacing in mm."""
+    small, spacing = as_square(read_pixels(source.path), source.header)
+    return np.ascontiguousarray(small[:, ::-1] if mirrored else small), spacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """Slices with their artifacts, and what was drawn for each."""
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray]  # bool: where any artifact changed the slice
+    simulators: dict[str, str]  # named artifact → the simulator that shows it
+    params: list[dict[str, dict[str, Any]]]  # of each slice: named artifact → `record`
+    # of each named artifact, the smallest share of the body's pixels that it changed in a slice
+    changed: dict[str, float]
+
+
+@one_thread()
+def corrupt(
+    images: Sequence[np.ndarray],
+    modality: Modality,
+    severities: dict[str, float],
+    acquisition: Acquisition,
+    generator: torch.Generator,
+) -> Corrupted:
+    """Every artifact of the modality in turn, at severity zero where `severities` does not name it.
+
+    Args:
+        images: slices of one stand-in patient; the implant or field stays in its place, movement differs from
+            slice to slice.
+    """
+    changed: dict[str, float] = {}
+    slices = [torch.from_numpy(image) for image in images]
+    bodies = [body_of(image, modality) for image in slices]
+    masks = [torch.zeros_like(body) for body in bodies]
+    params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
+    chosen: dict[str, str] = {}
+    for name in ORDER:
+        if not _can_occur(name, modality):
+            continue
+        shown_by, severity = choose(name, generator), severities.get(name, 0.0)
+        simulator = SIMULATORS[shown_by]
+        start = int(torch.randint(0, 2**31 - 1, (), generator=generator))
+        results: list[Tensor] = []
+        for number, (image, body) in enumerate(zip(slices, bodies, strict=True)):
+            own = torch.Generator().manual_seed(start + number if name == "motion" else start)
+            drawn = simulator.draw(severity, own, acquisition)
+            result, mask = simulator.apply(image, drawn)
+            results.append(result)
+            if severity > 0:
+                chosen[name] = shown_by
+                params[number][name] = record(drawn)
+                masks[number] |= mask
+                changed[name] = min(
+                    changed.get(name, 1.0), changed_share(image, result, mask & body, modality)
+                )
+        slices = results
+    return Corrupted(
+        images=[image.numpy() for image in slices],
+        masks=[mask.numpy() for mask in masks],
+        simulators=chosen,
+        params=params,
+        changed=changed,
+    )
+
+
+def changed_share(before: Tensor, after: Tensor, mask: Tensor, modality: Modality) -> float:
+    """How much of a slice an artifact changed visibly.
+
+    MR: the masked share of the body. CT: the masked share of soft tissue whose change differs from that
+        tissue's median by `UNEVEN_HU`.
+    Args:
+        mask: the simulator's map of changed pixels, within the body.
+    """
+    if modality == "MR":
+        return float(mask.sum()) / max(1, int(body_of(before, modality).sum()))
+    tissue = ct.soft_tissue(before[None])[0]
+    change = (after - before)[tissue]
+    if not change.numel():
+        return 0.0
+    return float((((change - change.median()).abs() > UNEVEN_HU) & mask[tissue]).float().mean())
+
+
+def _write_hospital(
+    folder: Path,
+    name: str,
+    folders: Sequence[Folder],
+    taken: dict[str, Taken],
+    wanted: HospitalMap,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    shown: list[Shown],
+) -> None:
+    """One site folder: images, labels.csv, injected.jsonl, site.yaml and a site key."""
+    (folder / "images").mkdir(parents=True)
+    rows: list[list[str]] = []
+    lines: list[dict[str, Any]] = []
+    training_blocks = 0
+    for number, one in enumerate(folders, start=1):
+        source = taken[one.folder]
+        slices, gap = one.slices or wanted.slices, one.gap or wanted.gap
+        blocks = cut(source.positions, slices=slices, gap=gap, part=one.part, test_share=wanted.test_share)
+        training_blocks += sum(block.part == "train" for block in blocks)
+        talk = _Talk()
+        for block in blocks:
+            identity = f"{seed}/{name}/{one.folder}/{block.number}"
+            versions = versions_of(source.modality, wanted.versions, one.without)
+            tag = f"{name.upper()}-{source.modality}{number}-B{block.number:02d}"
+            rows += _write_block(
+                folder / "images",
+                tag,
+                identity,
+                block,
+                source.modality,
+                versions,
+                wanted.severity,
+                talk,
+                lines,
+                shown,
+            )
+        counted = Counter(block.part for block in blocks)
+        say(
+            f"{name}: {one.folder}: {source.found - sum(source.skipped.values())} of {source.found} files,"
+            f" {len(source.positions)} positions, blocks: {counted['train']} train, {counted['test']} test;"
+            f" {sum(talk.patients.values())} stand-in patients, {talk.slices} slices"
+            + _listing("skipped", source.skipped)
+            + _listing("left out, too little changed", dict(sorted(talk.dropped.items())))
+        )
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES), "part"])
+        writer.writerows(rows)
+    (folder / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_site_yaml(
+        folder,
+        {
+            "name": name,
+            "kind": "public",
+            "cohort": f"real-{name}-{seed}",
+            "nominal_patients": nominal_bucket(training_blocks),
+            "stand_in": STAND_IN,
+        },
+        key=hashlib.sha256(f"inject key {name} {seed}".encode()).digest(),
+    )
+
+
+def _listing(what: str, counts: dict[str, int]) -> str:
+    return f"; {what}: " + ", ".join(f"{count} × {code}" for code, count in counts.items()) if counts else ""
+
+
+def _write_block(
+    images: Path,
+    tag: str,
+    identity: str,
+    block: Block,
+    modality: Modality,
+    versions: Sequence[tuple[str, ...]],
+    severity: Severity,
+    talk: _Talk,
+    lines: list[dict[str, Any]],
+    shown: list[Shown],
+) -> Iterator[list[str]]:
+    """Write the versions of a block; gives their rows of labels.csv. Their lines of the manifest go to
+    `lines`.
+    """
+    seen: set[tuple[str, ...]] = set()
+    for number, artifacts in enumerate(versions, start=1):
+        mirrored = number % 2 == 0
+        made = _make_version(f"{identity}/{number}", block, modality, artifacts, severity, mirrored=mirrored)
+        if made is None:
+            talk.dropped["+".join(artifacts)] += 1
+            continue
+        patient = f"{tag}-V{number:02d}"
+        talk.patients[block.part] += 1
+        talk.slices += len(made.images)
+        labels = [str(int(name in artifacts)) if _can_occur(name, modality) else "" for name in NAMES]
+        severities = [f"{made.severities[name]:.2f}" if name in artifacts else "" for name in NAMES]
+        for position, image in enumerate(made.images):
+            file = f"{patient.lower()}-{position + 1}.dcm"
+            _write(images / file, image, made, patient, f"{identity}/{number}", position)
+            lines.append(
+                {
+                    "file": file,
+                    "patient": patient,
+                    "mirrored": mirrored,
+                    "seed": made.seed,
+                    "artifacts": {
+                        name: {
+                            "severity": made.severities[name],
+                            "simulator": made.simulators[name],
+                            "params": params,
+                        }
+                        for name, params in made.params[position].items()
+                    },
+                }
+            )
+            yield [file, *labels, *severities, block.part]
+        if artifacts and artifacts not in seen:
+            seen.add(artifacts)
+            row = f"{tag} {block.part}"
+            title = " + ".join(
+                f"{name} {made.severities[name]:.2f} ({made.changed[name]:.0%})" for name in artifacts
+            )
+            shown.append(Shown(row=row, title=title, simulated=_shown(row, modality, made)))
+
+
+def _shown(name: str, modality: Modality, made: _Version) -> Simulated:
+    """The first slice of a version, for people."""
+    body = body_of(torch.from_numpy(made.clean[0]), modality).numpy()
+    return Simulated(
+        name=name,
+        modality=modality,
+        severities={artifact: made.severities[artifact] for artifact in made.params[0]},
+        params=made.params[0],
+        changed=float(made.masks[0][body].mean()) if body.any() else 0.0,
+        seed=made.seed,
+        clean=made.clean[0],
+        corrupted=made.images[0],
+        mask=made.masks[0],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    clean: list[np.ndarray]
+    images: list[np.ndarray]
+    masks: list[np.ndarray]
+    headers: list[SliceHeader]
+    spacing_mm: float
+    seed: int
+    severities: dict[str, float]
+    simulators: dict[str, str]
+    params: list[dict[str, dict[str, Any]]]  # of each slice
+    changed: dict[str, float]
+
+
+def _make_version(
+    identity: str,
+    block: Block,
+    modality: Modality,
+    artifacts: tuple[str, ...],
+    severity: Severity,
+    *,
+    mirrored: bool,
+) -> _Version | None:
+    """One version of a block, or None if the artifacts change too little in `DRAWS` draws.
+
+    Every second version is mirrored, clean or not, so that two clean versions are not the same file twice; of
+    several images of a position (diffusion weightings) each version takes one kind, drawn.
+    """
+    seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:7], "little")
+    generator = torch.Generator().manual_seed(seed)
+    kind = uniform(generator, 0, 1)
+    sources = [images[int(kind * len(images))] for images in block.positions]
+    loaded = [load(source, mirrored=mirrored) for source in sources]
+    clean = [image for image, _ in loaded]
+    headers, spacing = [source.header for source in sources], loaded[0][1]
+    acquisition = acquisition_of(torch.from_numpy(clean[0]), headers[0], spacing)
+    for _ in range(DRAWS):
+        severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
+        made = corrupt(clean, modality, severities, acquisition, generator)
+        if all(made.changed[name] >= LEAST_CHANGED[name] for name in artifacts):
+            return _Version(
+                clean=clean,
+                images=made.images,
+                masks=made.masks,
+                headers=headers,
+                spacing_mm=spacing,
+                seed=seed,
+                severities=severities,
+                simulators=made.simulators,
+                params=made.params,
+                changed=made.changed,
+            )
+    return None
+
+
+def _write(path: Path, image: np.ndarray, made: _Version, patient: str, identity: str, position: int) -> None:
+    """DICOM with nothing of the original but pixels, geometry, the maker's name and how the slice was
+    taken.
+    """
+    first, header = made.headers[0], made.headers[position]
+    is_ct = header.modality == "CT"
+    write_slice(
+        path,
+        image,
+        modality=header.modality,
+        pixel_spacing_mm=made.spacing_mm,
+        patient_id=patient,
+        study_uid=make_uid(f"{identity}/study".encode()),
+        series_uid=make_uid(f"{identity}/series".encode()),
+        sop_uid=make_uid(f"{identity}/{position}".encode()),
+        instance_number=position + 1,
+        slice_position_mm=round((header.slice_position_mm or 0.0) - (first.slice_position_mm or 0.0), 3),
+        slice_thickness_mm=header.slice_thickness_mm or 1.0,
+        manufacturer=header.manufacturer,
+        model="",
+        intercept=-1024.0 if is_ct else 0.0,
+        signed=False,
+        phase_encoding=None if is_ct else header.phase_encoding,
+        field_strength_t=None if is_ct else header.field_strength_t,
+        kvp=header.kvp if is_ct else None,
+        description="real slice, artifacts simulated",
+        derived=True,
+    )
+
+
+def _can_occur(name: str, modality: Modality) -> bool:
+    return any(one.name == name and one.modality == modality for one in ARTIFACTS)

@@ -1,0 +1,173 @@
+"""Site folders made of phantoms, written as genuine DICOM, for a first hour without any hospital's data."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from client.dicom.dicom_write import make_uid, write_slice
+from client.site.config import nominal_bucket
+from common.artifacts import NAMES
+from common.errors import ConfigError
+from common.files import whole_folder
+from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
+from common.physics.phantom import PhantomSlice, draw_patients
+
+TRAINING_SHARE = 0.6
+SLICE_SPACING_MM = 5.0
+
+
+def write_consortium(out: Path, *, sites: int, patients: int, seed: int, say: Callable[[str], None]) -> None:
+    """`sites` hospitals of `patients` phantoms each; the last one looks like none of the others and is meant
+    to be held out.
+
+    The same arguments give the same files.
+    """
+    if not 2 <= sites <= 26:
+        raise ConfigError(f"--sites {sites}: must be 2 to 26", code="bad-argument")
+    with whole_folder(out) as staging:
+        for number, appearance in enumerate(appearances_for(sites)):
+            name = f"hospital-{chr(ord('a') + number)}"
+            slices = write_site(
+                staging / name, name, appearance, patients=patients, seed=_derived(seed, name)
+            )
+            say(f"{name}: {patients} patients, {slices} slices, {appearance.manufacturer}")
+
+
+def write_public(out: Path, *, patients: int, seed: int, say: Callable[[str], None]) -> None:
+    """One site, `public`, whose phantoms have the public appearances in turn: what the public model is
+    trained on.
+
+    The same arguments give the same files.
+    """
+    name, number_of = "public", len(PUBLIC_APPEARANCES)
+    with whole_folder(out) as staging:
+        folder = staging / name
+        rows: list[list[str]] = []
+        (folder / "images").mkdir(parents=True)
+        for number, appearance in enumerate(PUBLIC_APPEARANCES):
+            drawn = draw_patients(
+                appearance, len(range(number, patients, number_of)), _derived(seed, appearance.name)
+            )
+            rows += write_patients(
+                folder / "images", drawn, appearance, f"{name}/{seed}/{appearance.name}", f"{number}-"
+            )
+            say(f"{appearance.name}: {len(rows)} slices so far")
+        finish_site(folder, name, rows, kind="public", patients=patients, seed=seed)
+    say(f"{name}: {patients} patients, {len(rows)} slices")
+
+
+def appearances_for(sites: int) -> list[Appearance]:
+    """The last is the one outside the range of the others; more sites than appearances repeat them with other
+    noise.
+    """
+    *ordinary, outside = SITE_APPEARANCES
+    chosen = []
+    for number in range(sites - 1):
+        appearance, lap = ordinary[number % len(ordinary)], number // len(ordinary)
+        low, high = appearance.noise_percent
+        chosen.append(replace(appearance, noise_percent=(low * (1 + 0.2 * lap), high * (1 + 0.2 * lap))))
+    return [*chosen, outside]
+
+
+def write_site(folder: Path, name: str, appearance: Appearance, *, patients: int, seed: int) -> int:
+    """One site folder: images, labels.csv, site.yaml and a site key. Returns the number of slices."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    rows = list(
+        write_patients(images, draw_patients(appearance, patients, seed), appearance, f"{name}/{seed}")
+    )
+    finish_site(folder, name, rows, kind="synthetic", patients=patients, seed=seed)
+    return len(rows)
+
+
+def write_patients(
+    images: Path,
+    patients: Iterable[list[PhantomSlice]],
+    appearance: Appearance,
+    identity: str,
+    prefix: str = "",
+) -> Iterator[list[str]]:
+    """Write the slices of patients, whose numbers get `prefix`; gives their rows of labels.csv."""
+    for slices in patients:
+        for item in slices:
+            file = f"p{prefix}{item.patient:04d}_{item.position}.dcm"
+            _write_phantom(images / file, item, appearance, identity, f"PHANTOM-{prefix}{item.patient:04d}")
+            labels = [str(item.labels.get(name, "")) for name in NAMES]
+            severities = [f"{item.severities[name]:.2f}" if name in item.severities else "" for name in NAMES]
+            yield [file, *labels, *severities]
+
+
+def finish_site(
+    folder: Path, name: str, rows: list[list[str]], *, kind: str, patients: int, seed: int
+) -> None:
+    """labels.csv, site.yaml and the key of a site of phantoms."""
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file_handle:
+        writer = csv.writer(file_handle, lineterminator="\n")
+        writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES)])
+        writer.writerows(rows)
+    write_site_yaml(
+        folder,
+        {
+            "name": name,
+            "kind": kind,
+            "cohort": f"phantoms-{name}-{seed}",
+            "nominal_patients": nominal_bucket(patients * TRAINING_SHARE),
+            "stand_in": "patients are computer-generated phantoms",
+        },
+        key=hashlib.sha256(f"phantom key {name} {seed}".encode()).digest(),
+    )
+
+
+def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> None:
+    """site.yaml, and a site key that follows from the seed: no person is behind it, and the split is the same
+    everywhere.
+    """
+    (folder / "site.yaml").write_text(
+        yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    state = folder / "state"
+    state.mkdir(mode=0o700)
+    descriptor = os.open(state / "site.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.hex() + "\n")
+
+
+def _write_phantom(
+    path: Path, item: PhantomSlice, appearance: Appearance, identity: str, patient_id: str
+) -> None:
+    patient = f"{identity}/{item.patient}"
+    is_ct = item.modality == "CT"
+    write_slice(
+        path,
+        item.image,
+        modality=item.modality,
+        pixel_spacing_mm=item.pixel_spacing_mm,
+        patient_id=patient_id,
+        study_uid=make_uid(f"{patient}/study".encode()),
+        series_uid=make_uid(f"{patient}/series".encode()),
+        sop_uid=make_uid(f"{patient}/{item.position}".encode()),
+        instance_number=item.position + 1,
+        slice_position_mm=SLICE_SPACING_MM * item.position,
+        slice_thickness_mm=SLICE_SPACING_MM,
+        manufacturer=appearance.manufacturer,
+        model=appearance.model_name,
+        slope=appearance.rescale_slope if is_ct else 1.0,
+        intercept=appearance.rescale_intercept if is_ct else 0.0,
+        bits_stored=appearance.bits_stored if is_ct else 16,
+        signed=appearance.signed if is_ct else False,
+        phase_encoding=item.phase_encoding,
+        field_strength_t=None if is_ct else appearance.field_tesla,
+        kvp=120.0 if is_ct else None,
+        description="phantom",
+    )
+
+
+def _derived(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little")

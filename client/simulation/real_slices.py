@@ -1,0 +1,332 @@
+"""A few real slices of any folder, and simulated artifacts on them: what `data inject` shows to people.
+
+A slice is known here by its modality and a number ("CT slice 2"). Its file and header stay in this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.dicom.dicom import SliceHeader, exclusion, read_headers, read_slices
+from client.dicom.sources import Source, expand_archives, find_files, open_source
+from common.artifacts import MODALITIES, Modality
+from common.errors import ConfigError, DataError, ImagingError
+from common.physics import SIMULATORS, record
+from common.physics.acquisition import Acquisition, acquire, body_mask
+from common.physics.threads import one_thread
+from common.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample
+
+MAX_SIDE = 256
+CT_BODY_HU = -400.0
+LEAST_BODY = 0.1
+"""Share of a slice that must be body: the ends of a stack show little to judge."""
+MOST_FILES = 3000  # of a larger folder every n-th file is looked at
+DEFAULT_SEVERITIES = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealSlice:
+    """One real slice as a square of at most `MAX_SIDE` pixels, HU or magnitude."""
+
+    name: str  # "CT slice 1"
+    header: SliceHeader
+    image: np.ndarray
+    spacing_mm: float
+
+    @property
+    def modality(self) -> Modality:
+        return self.header.modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """A clean slice, the same slice with artifacts, and where and why they differ."""
+
+    name: str  # of the slice
+    modality: Modality
+    severities: dict[str, float]  # of each simulator, in the order in which they were applied
+    params: dict[str, dict[str, Any]]  # as `record` writes them
+    changed: float  # share of the body
+    seed: int
+    clean: np.ndarray
+    corrupted: np.ndarray
+    mask: np.ndarray  # bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a slice lies. The order along the body is that of `place`."""
+
+    source: Source
+    header: SliceHeader
+
+    @property
+    def order(self) -> tuple[float, int, str, int]:
+        header = self.header
+        return (header.slice_position_mm or 0.0, header.instance_number or 0, self.source.file, header.frame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The usable slices of a folder, unread, and what happened to the rest."""
+
+    places: Mapping[Modality, tuple[_Place, ...]]
+    files: int
+    skipped: dict[str, int]
+
+    def slices(self, modality: Modality) -> Iterator[RealSlice]:
+        """Its slices one after the other, well apart from the start: series in turn, of each the middle
+        first, then the quarters.
+        """
+        number = 0
+        for place in _spread(self.places.get(modality, ())):
+            try:
+                image = _pixels(place)
+            except ImagingError:
+                continue
+            small, spacing = as_square(image, place.header)
+            if float(body_of(torch.from_numpy(small), modality).float().mean()) >= LEAST_BODY:
+                number += 1
+                yield RealSlice(
+                    name=f"{modality} slice {number}", header=place.header, image=small, spacing_mm=spacing
+                )
+
+
+def find_slices(src: Path) -> Stack:
+    """The slices of a folder, an archive or a file that intake would use, by their headers alone.
+
+    Slices to which fedqc itself added artifacts are left out: on them nothing would be clean.
+    Raises:
+        ConfigError: `no-such-folder`.
+        DataError: `no-usable-images`.
+    """
+    if not src.exists():
+        raise ConfigError(
+            f"{src}: no such file or folder",
+            code="no-such-folder",
+            hint="SRC = a folder, a zip archive or a file of DICOM images",
+        )
+    files = (
+        find_files(src)
+        if src.is_dir()
+        else [one for one in find_files(src.absolute().parent) if one.file == src.name]
+    )
+    sources = expand_archives(files)
+    skipped: Counter[str] = Counter()
+    places: dict[Modality, list[_Place]] = {modality: [] for modality in MODALITIES}
+    for source in sources[:: max(1, -(-len(sources) // MOST_FILES))]:
+        try:
+            with open_source(source) as (stream, size):
+                headers = read_headers(stream, size)
+        except ImagingError as error:
+            skipped[error.code] += 1
+            continue
+        codes = Counter(code for header in headers if (code := _unfit(header)))
+        skipped += codes
+        for header in headers:
+            if not _unfit(header):
+                places[header.modality].append(_Place(source=source, header=header))
+    if not any(places.values()):
+        why = ", ".join(f"{count} × {code}" for code, count in sorted(skipped.items())) or "no file"
+        raise DataError(
+            f"{src}: no usable CT or MR slice ({why})",
+            code="no-usable-images",
+            hint="docs/errors.md explains the codes",
+        )
+    return Stack(
+        places={name: tuple(found) for name, found in places.items()},
+        files=len(sources),
+        skipped=dict(sorted(skipped.items())),
+    )
+
+
+def _unfit(header: SliceHeader) -> str | None:
+    return exclusion(header) or ("derived" if header.image_type[:1] == ("DERIVED",) else None)
+
+
+def _pixels(place: _Place) -> np.ndarray:
+    with open_source(place.source) as (stream, size):
+        return next(image for _, image in read_slices(stream, size, [place.header.frame]))
+
+
+def _spread(places: Sequence[_Place]) -> Iterator[_Place]:
+    series: dict[str, list[_Place]] = {}
+    for place in places:
+        series.setdefault(place.header.series_uid or place.source.file.rpartition("/")[0], []).append(place)
+    stacks = [
+        [ordered[at] for at in halving(len(ordered))]
+        for ordered in (sorted(one, key=lambda place: place.order) for one in series.values())
+    ]
+    turns = [stacks[at] for at in halving(len(stacks))]
+    for number in range(max(map(len, turns), default=0)):
+        yield from (stack[number] for stack in turns if number < len(stack))
+
+
+def halving(count: int) -> list[int]:
+    """0 … count - 1 with the middle first, then the middles of both halves, and so on."""
+    found, spans = [], [(0, count)]
+    for low, high in spans:  # grows while it is walked
+        if low < high:
+            middle = (low + high) // 2
+            found.append(middle)
+            spans += [(low, middle), (middle + 1, high)]
+    return found
+
+
+def as_square(image: np.ndarray, header: SliceHeader) -> tuple[np.ndarray, float]:
+    """A slice in physical units as a square of at most `MAX_SIDE` pixels, and its pixel spacing in mm."""
+    if header.modality == "CT":
+        image = clip_ct(image)
+    square = pad_to_square(image, fill=CT_RANGE_HU[0] if header.modality == "CT" else float(image.min()))
+    size = min(square.shape[0], MAX_SIDE)
+    return np.ascontiguousarray(resample(square, size)), (header.pixel_spacing_mm or (1.0, 1.0))[
+        0
+    ] * square.shape[0] / size
+
+
+def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acquisition:
+    """How a real slice was taken, as far as its header says; elsewhere what is common."""
+    fields: dict[str, float | str] = {
+        "pixel_spacing_mm": spacing_mm,
+        "slice_thickness_mm": header.slice_thickness_mm or 5.0,
+    }
+    if header.modality == "MR":
+        fields["phase_encoding"] = header.phase_encoding or "COL"
+        fields["field_tesla"] = header.field_strength_t or 1.5
+        fields["echo_time_ms"] = header.echo_time_ms or 10.0
+        fields["sequence"] = pulse_sequence(header)
+        fields["spin_echo"] = re.search(rf"\bse\b|{_DIFFUSION}", _words(header)) is not None
+    return acquire(image, header.modality, **fields)
+
+
+_DIFFUSION = r"(?<![a-z])(dwi|dti|diff|diffusion)(?![a-z])|\d+dir"
+
+
+def _words(header: SliceHeader) -> str:
+    return f"{header.sequence} {header.series_description}".lower()
+
+
+def pulse_sequence(header: SliceHeader) -> str:
+    """ "EPI", "GRE" or "SE". Diffusion and functional series are EPI, also where the scanning sequence
+    (0018,0020) does not say so.
+    """
+    words = _words(header)
+    if (
+        re.search(rf"\bep\b|(?<![a-z])(epi|epfid|ep2d|bold|fmri)|{_DIFFUSION}", words)
+        and "epigastr" not in words
+    ):
+        return "EPI"
+    return "GRE" if re.search(r"\bgr\b|(?<![a-z])(gre|flash|spgr|tfl)", words) else "SE"
+
+
+def body_of(image: Tensor, modality: Modality) -> Tensor:
+    return body_mask(image, threshold=CT_BODY_HU if modality == "CT" else None)
+
+
+def seed_of(*words: object) -> int:
+    """A seed that follows from the words; exact also where a JSON reader has only doubles."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, words)).encode()).digest()[:6], "little")
+
+
+@one_thread()
+def simulate(clean: RealSlice, name: str, severity: float, seed: int) -> Simulated:
+    """One simulator on one slice; severity 0 gives the slice back."""
+    image, simulator = torch.from_numpy(clean.image), SIMULATORS[name]
+    acquisition = acquisition_of(image, clean.header, clean.spacing_mm)
+    params = simulator.draw(severity, torch.Generator().manual_seed(seed), acquisition)
+    corrupted, mask = simulator.apply(image, params)
+    body = body_of(image, clean.modality)
+    return Simulated(
+        name=clean.name,
+        modality=clean.modality,
+        severities={name: severity},
+        params={name: record(params)},
+        changed=float((mask & body).sum()) / max(1, int(body.sum())),
+        seed=seed,
+        clean=clean.image,
+        corrupted=corrupted.numpy(),
+        mask=mask.numpy(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be shown: which simulators at which severities, on how many slices of each modality."""
+
+    artifacts: tuple[str, ...]  # names of `SIMULATORS`
+    severities: tuple[float, ...]
+    slices: int
+    seed: int
+
+    def of(self, modality: Modality) -> list[str]:
+        return [name for name in self.artifacts if SIMULATORS[name].modality == modality]
+
+
+def wish(artifacts: Sequence[str], severities: Sequence[float], *, slices: int, seed: int) -> Wish:
+    """What was asked for, checked; without names every simulator, without severities `DEFAULT_SEVERITIES`.
+
+    Raises:
+        ConfigError: `unknown-artifact`, `bad-argument`.
+    """
+    for name in artifacts:
+        if name not in SIMULATORS:
+            raise ConfigError(
+                f"--artifact {name!r}: no simulator of that name",
+                code="unknown-artifact",
+                hint=f"known: {', '.join(SIMULATORS)}",
+            )
+    for severity in severities:
+        if not 0 < severity <= 1:
+            raise ConfigError(
+                f"--severity {severity:g}: expected above 0, at most 1",
+                code="bad-argument",
+                hint="for example --severity 0.5",
+            )
+    return Wish(
+        artifacts=tuple(name for name in SIMULATORS if not artifacts or name in artifacts),
+        severities=tuple(sorted(set(severities))) or DEFAULT_SEVERITIES,
+        slices=slices,
+        seed=seed,
+    )
+
+
+def chosen_slices(
+    src: Path, wanted: Wish, say: Callable[[str], None]
+) -> tuple[dict[Modality, list[RealSlice]], dict[Modality, Iterator[RealSlice]]]:
+    """The slices to simulate on, by modality, and those that come after them.
+
+    Raises:
+        ConfigError, DataError: as `find_slices`; `no-usable-images` also where no slice is of a modality that
+            was asked for.
+    """
+    stack = find_slices(src)
+    chosen: dict[Modality, list[RealSlice]] = {}
+    more: dict[Modality, Iterator[RealSlice]] = {}
+    for modality in MODALITIES:
+        if wanted.of(modality):
+            more[modality] = stack.slices(modality)
+            own = list(islice(more[modality], wanted.slices))
+            if own:
+                chosen[modality] = own
+    if not chosen:
+        needed = " or ".join(modality for modality in MODALITIES if wanted.of(modality))
+        raise DataError(
+            f"{src}: no {needed} slice with enough of a body in it",
+            code="no-usable-images",
+            hint="--artifact chooses simulators of the other modality",
+        )
+    slices = ", ".join(f"{len(own)} {modality}" for modality, own in chosen.items())
+    skipped = ", ".join(f"{count} × {code}" for code, count in stack.skipped.items())
+    say(f"{stack.files} files; slices: {slices}" + (f"; skipped: {skipped}" if skipped else ""))
+    return chosen, more

@@ -1,0 +1,126 @@
+"""site.yaml: what the operator says of a site, and the site's own key."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from client.labels.reader_agreement import Rule
+from common.errors import ConfigError
+from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
+from common.strict import StrictModel, describe_all, strict_yaml
+
+MAX_SITE_BYTES = 64 << 10
+
+
+_PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class SiteConfig(StrictModel):
+    """site.yaml. Paths are relative to its folder, or absolute. It never leaves the hospital."""
+
+    name: str = Field(pattern=SITE_NAME)
+    kind: SiteKind
+    # the ledger keeps one account per cohort
+    cohort: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    images: _PathText = "images"
+    labels: _PathText = "labels.csv"
+    consensus: Rule = "agree"  # how several readers become one label: client/labels/reader_agreement.py
+    # public bucket, chosen by the operator: never computed from the data
+    nominal_patients: int = Field(ge=1, le=MAX_PATIENTS)
+    state: _PathText = "state"
+    stand_in: str | None = (
+        None  # where "patients" are not persons: one plain sentence that says what they are
+    )
+    policy: str | None = None
+
+
+def read_site(path: Path) -> tuple[SiteConfig, Path]:
+    """Read site.yaml, or the site.yaml of a folder.
+
+    Returns:
+        the configuration and the folder that its paths are relative to.
+    Raises:
+        ConfigError: the message names the field, the value and what is allowed.
+    """
+    path = path / "site.yaml" if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_SITE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_SITE_BYTES} bytes", code="bad-site")
+        value = strict_yaml(path.read_bytes())
+    except OSError as error:
+        hint = "a site is a folder with a site.yaml"
+        raise ConfigError(f"{path}: cannot read: {error.strerror}", code="no-such-site", hint=hint) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}:"
+        raise ConfigError(f"{path}:{line} not valid YAML", code="bad-site") from None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path}: expected fields such as 'name: site-a'", code="bad-site", hint="see configs/sites"
+        )
+    try:
+        return SiteConfig.model_validate(value), path.parent
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {describe_all(error)}",
+            code="bad-site",
+            hint=f"fields: {', '.join(SiteConfig.model_fields)}",
+        ) from None
+
+
+def site_key(state: Path) -> bytes:
+    """The site's secret, 32 bytes: `site.key` in the state folder, created on first use, readable by its
+    owner only.
+
+    Pseudonyms and the split hang on it: who deletes it gets a new split.
+    Raises:
+        ConfigError: the file is not a key, or cannot be read or written.
+    """
+    path = state / "site.key"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            part = state / f".site.key.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.write(descriptor, secrets.token_hex(32).encode() + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            try:
+                os.link(part, path)  # never replaces a key: of two processes, the first wins and both read it
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+        text = path.read_text(encoding="ascii").strip()
+        key = bytes.fromhex(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read or create the site key: {error.strerror}",
+            code="bad-site-key",
+            hint="the state folder must be writable",
+        ) from error
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(
+            f"{path}: not a site key; expected 64 hexadecimal digits",
+            code="bad-site-key",
+            hint="restore it from a backup",
+        )
+    return key
+
+
+BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+def nominal_bucket(patients: float) -> int:
+    """The largest public bucket that is not above `patients`."""
+    return max((bucket for bucket in BUCKETS if bucket <= patients), default=1)

@@ -1,0 +1,304 @@
+"""The policy: what a hospital permits. A YAML file on the site's disk that never leaves it.
+
+The plan asks, the policy caps. A plan looser than the policy is refused with the reason; a stricter one is
+used, and charged as used. Nothing is altered silently: these functions admit or raise, and return nothing a
+caller could substitute.
+
+A refusal's `public_reason` is a function of plan and policy only (the nominal number of patients is a public
+bucket, not a count).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime, time
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from common.errors import ConfigError, RefusedError
+from common.names import SITE_KINDS, SiteKind
+from common.plan import RunPlan
+from common.privacy import GaussianSteps, noise_multiplier_for
+from common.strict import StrictModel, describe_all, strict_yaml
+
+Evaluation = Literal["dp", "disclosed", "synthetic", "none"]
+
+_HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9])")
+_LOOSENESS: dict[str, int] = {"none": 0, "synthetic": 1, "dp": 2, "disclosed": 3}
+
+
+class SitePolicy(StrictModel):
+    """What one site permits. Unknown keys, wrong types and values out of range are refused when it is read.
+
+    Every number is a cap on what a plan may request; none replaces what the plan says.
+    """
+
+    # over the lifetime of a cohort, per patient, all runs and evaluations together
+    max_epsilon: float = Field(default=8.0, gt=0, le=1000)
+    max_epsilon_per_run: float | None = Field(default=None, gt=0, le=1000)
+    max_delta: float = Field(default=1e-5, gt=0, lt=1e-3)
+    # fewer: a private arm would learn nothing and protect badly
+    min_nominal_patients: int = Field(default=50, ge=1)
+    allow_non_private: bool = False  # whether an arm without noise may train on this site's patients
+    evaluation: Evaluation = "dp"
+    max_clip_norm: float | None = Field(default=None, gt=0)
+    max_rounds: int | None = Field(default=None, ge=1)
+    hours: str | None = None  # local time in which work may begin, "22:00-06:00": the end is not part of it
+    require_approval: bool = (
+        False  # whether somebody here must have said yes to each plan, `fedqc site approve`
+    )
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, hours: str | None) -> str | None:
+        if hours is not None and ((found := _HOURS.fullmatch(hours)) is None or found[1] == found[2]):
+            raise ValueError("must be two different times of day, such as 22:00-06:00")
+        return hours
+
+    @model_validator(mode="after")
+    def _run_within_lifetime(self) -> SitePolicy:
+        if self.max_epsilon_per_run is not None and self.max_epsilon_per_run > self.max_epsilon:
+            raise ValueError(
+                f"max_epsilon_per_run = {self.max_epsilon_per_run} must be at most max_epsilon = "
+                f"{self.max_epsilon}"
+            )
+        return self
+
+    @property
+    def epsilon_per_run(self) -> float:
+        """The largest epsilon one run may request."""
+        return self.max_epsilon if self.max_epsilon_per_run is None else self.max_epsilon_per_run
+
+
+def default_policy(kind: SiteKind) -> SitePolicy:
+    """The policy of a site that has not written one: cautious for patients, open for public and generated
+    images.
+
+    The smallest cohort is the same everywhere, so that a rehearsal on synthetic sites refuses what a hospital
+    would.
+    """
+    if kind == "hospital":
+        return SitePolicy()
+    if kind in ("public", "synthetic"):
+        return SitePolicy(max_epsilon=1000.0, allow_non_private=True, evaluation="synthetic")
+    raise ConfigError(
+        f"unknown kind of site {kind!r}", code="unknown-site-kind", hint=f"known: {', '.join(SITE_KINDS)}"
+    )
+
+
+def read_policy(path: Path | str) -> SitePolicy:
+    """Read `policy.yaml`. An empty file is the cautious default.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, repeats a key, or a field is unknown or out of
+            range; all of the fields that are wrong are named, each with its value and its bound.
+    """
+    path = Path(path)
+    try:
+        content = strict_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", code="policy-unreadable") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}", code="bad-policy"
+        ) from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: must be a mapping of names to values, found {type(content).__name__}", code="bad-policy"
+        )
+    try:
+        return SitePolicy.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {describe_all(error)}",
+            code="bad-policy",
+            hint=f"known fields: {', '.join(SitePolicy.model_fields)}",
+        ) from error
+
+
+def admit_training(
+    policy: SitePolicy,
+    *,
+    private: bool,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    clip_norm: float | None = None,
+    nominal_patients: int,
+    rounds: int,
+) -> None:
+    """Admit one arm of a run, or refuse it. What is left of the lifetime budget is the ledger's to decide,
+    not checked here.
+
+    Args:
+        private: whether the arm clips and adds noise. If not, epsilon, delta and clip_norm are not looked at.
+        epsilon, delta: what the whole arm will cost by the gate's accountant (`common.privacy.rdp_epsilon` of
+            its schedule).
+        clip_norm: L2 bound of one patient's contribution to one step.
+        nominal_patients: the public bucket the operator picked, not a count of patients.
+        rounds: how many rounds the arm has.
+    Raises:
+        RefusedError: codes `too-many-rounds`, `non-private-not-permitted`, `too-few-patients`,
+            `epsilon-over-policy`, `delta-over-policy`, `clip-norm-over-policy`; `public_reason` may be sent.
+        ConfigError: a private arm without a positive finite epsilon, delta or clip norm.
+    """
+    if policy.max_rounds is not None and rounds > policy.max_rounds:
+        raise _refusal(
+            "too-many-rounds",
+            f"the plan has {rounds} rounds, this site's policy permits at most {policy.max_rounds}",
+        )
+    if not private:
+        if not policy.allow_non_private:
+            raise _refusal(
+                "non-private-not-permitted",
+                "this site's policy does not permit an arm without differential privacy",
+            )
+        return
+    epsilon = _positive("epsilon", epsilon)
+    delta = _positive("delta", delta)
+    clip_norm = _positive("clip_norm", clip_norm)
+    if nominal_patients < policy.min_nominal_patients:
+        raise _refusal(
+            "too-few-patients",
+            (
+                f"the site's nominal number of patients is {nominal_patients}, its policy asks for at least "
+                f"{policy.min_nominal_patients}"
+            ),
+        )
+    if epsilon > policy.epsilon_per_run:
+        most = policy.epsilon_per_run
+        raise _refusal(
+            "epsilon-over-policy",
+            f"the plan costs epsilon {epsilon:.4g}, this site's policy permits at most {most:.4g} per run",
+        )
+    if delta > policy.max_delta:
+        raise _refusal(
+            "delta-over-policy",
+            f"the plan asks for delta {delta:g}, this site's policy permits at most {policy.max_delta:g}",
+        )
+    if policy.max_clip_norm is not None and clip_norm > policy.max_clip_norm:
+        raise _refusal(
+            "clip-norm-over-policy",
+            f"the plan clips at {clip_norm:g}, this site's policy permits at most {policy.max_clip_norm:g}",
+        )
+
+
+def admit_hours(policy: SitePolicy, now: datetime) -> None:
+    """Admit work that begins at `now`, in the hospital's local time, or refuse it. Work that has begun is
+    finished.
+
+    Raises:
+        RefusedError: code `outside-hours`; the public reason repeats the rule, and tells neither the time
+            here nor the place.
+    """
+    if policy.hours is None:
+        return
+    start, end = (time.fromisoformat(part) for part in policy.hours.split("-"))
+    moment = now.time().replace(tzinfo=None)
+    within = start <= moment < end if start < end else moment >= start or moment < end
+    if not within:
+        raise _refusal("outside-hours", f"this site's policy permits work at {policy.hours} local time only")
+
+
+def admit_plan(policy: SitePolicy, approved: bool) -> None:
+    """Admit a plan that somebody at the hospital approved, or any where the policy does not ask for that.
+
+    Raises:
+        RefusedError: code `not-approved`.
+    """
+    if policy.require_approval and not approved:
+        reason = "this plan has not been approved at this site"
+        raise RefusedError(
+            reason,
+            code="not-approved",
+            public_reason=reason,
+            hint="fedqc site approve PLAN, with exactly this plan",
+        )
+
+
+def private_schedule(plan: RunPlan, rounds: int | None = None) -> GaussianSteps:
+    """What the private arm does to one patient over `rounds`, by default all of the plan's.
+
+    Without a noise multiplier of its own the plan gets the one with which the *whole* run costs its epsilon.
+    """
+    wanted = plan.privacy
+    noise = wanted.noise_multiplier
+    if noise is None:
+        steps = plan.private_steps_per_round * plan.training.rounds
+        noise = noise_multiplier_for(wanted.epsilon, wanted.delta, wanted.sample_rate, steps)
+    return GaussianSteps(
+        noise_multiplier=noise,
+        sample_rate=wanted.sample_rate,
+        steps=plan.private_steps_per_round * (plan.training.rounds if rounds is None else rounds),
+    )
+
+
+def in_plain_words(epsilon: float, delta: float) -> str:
+    """What (epsilon, delta) per patient means to somebody who has never met the letters.
+
+    A guesser who knows everything else and tosses a fair coin for whether the patient took part is right with
+    probability at most (exp(epsilon) + delta) / (1 + exp(epsilon)).
+    Reference: Kairouz, Oh, Viswanath 2015 (arXiv 1311.0776), the trade-off region of (epsilon, delta).
+    """
+    if not math.isfinite(epsilon):
+        return "no limit: whether one patient took part may become certain"
+    right = 100 * (1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))))
+    shown = f"{math.ceil(right)}" if right <= 99 else f"{math.ceil(right * 100) / 100:g}"
+    text = (
+        f"who sees all that is sent and guesses whether one patient took part is right at most {shown} "
+        "times in 100 (a coin: 50)"
+    )
+    if right > 99:
+        text += "; so the promise alone says little, although known attacks do far worse than it allows"
+    return text
+
+
+def admit_evaluation(policy: SitePolicy, requested: Evaluation, *, kind: SiteKind = "hospital") -> None:
+    """Admit an evaluation that is at most as loose as the policy's, or refuse it.
+
+    From strict to loose: none, synthetic (no patients of a hospital), dp (noised, charged), disclosed (exact
+    aggregates). At a public or synthetic site nobody is protected, so that every evaluation is admitted
+    unless the policy says none.
+
+    Raises:
+        RefusedError: code `evaluation-not-permitted`.
+    """
+    if requested not in _LOOSENESS:
+        raise ConfigError(
+            f"unknown evaluation {requested!r}",
+            code="unknown-evaluation",
+            hint=f"known: {', '.join(_LOOSENESS)}",
+        )
+    if kind != "hospital" and policy.evaluation != "none":
+        return
+    if _LOOSENESS[requested] > _LOOSENESS[policy.evaluation]:
+        raise _refusal(
+            "evaluation-not-permitted",
+            (
+                f"the plan asks for evaluation '{requested}', this site's policy permits at most "
+                f"'{policy.evaluation}'"
+            ),
+        )
+
+
+def _refusal(code: str, reason: str) -> RefusedError:
+    return RefusedError(
+        reason,
+        code=code,
+        public_reason=reason,
+        hint="a stricter plan, or a decision of the hospital to change policy.yaml",
+    )
+
+
+def _positive(name: str, value: float | None) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(
+            f"a private arm needs {name} to be a finite number above 0, found {value!r}",
+            code="bad-privacy-parameters",
+        )
+    return float(value)

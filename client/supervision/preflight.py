@@ -1,0 +1,671 @@
+"""`fedqc site check`: what a run would find out in an hour, found out in a minute. Sends nothing of the
+site's, prints no secret.
+
+The network is looked at as Flower's client meets it: an httpx client, which takes HTTPS_PROXY, ALL_PROXY and
+NO_PROXY from the environment and asks such a proxy for a tunnel (CONNECT); its only trusted authority is the
+federation's.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import platform
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import yaml
+
+from client.data.cohort import admit_quarantine, check_site, site_slices
+from client.dicom.index import MOST_QUARANTINED
+from client.site.approvals import is_approved
+from client.site.config import SiteConfig, read_site
+from client.site.enrolment import coordinator_of
+from client.site.policy import (
+    SitePolicy,
+    admit_hours,
+    admit_plan,
+    default_policy,
+    in_plain_words,
+    private_schedule,
+    read_policy,
+)
+from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
+from common.plan import RunPlan
+from common.preprocess import DEFAULT_SIZE
+from common.privacy import rdp_epsilon
+from common.strict import strict_yaml
+
+CACHE_BYTES = 2 << 30
+WARN_DAYS = 30
+LATEST_S, EARLIEST_S = 5.0, -305.0
+"""Flower refuses a node whose clock is further ahead or behind than this."""
+TIMEOUT_S = 10.0
+PROXY_VARIABLES = "HTTPS_PROXY and NO_PROXY; Flower's client uses httpx, which honours them"
+_PATH = "/v1/fleet/"  # all that a coordinator's proxy lets through
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `ok` is None where it does not apply or cannot be known."""
+
+    check: str
+    ok: bool | None
+    found: str = ""
+    problem: str = ""  # with ok = True or None: nothing that stops a run, but worth knowing
+    fix: str = ""
+
+
+def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT_S) -> list[Check]:
+    """Everything `fedqc site check [PLAN]` looks at. Writes nothing but the site's own image cache.
+
+    Raises:
+        ConfigError: site.yaml itself cannot be used (`no-such-site`, `bad-site`).
+    """
+    config, folder = read_site(site)
+    state = folder / config.state
+    try:
+        pinned, damage = coordinator_of(state), None
+    except ConfigError as error:
+        pinned, damage = None, Check(check="enrolment", ok=False, problem=error.message, fix=error.hint)
+    checks = [
+        *check_versions(pinned["version"] if pinned else ""),
+        damage or check_enrolment(pinned, date.today()),
+        *_check_network(folder / "node", timeout_s),
+        check_disk(shutil.disk_usage(state if state.is_dir() else folder).free),
+        check_gpu(),
+        *check_encryption([state, folder / config.images]),
+        check_modes(folder, config),
+        check_data(folder, plan),
+    ]
+    try:
+        policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
+    except ConfigError as error:
+        return [*checks, Check(check="policy", ok=False, problem=error.message, fix=error.hint)]
+    said = f"ε at most {policy.max_epsilon:g}, δ at most {policy.max_delta:g}"
+    checks.append(Check(check="policy", ok=True, found=said))
+    return [*checks, *(check_plan(folder, config, policy, plan) if plan else ())]
+
+
+def exit_status(checks: Sequence[Check]) -> int:
+    """0 if nothing failed; else 2 for the site, 3 for the network, 4 for what the policy refuses, in this
+    order.
+    """
+    failed = {_status(found.check) for found in checks if found.ok is False}
+    return min(failed, default=0)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """Check, problem, fix: for a terminal."""
+    lines = []
+    for found in checks:
+        mark = "FAIL" if found.ok is False else "note" if found.problem else "-" if found.ok is None else "ok"
+        lines.append(f"{mark:4s}  {found.check:22s} {found.problem or found.found}")
+        if found.problem and found.fix:
+            lines.append(f"{'':28s} fix: {found.fix}")
+    return "\n".join(lines)
+
+
+def check_versions(kit_version: str) -> Iterator[Check]:
+    """Python, fedqc, Flower and torch; fedqc as the coordinator's. "" where the site has not joined."""
+    python = platform.python_version()
+    yield Check(check="python", ok=True, found=python)
+    for name in ("fedqc", "flwr", "torch"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Check(
+                check=name,
+                ok=False,
+                problem="not installed",
+                fix="install fedqc again, into an environment of its own",
+            )
+            continue
+        if name == "fedqc" and kit_version and found != kit_version:
+            problem = f"{found} here, {kit_version} at the coordinator"
+            yield Check(
+                check=name,
+                ok=False,
+                problem=problem,
+                fix=f"install fedqc {kit_version}, or ask for a renewed kit",
+            )
+        else:
+            yield Check(check=name, ok=True, found=found)
+
+
+def check_enrolment(pinned: dict[str, str] | None, today: date) -> Check:
+    """Whether the site joined, and until when."""
+    if pinned is None:
+        fix = "send request.zip to the coordinator; then fedqc site join kit.zip --fingerprint …"
+        return Check(check="enrolment", ok=None, problem="this site has not joined a federation", fix=fix)
+    days = (date.fromisoformat(pinned["expires"]) - today).days
+    fix = "ask the coordinator for a renewed kit, and join again with it"
+    if days < 0:
+        return Check(check="enrolment", ok=False, problem=f"expired on {pinned['expires']}", fix=fix)
+    found = f"in {pinned['federation']}, {days} days left"
+    return Check(
+        check="enrolment",
+        ok=True,
+        found=found,
+        problem=found if days <= WARN_DAYS else "",
+        fix=fix if days <= WARN_DAYS else "",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contact:
+    """One conversation with the coordinator's proxy."""
+
+    via: str  # "" or the hospital proxy, without its password
+    certificate_days: float  # until the server's certificate expires
+    skew_s: float | None  # this clock minus the coordinator's; None: the answer had no date
+    status: int  # HTTP
+
+
+def contact(address: str, ca_certificate: Path, *, timeout_s: float = TIMEOUT_S) -> Contact:
+    """Reach the coordinator as Flower would, through the hospital's proxy if the environment names one.
+
+    Args:
+        address: host:port.
+        ca_certificate: the only authority that is trusted, PEM.
+    Raises:
+        NetworkError: `no-such-host`, `refused-connection`, `timeout`, `unreachable`; `proxy-refused`;
+            `wrong-authority`, `wrong-host`, `certificate-expired`, `bad-certificate`, `no-tls`, `tls-failed`,
+            `no-answer`.
+        ConfigError: the authority's file or the address cannot be used (`bad-node`).
+    """
+    host, port = _split(address)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=str(ca_certificate))
+    except (OSError, ssl.SSLError):
+        raise ConfigError(
+            f"{ca_certificate}: no certificate that can be read",
+            code="bad-node",
+            hint="join again with the kit",
+        ) from None
+    proxy, headers = _hospital_proxy(host)
+    via = "" if proxy is None else f"{proxy[0]}:{proxy[1]}"
+    reached = f"the hospital's proxy {via}" if via else f"{host}:{port}"
+    connection = http.client.HTTPSConnection(*(proxy or (host, port)), timeout=timeout_s, context=context)
+    if via:
+        connection.set_tunnel(host, port, headers)
+    try:
+        try:
+            connection.connect()
+        except (OSError, http.client.HTTPException) as error:
+            raise _explained(error, reached, f"{host}:{port}", via) from None
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        expires = ssl.cert_time_to_seconds(str((connection.sock.getpeercert() or {})["notAfter"]))
+        try:
+            asked = time.time()
+            connection.request("GET", _PATH)
+            answer = connection.getresponse()
+            answered = time.time()
+        except (OSError, http.client.HTTPException) as error:
+            hint = (
+                "is something between here and the coordinator closing connections? else tell the coordinator"
+            )
+            raise NetworkError(
+                f"{host}:{port}: no answer over TLS ({_kind(error)})", code="no-answer", hint=hint
+            ) from None
+        return Contact(
+            via=via,
+            certificate_days=(expires - answered) / 86400,
+            skew_s=_skew(answer.getheader("Date"), (asked + answered) / 2),
+            status=answer.status,
+        )
+    finally:
+        connection.close()
+
+
+def coordinator_address(node: Path) -> str:
+    """host:port that the site was given when it joined.
+
+    Raises:
+        ConfigError: `not-joined`, or `bad-node`: node/node.yaml cannot be read.
+    """
+    path = node / "node.yaml"
+    try:
+        return str(strict_yaml(path.read_text(encoding="utf-8"))["address"])
+    except FileNotFoundError:
+        hint = "fedqc site join kit.zip --fingerprint …"
+        raise ConfigError(
+            f"{node.parent}: has not joined a federation", code="not-joined", hint=hint
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path}: cannot be read",
+            code="bad-node",
+            hint="run as the node's user, or join again with the kit",
+        ) from None
+
+
+def check_disk(free_bytes: int) -> Check:
+    """Whether image cache and ledger have room."""
+    found = f"{free_bytes / (1 << 30):.1f} GiB free"
+    if free_bytes >= CACHE_BYTES:
+        return Check(check="disk", ok=True, found=found)
+    return Check(
+        check="disk",
+        ok=False,
+        problem=f"{found}, the image cache may need 2",
+        fix="free some, or move the state folder",
+    )
+
+
+def check_gpu() -> Check:
+    """For information: everything works without."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Check(
+            check="gpu",
+            ok=None,
+            found=f"{torch.cuda.get_device_name(0)}, not used yet: training runs on the CPU",
+        )
+    return Check(check="gpu", ok=None, found="none: training runs on the CPU")
+
+
+def check_encryption(folders: Sequence[Path], mounts: str | None = None) -> Iterator[Check]:
+    """Best effort: whether each folder lies on an encrypted device. Not knowing is a note, never a
+    failure.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            mounts = ""
+    for folder in folders:
+        is_encrypted = _is_encrypted(folder.resolve(), mounts)
+        name = f"encryption {folder.name}"
+        if is_encrypted:
+            yield Check(check=name, ok=True, found="at rest")
+        else:
+            problem = (
+                "the device under it is not encrypted"
+                if is_encrypted is False
+                else "cannot be told from here"
+            )
+            yield Check(
+                check=name,
+                ok=None,
+                problem=problem,
+                fix="ask whoever runs this machine whether its disks are encrypted",
+            )
+
+
+def check_modes(folder: Path, config: SiteConfig) -> Check:
+    """Who may read the keys and the state, and who may change what the operator decided."""
+    state, node, run = folder / config.state, folder / "node", folder / "run"
+    secret = [state / "signing.key", state / "site.key", node / "node.key", node / "runtime.secret"]
+    decided = [
+        folder / "site.yaml",
+        folder / "cohort.yaml",
+        *([folder / config.policy] if config.policy else []),
+    ]
+    rules = [
+        (state, 0o077),
+        (node, 0o077),
+        (run, 0o007),
+        *((path, 0o077) for path in secret),
+        *((path, 0o022) for path in decided),
+    ]
+    for path, forbidden in rules:
+        try:
+            held = path.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return Check(
+                check="modes",
+                ok=False,
+                problem=f"{path}: {error.strerror}",
+                fix="run as the user who owns the site",
+            )
+        mode = stat.S_IMODE(held.st_mode)
+        if mode & forbidden:
+            fix = f"chmod {mode & ~forbidden:o} {path}"
+            return Check(
+                check="modes", ok=False, problem=f"{path} has mode {mode:04o}, which lets in others", fix=fix
+            )
+    for owned in (state, node):
+        strangers = [
+            path
+            for path in owned.glob("*")
+            if not path.is_symlink() and path.stat().st_uid != owned.stat().st_uid
+        ]
+        if strangers:
+            fix = f"chown -R --reference={owned} {owned}; run fedqc as that user"
+            return Check(
+                check="modes",
+                ok=False,
+                problem=f"{strangers[0]} does not belong to the owner of its folder",
+                fix=fix,
+            )
+    return Check(check="modes", ok=True, found="keys and state are their owner's only")
+
+
+def check_data(folder: Path, plan: RunPlan | None) -> Check:
+    """Images and labels, prepared as the plan wants them (else as fedqc does by default)."""
+    try:
+        if plan is None:
+            found = check_site(folder)
+        else:
+            split = (plan.split.train, plan.split.validation, plan.split.test)
+            found = check_site(folder, size=plan.image_size, split=split)
+    except FedqcError as error:
+        return Check(
+            check="data",
+            ok=False,
+            problem=f"{error.code}: {error.message}",
+            fix=error.hint or "fedqc data check says more",
+        )
+    left_out = len(found["quarantined"])
+    if left_out > MOST_QUARANTINED * found["found"]:
+        try:
+            admit_quarantine(
+                site_slices(folder, size=plan.image_size if plan else DEFAULT_SIZE), accept=False
+            )
+        except DataError as refusal:
+            return Check(
+                check="data", ok=False, problem=f"{refusal.code}: {refusal.message}", fix=refusal.hint
+            )
+    said = f"{found['used']} of {found['found']} files, {found['patients']} patients, prepared"
+    if left_out:
+        return Check(
+            check="data",
+            ok=True,
+            found=said,
+            problem=f"{said}; {left_out} cannot be used",
+            fix="fedqc data check names them",
+        )
+    return Check(check="data", ok=True, found=said)
+
+
+def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPlan) -> Iterator[Check]:
+    """What this site would answer to each part of the plan, and what the plan would cost."""
+    from client.agent.tasks import Agent
+    from common.wire import DescribeTask, SiteReadiness
+
+    state = folder / config.state
+    yield _asked(
+        "approval", lambda: admit_plan(policy, is_approved(state, plan.sha256())), "given, or not needed"
+    )
+    yield _asked("hours", lambda: admit_hours(policy, datetime.now()), policy.hours or "any")
+    ready = Agent([folder / "site.yaml"], plan).describe(DescribeTask(run="", rehearse=True))
+    if not isinstance(ready, SiteReadiness):
+        yield Check(
+            check="plan",
+            ok=False,
+            problem="this site could not work out its answer",
+            fix=f"see {state / 'site.log'}",
+        )
+        return
+    trains = config.name not in plan.held_out
+    for arm, answer in ready.arms.items() if trains else ():
+        problem = "" if answer == "accept" else f"{answer}: {ready.reasons.get(arm, '')}"
+        yield Check(
+            check=f"arm {arm}", ok=not problem, found=answer, problem=problem, fix=_REFUSED if problem else ""
+        )
+    problem = (
+        ""
+        if ready.evaluation == "accept"
+        else f"{ready.evaluation}: the policy says evaluation: {policy.evaluation}"
+    )
+    yield Check(
+        check="evaluation",
+        ok=not problem,
+        found=ready.evaluation,
+        problem=problem,
+        fix=_REFUSED if problem else "",
+    )
+    if trains and "federated_dp" in ready.arms:
+        epsilon = rdp_epsilon([private_schedule(plan)], plan.privacy.delta)
+        said = f"ε {epsilon:.2f} at δ {plan.privacy.delta:g}: {in_plain_words(epsilon, plan.privacy.delta)}"
+        if ready.rounds_affordable is not None:
+            said += (
+                f". What is left of the budget covers {ready.rounds_affordable} of "
+                f"{plan.training.rounds} rounds"
+            )
+        yield Check(check="cost", ok=True, found=said)
+    if ready.seconds_a_round is not None:
+        yield Check(check="time", ok=True, found=f"about {ready.seconds_a_round:g} s of training a round")
+
+
+def _check_network(node: Path, timeout_s: float) -> Iterator[Check]:
+    """Reachability, certificate and clock, from what the node was given when the site joined."""
+    try:
+        address = coordinator_address(node)
+    except ConfigError as error:
+        if error.code == "not-joined":
+            yield Check(check="coordinator", ok=None, found="not joined yet")
+        else:
+            yield Check(check="coordinator", ok=False, problem=error.message, fix=error.hint)
+        return
+    try:
+        met = contact(address, node / "ca.crt", timeout_s=timeout_s)
+    except FedqcError as error:
+        yield Check(check="coordinator", ok=False, problem=f"{error.code}: {error.message}", fix=error.hint)
+        return
+    way = f"{address} through {met.via} ({PROXY_VARIABLES})" if met.via else f"{address}, directly"
+    if met.status in (502, 503, 504):
+        problem = f"{address}: the coordinator's proxy answers, Flower behind it does not (HTTP {met.status})"
+        yield Check(
+            check="coordinator", ok=False, problem=problem, fix="tell the coordinator: fedqc federation start"
+        )
+    else:
+        yield Check(check="coordinator", ok=True, found=way)
+    days = met.certificate_days
+    said, fix = f"of the coordinator: {days:.0f} days left", "tell the coordinator: fedqc federation renew"
+    yield Check(
+        check="certificate",
+        ok=True,
+        found=said,
+        problem=said if days <= WARN_DAYS else "",
+        fix=fix if days <= WARN_DAYS else "",
+    )
+    yield check_clock(met.skew_s)
+
+
+def check_clock(skew_s: float | None) -> Check:
+    """This clock against the coordinator's. `skew_s` is positive where this clock is ahead."""
+    limits = f"Flower allows {EARLIEST_S:+.0f} to {LATEST_S:+.0f} s"
+    if skew_s is None:
+        return Check(
+            check="clock",
+            ok=None,
+            problem="the coordinator's answer had no date",
+            fix="compare the clocks by hand",
+        )
+    said = f"{skew_s:+.1f} s against the coordinator's; {limits}"
+    if EARLIEST_S < skew_s < LATEST_S:
+        return Check(check="clock", ok=True, found=said)
+    ahead = "ahead" if skew_s > 0 else "behind"
+    return Check(
+        check="clock",
+        ok=False,
+        problem=f"{ahead}: {said}",
+        fix="let this machine take its time from a time server (NTP)",
+    )
+
+
+def _explained(error: Exception, reached: str, server: str, via: str) -> NetworkError:
+    """What stands in the way, and who can move it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _untrusted(error, server)
+    if isinstance(error, ssl.SSLError):
+        plaintext = error.reason in (
+            "WRONG_VERSION_NUMBER",
+            "HTTP_REQUEST",
+            "RECORD_LAYER_FAILURE",
+            "UNKNOWN_PROTOCOL",
+        )
+        if plaintext:
+            return NetworkError(
+                f"{server}: answers without TLS",
+                code="no-tls",
+                hint="is the port right? fedqc never talks in the clear",
+            )
+        return NetworkError(f"{server}: TLS failed ({error.reason})", code="tls-failed", hint=_INTERCEPTED)
+    if isinstance(error, socket.gaierror):
+        hint = f"check the name, the DNS, and {PROXY_VARIABLES}"
+        return NetworkError(f"{reached}: the name does not resolve", code="no-such-host", hint=hint)
+    if isinstance(error, ConnectionRefusedError):
+        hint = (
+            "is the proxy running?"
+            if via
+            else "is the coordinator running? does the firewall let this port out?"
+        )
+        return NetworkError(f"{reached}: refuses the connection", code="refused-connection", hint=hint)
+    if isinstance(error, TimeoutError):
+        hint = "a firewall that drops packets looks like this: ask for this one outbound port"
+        return NetworkError(f"{reached}: no answer in time", code="timeout", hint=hint)
+    if via and isinstance(error, OSError) and "Tunnel connection failed" in str(error):
+        status = str(error).partition(":")[2].strip()
+        hint = "ask whoever runs the proxy to allow CONNECT to this host and port, unopened"
+        return NetworkError(
+            f"{reached}: will not connect to {server} ({status})", code="proxy-refused", hint=hint
+        )
+    if isinstance(error, ConnectionError | http.client.HTTPException):
+        return NetworkError(
+            f"{server}: the connection ended during the handshake", code="tls-failed", hint=_INTERCEPTED
+        )
+    return NetworkError(
+        f"{reached}: cannot be reached ({_kind(error)})",
+        code="unreachable",
+        hint="is this machine on the network?",
+    )
+
+
+def _untrusted(error: ssl.SSLCertVerificationError, server: str) -> NetworkError:
+    """By OpenSSL's verify codes: 10 expired, 9 not valid yet, 62 and 64 host and address, 2 and 18 to 21 an
+    unknown authority.
+    """
+    if error.verify_code in (9, 10):
+        state = "has expired" if error.verify_code == 10 else "is not valid yet"
+        hint = "check this machine's clock; if that is right, tell the coordinator: fedqc federation renew"
+        return NetworkError(f"{server}: its certificate {state}", code="certificate-expired", hint=hint)
+    if error.verify_code in (62, 64):
+        return NetworkError(
+            f"{server}: its certificate is for another host",
+            code="wrong-host",
+            hint="tell the coordinator; do not go on",
+        )
+    if error.verify_code in (2, 18, 19, 20, 21):
+        return NetworkError(
+            f"{server}: its certificate is not of the federation's authority",
+            code="wrong-authority",
+            hint=_INTERCEPTED,
+        )
+    return NetworkError(
+        f"{server}: its certificate cannot be used ({error.verify_message})",
+        code="bad-certificate",
+        hint=_INTERCEPTED,
+    )
+
+
+def _kind(error: Exception) -> str:
+    return (error.strerror or "") if isinstance(error, OSError) and error.strerror else type(error).__name__
+
+
+def _skew(date_header: str | None, now: float) -> float | None:
+    """Seconds by which `now` is ahead of an HTTP date, which is cut to whole seconds."""
+    try:
+        return now - (parsedate_to_datetime(date_header or "").timestamp() + 0.5)
+    except (ValueError, TypeError):
+        return None
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            f"{address!r}: not an address host:port", code="bad-node", hint="join again with the kit"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _hospital_proxy(host: str) -> tuple[tuple[str, int] | None, dict[str, str]]:
+    """Host and port of the proxy that httpx would take for `host`, and the header that opens it; None where
+    there is none.
+    """
+    proxies = getproxies()
+    named = proxies.get("https") or proxies.get("all")
+    if not named or proxy_bypass(host):
+        return None, {}
+    parts = urlsplit(named if "://" in named else f"http://{named}")
+    try:
+        where = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        where = "", 0
+    if parts.scheme != "http" or not where[0]:
+        hint = "HTTPS_PROXY=http://host:port is the usual form"
+        raise ConfigError(
+            "the proxy in the environment is none that this check knows", code="bad-proxy", hint=hint
+        )
+    if not parts.username:
+        return where, {}
+    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return where, {"Proxy-Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+
+
+def _is_encrypted(folder: Path, mounts: str) -> bool | None:
+    """Whether dm-crypt or an encrypting file system lies under `folder`; None where that cannot be told."""
+    under: tuple[str, str, str] | None = None
+    for line in mounts.splitlines():
+        device, point, kind, *_ = [*line.split(" "), "", "", ""]
+        point = point.replace("\\040", " ")
+        if folder.is_relative_to(point or "/nowhere") and (under is None or len(point) >= len(under[1])):
+            under = device, point, kind
+    if under is None:
+        return None
+    if under[2] in ("ecryptfs", "fuse.gocryptfs", "fuse.encfs"):
+        return True
+    lsblk = shutil.which("lsblk")
+    if not under[0].startswith("/dev/") or lsblk is None:
+        return None
+    command = [lsblk, "--inverse", "--noheadings", "--raw", "--output", "TYPE", under[0]]
+    said = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+        env={"PATH": os.environ.get("PATH", "")},
+    )
+    return None if said.returncode else "crypt" in said.stdout.split()
+
+
+def _asked(name: str, admit: Callable[[], None], otherwise: str) -> Check:
+    try:
+        admit()
+    except RefusedError as refusal:
+        return Check(check=name, ok=False, problem=f"{refusal.code}: {refusal.message}", fix=refusal.hint)
+    return Check(check=name, ok=True, found=otherwise)
+
+
+def _status(name: str) -> int:
+    if name in ("coordinator", "certificate", "clock"):
+        return 3
+    return 4 if name in ("approval", "hours", "evaluation") or name.startswith("arm ") else 2
+
+
+_REFUSED = "a stricter plan, or a decision of the hospital to change policy.yaml"
+_INTERCEPTED = (
+    "does a firewall or proxy open TLS connections on the way? this address must pass unopened; "
+    "else tell the coordinator"
+)

@@ -1,0 +1,15 @@
+"""Names and bounds that coordinator and hospital must agree on before the first message."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+"""Pattern of a site's, plan's or federation's name."""
+
+SiteKind = Literal["hospital", "public", "synthetic"]
+"""What the images of a site are: of patients, openly published, or generated."""
+SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+
+MAX_PATIENTS = 10_000_000
+"""Of one site: 800 such sites at the largest update still sum within 64 bits."""

@@ -1,0 +1,382 @@
+"""`fedqc run`: rehearse, start, watch, stop and resume runs of a federation; resume simulations too."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.cli import INTERRUPTED, Format, FormatOption
+from common.errors import ConfigError, NetworkError, RunError
+from common.plan import RunPlan, read_plan
+from common.progress_bar import say
+from server.cli.federation import FederationOption, open_federation
+
+if TYPE_CHECKING:
+    from server.federation.registry import Federation
+
+run = typer.Typer(add_completion=False, no_args_is_help=True)
+
+PARTIAL = 6
+INTERRUPTED_RUN = "interrupted"
+CONNECTION = "fedqc"
+POLL_S = 1.0
+STOP_S = 30.0
+"""For a ServerApp that was told to end, which it hears with its next question to the SuperLink."""
+RunArgument = Annotated[str, typer.Argument(help="Name of a run of the federation, or its folder.")]
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, help="Seconds to wait for all sites to be connected.")
+]
+
+
+@run.callback()
+def _run_group() -> None:
+    """Rehearse, start and follow runs."""
+
+
+@run.command()
+def check(
+    plan: Annotated[Path, typer.Argument(help="Plan file.")],
+    federation: FederationOption = None,
+    wait_s: WaitOption = 30,
+    format: FormatOption = Format.text,
+) -> int:
+    """Ask every site whether it would carry PLAN, and how far. Nothing is trained."""
+    from server.run.control_files import Order, read_outcome
+    from server.run.rehearsal import check_table
+
+    opened, wanted = open_federation(federation), read_plan(plan)
+    name = f"check-{secrets.token_hex(4)}"
+    _submit(opened, wanted, name, Order(mode="check", wait_s=wait_s))
+    found = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
+    print(json.dumps(found, ensure_ascii=False) if format is Format.json else check_table(found))
+    return 0 if found["enough"] and not found["missing"] else PARTIAL if found["enough"] else 4
+
+
+@run.command()
+def start(
+    plan: Annotated[Path, typer.Argument(help="Plan file.")],
+    federation: FederationOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run folder; by default the plan's name and the time.")
+    ] = None,
+    accept_missing: Annotated[
+        bool, typer.Option("--accept-missing", help="Start without sites that are away or refuse.")
+    ] = False,
+    wait_s: WaitOption = 60,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once the run has started; `fedqc run watch` follows it.")
+    ] = False,
+) -> int:
+    """Rehearse PLAN once more and run it. Ctrl-C stops watching, not the run."""
+    from server.run.control_files import Order
+
+    opened, wanted = open_federation(federation), read_plan(plan)
+    chosen = name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = _run_folder(opened, chosen)
+    if folder.exists():
+        raise ConfigError(
+            f"{folder}: there is a run of this name",
+            code="run-exists",
+            hint=f"fedqc run resume {chosen}, or --name",
+        )
+    _submit(opened, wanted, chosen, Order(accept_missing=accept_missing, wait_s=wait_s))
+    with _run_goes_on(chosen):
+        return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
+
+
+@run.command()
+def resume(
+    run: Annotated[
+        str, typer.Argument(help="Run folder of a simulation, or name of a run of the federation.")
+    ],
+    federation: FederationOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Of a simulation: where the sites lie now, if they have moved.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of a simulation: CPU threads, by default as before.")
+    ] = None,
+    accept_missing: Annotated[
+        bool, typer.Option("--accept-missing", help="Go on without sites that are away or refuse.")
+    ] = False,
+    wait_s: WaitOption = 60,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the run goes on.")] = False,
+    format: FormatOption = Format.text,
+) -> int:
+    """Go on with a run from its last finished round, to the same weights as if it had never stopped."""
+    from server.run_folder import RunFolder
+
+    folder = _known_folder(federation, run)
+    found = RunFolder.open(folder)
+    if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
+        from server.simulation.simulate import resume_simulation
+
+        return resume_simulation(found, data, threads, format)
+    from common.files import sweep
+    from server.federation.services import flower
+    from server.run.control_files import Order, is_being_run, run_running
+
+    opened = open_federation(folder.parent.parent)
+    if is_being_run(opened.folder, folder.name):
+        raise run_running(folder.name)
+    sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
+    with suppress(RunError):  # it has ended there too, or was never heard of
+        # else nodes wait for the rest of what was being sent
+        flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)
+    _submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))
+    # else `watch` would take how it ended before for how it ended now
+    found.update_manifest(status="running")
+    with _run_goes_on(folder.name):
+        return _follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
+
+
+@run.command("list")
+def list_runs(federation: FederationOption = None, format: FormatOption = Format.text) -> None:
+    """The federation's runs, newest first: state, round, sites."""
+    opened = open_federation(federation)
+    states = [
+        _state(opened, path)
+        for path in sorted(opened.runs.glob("*/plan.yaml"), key=lambda path: -path.stat().st_mtime)
+    ]
+    if format is Format.json:
+        print(json.dumps(states, ensure_ascii=False))
+        return
+    print(f"{'run':36s}{'state':12s}{'stage':28s}{'sites':>6s}")
+    for state in states:
+        where = (
+            f"{state['stage']} {state['round']}/{state['rounds']}" if state["status"] == "running" else "-"
+        )
+        print(f"{state['run']:36s}{state['status']:12s}{where:28s}{state['sites']:>6d}")
+
+
+@run.command()
+def watch(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> int:
+    """Follow a run: sites, round, scores on the public set, epsilon, time left. May be stopped and started
+    again at any time.
+    """
+    folder = _known_folder(federation, run)
+    with _run_goes_on(folder.name):
+        return _watch(open_federation(folder.parent.parent), folder.name, format)
+
+
+@run.command()
+def stop(run: RunArgument, federation: FederationOption = None) -> None:
+    """Stop a run after what its sites are doing now; `fedqc run resume` goes on with it."""
+    from server.federation.services import flower
+    from server.run.control_files import forget_outcomes, is_being_run
+    from server.run_folder import RunFolder
+
+    folder = _known_folder(federation, run)
+    opened = open_federation(folder.parent.parent)
+    flower_id = _flower_id(opened, folder.name)
+    flower(opened, "stop", flower_id, CONNECTION)
+    until = time.monotonic() + STOP_S
+    while is_being_run(opened.folder, folder.name) and time.monotonic() < until:
+        time.sleep(0.1)
+    forget_outcomes(opened.folder, folder.name, ("failure",))  # that it was ended is none
+    # else it ended before it began; the ServerApp was ended, and can no longer say so itself
+    if (folder / "plan.yaml").is_file():
+        RunFolder.open(folder).update_manifest(status="stopped")
+    print(f"{folder.name}: stopped; fedqc run resume {folder.name} goes on with it")
+
+
+def _run_folder(federation: Federation, name: str) -> Path:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ConfigError(f"--name {name!r}: must be a plain name", code="bad-argument")
+    return federation.runs / name
+
+
+def _known_folder(federation: Path | None, run: str) -> Path:
+    """A run's folder by its path, or by its name in the federation."""
+    if (Path(run) / "plan.yaml").is_file():
+        return Path(run).absolute()
+    if federation is None and "FEDQC_FEDERATION" not in os.environ and not Path("federation.yaml").is_file():
+        raise ConfigError(
+            f"{run}: not a run folder", code="no-such-run", hint="name its folder, or give --federation"
+        )
+    return _run_folder(open_federation(federation), run)
+
+
+def _submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
+    """Hand a run to the SuperLink; gives Flower's id of it."""
+    from common.files import write_bytes
+    from server.federation.services import flower
+    from server.run.control_files import forget_outcomes, write_order
+    from server.run_folder import write_json
+
+    forget_outcomes(federation.folder, name)
+    write_order(federation.folder, name, order)
+    values = {"plan": plan.canonical_json(), "run-dir": str(federation.runs / name)}
+    config = federation.state / "orders" / f"{name}.toml"
+    write_bytes(config, "".join(f"{key} = {toml_string(text)}\n" for key, text in values.items()).encode())
+    said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
+    flower_id = str(said["run-id"])
+    write_json(federation.state / "orders" / f"{name}.flower.json", {"run-id": flower_id})
+    return flower_id
+
+
+def toml_string(text: str) -> str:
+    """A TOML basic string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _flower_id(federation: Federation, name: str) -> str:
+    try:
+        return str(
+            json.loads((federation.state / "orders" / f"{name}.flower.json").read_text(encoding="utf-8"))[
+                "run-id"
+            ]
+        )
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            f"{name}: was never started here", code="no-such-run", hint="fedqc run list"
+        ) from None
+
+
+def _await(federation: Federation, name: str, look: Any, *, limit_s: float) -> Any:
+    """What `look` finds, once it finds something; or the failure that the ServerApp wrote down."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        found = look()
+        if found is not None:
+            return found
+        _raise_failure(federation, name)
+        time.sleep(0.2)
+    raise NetworkError(
+        f"{name}: no answer within {limit_s:g} s",
+        code="no-answer",
+        hint="fedqc federation sites; state/superexec.log",
+    )
+
+
+def _raise_failure(federation: Federation, name: str) -> None:
+    from common import errors
+    from server.run.control_files import read_outcome
+
+    failure = read_outcome(federation.folder, name, "failure")
+    if failure is None:
+        return
+    kinds = {
+        kind.exit_status: kind
+        for kind in (errors.InternalError, errors.RunError, errors.ConfigError, errors.NetworkError)
+    }
+    if failure["exit_status"] == errors.RefusedError.exit_status:
+        raise errors.RefusedError(failure["message"], code=failure["code"], hint=failure["hint"])
+    raise kinds.get(failure["exit_status"], errors.RunError)(
+        failure["message"], code=failure["code"], hint=failure["hint"]
+    )
+
+
+@contextmanager
+def _run_goes_on(name: str) -> Iterator[None]:
+    """A signal ends the watching, not the run: say so, and leave with the status of the signal."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        say(
+            f"{name}: no longer watched, and goes on; fedqc run watch {name} follows it, fedqc run stop "
+            f"{name} ends it"
+        )
+        raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
+
+
+def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: bool) -> int:
+    from server.run.control_files import read_outcome
+    from server.run.rehearsal import check_table
+
+    check = _await(
+        federation, name, lambda: read_outcome(federation.folder, name, "check"), limit_s=wait_s + 120
+    )
+    say(check_table(check))
+    plan_file = federation.runs / name / "plan.yaml"
+    _await(federation, name, lambda: plan_file.is_file() or None, limit_s=600)
+    if detach:
+        print(f"{name}: started; fedqc run watch {name}")
+        return 0
+    return _watch(federation, name, Format.text)
+
+
+def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
+    """What is known of a run from its folder."""
+    from server.run.control_files import is_being_run, read_outcome
+    from server.run.progress import read_live
+    from server.run_folder import RunFolder
+
+    folder = RunFolder.open(plan_file.parent)
+    name = folder.path.name
+    began = read_outcome(federation.folder, name, "check") is not None
+    # looked at between the two: what a ServerApp writes, it writes while it lives
+    is_alive = is_being_run(federation.folder, name)
+    live, manifest, failure = (
+        read_live(folder.path),
+        folder.manifest,
+        read_outcome(federation.folder, name, "failure"),
+    )
+    status = "failed" if failure else manifest["status"]
+    if status == "running" and began and not is_alive:
+        status = INTERRUPTED_RUN
+    return {
+        "run": name,
+        "status": status,
+        "failure": failure,
+        "sites": len(manifest["sites"]),
+        **{
+            key: live[key]
+            for key in ("stage", "round", "rounds", "waiting", "done", "units", "seconds", "at", "claims")
+        },
+        "public": live.get("public"),
+    }
+
+
+def _watch(federation: Federation, name: str, format: Format) -> int:
+    """Print what changes until the run has ended. Everything is read from files: a broken connection loses
+    nothing.
+    """
+    plan_file = federation.runs / name / "plan.yaml"
+    last = ""
+    while True:
+        _raise_failure(federation, name)
+        state = _state(federation, plan_file)
+        line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
+        key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
+        if key != last and state["units"]:
+            print(line, flush=True)
+            last = key
+        if state["status"] == INTERRUPTED_RUN:
+            hint = f"fedqc run resume {name} goes on from the last finished round"
+            raise RunError(
+                f"{name}: its ServerApp has ended without a word", code="run-interrupted", hint=hint
+            )
+        if state["status"] not in ("running", "failed"):
+            return PARTIAL if state["status"] == "partial" else 0
+        time.sleep(POLL_S)
+
+
+def watch_line(state: dict[str, Any]) -> str:
+    """One line of `run watch`."""
+    parts = [
+        f"{state['done']}/{state['units']}",
+        state["status"] if state["status"] != "running" else state["stage"],
+    ]
+    if state["rounds"] and state["status"] == "running":
+        parts.append(f"round {state['round']} of {state['rounds']}")
+    if state["waiting"]:
+        parts.append(f"waiting for {', '.join(state['waiting'])}")
+    public = state["public"] or {}
+    if public.get("auroc") is not None:
+        parts.append(f"public AUROC {public['auroc']:.3f}")
+    epsilons = [claim["epsilon"] for claim in state["claims"].values()]
+    if epsilons:
+        parts.append(f"epsilon {max(epsilons):.2f} for the whole run")
+    if 0 < state["done"] < state["units"]:
+        left = state["seconds"] / state["done"] * (state["units"] - state["done"])
+        parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")
+    return "  ".join(parts)

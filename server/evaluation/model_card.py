@@ -1,0 +1,71 @@
+"""model_card.md: what the handed-on model is, for whoever finds the file without the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from common.artifacts import ARTIFACTS
+
+
+def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> str:
+    """Markdown from evaluation.json's content.
+
+    Args:
+        arm: the arm whose model is handed on; `model` is the plan's `model` section.
+    """
+    claims = {site: claim for site, claim in evaluation["privacy"].items() if claim["epsilon"] is not None}
+    private = arm == "federated_dp" and claims
+    guarantees = "; ".join(_guarantee(site, claim) for site, claim in claims.items())
+    scores = evaluation["scores"][arm]
+    sites = ", ".join(
+        f"{site['site']} ({site['kind']})" for site in evaluation["sites"] if site["role"] == "training"
+    )
+    unseen = ", ".join(site["site"] for site in evaluation["sites"] if site["role"] == "held_out")
+    lines = [
+        f"# Model of run {evaluation['run']}",
+        "",
+        (
+            f"Artifact classifier `{model['name']}`, arm `{arm}`, {evaluation['epochs']} epochs from public "
+            f"weights ({model['initial']})."
+        ),
+        "",
+        f"**Private:** {guarantees}" if private else "**This model is NOT PRIVATE.**",
+        "",
+        (
+            "- Input: one CT (HU) or MR slice as `common/preprocess.py` prepares it. Output: a logit an "
+            "artifact, meaningless for the"
+        ),
+        "  other modality; a patient's score is the maximum over slices.",
+        *(f"  - `{artifact.name}` ({artifact.modality}): {artifact.definition}" for artifact in ARTIFACTS),
+        f"- Trained at: {sites}. Never saw: {unseen or 'no site was held out'}.",
+        (
+            f"- Macro AUROC at home {_score(scores['home'])}, at a hospital never seen "
+            f"{_score(scores['unseen'])}; report.html has every site."
+        ),
+        (
+            "- Not measured: calibration, a threshold, agreement with radiologists. Not a medical device; "
+            "not for diagnosis."
+        ),
+    ]
+    lines += [f"- {site['site']}: {site['stand_in']}." for site in evaluation["sites"] if site["stand_in"]]
+    return "\n".join(lines) + "\n"
+
+
+def _guarantee(site: str, claim: dict[str, Any]) -> str:
+    return (
+        f"{site}: ε = {claim['epsilon']:.3g}, δ = {claim['delta']:g} per {claim['unit']} "
+        f"({claim['adjacency']})"
+    )
+
+
+def _score(score: dict[str, float]) -> str:
+    """A value with its interval; nan is said, not printed as a number."""
+    if math.isnan(score["value"]):
+        return "not measured (n = 0)"
+    low, high = score["low"], score["high"]
+    return (
+        f"{score['value']:.3f}"
+        if math.isnan(low)
+        else f"{score['value']:.3f} [{low:.3f}, {min(high, 1.0):.3f}]"
+    )

@@ -1,0 +1,538 @@
+"""report.html: one file that opens anywhere, offline, from the numbers of evaluation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.artifacts import ARTIFACTS, NAMES
+from common.counts import Counts
+from common.files import write_bytes
+from common.plan import RunPlan
+from server.evaluation.report import figures, findings
+from server.evaluation.report.numerals import Number, cut, plain, rounded_up, score, signed, sticks_out
+from server.evaluation.report.reading import Estimate, Reading, title, with_modality
+from server.evaluation.report.words import listing, speaker
+from server.run_folder import REPORT, RunFolder
+
+PLACES = ("home", "elsewhere", "unseen", "worst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number of a table, or why there is none. `text` is never a number when the value is missing."""
+
+    text: str
+    interval: str = ""
+    note: str = ""
+    missing: bool = False
+    shade: str = ""
+    own: bool = False
+
+
+def write_report(folder: RunFolder, language: str = "en") -> Path:
+    """Render the run's report.html and return where it lies.
+
+    Raises:
+        ConfigError: the run has no evaluation yet (code `not-finished`).
+    """
+    path = folder.path / REPORT
+    write_bytes(path, render(folder.evaluation, folder.manifest, folder.plan, language).encode())
+    return path
+
+
+def render(
+    evaluation: Mapping[str, Any], manifest: Mapping[str, Any], plan: RunPlan, language: str = "en"
+) -> str:
+    """The page as one string of HTML. Every value is escaped; the only markup is the template's and the
+    figures'.
+    """
+    say = speaker(language)
+    reading = Reading(evaluation, say)
+    environment = Environment(
+        loader=PackageLoader("server.evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        say=say,
+        reading=reading,
+        evaluation=evaluation,
+        language=language,
+        banner=findings.privacy_banner(reading),
+        headline=findings.headline(reading),
+        remarks=findings.remarks(reading),
+        headline_rows=headline_rows(reading),
+        is_cut=any_cut(reading),
+        forest=forest(reading),
+        site_rows=site_rows(reading),
+        model_rows=model_rows(reading),
+        artifact_tables=artifact_tables(reading),
+        roc=roc_figures(reading),
+        unseen_tables=unseen_tables(reading),
+        curves=curve_figure(reading),
+        curve_rows=curve_rows(reading),
+        contrasts=contrast_rows(reading),
+        claims=claim_rows(reading),
+        gaps=findings.not_measured(reading),
+        provenance=provenance(reading, manifest, plan),
+        settings=settings(plan),
+        artifacts=ARTIFACTS,
+        names=NAMES,
+        places=PLACES,
+        title=title,
+        with_modality=with_modality,
+        swatch=figures.swatch,
+        listing=listing,
+    )
+
+
+# cells and tables
+
+
+def cell(reading: Reading, found: Estimate | None, where: str, **more: Any) -> Cell:
+    """An estimate with its interval; where there is none, the reason."""
+    if found is None or found["value"] is None:
+        return Cell(text=reading.why_missing(where), missing=True, **more)
+    return Cell(text=score(found["value"]), interval=interval(reading, found["low"], found["high"]), **more)
+
+
+def interval(reading: Reading, low: Number, high: Number) -> str:
+    if low is None or high is None:
+        return reading.say("missing.interval")
+    return f"{cut(low)} – {cut(high)}"
+
+
+def any_cut(reading: Reading) -> bool:
+    estimates = [
+        found
+        for group in ("scores", "model_scores")
+        for places in reading.evaluation[group].values()
+        for found in places.values()
+    ]
+    return any(sticks_out(found["low"], found["high"]) for found in estimates)
+
+
+def headline_rows(reading: Reading) -> list[dict[str, Any]]:
+    rows = []
+    for arm in reading.arms:
+        row: dict[str, Any] = {
+            "arm": arm,
+            "what": reading.describe("arm", arm),
+            "tag": reading.privacy_tag(arm),
+            "cells": [],
+        }
+        if not reading.models_of(arm):
+            row["tag"] = "–"
+            refused = arm == "federated_dp" and any(claim["refused"] for claim in reading.claims.values())
+            row["absent"] = reading.say("arm.refused" if refused else "arm.no_model")
+        else:
+            row["cells"] = [cell(reading, reading.score(arm, where), where) for where in PLACES[:3]]
+            worst = reading.worst(arm)
+            note = reading.say("at", site=reading.name(worst[0])) if worst else ""
+            row["cells"].append(cell(reading, worst[1] if worst else None, "worst", note=note))
+        rows.append(row)
+    return rows
+
+
+def site_rows(reading: Reading) -> list[dict[str, Any]]:
+    """Arm by site, as a hospital would use the arm: the shared model or its own."""
+    return [
+        {
+            "arm": arm,
+            "tag": reading.privacy_tag(arm),
+            "cells": [
+                cell(
+                    reading,
+                    reading.score(arm, site["site"]),
+                    site["site"],
+                    note=_mean_of(reading, arm, site["site"]),
+                )
+                if reading.model_at(arm, site["site"]) or _mean_of(reading, arm, site["site"])
+                else Cell(text=reading.say("missing.not_defined"), missing=True)
+                for site in reading.sites
+            ],
+        }
+        for arm in reading.arms
+        if reading.models_of(arm)
+    ]
+
+
+def _mean_of(reading: Reading, arm: str, site: str) -> str:
+    """Says so where the score is the mean over the arm's models because the site has none of its own."""
+    if reading.model_at(arm, site) or not reading.score(arm, site):
+        return ""
+    return reading.say("sites.mean_of", count=len(reading.models_of(arm)))
+
+
+def model_rows(reading: Reading) -> list[dict[str, Any]]:
+    """The site by site matrix: a row a model, a column a site."""
+    rows = []
+    for model in reading.models:
+        cells = []
+        for site in reading.sites:
+            found = reading.evaluation["model_scores"][model].get(site["site"])
+            known = found is not None and found["value"] is not None
+            cells.append(
+                cell(
+                    reading,
+                    found if known else None,
+                    site["site"],
+                    shade=figures.shade(found["value"]) if known else "",
+                    own=model.endswith(f"/{site['site']}"),
+                )
+            )
+        rows.append(
+            {"model": model, "arm": model.partition("/")[0], "tag": _tag(reading, model), "cells": cells}
+        )
+    return rows
+
+
+def _tag(reading: Reading, model: str) -> str:
+    return reading.privacy_tag(model.partition("/")[0])
+
+
+def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cell:
+    rows = reading.evaluation["matrix"][model].get(site)
+    if rows is None:
+        return Cell(text=reading.say("missing.unscored"), missing=True)
+    found = rows[artifact]
+    if found["auroc"] is None:
+        empty = found["n_pos"] + found["n_neg"] == 0
+        return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
+    return Cell(
+        text=score(found["auroc"]),
+        interval=interval(reading, found["low"], found["high"]),
+        shade=figures.shade(found["auroc"]),
+    )
+
+
+def artifact_tables(reading: Reading) -> list[dict[str, Any]]:
+    """One matrix an artifact."""
+    return [
+        {
+            "artifact": with_modality(artifact),
+            "sizes": [reading.sizes.get(site["site"], {}).get(artifact) for site in reading.sites],
+            "rows": [
+                {
+                    "model": model,
+                    "tag": _tag(reading, model),
+                    "cells": [
+                        artifact_cell(reading, model, site["site"], artifact) for site in reading.sites
+                    ],
+                }
+                for model in reading.models
+            ],
+        }
+        for artifact in NAMES
+    ]
+
+
+def unseen_tables(reading: Reading) -> list[dict[str, Any]]:
+    """AUROC by artifact at each held-out site, a row a model."""
+    return [
+        {
+            "site": site,
+            "sizes": [reading.sizes[site][artifact] for artifact in NAMES],
+            "rows": [
+                {
+                    "model": model,
+                    "arm": model.partition("/")[0],
+                    "tag": _tag(reading, model),
+                    "cells": [artifact_cell(reading, model, site, artifact) for artifact in NAMES],
+                }
+                for model in reading.models
+            ],
+        }
+        for site in reading.held_out
+        if reading.is_scored(site)
+    ]
+
+
+def contrast_rows(reading: Reading) -> dict[str, Any]:
+    """Differences with their verdicts, the overall places first, then the sites; and how many exclude
+    zero.
+    """
+    overall: list[dict[str, Any]] = []
+    at_sites: list[dict[str, Any]] = []
+    found = [
+        contrast for contrast in reading.evaluation["contrasts"] if not _says_home_again(reading, contrast)
+    ]
+    limits = {
+        there: _reach([contrast for contrast in found if (contrast["where"] in reading.training) == there])
+        for there in (True, False)
+    }
+    for contrast in found:
+        verdict = findings.verdict(contrast)
+        row = {
+            "arm": contrast["arm"],
+            "other": contrast["other"],
+            "where": reading.where(contrast["where"]),
+            "difference": reading.why_missing(contrast["where"])
+            if contrast["value"] is None
+            else signed(contrast["value"]),
+            "interval": _signed_interval(reading, contrast),
+            "picture": figures.difference_bar(
+                contrast["value"],
+                contrast["low"],
+                contrast["high"],
+                limits[contrast["where"] in reading.training],
+            ),
+            "verdict": verdict,
+            "words": reading.say(f"contrasts.{verdict}"),
+            "tags": [
+                f"{arm}: {reading.privacy_tag(arm)}"
+                for arm in (contrast["arm"], contrast["other"])
+                if reading.is_private(arm)
+            ],
+        }
+        (at_sites if contrast["where"] in reading.training else overall).append(row)
+    verdicts = [row["verdict"] for row in [*overall, *at_sites]]
+    return {
+        "overall": _grouped(overall),
+        "sites": _grouped(at_sites),
+        "total": sum(verdict in ("higher", "lower", "unclear", "same") for verdict in verdicts),
+        "excluding": sum(verdict in ("higher", "lower") for verdict in verdicts),
+    }
+
+
+def _says_home_again(reading: Reading, contrast: Mapping[str, Any]) -> bool:
+    """`elsewhere` of two shared models is their `home`."""
+    shared = all(reading.models_of(arm) == [arm] for arm in (contrast["arm"], contrast["other"]))
+    return contrast["where"] == "elsewhere" and shared
+
+
+def _reach(contrasts: list[dict[str, Any]]) -> float:
+    """The largest distance from zero, for a common scale."""
+    ends = [
+        abs(end)
+        for contrast in contrasts
+        for end in (contrast["value"], contrast["low"], contrast["high"])
+        if end is not None
+    ]
+    return max([*ends, 0.05])
+
+
+def _signed_interval(reading: Reading, contrast: Mapping[str, Any]) -> str:
+    if contrast["value"] is None:
+        return ""
+    if contrast["low"] is None or contrast["high"] is None:
+        return reading.say("missing.interval")
+    return f"{signed(contrast['low'])} to {signed(contrast['high'])}"
+
+
+def _grouped(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of one comparison together, in their order."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["other"]), []).append(row)
+    return list(groups.values())
+
+
+def claim_rows(reading: Reading) -> list[dict[str, str]]:
+    """What each site was promised, or why it refused; empty where no private arm was planned."""
+    say, rows = reading.say, []
+    if "federated_dp" not in reading.arms:
+        return []
+    for site in reading.sites:
+        claim = reading.claims.get(site["site"])
+        row = dict.fromkeys(("epsilon", "epsilon_pld", "delta", "noise", "unit"), "–") | {
+            "site": reading.name(site["site"])
+        }
+        if claim is None:
+            row["state"] = say(
+                "privacy.state.held_out" if site["role"] == "held_out" else "privacy.state.silent"
+            )
+        elif claim["refused"]:
+            row["state"] = say(
+                "privacy.state.refused", code=claim["refused"]["code"], reason=claim["refused"]["reason"]
+            )
+        else:
+            none = say("privacy.tag.none")
+            row |= {
+                "epsilon": none if claim["epsilon"] is None else rounded_up(claim["epsilon"]),
+                "epsilon_pld": none if claim["epsilon_pld"] is None else rounded_up(claim["epsilon_pld"]),
+                "delta": none if claim["delta"] is None else plain(claim["delta"]),
+                "noise": "–" if claim["noise_multiplier"] is None else f"{claim['noise_multiplier']:.4g}",
+                "unit": f"{claim['unit']}, {claim['adjacency']}",
+                "state": say("privacy.state.spent"),
+            }
+        rows.append(row)
+    return rows
+
+
+# figures
+
+
+def forest(reading: Reading) -> Markup:
+    say, groups = reading.say, []
+    places = [(site["site"], site["role"] == "held_out") for site in reading.sites]
+    if len(reading.held_out) > 1:
+        places.append(("unseen", True))
+    for place, apart in places:
+        rows = []
+        for arm in reading.arms:
+            if not reading.models_of(arm):
+                continue
+            found = reading.score(arm, place)
+            if found is None and place != "unseen" and not reading.model_at(arm, place):
+                continue
+            shown = cell(reading, found, place)
+            mean = _mean_of(reading, arm, place) if place != "unseen" else ""
+            rows.append(
+                figures.ForestRow(
+                    arm=arm,
+                    label=f"{reading.label(arm)}, {mean}" if mean else reading.label(arm),
+                    text=f"{shown.text} ({shown.interval})" if shown.interval else shown.text,
+                    value=found["value"] if found else None,
+                    low=found["low"] if found else None,
+                    high=found["high"] if found else None,
+                )
+            )
+        heading = say("sites.unseen_mean") if place == "unseen" else reading.name(place)
+        note = say("sites.held_out" if apart else "sites.training")
+        groups.append(figures.ForestGroup(title=heading, note=note, apart=apart, rows=rows))
+    return figures.forest(groups, say("sites.figure.alt"), say("sites.figure"))
+
+
+def roc_figures(reading: Reading) -> list[dict[str, Any]]:
+    """Training sites merged, then the held-out sites."""
+    say = reading.say
+    wheres = [(say("roc.training"), reading.training, False)]
+    if reading.held_out:
+        wheres.append(
+            (
+                say("roc.unseen", sites=listing([reading.name(site) for site in reading.held_out])),
+                reading.held_out,
+                True,
+            )
+        )
+    return [
+        {
+            "title": heading,
+            "figure": figures.roc(
+                [_roc_panel(reading, sites, artifact, unseen) for artifact in range(len(NAMES))],
+                say("roc.alt", where=heading),
+            ),
+        }
+        for heading, sites, unseen in wheres
+    ]
+
+
+def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) -> figures.RocPanel:
+    lines, sizes = [], [0, 0]
+    scored = [site for site in sites if reading.is_scored(site)]
+    for model in reading.models if unseen else reading.arms:
+        merged = Counts.empty()
+        for site in scored:
+            if used := model if unseen else reading.model_at(model, site):
+                merged = merged.merge(reading.counts(site, used))
+        sizes = [max(sizes[0], int(merged.n_pos[artifact])), max(sizes[1], int(merged.n_neg[artifact]))]
+        if np.isfinite(merged.auroc()[artifact]):
+            fpr, tpr = merged.roc(artifact)
+            points = list(zip(fpr.tolist(), tpr.tolist(), strict=True))
+            lines.append(figures.RocLine(model=model, label=reading.label(model), points=points))
+    return figures.RocPanel(
+        title=with_modality(NAMES[artifact]),
+        note=f"n {sizes[0]} / {sizes[1]}",
+        missing=reading.say("missing.not_estimable" if any(sizes) else "missing.n0"),
+        lines=lines,
+    )
+
+
+def curve_figure(reading: Reading) -> Markup | None:
+    recorded = reading.evaluation["curves"]
+    if not recorded:
+        return None
+    panels = [
+        (
+            reading.say(f"curves.{quantity}"),
+            [
+                figures.Curve(
+                    model=model,
+                    label=reading.label(model),
+                    points=[
+                        (point["round"], point[quantity]) for point in points if point[quantity] is not None
+                    ],
+                )
+                for model, points in recorded.items()
+            ],
+        )
+        for quantity in ("loss", "auroc")
+    ]
+    return figures.curves(panels, reading.say("curves.alt"), reading.say("curves.round"))
+
+
+def curve_rows(reading: Reading) -> list[dict[str, Any]]:
+    """A row a round: loss and score of every model."""
+    recorded = reading.evaluation["curves"]
+    rounds = sorted({point["round"] for points in recorded.values() for point in points})
+    found = {model: {point["round"]: point for point in points} for model, points in recorded.items()}
+    missing = {"loss": None, "auroc": None}
+    return [
+        {
+            "round": number,
+            "cells": [
+                [
+                    "–" if (value := found[model].get(number, missing)[quantity]) is None else score(value)
+                    for quantity in ("loss", "auroc")
+                ]
+                for model in recorded
+            ],
+        }
+        for number in rounds
+    ]
+
+
+# where it comes from
+
+
+def provenance(reading: Reading, manifest: Mapping[str, Any], plan: RunPlan) -> list[tuple[str, str]]:
+    say, evaluation = reading.say, reading.evaluation
+    return [
+        (say("provenance.run"), evaluation["run"]),
+        (say("provenance.plan"), evaluation["plan"]),
+        (say("provenance.plan_sha256"), manifest["plan_sha256"]),
+        (say("provenance.initial_sha256"), manifest["initial_sha256"] or say("provenance.not_stated")),
+        (say("provenance.seed"), str(evaluation["seed"])),
+        (say("provenance.rounds"), f"{evaluation['rounds']}, {evaluation['epochs']}"),
+        (say("provenance.threads"), str(manifest["threads"])),
+        (
+            say("provenance.versions"),
+            ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        ),
+        (say("provenance.cpu"), plain(evaluation["cpu_seconds"])),
+        (say("provenance.wall"), plain(evaluation["seconds"])),
+    ]
+
+
+def settings(plan: RunPlan) -> list[tuple[str, str]]:
+    """Every setting of the plan by dotted name, without any path."""
+    rows: list[tuple[str, str]] = []
+    for key, value in plan.model_dump(mode="json").items():
+        for name, leaf in (
+            {f"{key}.{inner}": leaf for inner, leaf in value.items()}.items()
+            if isinstance(value, dict)
+            else [(key, value)]
+        ):
+            rows.append(
+                (
+                    name,
+                    ", ".join(map(str, leaf))
+                    if isinstance(leaf, list)
+                    else "–"
+                    if leaf in (None, "")
+                    else str(leaf),
+                )
+            )
+    initial = plan.model.initial
+    shown = initial if initial.startswith("package:") or initial == "random" else speaker()("provenance.file")
+    return [(name, shown if name == "model.initial" else value) for name, value in rows]

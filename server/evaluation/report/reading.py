@@ -1,0 +1,229 @@
+"""evaluation.json as the page asks for it: which sites, which model where, what is missing and why, what is
+private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from common.artifacts import ARTIFACTS, NAMES
+from common.counts import Counts
+from server.evaluation.report.numerals import plain, rounded_up
+from server.evaluation.report.words import ENGLISH, Say, listing
+
+Estimate = Mapping[str, float | None]
+TRAINED = ("local", "federated", "federated_dp", "pooled")
+"""Arms that learn from sites' patients."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run's evaluation. Holds no number that evaluation.json does not."""
+
+    evaluation: Mapping[str, Any]
+    say: Say
+
+    # sites
+
+    @cached_property
+    def sites(self) -> list[dict[str, Any]]:
+        """Training sites first."""
+        return sorted(self.evaluation["sites"], key=lambda site: site["role"] == "held_out")
+
+    @cached_property
+    def training(self) -> list[str]:
+        return [site["site"] for site in self.sites if site["role"] == "training"]
+
+    @cached_property
+    def held_out(self) -> list[str]:
+        return [site["site"] for site in self.sites if site["role"] == "held_out"]
+
+    @cached_property
+    def stand_ins(self) -> dict[str, str]:
+        return {site["site"]: site["stand_in"] for site in self.sites if site["stand_in"]}
+
+    @cached_property
+    def daggers(self) -> list[tuple[str, str]]:
+        """Sites that share a stand-in, and what it is."""
+        texts = dict.fromkeys(self.stand_ins.values())
+        return [
+            (listing([site for site, said in self.stand_ins.items() if said == text]), text.rstrip("."))
+            for text in texts
+        ]
+
+    def kind(self, site: str) -> str:
+        return next(str(about["kind"]) for about in self.sites if about["site"] == site)
+
+    def name(self, site: str) -> str:
+        """With a dagger where patients are not persons."""
+        return f"{site} †" if site in self.stand_ins else site
+
+    def is_scored(self, site: str) -> bool:
+        return site in self.evaluation["counts"]
+
+    @cached_property
+    def sizes(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """site -> artifact -> test patients with and without it; the same for every model."""
+        return {
+            site: {name: (rows["n_pos"], rows["n_neg"]) for name, rows in at_sites[site].items()}
+            for at_sites in list(self.evaluation["matrix"].values())[:1]
+            for site in at_sites
+        }
+
+    def averaged(self, site: str) -> list[str]:
+        """The artifacts in a site's macro AUROC."""
+        return [name for name, pair in self.sizes.get(site, {}).items() if min(pair) > 0]
+
+    def macro_note(self, site: str) -> str:
+        """How many artifacts a site's macro AUROC averages, where not all."""
+        count = len(self.averaged(site))
+        return (
+            self.say("sites.macro_of", count=count, total=len(NAMES))
+            if self.is_scored(site) and count < len(NAMES)
+            else ""
+        )
+
+    # arms and models
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.evaluation["arms"])
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.evaluation["matrix"])
+
+    def models_of(self, arm: str) -> list[str]:
+        return [model for model in self.models if model == arm or model.startswith(f"{arm}/")]
+
+    def model_at(self, arm: str, site: str) -> str | None:
+        """The arm's model that a hospital would use: the shared one, or its own."""
+        return next((model for model in (f"{arm}/{site}", arm) if model in self.models), None)
+
+    def counts(self, site: str, model: str) -> Counts:
+        return Counts.from_json(self.evaluation["counts"][site][model])
+
+    # scores
+
+    def score(self, arm: str, where: str) -> Estimate | None:
+        """Home, elsewhere, unseen or one site; None where it was not estimated."""
+        found: Estimate | None = self.evaluation["scores"].get(arm, {}).get(where)
+        if (
+            (found is None or found["value"] is None)
+            and self.held_out == [where]
+            and len(self.models_of(arm)) > 1
+        ):
+            found = self.evaluation["scores"][arm]["unseen"]
+        return found if found and found["value"] is not None else None
+
+    def worst(self, arm: str) -> tuple[str, Estimate] | None:
+        """The training site with the lowest score, and its estimate."""
+        scored = [(found["value"], site, found) for site in self.training if (found := self.score(arm, site))]
+        return min(scored, key=lambda item: (item[0], item[1]))[1:] if scored else None
+
+    def why_missing(self, where: str) -> str:
+        """Why there is no score at a site, or at `home`, `elsewhere`, `unseen`, `worst`; never a number."""
+        if where == "unseen" and not self.held_out:
+            return self.say("missing.no_held_out")
+        sites = {
+            "unseen": self.held_out,
+            "home": self.training,
+            "elsewhere": self.training,
+            "worst": self.training,
+        }.get(where, [where])
+        reasons = {self._why_no_score(site) for site in sites}
+        return reasons.pop() if len(reasons) == 1 else self.say("missing.not_estimable")
+
+    def _why_no_score(self, site: str) -> str:
+        if not self.is_scored(site):
+            return self.say("missing.unscored")
+        if not any(sum(pair) for pair in self.sizes.get(site, {}).values()):
+            return self.say("missing.n0")
+        return self.say("missing.not_estimable")
+
+    def contrast(self, arm: str, other: str, where: str) -> Estimate | None:
+        for found in self.evaluation["contrasts"]:
+            if (found["arm"], found["other"], found["where"]) == (arm, other, where):
+                return found if found["value"] is not None else None
+        return None
+
+    # privacy
+
+    def is_private(self, arm: str) -> bool:
+        return arm in self.evaluation["private_arms"]
+
+    @property
+    def claims(self) -> dict[str, dict[str, Any]]:
+        return dict(self.evaluation["privacy"])
+
+    @property
+    def unprotected(self) -> list[str]:
+        """Sites whose updates the private arm used without a finite epsilon."""
+        return [
+            site for site, claim in self.claims.items() if not claim["refused"] and claim["epsilon"] is None
+        ]
+
+    def privacy_tag(self, arm: str) -> str:
+        """What stands beside every score of the arm: epsilon, delta, unit and adjacency, or that there is
+        none.
+        """
+        if arm == "public":
+            return self.say("privacy.untouched")
+        if not self.is_private(arm):
+            return self.say("privacy.not_private")
+        given = [claim for claim in self.claims.values() if not claim["refused"]]
+        if not given or self.unprotected:
+            return self.say("privacy.tag.none")
+        return self.say(
+            "privacy.tag",
+            epsilon=self._epsilon(),
+            delta=plain(max(claim["delta"] for claim in given)),
+            unit=given[0]["unit"],
+            adjacency=given[0]["adjacency"],
+        )
+
+    def short_tag(self, arm: str) -> str:
+        """The same for a figure; empty for an arm that is not private."""
+        if not self.is_private(arm):
+            return ""
+        epsilon = self._epsilon()
+        return self.say("privacy.tag.short", epsilon=epsilon) if epsilon else self.say("privacy.tag.none")
+
+    def label(self, model: str) -> str:
+        """A model's or arm's name with its epsilon, for figures."""
+        tag = self.short_tag(model)
+        return f"{model} ({tag})" if tag else model
+
+    def _epsilon(self) -> str:
+        spent = [
+            claim["epsilon"]
+            for claim in self.claims.values()
+            if not claim["refused"] and claim["epsilon"] is not None
+        ]
+        if not spent or self.unprotected:
+            return ""
+        low, high = rounded_up(min(spent)), rounded_up(max(spent))
+        return high if low == high else self.say("privacy.tag.range", low=low, high=high)
+
+    # words about names
+
+    def describe(self, kind: str, arm: str) -> str:
+        """A sentence about an arm, `kind` being `arm` or `who`; a general one for an arm without its own."""
+        key = f"{kind}.{arm}"
+        return self.say(key if key in ENGLISH else f"{kind}.other", arm=arm)
+
+    def where(self, where: str) -> str:
+        key = f"where.{where}"
+        return self.say(key) if key in ENGLISH else self.name(where)
+
+
+def title(artifact: str) -> str:
+    """`chemical_shift` as a person writes it."""
+    return artifact.replace("_", " ")
+
+
+def with_modality(artifact: str) -> str:
+    return f"{title(artifact)} ({ARTIFACTS[NAMES.index(artifact)].modality})"

@@ -1,0 +1,305 @@
+"""Every sentence a reader of the report sees, by key. A second language is a second dictionary with the same
+keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Say = Callable[..., str]
+
+ENGLISH: dict[str, str] = {
+    "page.title": "fedqc report: {plan}",
+    "page.report": "Evaluation report",
+    "page.no_question": "Plan {plan}",
+    "page.run": "run",
+    "page.contents": "Contents",
+    "page.plan": "plan",
+    "status.completed": "completed",
+    "status.partial": "partial",
+    "status.missing": "What is missing",
+    # privacy
+    "privacy.none.title": "NOT PRIVATE",
+    "privacy.none": "No model of this run was trained under differential privacy. Its models may reveal "
+    "who was in the training data.",
+    "privacy.none.planned": "A private arm was planned and did not run.",
+    "privacy.refused": "{sites} refused [{code}]: {reason}.",
+    "privacy.none.no_patients": "No hospital patient took part: every training site is of kind {kinds}.",
+    "privacy.mixed.title": "Only {private} is private",
+    "privacy.mixed": "{others} trained without noise on the same patients. Those models are NOT PRIVATE, "
+    "and so is the run as a whole.",
+    "privacy.hole.title": "NO GUARANTEE at {sites}",
+    "privacy.hole": "The private arm took updates from there without a finite epsilon.",
+    "privacy.all.title": "Trained under differential privacy",
+    "privacy.all": "Every model that saw a site's patients carries the guarantee stated beside its scores.",
+    "privacy.scores_exact": (
+        "Epsilon covers the private model. The scores on this page are exact counts of test patients, "
+        "outside that guarantee."
+    ),
+    "privacy.tag": "ε {epsilon}, δ {delta}, per {unit}, {adjacency}",
+    "privacy.tag.short": "ε {epsilon}",
+    "privacy.tag.range": "{low} to {high} by site",
+    "privacy.tag.none": "NO GUARANTEE",
+    "privacy.not_private": "not private",
+    "privacy.untouched": "saw no site's patients",
+    "privacy.section": "Privacy",
+    "privacy.lead": (
+        "What the private arm ({arm}) guarantees at each site, over the whole run. The unit is one {unit}; "
+        "neighbouring data sets differ by one {unit} ({adjacency})."
+    ),
+    "privacy.not_planned": "The plan has no private arm, so there is no epsilon to report.",
+    "privacy.column.site": "Site",
+    "privacy.column.epsilon": "ε (RDP)",
+    "privacy.column.epsilon_pld": "ε (PLD)",
+    "privacy.column.delta": "δ",
+    "privacy.column.noise": "Noise multiplier",
+    "privacy.column.unit": "Unit, adjacency",
+    "privacy.column.state": "State",
+    "privacy.state.spent": "took part",
+    "privacy.state.silent": "no update, no claim",
+    "privacy.state.held_out": "held out: never trained",
+    "privacy.state.refused": "refused [{code}]: {reason}",
+    "privacy.note": "RDP is what the site's ledger charges; PLD is a tighter account of the same fixed "
+    "schedule. Both are rounded up.",
+    # arms
+    "arm.public": "starting weights, untouched",
+    "arm.local": "each site alone",
+    "arm.federated": "trained together, no noise",
+    "arm.federated_dp": "trained together under differential privacy",
+    "arm.pooled": "all images in one place (simulation only)",
+    "arm.other": "",
+    "who.public": "the untouched starting weights",
+    "who.local": "sites training alone",
+    "who.federated": "the federated model",
+    "who.federated_dp": "the private federated model",
+    "who.pooled": "the pooled model",
+    "who.other": "{arm}",
+    "arm.no_model": "no model: did not run",
+    "arm.refused": "no model: refused",
+    # headline
+    "headline.section": "Headline: a hospital never seen",
+    "headline.site": "{site} ({kind})",
+    "headline.sentence": "At {sites}, which never trained, {who} scores a macro AUROC of {value} "
+    "({interval}){verdicts}.",
+    "headline.interval": "95 % interval {low} to {high}",
+    "headline.no_interval": "interval not estimable",
+    "headline.chance": "chance, 0.5, lies inside the interval",
+    "headline.nothing": "This run says nothing about a hospital never seen: {reason}.",
+    "headline.nothing.none": "no site was held out",
+    "headline.nothing.unscored": "{sites} sent no score",
+    "headline.nothing.no_score": "no model could be scored at {sites}",
+    "headline.better": "better than {others}",
+    "headline.worse": "worse than {others}",
+    "headline.unclear": "not distinguishable from {others}",
+    "headline.one_site": (
+        "One site was held out. The interval covers that site's test patients, not how much unseen "
+        "hospitals differ from each other."
+    ),
+    "headline.few_sites": (
+        "{count} sites were held out. The interval covers their test patients, not how much unseen "
+        "hospitals differ from each other."
+    ),
+    "headline.below": (
+        "{arm} against {other}, site by site: below it at {below} of {total} training sites ({sites}); the "
+        "interval excludes zero at {certain}."
+    ),
+    "headline.below.nowhere": "{arm} against {other}, site by site: at or above it at every one of {total} "
+    "training sites.",
+    "headline.at_chance": "At {site}, {arm} cannot be told from chance on {artifacts}: the interval "
+    "includes 0.5.",
+    "headline.none_of_them": "none of them",
+    "headline.caption": "Macro AUROC by arm, with 95 % intervals. 0.5 is chance, 1 is perfect.",
+    "headline.note": (
+        "Home: mean over training sites of the score there. Elsewhere: a site's model at the other "
+        "training sites; for a shared model "
+        "the same as home. Unseen: mean over the held-out sites. Worst: the lowest training site, with "
+        "that site's own interval."
+    ),
+    "headline.cut": "Intervals are symmetric (Wald); an end beyond 0 or 1 is cut there.",
+    "column.arm": "Arm",
+    "column.model": "Model",
+    "column.privacy": "Privacy",
+    "column.home": "Home",
+    "column.elsewhere": "Elsewhere",
+    "column.unseen": "Unseen",
+    "column.worst": "Worst",
+    "column.site": "Site",
+    "at": "at {site}",
+    # sites
+    "sites.section": "Hospital by hospital",
+    "sites.figure": "Macro AUROC of each arm at each site, with 95 % intervals.",
+    "sites.figure.alt": (
+        "Forest plot. For each site one row an arm: a marker at the macro AUROC and a line over its 95 % "
+        "interval. The table below holds the same numbers."
+    ),
+    "sites.table": "Macro AUROC by arm and site, with 95 % intervals.",
+    "sites.training": "training site",
+    "sites.macro_of": "{count} of {total} artifacts",
+    "sites.held_out": "held out, never trained",
+    "sites.patients": "Test patients with and without each artifact (n with / n without).",
+    "sites.mean_of": "mean of {count} local models",
+    "sites.unseen_mean": "all held-out sites (mean)",
+    "sites.macro": "A site's macro AUROC is the mean over the artifacts that have patients with and "
+    "without them there.",
+    # matrix
+    "matrix.section": "Every model at every site",
+    "matrix.caption": (
+        "Macro AUROC of each model (row) at each site (column), with 95 % intervals. Outlined: a local "
+        "model at its own site."
+    ),
+    "matrix.scale": "Shade: 0.5 (chance) or below to 1",
+    "matrix.details": "The same matrix for each artifact",
+    "matrix.artifact": "AUROC for {artifact}",
+    # roc
+    "roc.section": "ROC curves by artifact",
+    "roc.training": "Training sites together",
+    "roc.unseen": "Held out: {sites}",
+    "roc.lead": "True positive rate (up) against false positive rate (right), drawn from the counts that "
+    "sites sent.",
+    "roc.merged": (
+        "For the training sites the counts are added up, which puts scores of different sites, and for "
+        "local of different models, on one scale; such a curve may lie below those of its sites. The table "
+        "gives the AUROC at each held-out site, where nothing is added up."
+    ),
+    "roc.merged.no_unseen": (
+        "The counts of the training sites are added up, which puts scores of different sites, and for "
+        "local of different models, on one"
+        " scale; such a curve may lie below those of its sites. AUROCs are in the matrix above, site by site."
+    ),
+    "roc.local": "local is one line a model at held-out sites.",
+    "roc.alt": "ROC curves, one panel an artifact and one line an arm, {where}.",
+    "roc.table": "AUROC by artifact at the held-out site {site}, with 95 % intervals (n with / n without).",
+    # curves
+    "curves.section": "Over the rounds, on the coordinator's public set",
+    "curves.lead": (
+        "Measured after every round on the coordinator's own phantoms. No site's patient is in this set, "
+        "so these curves say how training went, not how a model does at a hospital."
+    ),
+    "curves.loss": "Loss",
+    "curves.auroc": "Macro AUROC",
+    "curves.round": "round",
+    "curves.alt": (
+        "Two line charts over rounds: loss and macro AUROC on the public set, one line a model. The table "
+        "below holds the numbers."
+    ),
+    "curves.details": "The numbers",
+    "curves.table": "Loss and macro AUROC on the public set after each round; round 0 is the start.",
+    "curves.none": "No arm was trained, so there is no curve.",
+    "curves.private": "The curve of {arm} carries {tag}.",
+    # contrasts
+    "contrasts.section": "Which differences can be told from chance",
+    "contrasts.caption": "Differences of macro AUROC, paired over the same test patients. Between two "
+    "shared models, elsewhere is home.",
+    "contrasts.sites": "The same, at each training site",
+    "contrasts.column.comparison": "Comparison",
+    "contrasts.column.where": "Where",
+    "contrasts.column.difference": "Difference",
+    "contrasts.column.interval": "95 % interval",
+    "contrasts.column.picture": "Picture",
+    "contrasts.column.words": "In words",
+    "contrasts.title": "{arm} less {other}",
+    "contrasts.higher": "higher; excludes zero",
+    "contrasts.lower": "lower; excludes zero",
+    "contrasts.unclear": "cannot tell; includes zero",
+    "contrasts.same": "the same in every pair",
+    "contrasts.no_interval": "cannot tell; no interval",
+    "contrasts.not_estimable": "not estimable",
+    "contrasts.many": (
+        "{excluding} of {total} intervals exclude zero. They are not corrected for their number: if "
+        "nothing differed, about one in "
+        "twenty would still exclude zero."
+    ),
+    "contrasts.none": "The plan has no pair of arms to compare.",
+    "where.home": "home",
+    "where.elsewhere": "elsewhere",
+    "where.unseen": "unseen",
+    # missing
+    "missing.n0": "n = 0",
+    "missing.not_estimable": "not estimable",
+    "missing.unscored": "not scored",
+    "missing.no_held_out": "no site held out",
+    "missing.interval": "interval not estimable",
+    "missing.not_defined": "not defined",
+    # not measured
+    "not.section": "What was not measured",
+    "not.no_hospital": "Nothing was measured on a hospital's patients: every site is {kinds}.",
+    "not.some_hospital": "Not from a hospital's patients: {sites}.",
+    "not.stand_in": "{sites}: “patients” are not persons ({text}).",
+    "not.one_seed": (
+        "One seed ({seed}): how much the scores vary when training is repeated is not in any interval. "
+        "fedqc compare pools seeds."
+    ),
+    "not.no_unseen": "No site was held out, so generalization to an unseen hospital was not measured.",
+    "not.one_unseen": "One held-out site: the spread between unseen hospitals was not measured.",
+    "not.n0": "{site}: n = 0 for {artifacts}, so no model was measured on them there.",
+    "not.one_class": "{site}: patients only with, or only without, {artifacts}, so no AUROC exists there.",
+    "not.thin": "{site}: fewer than two patients with or without {artifacts}, so the macro score there has "
+    "no interval.",
+    "not.macro_differs": "Macro scores average different artifacts at different sites, so sites are not "
+    "comparable with each other.",
+    "not.unscored": "{site}: sent no score, and is in none of the means.",
+    "not.incomplete": "{line}.",
+    "not.arm": "{arm}: no model, so no comparison with it.",
+    "not.arm_absent": "No {arm} arm ({what}): no comparison with it.",
+    "not.calibration": (
+        "Calibration and thresholds are not reported. AUROC says how well patients are ordered, not "
+        "whether a score is a probability or"
+        " where to cut it."
+    ),
+    "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
+    "not.severity": "Severity and place of an artifact are not scored; a patient's score is the highest of "
+    "the slices.",
+    "not.audit": "The guarantee is computed, not attacked: no empirical privacy audit is part of this run.",
+    # provenance
+    "provenance.section": "Where this comes from",
+    "provenance.run": "Run",
+    "provenance.plan": "Plan",
+    "provenance.plan_sha256": "Plan, SHA-256",
+    "provenance.initial_sha256": "Starting weights, SHA-256",
+    "provenance.seed": "Seed",
+    "provenance.rounds": "Rounds, epochs",
+    "provenance.threads": "Threads",
+    "provenance.cpu": "CPU seconds of the coordinator's process",
+    "provenance.wall": "Wall seconds of the last session",
+    "provenance.versions": "Versions",
+    "provenance.not_stated": "not stated in the plan",
+    "provenance.sites": "Sites, as their operators describe them.",
+    "provenance.role": "Role",
+    "provenance.kind": "Kind",
+    "provenance.nominal": "Nominal patients",
+    "provenance.version": "Version",
+    "provenance.stand_in": "What a “patient” is",
+    "provenance.person": "a person",
+    "provenance.not_said": "not said",
+    "provenance.details": "The plan in full",
+    "provenance.settings": "Every setting of the plan.",
+    "provenance.setting": "Setting",
+    "provenance.value": "Value",
+    "provenance.file": "a file (see its hash)",
+    "provenance.artifacts": "The artifacts",
+    "provenance.definition": "Definition",
+    "provenance.modality": "Modality",
+    "provenance.source": "Every number comes from evaluation.json in the same folder; fedqc report makes "
+    "this page from it.",
+    "column.artifact": "Artifact",
+    "dagger": "† “Patients” at {sites} are not persons: {text}.",
+}
+
+
+def speaker(language: str = "en") -> Say:
+    """A function from key and values to a sentence in `language`; a missing key is a bug and raises
+    KeyError.
+    """
+    sentences = {"en": ENGLISH}[language]
+
+    def say(key: str, **values: object) -> str:
+        return sentences[key].format(**values)
+
+    return say
+
+
+def listing(items: list[str], conjunction: str = "and") -> str:
+    """a, b and c."""
+    return (
+        items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {conjunction} {items[-1]}" if items else ""
+    )

@@ -1,0 +1,72 @@
+"""The coordinator's own images: phantoms of public appearances, generated from the plan's seed.
+
+Curves over rounds and every choice (epoch, hyper-parameters) come from here, never from a hospital.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from common.artifacts import INDEX, MODALITIES, NAMES
+from common.counts import Counts, per_patient
+from common.learning import score
+from common.losses import loss_named
+from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
+from common.physics.ct import projector
+from common.physics.phantom import draw_patients
+from common.plan import PublicSet
+from common.preprocess import prepare, to_stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Preprocessed slices in memory, as a site's cache holds them."""
+
+    images: np.ndarray  # int16 (n, S, S)
+    modality: np.ndarray  # int8 (n,)
+    labels: np.ndarray  # float32 (n, A), nan where not applicable
+    patients: np.ndarray  # int64 (n,)
+
+
+def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
+    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels."""
+    images, modality, labels, owners = [], [], [], []
+    for number, appearance in enumerate(appearances):
+        share = len(range(number, patients, len(appearances)))
+        for slices in draw_patients(appearance, share, seed + number):
+            for item in slices:
+                images.append(to_stored(prepare(item.image, item.modality, size), item.modality))
+                modality.append(MODALITIES.index(item.modality))
+                row = np.full(len(NAMES), np.nan, np.float32)
+                for name, present in item.labels.items():
+                    row[INDEX[name]] = present
+                labels.append(row)
+                owners.append(item.patient * len(appearances) + number)
+    return Slices(
+        images=np.stack(images),
+        modality=np.array(modality, np.int8),
+        labels=np.stack(labels),
+        patients=np.array(owners, np.int64),
+    )
+
+
+def public_set(settings: PublicSet, size: int) -> Slices:
+    slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size)
+    projector.cache_clear()  # the scanner's matrices hold a hundred MiB, and nothing else in a run needs them
+    return slices
+
+
+def measure(model: nn.Module, slices: Slices, loss: str) -> dict[str, float]:
+    """Mean loss a slice and macro AUROC a patient."""
+    import torch
+
+    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
+    counts = Counts.of(*per_patient(logits, slices.labels, slices.patients))
+    losses = loss_named(loss)(torch.from_numpy(logits), torch.from_numpy(slices.labels))
+    auroc = counts.auroc()
+    defined = auroc[~np.isnan(auroc)]
+    return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}

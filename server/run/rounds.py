@@ -1,0 +1,372 @@
+"""The round loop in the open: ask, check, average, save; deadlines, quorum, resume.
+
+Flower's `Strategy.start` has no checkpoint, no resume, no rule for how many must answer, and a wholly failed
+run ends "completed"; so the loop is ours, on Flower's Message API.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from common.counts import Counts
+from common.errors import FedqcError, RefusedError, RunError
+from common.model_file import load_model
+from common.plan import RunPlan
+from common.weights import Manifest, advance, digest, encode_floats, encode_steps
+from common.wire import EvaluateTask, Refusal, SiteEvaluation, SiteUpdate, TrainTask
+from server.aggregation import FederatedMean
+from server.evaluation.estimates import SiteScores, Study
+from server.messaging.answer_checks import check_evaluation, check_update
+from server.messaging.requests import Answer, Site, ask
+from server.messaging.signatures import Question, Seal
+from server.run_folder import ArmFolder
+
+
+@dataclass(kw_only=True)
+class ArmResult:
+    """What one arm at one group of sites came to."""
+
+    weights: np.ndarray  # float32 (parameters,), after the last round
+    refused: dict[str, Refusal] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # site -> code of its last failure
+    # site -> what its private updates guarantee
+    claims: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run_rounds(
+    grid: Grid,
+    seal: Seal,
+    *,
+    plan: RunPlan,
+    run: str,
+    arm: str,
+    sites: Sequence[Site],
+    initial: np.ndarray,
+    manifest: Manifest,
+    trainable: slice,
+    quorum: int,
+    folder: ArmFolder,
+    score_public: Callable[[np.ndarray], dict[str, float]],
+    on_answer: Callable[[int, str], None],
+    on_round: Callable[[int, dict[str, Any]], None],
+) -> ArmResult:
+    """Rounds from the last checkpoint, or from `initial`, to the plan's last.
+
+    Args:
+        trainable: the part of the flat model that sites send back.
+        score_public: the coordinator's own measurement of a model, put into every round's record.
+        on_answer: told each round and site whose answer has come.
+        on_round: told each finished round and its record.
+    Raises:
+        RefusedError: every site refused, before or at this round; carries the first reason.
+        RunError: fewer than `quorum` valid answers (code `no-quorum`).
+    """
+    start = folder.last_round()
+    folder.forget_rounds_after(start)
+    result = ArmResult(
+        weights=load_model(folder.checkpoint_path(start), manifest) if start else initial.copy()
+    )
+    for record in folder.rounds():
+        result.refused |= {site: Refusal.model_validate(said) for site, said in record["refused"].items()}
+        result.failed |= record["failed"]
+        result.claims |= record["claims"]
+    outgoing = _Model(plan.federation.codec, trainable, result.weights)
+    for number in range(start + 1, plan.training.rounds + 1):
+        began = time.monotonic()
+        invited = {site.node: site for site in sites if site.name not in result.refused}
+        this = _Round(plan=plan, run=run, arm=arm, number=number, invited=invited, model=outgoing)
+        answers = ask(
+            grid,
+            seal,
+            list(invited),
+            functools.partial(this.question, seal),
+            "train",
+            deadline_s=plan.federation.deadline_s,
+            patience_s=plan.federation.patience_s,
+            again=_lacks_base,
+        )
+        for answer in answers:
+            on_answer(number, invited[answer.node].name)
+            this.take(answer)
+        this.close()
+        result.refused |= this.refused
+        result.failed |= this.failed
+        result.claims |= this.claims
+        if len(this.weights) < quorum:
+            if not this.weights and len(result.refused) == len(sites):
+                first = next(iter(result.refused.values()))
+                raise RefusedError(
+                    f"{arm}: every site refused: {first.reason}", code=first.code, public_reason=first.reason
+                )
+            missing = {name: refusal.code for name, refusal in result.refused.items()} | this.failed
+            who = ", ".join(f"{name} {code}" for name, code in sorted(missing.items()))
+            raise RunError(
+                f"{arm}, round {number}: {len(this.weights)} valid answers, the quorum is {quorum} ({who})",
+                code="no-quorum",
+                hint="fedqc run resume goes on once the sites are back",
+            )
+        result.weights = outgoing.advance(this.mean.steps(), held_by=this.weights)
+        record = this.record() | {
+            "round_seconds": round(time.monotonic() - began, 3),
+            "model_sha256": digest(result.weights),
+            "public": score_public(result.weights),
+        }
+        folder.append_round(record)
+        folder.save_checkpoint(number, result.weights, manifest)
+        on_round(number, record)
+    return result
+
+
+class _Round:
+    """One round: the question to each site, and what came of it."""
+
+    def __init__(
+        self, *, plan: RunPlan, run: str, arm: str, number: int, invited: dict[int, Site], model: _Model
+    ) -> None:
+        self._plan, self._invited, self._model = plan, invited, model
+        self._task = TrainTask(
+            run=run,
+            arm=arm,
+            round=number,
+            private=arm == "federated_dp",
+            base_sha256=model.sha256,
+            base=np.zeros(0, np.float32),
+        )
+        self.mean = FederatedMean(model.num_trainable)
+        self.weights: dict[str, int] = {}
+        self.refused: dict[str, Refusal] = {}
+        self.failed: dict[str, str] = {}
+        self.claims: dict[str, dict[str, float]] = {}
+        self._seconds: dict[str, float] = {}
+        self._variances: dict[str, float] = {}
+        self._moved = {"down": 0, "up": 0}
+
+    def question(self, seal: Seal, node: int, attempt: int) -> Question:
+        site, task = self._invited[node].name, self._task
+        payload = self._model.payload(task, whole=attempt > 0 or not self._model.is_held_by(site))
+        self._moved["down"] += len(payload)
+        return seal.question(
+            task,
+            payload,
+            site=site,
+            run=task.run,
+            arm=task.arm,
+            round=task.round,
+            base_sha256=task.base_sha256,
+        )
+
+    def take(self, answer: Answer) -> None:
+        site = self._invited[answer.node]
+        self._seconds[site.name] = round(answer.seconds, 3)
+        try:
+            update = _accept(answer)
+            steps = check_update(
+                update,
+                self._task,
+                self._task.base_sha256,
+                site.description,
+                self._model.num_trainable,
+                self._plan.federation.codec,
+            )
+        except RefusedError as refusal:
+            if refusal.code in PASSING:
+                self.failed[site.name] = refusal.code
+            else:
+                self.refused[site.name] = Refusal(
+                    site=site.name, run=self._task.run, code=refusal.code, reason=refusal.public_reason
+                )
+        except FedqcError as failure:
+            self.failed[site.name] = failure.code
+        else:
+            self.mean.add(steps, update.weight)
+            self.weights[site.name] = update.weight
+            self._moved["up"] += len(answer.payload)
+            if update.added_variance:
+                self._variances[site.name] = update.added_variance
+            if update.epsilon is not None and update.delta is not None:
+                self.claims[site.name] = {
+                    "noise_multiplier": update.noise_multiplier,
+                    "epsilon": update.epsilon,
+                    "delta": update.delta,
+                }
+
+    def close(self) -> None:
+        self.failed |= {
+            site.name: "no-answer" for site in self._invited.values() if site.name not in self._seconds
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What rounds.jsonl keeps."""
+        return {
+            "round": self._task.round,
+            "invited": [site.name for site in self._invited.values()],
+            "answered": sorted(self.weights),
+            "refused": {name: refusal.model_dump(mode="json") for name, refusal in self.refused.items()},
+            "failed": self.failed,
+            "claims": self.claims,
+            "weights": self.weights,
+            "bytes": self._moved,
+            "added_variance": self._variances,
+            "seconds": self._seconds,
+        }
+
+
+PASSING = ("outside-hours", "base-not-held")
+"""Refusals that say nothing of the next round."""
+
+
+class _Model:
+    """The model of an arm on its way to the sites, as small as what each of them holds allows."""
+
+    def __init__(self, codec: str, trainable: slice, weights: np.ndarray) -> None:
+        self._codec, self._trainable, self._weights = codec, trainable, weights
+        self._step: np.ndarray | None = None
+        self._before = ""
+        self._holders: set[str] = set()
+        self._payloads: dict[bool, bytes] = {}
+
+    @property
+    def sha256(self) -> str:
+        return digest(self._weights)
+
+    @property
+    def num_trainable(self) -> int:
+        return self._trainable.stop - self._trainable.start
+
+    def is_held_by(self, site: str) -> bool:
+        """Whether `site` trained from the model before this one, so that the step from there is enough."""
+        return self._step is not None and site in self._holders
+
+    def payload(self, task: TrainTask, *, whole: bool) -> bytes:
+        """The bytes of `task` with the model as a frame; made once a round for all sites."""
+        if self._codec == "plain":
+            whole = True
+        if whole not in self._payloads:
+            if self._codec == "plain":
+                put: dict[str, Any] = {"base": self._weights}
+            elif whole:
+                put = {"base": encode_floats(self._weights)}
+            else:
+                assert self._step is not None
+                put = {"base": encode_steps(self._step), "held_sha256": self._before}
+            self._payloads[whole] = task.model_copy(update=put).to_bytes()
+        return self._payloads[whole]
+
+    def advance(self, steps: np.ndarray, *, held_by: Iterable[str]) -> np.ndarray:
+        """Move on by whole grid steps, which every site that holds the model before can do too, bit for
+        bit.
+        """
+        after = self._weights.copy()
+        after[self._trainable] = advance(self._weights[self._trainable], steps)
+        self._before, self._step, self._holders = digest(self._weights), steps, set(held_by)
+        self._weights, self._payloads = after, {}
+        return after
+
+
+def _to_each(seal: Seal, task: EvaluateTask, sites: dict[int, Site]) -> Callable[[int, int], Question]:
+    payload, base_sha256 = task.to_bytes(), digest(task.weights)
+    return lambda node, attempt: seal.question(
+        task, payload, site=sites[node].name, run=task.run, base_sha256=base_sha256
+    )
+
+
+def _lacks_base(answer: Answer) -> bool:
+    return answer.kind == "Refusal" and Refusal.from_bytes(answer.payload).code == "base-not-held"
+
+
+def _accept(answer: Answer) -> SiteUpdate:
+    """Raises RefusedError for a site's refusal, RunError for its failure or no valid answer."""
+    if answer.failure:
+        raise RunError("no valid answer", code=answer.failure)
+    if answer.kind == "Refusal":
+        refusal = Refusal.from_bytes(answer.payload)
+        if refusal.code in FAILURES:
+            raise RunError(refusal.reason, code=refusal.code)
+        raise RefusedError(refusal.reason, code=refusal.code, public_reason=refusal.reason)
+    return SiteUpdate.from_bytes(answer.payload)
+
+
+FAILURES = (
+    *(
+        "site-failure",
+        "disk-full",
+        "bad-signature",
+        "wrong-site",
+        "wrong-plan",
+        "replayed-task",
+        "unsigned-task",
+    ),
+    *("bad-plan", "bad-message", "bad-frame"),
+)
+"""Codes of a refusal that are no decision of the site's policy."""
+
+
+def score_sites(
+    grid: Grid,
+    seal: Seal,
+    plan: RunPlan,
+    run: str,
+    hospitals: Sequence[Site],
+    models: dict[str, np.ndarray],
+    final: str,
+) -> tuple[Study, dict[str, str]]:
+    """Have every site score all models in one message, so that comparisons are paired; the model named
+    `final` stays there.
+
+    Returns:
+        the study, and the sites without a score, each with the code of its refusal or failure.
+    Raises:
+        RunError: no site answered.
+    """
+    names = tuple(models)
+    weights = np.stack([models[name] for name in names])
+    scored: dict[str, SiteScores] = {}
+    absent = {site.name: "no-answer" for site in hospitals}
+    for everyone in (False, True):
+        asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
+        if not asked:
+            continue
+        task = EvaluateTask(run=run, models=names, everyone=everyone, final=final, weights=weights)
+        answers = ask(
+            grid,
+            seal,
+            list(asked),
+            _to_each(seal, task, asked),
+            "evaluate",
+            deadline_s=plan.federation.deadline_s,
+            patience_s=plan.federation.patience_s,
+        )
+        for answer in answers:
+            site = asked[answer.node]
+            try:
+                if answer.kind == "Refusal":
+                    absent[site.name] = Refusal.from_bytes(answer.payload).code
+                    continue
+                evaluation = SiteEvaluation.from_bytes(answer.payload)
+                check_evaluation(evaluation, task, site.description)
+            except RunError as failure:
+                absent[site.name] = answer.failure or failure.code
+                continue
+            counts = {
+                name: Counts(positives=h[0], negatives=h[1])
+                for name, h in zip(names, evaluation.histograms, strict=True)
+            }
+            scored[site.name] = SiteScores(counts=counts, covariance=evaluation.covariance)
+    if not scored:
+        raise RunError(
+            "no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why"
+        )
+    study = Study(
+        sites={site.name: scored[site.name] for site in hospitals if site.name in scored},
+        training=[site.name for site in hospitals if site.name not in plan.held_out],
+        held_out=list(plan.held_out),
+        models=list(names),
+    )
+    return study, {site: code for site, code in absent.items() if site not in scored}

@@ -1,0 +1,203 @@
+"""The run folder: what it holds and how it is written. Nothing else knows.
+
+    runs/<run>/  plan.yaml  manifest.json  evaluation.json  model.safetensors  model_card.md  report.html
+                 [arms/<arm>[/<site>]/]  rounds.jsonl  checkpoints/round-0007.safetensors  model.safetensors
+
+A plan with several arms keeps rounds, checkpoints and model of each under `arms/`; a single-arm run has no
+`arms/`. Every file is written beside its place, flushed, and renamed: a reader sees the old one or the new
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from common.errors import ConfigError
+from common.files import write_bytes
+from common.model_file import save_model
+from common.plan import RunPlan, read_plan
+from common.weights import Manifest
+
+PLAN, MANIFEST, EVALUATION, MODEL, CARD, REPORT, SIMULATION = (
+    "plan.yaml",
+    "manifest.json",
+    "evaluation.json",
+    "model.safetensors",
+    "model_card.md",
+    "report.html",
+    "simulation.json",
+)
+
+
+def write_json(path: Path, values: object) -> None:
+    """JSON with null for what is not a number."""
+    write_bytes(
+        path, (json.dumps(without_nan(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+
+
+def without_nan(values: object) -> Any:
+    """The same tree with not-a-number as None and NumPy scalars and arrays as Python's own."""
+    if isinstance(values, Mapping):
+        return {str(key): without_nan(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [without_nan(value) for value in values]
+    if isinstance(values, np.ndarray):
+        return without_nan(values.tolist())
+    if isinstance(values, np.generic):
+        return without_nan(values.item())
+    if isinstance(values, float) and not np.isfinite(values):
+        return None
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFolder:
+    """Where one arm keeps its rounds, checkpoints and model."""
+
+    path: Path
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+    def checkpoint_path(self, round_number: int) -> Path:
+        return self.path / "checkpoints" / f"round-{round_number:04d}.safetensors"
+
+    def save_checkpoint(self, round_number: int, flat: np.ndarray, manifest: Manifest) -> None:
+        save_model(self.checkpoint_path(round_number), flat, manifest, {"round": str(round_number)})
+
+    def last_round(self) -> int:
+        """The newest round with a checkpoint, 0 where there is none."""
+        return max(
+            (int(path.stem.rpartition("-")[2]) for path in self.path.glob("checkpoints/round-*.safetensors")),
+            default=0,
+        )
+
+    def append_round(self, record: Mapping[str, object]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(record), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Complete records, oldest first; a line torn by a crash is left out."""
+        path = self.path / "rounds.jsonl"
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def forget_rounds_after(self, last: int) -> None:
+        """Drop records of rounds that have no checkpoint; they are about to be repeated."""
+        kept = [record for record in self.rounds() if record["round"] <= last]
+        if (self.path / "rounds.jsonl").exists():
+            write_bytes(
+                self.path / "rounds.jsonl",
+                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept).encode(),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    path: Path
+    plan: RunPlan
+
+    @staticmethod
+    def create(
+        path: Path, plan: RunPlan, manifest: Mapping[str, object], simulation: Mapping[str, str] | None = None
+    ) -> RunFolder:
+        """Make a run folder that appears whole or not at all.
+
+        Raises:
+            ConfigError: something is there already (code `run-exists`), or its parent cannot be written.
+        """
+        path = path.absolute()
+        refuse_existing(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be created ({error.strerror})", code="not-writable") from None
+        write_bytes(
+            staging / PLAN,
+            yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode(),
+        )
+        write_json(staging / MANIFEST, manifest)
+        if simulation:
+            write_json(staging / SIMULATION, simulation)
+        os.chmod(staging, 0o755)
+        if path.exists():
+            path.rmdir()
+        os.replace(staging, path)
+        return RunFolder(path=path, plan=plan)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Raises ConfigError (code `no-such-run`) where no run lies."""
+        path = path.absolute()
+        if not (path / PLAN).is_file() or not (path / MANIFEST).is_file():
+            raise ConfigError(
+                f"{path}: not a run folder",
+                code="no-such-run",
+                hint="name a folder that `fedqc simulate --out` made",
+            )
+        return RunFolder(path=path, plan=read_plan(path / PLAN))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+
+    @property
+    def simulation(self) -> dict[str, str]:
+        """Where a simulation found its data; empty for a run on real nodes. Local, not for sharing."""
+        path = self.path / SIMULATION
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def update_manifest(self, **values: object) -> None:
+        write_json(self.path / MANIFEST, self.manifest | values)
+
+    def arm(self, arm: str, site: str | None = None) -> ArmFolder:
+        if self.plan.arms == (arm,) and site is None:
+            return ArmFolder(path=self.path)
+        folder = self.path / "arms" / arm
+        return ArmFolder(path=folder / site if site else folder)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Raises ConfigError (code `not-finished`) before the run has one."""
+        path = self.path / EVALUATION
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.path}: the run has no evaluation yet",
+                code="not-finished",
+                hint="fedqc run resume finishes it",
+            )
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises ConfigError (code `run-exists`) unless `path` is free or an empty folder."""
+    if (path / PLAN).exists():
+        raise ConfigError(
+            f"{path}: already holds a run",
+            code="run-exists",
+            hint=f"fedqc run resume {path}, or choose another --out",
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path}: exists and is not an empty folder", code="run-exists", hint="choose another --out"
+        )

@@ -1,0 +1,118 @@
+"""A consortium in one process: the same ServerApp and ClientApp, no sockets, no Ray, no threads.
+
+The only module that touches private Flower names; tests/server/simulation/test_local_grid.py fails when one
+of them moves. What it is not: no wire, no process boundary. A job runs in the caller's thread when its answer
+is pulled, one site after another, so results do not depend on timing and Ctrl-C stops at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+NODE_UNAVAILABLE = 5
+APP_RAISED = 2
+
+
+class LocalGrid(Grid):
+    """Deliver messages to one ClientApp, playing all sites in turn.
+
+    Args:
+        app: the ClientApp.
+        sites: node id to node config (`site-config`: absolute path).
+        run_config: `plan` and `run-dir`, as Flower would pass them.
+    `down` may be filled with node ids that answer with Flower's error 5, as a lost SuperNode does.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        sites: Mapping[int, Mapping[str, str]],
+        run_config: Mapping[str, str],
+        *,
+        run_id: int = 1,
+    ) -> None:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
+        self._run = Run.create_empty(run_id)
+        self._app = app
+        self._contexts = {
+            node: Context(run_id, node, dict(config), RecordDict(), dict(run_config))
+            for node, config in sites.items()
+        }
+        self._waiting: dict[str, Message] = {}
+        self.down: set[int] = set()
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        return [node for node in self._contexts if node not in self.down]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            # Flower hands one RecordDict to every site; a real wire copies
+            message.content = _isolated(message.content)
+            ids.append(_stamp(message))
+            self._waiting[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the first waiting job among `message_ids` and return its answer alone, so that the caller sees
+        progress.
+        """
+        for message_id in message_ids:
+            if message_id in self._waiting:
+                return [self._deliver(self._waiting.pop(message_id))]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        ids = self.push_messages(messages)
+        return [self._deliver(self._waiting.pop(message_id)) for message_id in ids]
+
+    def _deliver(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if node in self.down:
+            answer = Message(Error(NODE_UNAVAILABLE, "Node unavailable"), reply_to=message)
+        else:
+            try:
+                answer = self._app(message, self._contexts[node])
+            except Exception as error:
+                answer = Message(Error(APP_RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
+        _stamp(answer)
+        return answer
+
+
+def _isolated(content: RecordDict) -> RecordDict:
+    copied: dict[str, Any] = {
+        key: ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else copy.deepcopy(record)
+        for key, record in content.items()
+    }
+    return RecordDict(copied)
+
+
+def _stamp(message: Message) -> str:
+    message.metadata.__dict__["_message_id"] = message_id = uuid.uuid4().hex
+    return message_id

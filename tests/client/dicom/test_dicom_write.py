@@ -1,0 +1,101 @@
+"""What is written reads back, and is the same for the same arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from client.dicom.dicom import WRITER, exclusion, read_header, read_pixels
+from client.dicom.dicom_write import make_uid, write_slice
+
+
+@pytest.mark.parametrize(
+    ("modality", "storage"),
+    [
+        ("CT", (12, False, 1.0, -1024.0)),
+        ("CT", (16, True, 1.0, 0.0)),
+        ("CT", (16, True, 0.5, -3.25)),
+        ("MR", (12, False, 1.0, 0.0)),
+        ("MR", (16, False, 0.1, 0.0)),
+    ],
+)
+def test_written_slice_reads_back_to_within_half_a_step(
+    tmp_path: Path, modality: str, storage: tuple[int, bool, float, float]
+) -> None:
+    bits, signed, slope, intercept = storage
+    image = np.random.default_rng(1).uniform(0, 1000, (31, 17)).astype(np.float32)
+    path = tmp_path / "a.dcm"
+    write_slice(
+        path,
+        image,
+        modality=modality,  # type: ignore[arg-type]
+        pixel_spacing_mm=(0.7, 0.9),
+        patient_id="P1",
+        study_uid=make_uid(b"a"),
+        series_uid=make_uid(b"b"),
+        sop_uid=make_uid(b"c"),
+        instance_number=2,
+        slice_position_mm=-7.5,
+        slope=slope,
+        intercept=intercept,
+        bits_stored=bits,
+        signed=signed,
+        phase_encoding="ROW" if modality == "MR" else None,
+        field_strength_t=1.5 if modality == "MR" else None,
+        kvp=120 if modality == "CT" else None,
+    )
+    back, header = read_pixels(path), read_header(path)
+    assert back.dtype == np.float32
+    assert np.abs(back - image).max() <= slope / 2 + 1e-3
+    assert (header.modality, header.rows, header.columns, header.bits) == (modality, 31, 17, bits)
+    assert header.pixel_spacing_mm == (0.7, 0.9)
+    assert header.slice_position_mm == -7.5
+    assert (header.phase_encoding, header.field_strength_t, header.kvp) == (
+        ("ROW", 1.5, None) if modality == "MR" else (None, None, 120.0)
+    )
+    assert exclusion(header) is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_clips_to_what_the_bits_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    ids = {
+        "patient_id": "P",
+        "study_uid": make_uid(b"a"),
+        "series_uid": make_uid(b"b"),
+        "sop_uid": make_uid(b"c"),
+    }
+    write_slice(path, np.array([[-5000.0, 9000.0]]), modality="CT", pixel_spacing_mm=1, instance_number=1, intercept=-1024, bits_stored=12,
+                signed=False, **ids)  # type: ignore[arg-type]  # fmt: skip
+    assert read_pixels(path).tolist() == [[-1024.0, 3071.0]]
+
+
+def test_uids_are_deterministic_and_valid() -> None:
+    assert make_uid(b"x") == make_uid(b"x") != make_uid(b"y")
+    assert pydicom.uid.UID(make_uid(b"x")).is_valid
+
+
+def test_simulated_slices_are_derived_and_still_used(tmp_path: Path) -> None:
+    """`data inject` writes DERIVED slices to be trained on. Another writer's are left out, and so are these
+    once it has rewritten them.
+    """
+    ids = {
+        "patient_id": "P",
+        "study_uid": make_uid(b"a"),
+        "series_uid": make_uid(b"b"),
+        "sop_uid": make_uid(b"c"),
+    }
+    path = tmp_path / "a.dcm"
+    write_slice(path, np.eye(4), modality="MR", pixel_spacing_mm=1, instance_number=1, derived=True, **ids)  # type: ignore[arg-type]
+    header = read_header(path)
+    assert header.image_type[0] == "DERIVED"
+    assert header.simulated
+    assert exclusion(header) is None
+    dataset = pydicom.dcmread(path)
+    assert dataset.file_meta.ImplementationVersionName == WRITER
+    dataset.file_meta.ImplementationVersionName = "ARCHIVE 1"
+    dataset.save_as(path)
+    assert exclusion(read_header(path)) == "derived"

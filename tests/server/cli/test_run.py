@@ -1,0 +1,135 @@
+"""What `fedqc run` says and finds, where no SuperLink is needed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli import Format
+from common.errors import ConfigError, RefusedError, RunError
+from server.cli import run
+from server.cli.run import toml_string, watch_line
+from server.run.control_files import (
+    Order,
+    being_run,
+    failure_of,
+    forget_outcomes,
+    is_being_run,
+    read_order,
+    read_outcome,
+    write_order,
+    write_outcome,
+)
+from server.run.progress import Live, read_live
+from server.run_folder import RunFolder
+from tests.conftest import fedqc, tiny_plan
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_plan_reaches_the_run_config_as_it_was_written(text: str) -> None:
+    """Its digest is signed: one changed character would be refused by every site."""
+    assert tomllib.loads(f"plan = {toml_string(text)}")["plan"] == text
+
+
+def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
+    order = Order(mode="check", accept_missing=True, wait_s=3.0)
+    write_order(tmp_path, "r", order)
+    assert read_order(tmp_path, "r") == order
+
+
+def test_a_run_that_nobody_ordered_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_order(tmp_path, "r")
+    assert caught.value.code == "no-order"
+
+
+def test_a_failure_is_kept_until_the_next_order(tmp_path: Path) -> None:
+    write_outcome(tmp_path, "r", "failure", failure_of(RefusedError("m", code="sites-missing", hint="h")))
+    assert read_outcome(tmp_path, "r", "failure") == {
+        "code": "sites-missing",
+        "message": "m",
+        "hint": "h",
+        "exit_status": 4,
+    }
+    forget_outcomes(tmp_path, "r")
+    assert read_outcome(tmp_path, "r", "failure") is None
+
+
+def test_watch_says_who_is_waited_for_and_what_is_spent(tmp_path: Path) -> None:
+    live = Live(tmp_path, units=7)
+    live.update(
+        stage="federated_dp",
+        round=2,
+        rounds=6,
+        waiting=["hospital-b"],
+        done=1,
+        claims={"hospital-a": {"epsilon": 7.5}},
+    )
+    line = watch_line(read_live(tmp_path) | {"status": "running", "public": {"auroc": 0.75}})
+    for part in (
+        "1/7",
+        "federated_dp",
+        "round 2 of 6",
+        "waiting for hospital-b",
+        "0.750",
+        "epsilon 7.50 for the whole run",
+    ):
+        assert part in line
+
+
+def test_a_simulation_writes_no_live_file(tmp_path: Path) -> None:
+    Live(None, units=1).update(stage="x")
+    assert not list(tmp_path.iterdir())
+    assert read_live(tmp_path)["stage"] == "start"
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Any:
+    """A federation, as far as `run` looks at it, with a run that says it is running."""
+    RunFolder.create(tmp_path / "runs" / "one", tiny_plan(), {"run": "one", "status": "running", "sites": []})
+    write_order(tmp_path, "one", Order())
+    return SimpleNamespace(folder=tmp_path, runs=tmp_path / "runs")
+
+
+def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> None:
+    assert run._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"  # ordered, not begun
+    write_outcome(one.folder, "one", "check", {})
+    with being_run(one.folder, "one"):
+        assert run._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"
+    with pytest.raises(RunError) as caught:
+        run._watch(one, "one", Format.text)
+    assert caught.value.code == "run-interrupted"
+    assert "resume one" in caught.value.hint
+
+
+def test_a_run_has_one_serverapp_at_a_time(one: Any) -> None:
+    with being_run(one.folder, "one"), pytest.raises(ConfigError) as caught, being_run(one.folder, "one"):
+        pass
+    assert caught.value.code == "run-running"
+    with being_run(one.folder, "one"):
+        assert is_being_run(one.folder, "one")
+    assert not is_being_run(one.folder, "one")
+
+
+@pytest.mark.parametrize(("signal", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_ends_the_watching_and_says_that_the_run_goes_on(
+    signal: BaseException, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left, run._run_goes_on("one"):
+        raise signal
+    assert left.value.code == status
+    assert "fedqc run watch one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("watch", "nothing"), ("stop", "nothing"), ("resume", "nothing")])
+def test_an_unknown_run_is_one_line_and_a_hint(words: tuple[str, str], tmp_path: Path) -> None:
+    said = fedqc("run", *words, cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.startswith("fedqc: error [no-such-run]")
+    assert "hint" in said.stderr

@@ -1,0 +1,167 @@
+"""A rehearsal names every site that was enrolled or answered, and says whether the run may start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import PlanError, RefusedError
+from common.wire import Refusal, SiteReadiness
+from server.run.rehearsal import admit, check_table, rehearsed
+from tests.conftest import tiny_plan
+
+PLAN = tiny_plan(arms=["public", "federated", "federated_dp"], held_out=["d"], federation={"quorum": 2})
+ENROLLED = ["a", "b", "c", "d"]
+
+
+def ready(site: str, **changes: Any) -> SiteReadiness:
+    values: dict[str, Any] = {
+        "site": site,
+        "kind": "hospital",
+        "nominal_patients": 200,
+        "version": "0.1.0",
+        "arms": {"federated": "accept", "federated_dp": "accept"},
+        "reasons": {},
+        "evaluation": "accept",
+        "data_prepared": True,
+        "rounds_affordable": 2,
+        "seconds_a_round": 1.5,
+    }
+    return SiteReadiness(**values | changes)
+
+
+def no(site: str, code: str = "not-approved") -> Refusal:
+    return Refusal(site=site, code=code, reason="not yet")
+
+
+ALL = {name: ready(name) for name in ENROLLED}
+HALF = {"federated": "non-private-not-permitted", "federated_dp": "accept"}
+NONE = {"federated": "non-private-not-permitted", "federated_dp": "epsilon-over-policy"}
+
+
+def answers(check: dict[str, Any]) -> dict[str, str]:
+    return {name: site["answer"] for name, site in check["sites"].items()}
+
+
+def test_when_all_accept_nobody_is_missing_and_the_run_may_start() -> None:
+    check = rehearsed(PLAN, ALL, ENROLLED)
+    assert answers(check) == dict.fromkeys(ENROLLED, "accept")
+    assert (check["missing"], check["training"], check["enough"]) == ([], ["a", "b", "c"], True)
+    assert check["plan_sha256"] == PLAN.sha256()
+    admit(PLAN, check, accept_missing=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "takes_part"),
+    [
+        (None, "no answer", False),
+        (no("b"), "not-approved", False),
+        (no("b", "site-failure"), "site-failure", False),
+        (ready("b", arms=HALF), "accept 1 of 2 arms", True),
+        (ready("b", arms=NONE), "non-private-not-permitted", False),
+        (ready("b", evaluation="evaluation-not-permitted"), "accept", True),
+    ],
+    ids=["silent", "refuses", "fails", "half", "no-arm", "no-evaluation"],
+)
+def test_a_site_takes_part_if_it_would_train_any_arm(said: Any, answer: str, takes_part: bool) -> None:
+    found = {name: site for name, site in (ALL | {"b": said}).items() if site is not None}
+    check = rehearsed(PLAN, found, ENROLLED)
+    assert answers(check)["b"] == answer
+    assert (check["sites"]["b"]["takes_part"], check["missing"]) == (takes_part, [] if takes_part else ["b"])
+    assert check["enough"]
+
+
+def test_a_held_out_site_takes_part_if_it_may_be_scored() -> None:
+    """What it says of training is nobody's question."""
+    check = rehearsed(PLAN, ALL | {"d": ready("d", arms=NONE, reasons={"federated": "x"})}, ENROLLED)
+    assert answers(check)["d"] == "accept"
+    assert check["sites"]["d"]["reasons"] == {}
+    check = rehearsed(PLAN, ALL | {"d": ready("d", evaluation="evaluation-not-permitted")}, ENROLLED)
+    assert answers(check)["d"] == "evaluation-not-permitted"
+    assert not check["enough"]
+    with pytest.raises(PlanError):
+        admit(PLAN, check, accept_missing=True)
+
+
+def test_a_plan_that_trains_nothing_at_the_sites_needs_no_arm_accepted() -> None:
+    plan = tiny_plan(arms=["public"], held_out=["d"])
+    check = rehearsed(plan, {name: ready(name, arms={}) for name in ENROLLED}, ENROLLED)
+    assert (check["missing"], check["enough"]) == ([], True)
+
+
+def test_who_answered_without_being_known_is_shown_and_counts_for_nobody() -> None:
+    found = {name: site for name, site in ALL.items() if name != "b"} | {
+        "node-7": Refusal(code="agent-unreachable", reason="x")
+    }
+    check = rehearsed(PLAN, found, ENROLLED)
+    assert answers(check) == {
+        "a": "accept",
+        "b": "no answer",
+        "c": "accept",
+        "d": "accept",
+        "node-7": "agent-unreachable",
+    }
+    assert (check["missing"], check["training"]) == (["b", "node-7"], ["a", "c"])
+
+
+def test_missing_sites_need_somebody_to_accept_that() -> None:
+    check = rehearsed(PLAN, {name: site for name, site in ALL.items() if name != "b"}, ENROLLED)
+    with pytest.raises(RefusedError, match="b: no answer") as caught:
+        admit(PLAN, check, accept_missing=False)
+    assert (caught.value.code, caught.value.exit_status) == ("sites-missing", 4)
+    assert "--accept-missing" in caught.value.hint
+    admit(PLAN, check, accept_missing=True)
+
+
+@pytest.mark.parametrize("accept_missing", [False, True])
+def test_fewer_sites_than_the_quorum_do_not_start_whatever_was_accepted(accept_missing: bool) -> None:
+    for found in ({"a": ready("a"), "d": ready("d")}, {name: ready(name) for name in "abc"}):
+        with pytest.raises(PlanError) as caught:
+            admit(PLAN, rehearsed(PLAN, found, ENROLLED), accept_missing=accept_missing)
+        assert caught.value.code == "too-few-sites"
+
+
+@given(st.dictionaries(st.sampled_from(ENROLLED), st.sampled_from(["accept", "half", "none", "refuse"])))
+def test_a_run_starts_if_and_only_if_enough_would_train_and_every_held_out_site_can_be_scored(
+    said: dict[str, str],
+) -> None:
+    kinds = {
+        "accept": ready,
+        "half": lambda name: ready(name, arms=HALF),
+        "none": lambda name: ready(name, arms=NONE),
+        "refuse": no,
+    }
+    check = rehearsed(PLAN, {name: kinds[kind](name) for name, kind in said.items()}, ENROLLED)  # type: ignore[operator]
+    training = [name for name in "abc" if said.get(name) in ("accept", "half")]
+    scored = said.get("d") in ("accept", "half", "none")
+    assert check["training"] == training
+    assert check["enough"] == (len(training) >= 2 and scored)
+    assert set(check["missing"]) == set(ENROLLED) - set(training) - ({"d"} if scored else set())
+    starts = check["enough"] and not check["missing"]
+    try:
+        admit(PLAN, check, accept_missing=False)
+    except (PlanError, RefusedError):
+        assert not starts
+    else:
+        assert starts
+
+
+def test_the_table_says_it_all_in_lines_that_fit_a_terminal() -> None:
+    found = ALL | {
+        "b": ready("b", arms=HALF, reasons={"federated": "the policy says so"}, data_prepared=False),
+        "c": no("c"),
+    }
+    text = check_table(rehearsed(PLAN, found, ENROLLED))
+    lines = text.splitlines()
+    assert "accept 1 of 2 arms" in text
+    assert "  federated: the policy says so" in lines
+    assert "  all: not yet" in lines
+    assert "would not take part: c" in lines
+    assert lines[-1] == "enough sites to start"
+    assert "not yet" in next(line for line in lines if line.startswith("b "))
+    assert "2/2" in next(line for line in lines if line.startswith("a "))
+    assert max(map(len, lines)) <= 100
+    assert check_table(rehearsed(PLAN, {}, ENROLLED)).endswith("NOT enough sites: the quorum is 2")
