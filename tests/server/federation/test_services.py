@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from common.errors import FedqcError, RunError
-from server.federation import registry, services
+from server.federation import services
 from server.federation.configure import configure, init_federation, renew_server_certificate
 from server.federation.registry import Federation, approve, revoke
 from server.federation.services import (
