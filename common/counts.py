@@ -34,11 +34,6 @@ def to_bins(logits: np.ndarray) -> np.ndarray:
     )
 
 
-def bin_logits() -> np.ndarray:
-    """Lower edge of each bin as a logit, shape (BINS,)."""
-    return np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS, endpoint=False)
-
-
 def per_patient(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

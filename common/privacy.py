@@ -202,17 +202,6 @@ def merge(history: Iterable[GaussianSteps]) -> list[GaussianSteps]:
     ]
 
 
-def describe(history: Sequence[GaussianSteps], delta: float) -> str:
-    """One line for a report: the guarantee, its unit, its neighbouring relation and its accountant."""
-    epsilon = rdp_epsilon(history, delta)
-    if math.isinf(epsilon):
-        return "not private"
-    return (
-        f"(epsilon={math.ceil(epsilon * 100) / 100:.2f}, delta={delta:g})-DP per {UNIT}, {ADJACENCY}, "
-        "RDP accountant"
-    )
-
-
 def _total_divergence(history: Sequence[GaussianSteps]) -> np.ndarray:
     """Renyi divergence of the composition at each of `ORDERS`; every entry private."""
     import numpy as np

@@ -22,14 +22,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from common.errors import DataError
 
 Rule = Literal["agree", "majority", "unanimous", "panel"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 DRAWS = 2000
 _DRAWS_AT_ONCE = 64  # bounds memory: draws × patients
 

@@ -104,8 +104,9 @@ class Folder(StrictModel):
 
     folder: _Below
     accept: list[str] = Field(min_length=1)  # label values, as the label file writes them
-    exclude: dict[str, str] = {}  # file name → why
-    without: dict[str, str] = {}  # artifact that is not simulated here → why; the label is then "absent"
+    exclude: dict[str, str] = Field(default_factory=dict)  # file name → why
+    # artifact that is not simulated here → why; the label is then "absent"
+    without: dict[str, str] = Field(default_factory=dict)
     looked_at: str = ""  # what a person saw; needed where images without a label are accepted
     slices: int | None = Field(default=None, ge=1)  # instead of the map's
     gap: int | None = Field(default=None, ge=1)
