@@ -1,8 +1,8 @@
-"""Every sentence of the readiness report, by key. A language is a dictionary; all have the same keys and the
-same values in braces.
-"""
+"""The sentences of the data check, by key, in English and Chinese (see common/i18n.py)."""
 
 from __future__ import annotations
+
+from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
     "title": "Data check",
@@ -349,4 +349,4 @@ CHINESE: dict[str, str] = {
     "none": "未注明",
 }
 
-LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}

@@ -1,11 +1,9 @@
-"""Every sentence of the gallery and of the acceptance report, by key. Both languages have the same keys and
-the same values in braces.
-"""
+"""The sentences of the gallery and of the realism report, by key, in English and Chinese (see common/i18n.py)."""
 
 from __future__ import annotations
 
 from common.artifacts import ARTIFACTS
-from common.i18n import Say, speaker
+from common.i18n import Languages, Say, speaker
 from common.physics import SIMULATORS
 
 ENGLISH: dict[str, str] = {
@@ -110,7 +108,7 @@ CHINESE: dict[str, str] = {
     "independent": "区间假定各行相互独立；若干行显示同一切片，因此区间偏窄。",
 }
 
-LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}
 
 _CHINESE_DEFINITIONS = {
     "metal": "致密植入物引起的条纹和暗带：射束硬化、光子不足以及少数射线的噪声。",

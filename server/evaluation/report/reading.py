@@ -11,8 +11,9 @@ from typing import Any
 
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
+from common.i18n import Say
 from server.evaluation.report.numerals import plain, rounded_up
-from server.evaluation.report.words import ENGLISH, Say, listing
+from server.evaluation.report.words import ENGLISH, listing
 
 Estimate = Mapping[str, float | None]
 TRAINED = ("local", "federated", "federated_dp", "pooled")

@@ -1,12 +1,8 @@
-"""Every sentence a reader of the report sees, by key. A second language is a second dictionary with the same
-keys.
-"""
+"""The sentences of the run report, by key (see common/i18n.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Say = Callable[..., str]
+from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
     "page.title": "fedqc report: {plan}",
@@ -286,16 +282,7 @@ ENGLISH: dict[str, str] = {
 }
 
 
-def speaker(language: str = "en") -> Say:
-    """A function from key and values to a sentence in `language`; a missing key is a bug and raises
-    KeyError.
-    """
-    sentences = {"en": ENGLISH}[language]
-
-    def say(key: str, **values: object) -> str:
-        return sentences[key].format(**values)
-
-    return say
+LANGUAGES: Languages = {"en": ENGLISH}
 
 
 def listing(items: list[str], conjunction: str = "and") -> str:
