@@ -28,9 +28,8 @@ from client.site.config import SiteConfig, read_site, site_key
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.files import write_bytes
+from common.plan import DEFAULT_SPLIT
 from common.preprocess import DEFAULT_SIZE
-
-DEFAULT_SPLIT = (0.6, 0.0, 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)

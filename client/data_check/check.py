@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 
 from client.data.cohort import (
-    DEFAULT_SPLIT,
     IntakeReport,
     SiteSlices,
     admit_quarantine,
@@ -29,6 +28,7 @@ from client.data.cohort import (
     intake_report,
     open_slices,
 )
+from client.data.inclusion import has_old_age_keys
 from client.data_check import screening
 from client.data_check.profile import (
     Acquisition,
@@ -48,6 +48,7 @@ from client.labels.spreadsheet import SheetProblem
 from client.site.config import SiteConfig, site_key
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError
+from common.plan import DEFAULT_SPLIT
 from common.preprocess import DEFAULT_SIZE
 from common.progress_bar import Progress
 
@@ -385,9 +386,11 @@ def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list
 def _on_files(subject: Subject) -> list[Finding]:
     intake = subject.slices.intake
     found: list[Finding] = []
+    if subject.found is not None and has_old_age_keys(subject.found.folder):
+        found.append(Finding(code="old-age-keys", level="note", values={}))
     codes = _listed(Counter(problem.code for problem in intake.quarantined))
     if not intake.found:
-        return [Finding(code="no-files", level="stop", values={})]
+        return [*found, Finding(code="no-files", level="stop", values={})]
     if not intake.records:
         every = _listed(Counter(problem.code for problem in (*intake.quarantined, *intake.excluded)))
         found.append(

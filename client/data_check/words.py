@@ -30,6 +30,8 @@ ENGLISH: dict[str, str] = {
     "many-excluded.found": "{files} of {of} files are left out by one rule: {rule}.",
     "many-excluded.do": "Is it what you expect? Else export the original CT and MR series, or change "
     "cohort.yaml.",
+    "old-age-keys.found": "cohort.yaml bounds the age by the old keys least and most.",
+    "old-age-keys.do": "Write age_years: {min: …, max: …}; the old keys are still read.",
     "uid-under-two-patients.found": "{images} images stand under two patients.",
     "uid-under-two-patients.do": "Find out whose they are: one person under two numbers weighs twice, and "
     "may be in training and test.",
@@ -210,6 +212,8 @@ CHINESE: dict[str, str] = {
     "quarantined.do": "--show-paths 列出这些文件；代码含义见 docs/errors.md。",
     "many-excluded.found": "{of} 个文件中有 {files} 个因同一规则被排除：{rule}。",
     "many-excluded.do": "请确认是否符合预期；否则请导出原始 CT 和 MR 序列，或修改 cohort.yaml。",
+    "old-age-keys.found": "cohort.yaml 用旧键 least 和 most 限定年龄。",
+    "old-age-keys.do": "请写作 age_years: {min: …, max: …}；旧键仍可读取。",
     "uid-under-two-patients.found": "{images} 幅图像同时属于两名患者。",
     "uid-under-two-patients.do": "请查明归属：同一人使用两个编号会被重复计数，并可能同时出现在训练集和测试集。",
     "no-site.found": "没有 site.yaml：未检查标注和数据划分。",
