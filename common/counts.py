@@ -1,4 +1,4 @@
-"""Mergeable sums of an evaluation; every metric is computed from them, once, where it is reported.
+"""Mergeable sums of an evaluation; every metric is computed from them once, where it is reported.
 
 A site turns patient scores into histograms over public bins. Histograms of disjoint patients add up exactly,
 in any order. AUROC from a histogram counts a tie inside a bin as one half, as the Mann-Whitney statistic

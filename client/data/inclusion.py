@@ -1,11 +1,11 @@
-"""Read cohort.yaml: inclusion and exclusion criteria, opt-outs, and the approval that allows use of the images.
+"""Read cohort.yaml: inclusion and exclusion criteria, opt-outs, and the approval to use the images.
 
 The file never leaves the hospital.
 
     name: brain-mri
     ethics_approval: 2024-117
     consent_basis: broad consent, form 3
-    include:                          # a slice must fit every line; one whose header lacks the value does not fit
+    include:                          # every line must fit; a slice whose header lacks the value does not
       modality: [MR]
       body_part: [BRAIN, HEAD]        # BodyPartExamined, case does not matter
       study_date: {first: 2019-01-01, last: 2024-12-31}

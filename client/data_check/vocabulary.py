@@ -1,4 +1,4 @@
-"""Words for what stands as free text in a header.
+"""Map free text of headers to a fixed vocabulary.
 
 A manufacturer, model, kernel or sequence is typed by people, and may hold a name. What is shown is therefore
 never the header's text but one of the words below; a text that is none of them becomes `other-3f2a`, four

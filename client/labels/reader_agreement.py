@@ -1,4 +1,4 @@
-"""What several readers say together, and how far they agree.
+"""Combine the answers of several readers, and measure how far they agree.
 
 Answers are arrays of shape (readers, items, artifacts): 1 present, 0 absent, nan not assessed. A reader is
 first-level or of the panel.

@@ -1,5 +1,4 @@
-"""What simulators do to real slices, to be looked at: an HTML page that opens anywhere, offline, or a contact
-sheet as a PNG.
+"""Show simulated artifacts on real slices: an offline HTML page, or a contact sheet as PNG.
 
 The page has no script and loads nothing. It holds no path, no identifier and no date: a slice is "CT slice
 1". It shows images of people.
@@ -32,7 +31,7 @@ SMOOTHING = 9  # pixels: an outline follows where most of this neighbourhood cha
 NEGATIVE, NEUTRAL, POSITIVE, OUTLINE = (64, 190, 255), (14, 16, 20), (255, 150, 40), (255, 214, 10)
 REACH_PERCENTILE = 90.0  # of what changed in the body: an implant must not hide its streaks
 # HU, % of the shown range: what a difference picture shows at least
-LEAST_DIFFERENCE = {
+MIN_DIFFERENCE = {
     "CT": 10.0,
     "MR": 2.0,
 }
@@ -201,7 +200,7 @@ def _series(name: str, shown: Sequence[Simulated], language: str, say: Say) -> S
     strongest = max(
         (float(np.percentile(values, REACH_PERCENTILE)) for values in changed if values.size), default=0.0
     )
-    reach = _round_up(max(LEAST_DIFFERENCE[first.modality], strongest))
+    reach = _round_up(max(MIN_DIFFERENCE[first.modality], strongest))
     cards = []
     for one, difference in zip(shown, differences, strict=True):
         grey = _grey(one.corrupted, low, high)

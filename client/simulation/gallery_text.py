@@ -1,4 +1,4 @@
-"""The sentences of the gallery and of the realism report, by key, in English and Chinese (see common/i18n.py)."""
+"""The sentences of the gallery and the realism report, by key, in English and Chinese: see common/i18n.py."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ ENGLISH: dict[str, str] = {
     "reader": "reader {reader}",
     "unanimous": "all readers",
     "unanimous.note": (
-        "all readers: rows that every one of them answered, and share that every one called realistic"
+        "all readers: rows that every reader answered, and the share that every reader called realistic"
     ),
     "nothing": "none",
     "kappa": "agreement, {who}: kappa {value} (95 % {low} to {high}; {n} rows, {patients} slices)",
     "undefined": "undefined",
     "named": "the artifact written down: {right} right, {wrong} another one, {unknown} in other words",
     "independent": (
-        "Intervals take rows for independent; several show the same slice, so they are too narrow."
+        "Intervals assume independent rows; several rows show the same slice, so they are too narrow."
     ),
 }
 

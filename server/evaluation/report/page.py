@@ -1,4 +1,4 @@
-"""report.html: one file that opens anywhere, offline, from the numbers of evaluation.json."""
+"""Render report.html from evaluation.json: one self-contained file that opens offline."""
 
 from __future__ import annotations
 

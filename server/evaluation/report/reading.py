@@ -1,6 +1,4 @@
-"""evaluation.json as the page asks for it: which sites, which model where, what is missing and why, what is
-private.
-"""
+"""Look up values in evaluation.json for the page: sites, models, what is missing and why, what is private."""
 
 from __future__ import annotations
 

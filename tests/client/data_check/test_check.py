@@ -22,7 +22,7 @@ from client.data_check.check import Readiness, examine, look, paths_text
 from client.data_check.page import render
 from client.data_check.text import report_text
 from client.data_check.words import LANGUAGES
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.ledger import Ledger, ledger_file_name
 from common.errors import ConfigError, DataError
 from common.i18n import speaker
@@ -52,9 +52,22 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     if image is None:
         image = np.random.default_rng(value).uniform(0, 900, (16, 16))
-    write_slice(path, image, modality=modality, pixel_spacing_mm=1.0, patient_id=patient, study_uid=make_uid(patient.encode()),  # type: ignore[arg-type]
-                series_uid=make_uid(patient.encode() + b"r"), sop_uid=make_uid(str(path).encode()), instance_number=1,
-                manufacturer="SIEMENS", model="Verio", kvp=120.0 if modality == "CT" else None)  # fmt: skip
+    write_slice(
+        path,
+        image,
+        HeaderFacts(
+            modality=modality,
+            pixel_spacing_mm=1.0,
+            patient_id=patient,
+            study_uid=make_uid(patient.encode()),  # type: ignore[arg-type]
+            series_uid=make_uid(patient.encode() + b"r"),
+            sop_uid=make_uid(str(path).encode()),
+            instance_number=1,
+            manufacturer="SIEMENS",
+            model="Verio",
+            kvp=120.0 if modality == "CT" else None,
+        ),
+    )
     if header:
         dataset = pydicom.dcmread(path)
         for keyword, content in header.items():

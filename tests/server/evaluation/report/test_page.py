@@ -330,7 +330,7 @@ def test_a_site_without_scores_is_named_and_not_zero():
             contrast.update(value=None, low=None, high=None, standard_error=None)
     page = render(values, MANIFEST, PLAN)
     assert findings.headline(Reading(values, SAY)) == [
-        "This run says nothing about a hospital never seen: dune † (synthetic) sent no score."
+        "This run has no result for an unseen hospital: dune † (synthetic) sent no score."
     ]
     rows = tables(section(page, "headline"))[0]
     assert [row[4] for row in rows[1:]] == ["not scored"] * len(ARMS)
@@ -342,7 +342,7 @@ def test_no_held_out_site_means_nothing_about_the_unseen():
     values = evaluation_of(held_out=())
     reading = Reading(values, SAY)
     assert findings.headline(reading) == [
-        "This run says nothing about a hospital never seen: no site was held out."
+        "This run has no result for an unseen hospital: no site was held out."
     ]
     assert any("No site was held out" in line for line in findings.not_measured(reading))
     assert "no site held out" in text_of(render(values, MANIFEST, PLAN.model_copy(update={"held_out": ()})))
@@ -485,7 +485,7 @@ def test_the_headline_repeats_the_verdict_of_the_contrast(whole):
         if contrast["where"] == "unseen" and contrast["arm"] == "pooled":
             contrast.update({"value": 0.1, "low": 0.05, "high": 0.15})
     sentence = findings.headline(Reading(values, SAY))[0]
-    assert "better than the untouched starting weights" in sentence
+    assert "better than the starting weights" in sentence
     assert "worse than the pooled model" in sentence
     assert "not distinguishable from sites training alone" in sentence
 
@@ -495,8 +495,8 @@ def test_an_artifact_at_chance_is_not_hidden_by_the_macro_score(whole):
     values["metrics"]["federated"]["dune"]["motion"].update(auroc=0.482, low=0.396, high=0.569)
     lines = findings.remarks(Reading(values, SAY))
     assert (
-        "At dune †, federated cannot be told from chance on motion (0.482): the interval includes 0.5."
-        in lines
+        "At dune †, federated is not distinguishable from chance on motion (0.482): "
+        "the interval includes 0.5." in lines
     )
 
 
