@@ -31,7 +31,7 @@ ENGLISH: dict[str, str] = {
     "many-excluded.do": "If that is not intended, export the original CT and MR series, or change "
     "cohort.yaml.",
     "old-age-keys.found": "cohort.yaml bounds the age by the old keys least and most.",
-    "old-age-keys.do": "Write age_years: {min: …, max: …}; the old keys are still read.",
+    "old-age-keys.do": "Rename them to min and max; the old keys are still read.",
     "uid-under-two-patients.found": "{images} images have two patient IDs.",
     "uid-under-two-patients.do": "Find out whose they are: a person with two IDs counts twice and may be in "
     "both training and test.",
@@ -213,7 +213,7 @@ CHINESE: dict[str, str] = {
     "many-excluded.found": "{of} 个文件中有 {files} 个因同一规则被排除：{rule}。",
     "many-excluded.do": "请确认是否符合预期；否则请导出原始 CT 和 MR 序列，或修改 cohort.yaml。",
     "old-age-keys.found": "cohort.yaml 用旧键 least 和 most 限定年龄。",
-    "old-age-keys.do": "请写作 age_years: {min: …, max: …}；旧键仍可读取。",
+    "old-age-keys.do": "请改名为 min 和 max；旧键仍可读取。",
     "uid-under-two-patients.found": "{images} 幅图像同时属于两名患者。",
     "uid-under-two-patients.do": "请查明归属：同一人使用两个编号会被重复计数，并可能同时出现在训练集和测试集。",
     "no-site.found": "没有 site.yaml：未检查标注和数据划分。",

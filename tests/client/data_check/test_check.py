@@ -552,6 +552,15 @@ def test_the_page_is_its_owners_and_a_bad_place_is_said(
     assert run(capsys, folder, "--lang", "fr")[0] == 2
 
 
+@pytest.mark.parametrize("language", sorted(LANGUAGES))
+def test_old_age_keys_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str) -> None:
+    folder = site(tmp_path / "site", patients=2)
+    for ages, noted in (("{least: 0}", True), ("{min: 0}", False)):
+        (folder / "cohort.yaml").write_text(f"include: {{age_years: {ages}}}", encoding="utf-8")
+        _, out, _ = run(capsys, folder, "--lang", language)
+        assert ("[old-age-keys]" in out) == noted
+
+
 def test_languages_say_the_same() -> None:
     assert_same_sentences(LANGUAGES)
 
