@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.dp.dp_sgd import train_private_head
+from client.dp.dp_sgd import PrivateSteps, train_private_head
 from common.counts import Counts, per_patient
 from common.learning import extract_features, score, set_threads, train_epochs
 from common.model_file import load_model
@@ -104,14 +104,15 @@ def main() -> None:
                             f[rows],
                             s.labels[rows],
                             s.patients[rows],
-                            steps=1,
-                            learning_rate=rate,
-                            clip_norm=1.0,
-                            noise_multiplier=noise,
-                            sample_rate=1.0,
-                            nominal_patients=NOMINAL,
-                            max_slices_per_patient=4,
-                            gradients="closed_form",
+                            PrivateSteps(
+                                steps=1,
+                                learning_rate=rate,
+                                clip_norm=1.0,
+                                noise_multiplier=noise,
+                                sample_rate=1.0,
+                                nominal_patients=NOMINAL,
+                                max_slices_per_patient=4,
+                            ),
                         )
                         for f, s, rows in zip(features, sites, train, strict=True)
                     ]

@@ -7,15 +7,17 @@ Synthetic files: CT of 512 x 512 and MR of 256 x 256, half and half, ten slices 
 uncompressed, one fifth JPEG 2000 without loss. A few images, each written under many headers. Stored slices
 are of the default image size. Four questions:
 
-    intake   `load_or_build` on an empty cache, which uses all cores, beside `plain`, the loop one would write: dcmread, pixel_array,
-             rescale, the same `prepare` and `to_stored`, kept in memory, one process. What fedqc does and
-             plain does not: two passes (headers, then pixels) in child processes with limits, their start,
-             every check of the reader, digests of each file and image, measures of quality, a database and
-             slices on the disk with fsync.
-    epoch    every slice once in shuffled batches of 32 from the cache (`Slices.images[batch]`), beside decoding again (`plain`).
-    check    `check_site` on a folder that has not changed since, beside the first time (no cache; the site's key stays); as a function,
-             and as `fedqc data check` from the start of the process to its end.
-    memory   the peak of resident memory of a build, of the process and of the largest of its children, at ten times as many slices.
+    intake   `load_or_build` on an empty cache, which uses all cores, beside `plain`, the loop one would
+             write: dcmread, pixel_array, rescale, the same `normalize_image` and `to_stored`, kept in memory,
+             one process. What fedqc does and plain does not: two passes (headers, then pixels) in child
+             processes with limits, their start, every check of the reader, digests of each file and image,
+             measures of quality, a database and slices on the disk with fsync.
+    epoch    every slice once in shuffled batches of 32 from the cache (`Slices.images[batch]`), beside
+             decoding again (`plain`).
+    check    `check_site` on a folder that has not changed since, beside the first time (no cache; the site's
+             key stays); as a function, and as `fedqc data check` from the start of the process to its end.
+    memory   the peak of resident memory of a build, of the process and of the largest of its children, at ten
+             times as many slices.
 
 Each side is a fresh process whose clock starts after its imports, except for whole commands; the sides take
 turns. The cache must hold plain's slices, and the second check must say what the first said, bit for bit, or
@@ -127,7 +129,7 @@ def _write_images(root: Path, slices: int) -> Iterator[tuple[str, str]]:
     import pydicom
     from pydicom.uid import JPEG2000Lossless
 
-    from client.dicom.dicom_write import make_uid, write_slice
+    from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 
     images = {modality: make_images(modality, DIFFERENT_IMAGES) for modality in SIDES_PX}
     compressed: dict[tuple[str, int], bytes] = {}
@@ -141,18 +143,20 @@ def _write_images(root: Path, slices: int) -> Iterator[tuple[str, str]]:
         write_slice(
             path,
             images[modality][which],
-            modality=modality,
-            pixel_spacing_mm=400 / SIDES_PX[modality],
-            patient_id=f"PHANTOM-{patient:05d}",
-            study_uid=make_uid(f"{name} study".encode()),
-            series_uid=make_uid(f"{name} series".encode()),
-            sop_uid=make_uid(f"{name} {position}".encode()),
-            instance_number=position + 1,
-            slice_position_mm=5.0 * position,
-            slice_thickness_mm=5.0,
-            intercept=-1024.0 if modality == "CT" else 0.0,
-            bits_stored=12,
-            signed=False,
+            HeaderFacts(
+                modality=modality,
+                pixel_spacing_mm=400 / SIDES_PX[modality],
+                patient_id=f"PHANTOM-{patient:05d}",
+                study_uid=make_uid(f"{name} study".encode()),
+                series_uid=make_uid(f"{name} series".encode()),
+                sop_uid=make_uid(f"{name} {position}".encode()),
+                instance_number=position + 1,
+                slice_position_mm=5.0 * position,
+                slice_thickness_mm=5.0,
+                intercept=-1024.0 if modality == "CT" else 0.0,
+                bits_stored=12,
+                signed=False,
+            ),
         )
         if kind == "jpeg-2000":
             dataset = pydicom.dcmread(path)
@@ -204,14 +208,14 @@ def plain(images: Path) -> tuple[Callable[[], list[np.ndarray]], Callable[[list[
     import pydicom
     from pydicom.pixels import apply_rescale
 
-    from common.preprocess import DEFAULT_SIZE, prepare, to_stored
+    from common.preprocess import DEFAULT_SIZE, normalize_image, to_stored
 
     def work() -> list[np.ndarray]:
         kept = []
         for path in sorted(images.rglob("*.dcm")):
             dataset = pydicom.dcmread(path)
             image = apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
-            kept.append(to_stored(prepare(image, dataset.Modality, DEFAULT_SIZE), dataset.Modality))
+            kept.append(to_stored(normalize_image(image, dataset.Modality, DEFAULT_SIZE), dataset.Modality))
         return kept
 
     return work, lambda kept: digest(np.stack(kept))

@@ -6,16 +6,16 @@ Three sites on one machine, TLS on loopback, registered node keys, a model of Re
 quarter of its channels). Nothing is trained, so that all that is measured is time and CPU beyond training.
 One warm-up round, then the rounds that count.
 
-    default   Flower's own way: SuperLink and SuperNodes that start a new process a message, an app that imports PyTorch and sends one array
-              a layer, FedAvg's loop with its poll of 3 s; no evaluation, which would double it
-              (benchmarks/round_apps/flower_default.py).
-    fedqc     nginx, SuperLink and SuperExec as `fedqc federation start` runs them; each site as `fedqc site start` does, the agent without
-              a network and the node confined to its files; folders, keys, kits and bundle as the commands
-              make them. Questions, signatures, nonces, codec, checks of the model and of the answers, mean,
-              checkpoint and records are the product's. Put in by this file: a ServerApp that runs rounds only
-              (round_apps/fedqc_rounds.py), and an agent that answers with a fixed update of Gaussian steps of
-              1e-3 where it would train. There is no final evaluation, no scoring of the public set, no outbox
-              (private arms only).
+    default   Flower's own way: SuperLink and SuperNodes that start a new process a message, an app that
+              imports PyTorch and sends one array a layer, FedAvg's loop with its poll of 3 s; no evaluation,
+              which would double it (benchmarks/round_apps/flower_default.py).
+    fedqc     nginx, SuperLink and SuperExec as `fedqc federation start` runs them; each site as `fedqc site
+              start` does, the agent without a network and the node confined to its files; folders, keys, kits
+              and bundle as the commands make them. Questions, signatures, nonces, codec, checks of the model
+              and of the answers, mean, checkpoint and records are the product's. Put in by this file: a
+              ServerApp that runs rounds only (round_apps/fedqc_rounds.py), and an agent that answers with a
+              fixed update of Gaussian steps of 1e-3 where it would train. There is no final evaluation, no
+              scoring of the public set, no outbox (private arms only).
     floor     one process: encodes, decodes and averages the same arrays as fedqc does, and nothing else.
 
 Then a whole small run: loop_overhead's plan (32 images a site, five rounds, the final evaluation) from `fedqc

@@ -8,15 +8,15 @@ training images a site and shows the fixed cost; "nominal" is 200. `--quick` mea
 is a fresh process; the sides take turns.
 
     simulation  the whole command: imports, plan, run folder, messages through the LocalGrid, checks,
-    checkpoints and records with
-                fsync, the model scored on a public set of 2 phantoms each round, the final evaluation on 2
-                test patients a site.
-    floor       one process without Flower, messages, files or scoring: opens the same caches, runs the same local epochs, averages
-                in memory. Its final weights must equal the simulation's bit for bit, or nothing is printed
-                and the exit status is 1.
-    plain       the script one would write without fedqc: arrays from .npy files, torch.optim.AdamW, weights averaged as floats. The
-                last bits differ, so its weights must agree to 1e-4 relative. It pays for torch._dynamo, which
-                torch.optim imports, as did the floor that the peers in the aims were measured against.
+                checkpoints and records with fsync, the model scored on a public set of 2 phantoms each round,
+                the final evaluation on 2 test patients a site.
+    floor       one process without Flower, messages, files or scoring: opens the same caches, runs the same
+                local epochs, averages in memory. Its final weights must equal the simulation's bit for bit,
+                or nothing is printed and the exit status is 1.
+    plain       the script one would write without fedqc: arrays from .npy files, torch.optim.AdamW, weights
+                averaged as floats. The last bits differ, so its weights must agree to 1e-4 relative. It pays
+                for torch._dynamo, which torch.optim imports, as did the floor that the peers in the aims were
+                measured against.
 
 All sides run under the same allocator settings (measuring.STEADY); without them chance decides which side
 pays for page faults.

@@ -1,5 +1,4 @@
-"""Shared by the benchmarks: what a command costs, sides interleaved, ratios with their spread, the table in
-the docs.
+"""Measure commands: cost, sides interleaved, ratios with their spread, and the table in the docs.
 
 Costs are those of the whole process tree of a fresh process. On a machine that others use too, seconds mean
 little: only sides that took turns within one run are compared, and only as ratios.

@@ -33,7 +33,7 @@ from sklearn.metrics import roc_auc_score
 
 from client.dicom.dicom import SliceHeader, read_headers, read_slices
 from client.dicom.sources import find_files, open_source
-from client.simulation.injection import LEAST_CHANGED, changed_share
+from client.simulation.injection import MIN_CHANGED, changed_share
 from client.simulation.real_slices import acquisition_of, as_square, body_of
 from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Modality
 from common.learning import score, set_threads
@@ -41,17 +41,17 @@ from common.model_file import load_model
 from common.models import build
 from common.physics import SIMULATORS, choose
 from common.physics.acquisition import integer, uniform
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 from common.weights import manifest_of, unflatten
 
 BANDS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 CLEAN = ("no_artifact", "unlabelled", "no_motion_reference", "")
 REAL = {"mri_motion": "motion", "mri_susceptibility": "susceptibility"}
-LEAST_BODY, DRAWS = 0.06, 5
+MIN_BODY, DRAWS = 0.06, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CleanSlice:
     file: str
     label: str
     image: np.ndarray
@@ -59,7 +59,7 @@ class Source:
     spacing_mm: float
 
 
-def sources_of(folder: Path, labels: dict[str, str]) -> Iterator[Source]:
+def sources_of(folder: Path, labels: dict[str, str]) -> Iterator[CleanSlice]:
     """The slices of a folder as squares."""
     for found in find_files(folder):
         with open_source(found) as (stream, size):
@@ -67,7 +67,7 @@ def sources_of(folder: Path, labels: dict[str, str]) -> Iterator[Source]:
             for number, pixels in read_slices(stream, size):
                 image, spacing = as_square(pixels, headers[number])
                 file = found.path.relative_to(folder.parent).as_posix()
-                yield Source(
+                yield CleanSlice(
                     file=file,
                     label=labels.get(file, ""),
                     image=image,
@@ -76,11 +76,11 @@ def sources_of(folder: Path, labels: dict[str, str]) -> Iterator[Source]:
                 )
 
 
-def body_share(source: Source) -> float:
+def body_share(source: CleanSlice) -> float:
     return float(body_of(torch.from_numpy(source.image), source.header.modality).float().mean())
 
 
-def version_of(source: Source, generator: torch.Generator) -> torch.Tensor:
+def version_of(source: CleanSlice, generator: torch.Generator) -> torch.Tensor:
     """The slice shifted by whole pixels, mirrored every second time."""
     image = torch.from_numpy(source.image)
     reach = image.shape[0] // 24
@@ -88,7 +88,7 @@ def version_of(source: Source, generator: torch.Generator) -> torch.Tensor:
     return moved.flip(-1) if uniform(generator, 0, 1) < 0.5 else moved
 
 
-def untouched(image: torch.Tensor, source: Source, generator: torch.Generator) -> torch.Tensor:
+def untouched(image: torch.Tensor, source: CleanSlice, generator: torch.Generator) -> torch.Tensor:
     acquisition = acquisition_of(image, source.header, source.spacing_mm)
     for simulator in SIMULATORS.values():
         if simulator.modality == source.header.modality and simulator.label is not None:
@@ -97,7 +97,7 @@ def untouched(image: torch.Tensor, source: Source, generator: torch.Generator) -
 
 
 def with_artifact(
-    image: torch.Tensor, source: Source, label: str, band: tuple[float, float], generator: torch.Generator
+    image: torch.Tensor, source: CleanSlice, label: str, band: tuple[float, float], generator: torch.Generator
 ) -> torch.Tensor | None:
     acquisition = acquisition_of(image, source.header, source.spacing_mm)
     modality = source.header.modality
@@ -107,7 +107,7 @@ def with_artifact(
         changed, mask = simulator.apply(
             image, simulator.draw(uniform(generator, *band), generator, acquisition)
         )
-        if changed_share(image, changed, mask & body, modality) >= LEAST_CHANGED[label] * min(
+        if changed_share(image, changed, mask & body, modality) >= MIN_CHANGED[label] * min(
             1.0, band[1] / 0.75
         ):
             return changed
@@ -144,7 +144,7 @@ def interval(
 
 
 def scores_of(model: torch.nn.Module, images: list[np.ndarray], modality: Modality) -> np.ndarray:
-    stored = np.stack([to_stored(prepare(image, modality, 128), modality) for image in images])
+    stored = np.stack([to_stored(normalize_image(image, modality, 128), modality) for image in images])
     return score(
         model, stored, np.full(len(stored), MODALITIES.index(modality), np.int8), np.arange(len(stored))
     )
@@ -152,9 +152,7 @@ def scores_of(model: torch.nn.Module, images: list[np.ndarray], modality: Modali
 
 def make_set(folder: Path, labels: dict[str, str], *, most: int, versions: int, seed: int) -> dict[str, Any]:
     """Negatives and positives of a folder as stored 128 x 128 slices: what a model is scored on."""
-    usable = [
-        one for one in sources_of(folder, labels) if one.label in CLEAN and body_share(one) >= LEAST_BODY
-    ]
+    usable = [one for one in sources_of(folder, labels) if one.label in CLEAN and body_share(one) >= MIN_BODY]
     chosen = [
         usable[place]
         for place in np.unique(np.linspace(0, len(usable) - 1, min(most, len(usable))).round().astype(int))
@@ -187,7 +185,7 @@ def make_set(folder: Path, labels: dict[str, str], *, most: int, versions: int, 
                         made["images"].append(changed.numpy())
                         made["keys"].append((number, label, band))
     made["images"] = np.stack(
-        [to_stored(prepare(image, modality, 128), modality) for image in made["images"]]
+        [to_stored(normalize_image(image, modality, 128), modality) for image in made["images"]]
     )
     return made
 
@@ -255,7 +253,7 @@ def real_labels(
     """
     rows = []
     for folder in folders:
-        found = [one for one in sources_of(folder, labels) if body_share(one) >= LEAST_BODY]
+        found = [one for one in sources_of(folder, labels) if body_share(one) >= MIN_BODY]
         for label, name in REAL.items():
             marked = [one.image for one in found if one.label == label]
             clean = [one.image for one in found if one.label in ("no_artifact", "no_motion_reference")]

@@ -6,10 +6,11 @@ Needs the extra `bench`: TorchIO and scikit-image. Every simulator of `common.ph
 parameters at severity 0.6 for eight phantom slices of 128 x 128 and is applied to them as one batch. Rivals
 take the same slices one by one, as they must:
 
-    MR    TorchIO's transform of that name with its defaults, where it has one. What it simulates is similar, not equal.
-    CT    no package has these artifacts; scikit-image's radon and iradon, with as many views as our scanner, are what one would build
-          them from. They must return a disc as our scanner does, within 3 %, or nothing is printed and the
-          exit status is 1.
+    MR    TorchIO's transform of that name with its defaults, where it has one. What it simulates is similar,
+          not equal.
+    CT    no package has these artifacts; scikit-image's radon and iradon, with as many views as our scanner,
+          are what one would build them from. They must return a disc as our scanner does, within 3 %, or
+          nothing is printed and the exit status is 1.
 
 Costs are CPU and wall time of one thread within this process, all sides in turns; a ratio is rival / fedqc,
 above 1 fedqc is faster. Also, in CPU seconds: a projector built, and what the demo's phantoms cost (anatomy,

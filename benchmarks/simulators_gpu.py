@@ -52,7 +52,7 @@ more.
 """
 
 
-def prepare(name: str, images: Tensor, spacing_mm: float, slices: int) -> tuple[Tensor, list[Any]]:
+def draw_params(name: str, images: Tensor, spacing_mm: float, slices: int) -> tuple[Tensor, list[Any]]:
     """`slices` slices, the given ones over and over, with parameters of their own."""
     simulator = SIMULATORS[name]
     repeated = images.repeat(-(-slices // len(images)), 1, 1)[:slices]
@@ -101,8 +101,8 @@ def measure_all(device: torch.device, repetitions: int) -> dict[str, Any]:
         for name in SIMULATORS:
             images, spacing_mm = slices["CT" if name in CT else "MR"]
             small, large = (
-                prepare(name, images, spacing_mm, BATCH),
-                prepare(name, images, spacing_mm, LARGE_BATCH),
+                draw_params(name, images, spacing_mm, BATCH),
+                draw_params(name, images, spacing_mm, LARGE_BATCH),
             )
             core, same, more = (
                 work_on(name, *small, torch.device("cpu")),

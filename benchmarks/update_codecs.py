@@ -4,16 +4,19 @@
 
     plain     the array's bytes and their SHA-256, as every message is hashed when it is signed.
     lossless  a frame of `encode_steps` (an update, in whole grid steps) or `encode_floats` (a model), the
-    SHA-256 of the frame, and its
-              decoding. What arrives must equal what was sent bit for bit, or nothing is printed and the exit
-              status is 1.
-    int8      a frame of `quantize_int8`, likewise. Its mean squared error must be the variance that it reports, within 10 %.
+              SHA-256 of the frame, and its decoding. What arrives must equal what was sent bit for bit, or
+              nothing is printed and the exit status is 1.
+    int8      a frame of `quantize_int8`, likewise. Its mean squared error must be the variance that it
+              reports, within 10 %.
 
 Four arrays, the first two with as many values as ResNet18 has weights (--quick: a tenth):
 
-    trained   an update without noise: Gaussian of 1e-3, each of 62 layers on a scale of its own (log-normal, 0.3 decades).
-    noised    an update under differential privacy: learning rate * noise multiplier * clip / patients * Gaussian = 3 * 1.5 * 1 / 200.
-    head      the same noise on the 245 weights that the demo's private arm sends: what the frame's header costs.
+    trained   an update without noise: Gaussian of 1e-3, each of 62 layers on a scale of its own (log-normal,
+              0.3 decades).
+    noised    an update under differential privacy: learning rate * noise multiplier * clip / patients *
+              Gaussian = 3 * 1.5 * 1 / 200.
+    head      the same noise on the 245 weights that the demo's private arm sends: what the frame's header
+              costs.
     model     the public start that fedqc ships, as a site receives it that holds no earlier model.
 
 Synthetic updates compress better or worse than trained ones as their size varies from layer to layer: on

@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "client.cli.site:site",
         "Install a hospital's node, see what it may do, what it spent and sent.",
     ),
-    "data": ("client.cli.data:data", "Make, check, prepare, label and inject image data."),
+    "data": ("client.cli.data:data", "Generate, check, prepare and label image data; simulate artifacts."),
 }
 
 

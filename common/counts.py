@@ -1,4 +1,4 @@
-"""Mergeable sums of an evaluation; every metric is computed from them, once, where it is reported.
+"""Mergeable sums of an evaluation; every metric is computed from them once, where it is reported.
 
 A site turns patient scores into histograms over public bins. Histograms of disjoint patients add up exactly,
 in any order. AUROC from a histogram counts a tie inside a bin as one half, as the Mann-Whitney statistic
@@ -32,11 +32,6 @@ def to_bins(logits: np.ndarray) -> np.ndarray:
     return np.clip(np.floor((finite + LOGIT_LIMIT) * (BINS / (2 * LOGIT_LIMIT))), 0, BINS - 1).astype(
         np.int64
     )
-
-
-def bin_logits() -> np.ndarray:
-    """Lower edge of each bin as a logit, shape (BINS,)."""
-    return np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS, endpoint=False)
 
 
 def per_patient(

@@ -23,12 +23,16 @@ ARM_NAMES = ("public", "local", "federated", "federated_dp", "pooled")
 Arm = Literal["public", "local", "federated", "federated_dp", "pooled"]
 
 
+DEFAULT_SPLIT = (0.7, 0.0, 0.3)
+"""Shares of patients for training, validation and test."""
+
+
 class Split(StrictModel):
     """Shares of patients; a site's own key decides who falls where."""
 
-    train: float = Field(default=0.7, ge=0, le=1)
-    validation: float = Field(default=0.0, ge=0, le=1)
-    test: float = Field(default=0.3, ge=0, le=1)
+    train: float = Field(default=DEFAULT_SPLIT[0], ge=0, le=1)
+    validation: float = Field(default=DEFAULT_SPLIT[1], ge=0, le=1)
+    test: float = Field(default=DEFAULT_SPLIT[2], ge=0, le=1)
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Split:

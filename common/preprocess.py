@@ -1,6 +1,6 @@
-"""From a slice in physical units to what the cache stores and to what the model sees.
+"""Convert a slice in physical units to what the cache stores, and that to what the model sees.
 
-decode (float32) → `prepare`: pad to a square, resample, scale → `to_stored` (int16, the cache) →
+decode (float32) → `normalize_image`: pad to a square, resample, scale → `to_stored` (int16, the cache) →
 `to_channels` (float32, the model). A change that alters a stored value must raise `PREPROCESS_VERSION`; every
 cache is then rebuilt.
 """
@@ -27,7 +27,7 @@ MR_CLIP = 1.5  # scaled MR lies in 0..MR_CLIP; 1 is the high percentile
 MR_STEPS = 4096.0  # stored steps per unit of scaled MR
 
 
-def prepare(image: np.ndarray, modality: Modality, size: int) -> np.ndarray:
+def normalize_image(image: np.ndarray, modality: Modality, size: int) -> np.ndarray:
     """One slice ready for `to_stored`: float32 (size, size); HU within `CT_RANGE_HU`, or MR within
     0..`MR_CLIP`.
 

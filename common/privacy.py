@@ -1,4 +1,4 @@
-"""Privacy accounting as pure numbers: what a history of noisy sums costs one patient.
+"""Privacy accounting: what a history of noisy sums costs one patient.
 
 The promise these numbers describe: each entry is a Gaussian mechanism on a sum to which one *patient*
 contributes a vector of L2 norm at most C; the noise has standard deviation `noise_multiplier` * C; patients
@@ -40,9 +40,9 @@ ADJACENCY = "add/remove"
 SMALLEST_NOISE_MULTIPLIER = (
     0.1  # below, one step costs an epsilon in the hundreds and the arithmetic is not worth trusting
 )
-LARGEST_NOISE_MULTIPLIER = 1e6
+MAX_NOISE_MULTIPLIER = 1e6
 SMALLEST_SAMPLE_RATE = 1e-9
-MOST_STEPS = 10_000_000
+MAX_STEPS = 10_000_000
 
 ORDERS: tuple[float, ...] = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -72,17 +72,17 @@ class GaussianSteps:
     def __post_init__(self) -> None:
         noise, rate, steps = self.noise_multiplier, self.sample_rate, self.steps
         if not _is_number(noise) or not (
-            noise == 0 or SMALLEST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER
+            noise == 0 or SMALLEST_NOISE_MULTIPLIER <= noise <= MAX_NOISE_MULTIPLIER
         ):
             raise _bad(
                 "noise_multiplier",
                 noise,
-                f"0 (none) or in [{SMALLEST_NOISE_MULTIPLIER}, {LARGEST_NOISE_MULTIPLIER:g}]",
+                f"0 (none) or in [{SMALLEST_NOISE_MULTIPLIER}, {MAX_NOISE_MULTIPLIER:g}]",
             )
         if not _is_number(rate) or not SMALLEST_SAMPLE_RATE <= rate <= 1:
             raise _bad("sample_rate", rate, f"a number in [{SMALLEST_SAMPLE_RATE}, 1]")
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-            raise _bad("steps", steps, f"a whole number in [1, {MOST_STEPS}]")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+            raise _bad("steps", steps, f"a whole number in [1, {MAX_STEPS}]")
 
     @property
     def is_private(self) -> bool:
@@ -178,11 +178,11 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
     high = 2 * low
     while not fits(high):
         low, high = high, 2 * high
-        if high > LARGEST_NOISE_MULTIPLIER * 1000:
+        if high > MAX_NOISE_MULTIPLIER * 1000:
             raise _bad(
                 "epsilon",
                 epsilon,
-                f"reachable with a noise multiplier up to {LARGEST_NOISE_MULTIPLIER:g} in {steps} steps",
+                f"reachable with a noise multiplier up to {MAX_NOISE_MULTIPLIER:g} in {steps} steps",
             )
     while high - low > 1:
         middle = (low + high) // 2
@@ -200,17 +200,6 @@ def merge(history: Iterable[GaussianSteps]) -> list[GaussianSteps]:
         GaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=count)
         for (noise, rate), count in steps.items()
     ]
-
-
-def describe(history: Sequence[GaussianSteps], delta: float) -> str:
-    """One line for a report: the guarantee, its unit, its neighbouring relation and its accountant."""
-    epsilon = rdp_epsilon(history, delta)
-    if math.isinf(epsilon):
-        return "not private"
-    return (
-        f"(epsilon={math.ceil(epsilon * 100) / 100:.2f}, delta={delta:g})-DP per {UNIT}, {ADJACENCY}, "
-        "RDP accountant"
-    )
 
 
 def _total_divergence(history: Sequence[GaussianSteps]) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""How far long work is, on stderr: a bar with the time left on a terminal, a plain line now and then
-elsewhere.
-"""
+"""Show the progress of long work on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ from contextlib import contextmanager
 
 STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying the cache"}
 SECONDS_BETWEEN_LINES = 10.0
-QUIET_S = 1.0  # work that is done by then is not talked about
+QUIET_S = 1.0  # shorter work prints nothing
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many of how many are done."""
+"""Called with the name of a stage, how many items of it are done, and how many there are."""
 
 
 def say(text: str) -> None:
@@ -53,23 +51,64 @@ def progress_shown() -> Iterator[Progress]:
 
 def _lines() -> Progress:
     began: dict[str, float] = {}
-    told: dict[str, float] = {}
+    printed_at: dict[str, float] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         start = began.setdefault(stage, now)
-        waited = now - told.setdefault(stage, now)
+        waited = now - printed_at.setdefault(stage, now)
         if 0 < done < total and waited >= SECONDS_BETWEEN_LINES:
-            told[stage] = now
+            printed_at[stage] = now
             say(
                 f"{STAGES.get(stage, stage)}: {done} of {total}, "
-                f"{_time_left((now - start) / done * (total - done))} left"
+                f"{duration((now - start) / done * (total - done))} left"
             )
         elif done == total and now - start >= QUIET_S:
-            say(f"{STAGES.get(stage, stage)}: {total} of {total} in {_time_left(now - start)}")
+            say(f"{STAGES.get(stage, stage)}: {total} of {total} in {duration(now - start)}")
 
     return show
 
 
-def _time_left(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+class ProgressLine:
+    """Counts units of work and prints on stderr how many are done and how long the rest may take.
+
+    Args:
+        total: units of work in all.
+        quiet: print nothing.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self._total, self._done, self._quiet = total, 0, quiet
+        self._started = time.monotonic()
+        self._skipped = 0
+
+    def say(self, text: str) -> None:
+        """Print a line; on a terminal it replaces the last note."""
+        if not self._quiet:
+            say(f"\r\033[K{text}" if sys.stderr.isatty() else text)
+
+    def note(self, text: str) -> None:
+        """Show what happens now, on one line that the next replaces; on a terminal only."""
+        if not self._quiet and sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def skip(self, units: int) -> None:
+        """Units that an earlier attempt did; they are not used to estimate the time left."""
+        self._skipped += units
+
+    def advance(self, text: str, units: int = 1) -> None:
+        """Count finished units and print `text` with the time left."""
+        self._done += units
+        left = self._total - self._skipped - self._done
+        elapsed = time.monotonic() - self._started
+        rest = f", about {duration(elapsed / self._done * left)} left" if left > 0 else ""
+        self.say(f"[{self._done + self._skipped}/{self._total}] {text}{rest}")
+
+
+def duration(seconds: float) -> str:
+    """A time span as people read it: `38 s`, `1 min 05 s`, `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,4 +1,4 @@
-"""A ServerApp that does nothing but fedqc's rounds, on a model of any layers.
+"""A ServerApp that runs only fedqc's rounds, on a model of any layers.
 
 Half of benchmarks/deployment_round.py. Questions, signatures, codec, gate, average, checkpoint and records
 are the project's own; only the scoring of each round's model on the public set is left out, as it is of the

@@ -354,9 +354,8 @@ class Agent:
         """Reserve, train, commit, store, and only then answer: in this order a crash can over-count, never
         under-count.
         """
-        from client.dp.dp_sgd import (
-            train_private_head,  # brings Opacus: a second of CPU and 100 MiB that other arms do without
-        )
+        # brings Opacus: a second of CPU and 100 MiB that other arms do without
+        from client.dp.dp_sgd import PrivateSteps, train_private_head
 
         plan, wanted, total = self._plan, self._plan.privacy, self._schedule()
         reservation = ledger.reserve(
@@ -379,13 +378,15 @@ class Agent:
             self._cached_features(model, base[: manifest.part("head.").start], rows),
             cohort.labels[rows],
             cohort.patients[rows],
-            steps=plan.private_steps_per_round,
-            learning_rate=wanted.learning_rate,
-            clip_norm=wanted.clip_norm,
-            noise_multiplier=total.noise_multiplier,
-            sample_rate=wanted.sample_rate,
-            nominal_patients=self.site.nominal_patients,
-            max_slices_per_patient=wanted.max_slices_per_patient,
+            PrivateSteps(
+                steps=plan.private_steps_per_round,
+                learning_rate=wanted.learning_rate,
+                clip_norm=wanted.clip_norm,
+                noise_multiplier=total.noise_multiplier,
+                sample_rate=wanted.sample_rate,
+                nominal_patients=self.site.nominal_patients,
+                max_slices_per_patient=wanted.max_slices_per_patient,
+            ),
             tick=job.ticker("step", plan.private_steps_per_round),
         )
         ledger.commit(reservation, steps_done=trained.steps_done, part=f"round {task.round}")

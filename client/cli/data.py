@@ -1,4 +1,4 @@
-"""Commands of a hospital, and those that make data."""
+"""The `fedqc data` commands."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ data = typer.Typer(add_completion=False, no_args_is_help=True)
 
 @data.callback()
 def _data_group() -> None:
-    """Make, check, prepare, label and inject image data."""
+    """Generate, check, prepare and label image data; simulate artifacts."""
 
 
 @data.command()
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to make, one subfolder a site.")],
-    sites: Annotated[int, typer.Option(help="How many hospitals; the last is unlike the others.")] = 4,
+    out: Annotated[Path, typer.Argument(help="New folder, one subfolder per site.")],
+    sites: Annotated[int, typer.Option(help="Number of hospitals; the last differs from the others.")] = 4,
     patients: Annotated[int, typer.Option(min=2, help="Patients per site, 2 or 3 slices each.")] = 340,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same files.")] = 7,
     public: Annotated[
         bool,
         typer.Option(
-            "--public", help="Instead: one site, `public`, for configs/plans/pretrain_phantom.yaml."
+            "--public", help="Write one site, `public`, for configs/plans/pretrain_phantom.yaml, instead."
         ),
     ] = False,
 ) -> None:
-    """Write a consortium of phantoms as DICOM, with labels and site.yaml."""
+    """Write site folders of phantoms: DICOM images, labels and site.yaml."""
     from client.simulation.phantom_sites import write_consortium, write_public
 
     if public:
@@ -56,51 +56,49 @@ def phantom(
 def inject(
     src: Annotated[
         Path | None,
-        typer.Argument(help="Real images: a folder, a zip archive or a file; with --map a folder."),
+        typer.Argument(help="Real images: a folder, a zip archive or a file; with --map, a folder."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Argument(help="With --map: folder to make, one subfolder a site.")
+        Path | None, typer.Argument(help="With --map: new folder, one subfolder per site.")
     ] = None,
     map_file: Annotated[
         Path | None,
-        typer.Option("--map", help="Which folders make up which hospital, like configs/real_hospitals.yaml."),
+        typer.Option(
+            "--map", help="YAML file that assigns folders to hospitals, such as configs/real_hospitals.yaml."
+        ),
     ] = None,
     gallery: Annotated[
         Path | None,
         typer.Option(
-            help="Page (.html) of simulators on real slices; with --map of its versions, also as .png."
+            help="Write an HTML page of simulated artifacts; with --map, of its images (.html or .png)."
         ),
     ] = None,
     blind: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make: workbooks in which readers mark what is realistic, and their key."
-        ),
+        typer.Option(help="New folder with workbooks in which readers rate realism, and their answer key."),
     ] = None,
     acceptance: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder of --blind with filled workbooks: count what readers called realistic."
-        ),
+        typer.Option(help="Evaluate the filled workbooks in the folder written by --blind."),
     ] = None,
     artifact: Annotated[
-        list[str] | None, typer.Option(help="Only this simulator; once for each (all by default).")
+        list[str] | None, typer.Option(help="Use only this simulator; repeatable. Default: all.")
     ] = None,
     severity: Annotated[
         list[float] | None,
-        typer.Option(help="Above 0, at most 1; once for each (0.25, 0.5, 0.75 and 1 by default)."),
+        typer.Option(help="Above 0, at most 1; repeatable. Default: 0.25, 0.5, 0.75 and 1."),
     ] = None,
     slices: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Slices of each modality (2 by default; with --blind 4)."),
+        typer.Option(min=1, max=100, help="Slices per modality. Default: 2, with --blind 4."),
     ] = None,
-    readers: Annotated[int | None, typer.Option(help="With --blind: how many (3 by default).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 7,
-    lang: Annotated[str, typer.Option("--lang", help="Language of page and counts: en or zh.")] = "en",
+    readers: Annotated[int | None, typer.Option(help="With --blind: number of readers. Default: 3.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same images.")] = 7,
+    lang: Annotated[str, typer.Option("--lang", help="Language of page and report: en or zh.")] = "en",
     format: FormatOption = Format.text,
 ) -> None:
-    """Simulate artifacts on real slices: a gallery, a blinded reading and what came of it, or (OUT and --map)
-    site folders.
+    """Simulate artifacts on real slices: write a gallery, a blinded reader study and its evaluation, or site
+    folders (OUT with --map).
     """
     kind = _kind_of_injection(
         {
@@ -163,12 +161,12 @@ def inject(
 
 
 def _given(value: Path | None) -> Path:
-    """What `_kind_of_injection` has seen to be there."""
+    """An argument that `_kind_of_injection` requires."""
     assert value is not None
     return value
 
 
-# kind → how it is typed, what it needs, what it may also have
+# kind → usage, required options, further options
 _INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
     "acceptance": ("--acceptance DIR", {"--acceptance"}, set()),
     "blind": ("SRC --blind DIR", {"SRC", "--blind"}, {"--artifact", "--severity", "--slices", "--readers"}),
@@ -178,7 +176,11 @@ _INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
 
 
 def _kind_of_injection(words: dict[str, Any]) -> str:
-    """What is asked for. Raises: ConfigError: `bad-argument`, naming what is missing or does not belong."""
+    """The kind of output requested.
+
+    Raises:
+        ConfigError: `bad-argument`, naming the options that are missing or not allowed.
+    """
     typed = {word for word, value in words.items() if value not in (None, [])}
     kinds = {
         "--acceptance": "acceptance",
@@ -190,28 +192,26 @@ def _kind_of_injection(words: dict[str, Any]) -> str:
     kind = next((kind for word, kind in kinds.items() if word in typed), None)
     if kind is None:
         forms = "; ".join(form for form, _, _ in _INJECTIONS.values())
-        raise ConfigError(
-            "nothing to make: what should be written?", code="bad-argument", hint=f"fedqc data inject {forms}"
-        )
+        raise ConfigError("no output requested", code="bad-argument", hint=f"fedqc data inject {forms}")
     form, needed, also = _INJECTIONS[kind]
     missing, wrong = (
         [word for word in words if word in needed - typed],
         [word for word in words if word in typed - needed - also],
     )
     if missing or wrong:
-        said = [f"{', '.join(missing)} missing"] * bool(missing) + [
-            f"{', '.join(wrong)} not for this"
+        problems = [f"{', '.join(missing)} missing"] * bool(missing) + [
+            f"{', '.join(wrong)} not allowed here"
         ] * bool(wrong)
         extra = "".join(f" [{word} …]" for word in words if word in also)
         raise ConfigError(
-            f"{form}: {'; '.join(said)}", code="bad-argument", hint=f"fedqc data inject {form}{extra}"
+            f"{form}: {'; '.join(problems)}", code="bad-argument", hint=f"fedqc data inject {form}{extra}"
         )
     suffixes = {"gallery": (".html",), "map": (".html", ".png")}.get(kind, ())
     if (gallery := words["--gallery"]) is not None and gallery.suffix.lower() not in suffixes:
         why = (
-            "a contact sheet (.png) is of the versions of a --map"
+            "a contact sheet (.png) needs --map"
             if gallery.suffix.lower() == ".png"
-            else "the page's name ends in .html"
+            else "the file name must end in .html"
         )
         raise ConfigError(
             f"--gallery {gallery}: expected {' or '.join(suffixes)}", code="bad-argument", hint=why
@@ -226,33 +226,33 @@ def check(
     ],
     format: FormatOption = Format.text,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Also write a page with contact sheets. It shows images.")
+        Path | None,
+        typer.Option("--html", help="Also write an HTML page with contact sheets. It shows patient images."),
     ] = None,
     against_training: Annotated[
         bool,
-        typer.Option(
-            "--against-training", help="Compare with the patients that this site's model was trained on."
-        ),
+        typer.Option("--against-training", help="Compare with the patients this site last trained on."),
     ] = False,
     training_profile: Annotated[
         Path | None,
         typer.Option(
             "--training-profile",
-            help="Compare with this profile, or with the newest one of this site folder.",
+            help="Compare with this profile file, or the newest profile of this site folder.",
         ),
     ] = None,
     show_paths: Annotated[
         bool,
         typer.Option(
             "--show-paths",
-            help="List the quarantined files, and what is behind names like other-3f2a, on stderr.",
+            help="List quarantined files, and the header texts behind names like other-3f2a, on stderr.",
         ),
     ] = False,
     lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",
 ) -> int:
-    """Say what images and labels are good for: ready, ready with warnings (status 0) or not ready (2), and
-    what to do. Changes nothing but the site's own state; of a folder without site.yaml, a private folder in
-    the user's cache directory.
+    """Check whether images and labels are ready for training, and what to correct.
+
+    Exit status: 0 ready or ready with warnings, 2 not ready. Images are not changed. The cache is kept in the
+    site's state folder; for a folder without site.yaml, in the user's cache directory.
     """
     from client.data_check.check import examine, look, paths_text
     from client.data_check.text import report_text
@@ -264,7 +264,7 @@ def check(
     with progress_shown() as progress:
         subject = look(folder, progress=progress)
     if subject.found is None:
-        say(f"no site.yaml: images only; the cache is {subject.state}")
+        say(f"no site.yaml: checking images only; cache: {subject.state}")
     against: Any = training_profile or ("own" if against_training else "nothing")
     found = examine(subject, against=against)
     print(
@@ -277,25 +277,23 @@ def check(
         from client.data_check.page import write_page
 
         write_page(html, found, lang)
-        say(f"written: {html}; it shows images and stays in the hospital")
+        say(f"written: {html} (shows patient images: keep it in the hospital)")
     return 2 if found.verdict == "not ready" else 0
 
 
 @data.command()
 def prepare(
     site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
-    plan: Annotated[Path | None, typer.Option(help="Plan whose image size to prepare for.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Use the image size of this plan.")] = None,
     accept_quarantine: Annotated[
-        bool, typer.Option("--accept-quarantine", help="Go on although many files cannot be read.")
+        bool, typer.Option("--accept-quarantine", help="Continue although many files cannot be read.")
     ] = False,
     show_paths: Annotated[
-        bool, typer.Option("--show-paths", help="Name the files that cannot be read. For this terminal only.")
+        bool, typer.Option("--show-paths", help="Also print the paths of files that cannot be read.")
     ] = False,
     format: FormatOption = Format.text,
 ) -> None:
-    """Read, decode and verify a site's images now, so that a run need not. Goes on where it stopped; changes
-    no image.
-    """
+    """Read, decode and verify a site's images before a run. Resumes where it stopped; changes no image."""
     from client.data import prepare
     from common.plan import read_plan
     from common.preprocess import DEFAULT_SIZE
@@ -304,8 +302,8 @@ def prepare(
     found, refusal = prepare.prepare(
         site, size=size, accept=lambda found: accept_quarantine or confirmed(found)
     )
-    said = prepare.report(found, size=size, show_paths=show_paths)
-    print(json.dumps(said, ensure_ascii=False) if format is Format.json else prepare.report_text(said))
+    report = prepare.report(found, size=size, show_paths=show_paths)
+    print(json.dumps(report, ensure_ascii=False) if format is Format.json else prepare.report_text(report))
     if refusal is not None:
         raise refusal
 
@@ -314,28 +312,24 @@ def prepare(
 def labels(
     site: Annotated[Path, typer.Argument(help="Site folder, or its site.yaml.")],
     sheets: Annotated[
-        int | None, typer.Option("--sheets", help="Write this many workbooks to fill in, one a reader.")
+        int | None, typer.Option("--sheets", help="Write this many workbooks, one per reader.")
     ] = None,
     merge: Annotated[
         list[Path] | None,
-        typer.Option("--merge", help="A filled workbook or a label sheet; once for each file."),
+        typer.Option("--merge", help="Merge this filled workbook or label sheet; repeatable."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for what is written; by default sheets/, or where the labels are."),
+        typer.Option(help="Output folder. Default: sheets/; with --merge, the folder of the labels."),
     ] = None,
-    per: Annotated[Per, typer.Option(help="What a row of a workbook shows.")] = Per.image,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the workbooks' keys and orders, and of the intervals.")
-    ] = 7,
+    per: Annotated[Per, typer.Option(help="Content of a workbook row.")] = Per.image,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of row keys, row order and intervals.")] = 7,
     force: Annotated[
-        bool, typer.Option("--force", help="Let --merge replace the site's label sheet.")
+        bool, typer.Option("--force", help="Allow --merge to replace the site's label sheet.")
     ] = False,
     format: FormatOption = Format.text,
 ) -> None:
-    """Check a site's label sheet and how far its readers agree; write workbooks for readers; merge what they
-    filled in.
-    """
+    """Check a site's label sheet and reader agreement; write or merge workbooks for readers."""
     from client.labels.spreadsheet import SheetProblems
     from client.reader_study import labelling
 
@@ -343,7 +337,7 @@ def labels(
         raise ConfigError(
             "--sheets and --merge together",
             code="bad-argument",
-            hint="first hand the workbooks out, then merge them",
+            hint="write the workbooks first; merge them after the readers filled them in",
         )
     if sheets is not None:
         paths = labelling.hand_out(

@@ -1,4 +1,4 @@
-"""A site folder as the arrays that training and evaluation use.
+"""Load a site folder as the arrays that training and evaluation use.
 
     site.yaml     name, kind, cohort, nominal_patients; where images, labels and state are
     images/       DICOM files, in any order and depth
@@ -22,15 +22,14 @@ import numpy as np
 
 from client.data.inclusion import read_admission
 from client.dicom.cache import Slices, load_or_build
-from client.dicom.index import MOST_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
+from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
 from client.labels.label_sheet import ImageName, MatchedLabels, match_labels, read_labels
 from client.site.config import SiteConfig, read_site, site_key
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.files import write_bytes
+from common.plan import DEFAULT_SPLIT
 from common.preprocess import DEFAULT_SIZE
-
-DEFAULT_SPLIT = (0.6, 0.0, 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class Cohort:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSlices:
-    """A site's usable slices, before anybody asks for labels."""
+    """A site's usable slices, without labels."""
 
     site: SiteConfig
     folder: Path
@@ -148,7 +147,6 @@ def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
         folder / site.state / "cache",
         size,
         admit=admission,
-        rules=admission.digest(),
         **how,
     )
     return SiteSlices(site=site, folder=folder, key=key, slices=slices)
@@ -176,15 +174,14 @@ def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
 
 
 def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
-    """Refuse a site of whose files more than `MOST_QUARANTINED` cannot be read, unless somebody has looked
-    and accepts it.
+    """Refuse a site with more than `MAX_QUARANTINED` unreadable files, unless a person accepts that.
 
     What was accepted is remembered for this index, and for no more quarantined files than there were then.
     Raises:
         DataError: `too-many-quarantined`.
     """
     intake, path = found.slices.intake, found.folder / found.site.state / "accepted-quarantine.json"
-    if intake.share_quarantined <= MOST_QUARANTINED:
+    if intake.share_quarantined <= MAX_QUARANTINED:
         return
     try:
         known = json.loads(path.read_text(encoding="ascii"))
@@ -199,9 +196,9 @@ def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
         )
         raise DataError(
             f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined ({codes});"
-            f" above {MOST_QUARANTINED:.0%} somebody should look first",
+            f" above {MAX_QUARANTINED:.0%} a person must review them",
             code="too-many-quarantined",
-            hint="fedqc data prepare SITE --show-paths lists them; --accept-quarantine goes on with the rest",
+            hint="--show-paths of fedqc data prepare lists them; --accept-quarantine continues without",
         )
     write_bytes(
         path,

@@ -1,14 +1,15 @@
-"""cohort.yaml: which patients' images this cohort is made of, and what allows their use. It never leaves the
-hospital.
+"""Read cohort.yaml: inclusion and exclusion criteria, opt-outs, and the approval to use the images.
+
+The file never leaves the hospital.
 
     name: brain-mri
     ethics_approval: 2024-117
     consent_basis: broad consent, form 3
-    include:                          # a slice must fit every line that is here; one that says nothing about it does not fit
+    include:                          # every line must fit; a slice whose header lacks the value does not
       modality: [MR]
       body_part: [BRAIN, HEAD]        # BodyPartExamined, case does not matter
       study_date: {first: 2019-01-01, last: 2024-12-31}
-      age_years: {least: 18, most: 90}
+      age_years: {min: 18, max: 90}
       series_description: [T1, MPRAGE]   # one of these words occurs in it
     exclude:                          # a slice must fit none of them
       series_description: [LOC, SCREEN]
@@ -25,7 +26,7 @@ import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -36,6 +37,7 @@ from common.errors import ConfigError
 from common.strict import StrictModel, describe_all, strict_yaml
 
 MAX_BYTES = 1 << 20
+OLD_AGE_KEYS = {"least": "min", "most": "max"}
 ADMISSION_CODES: dict[str, str] = {
     "opted-out": "the patient is on the opt-out list",
     "rule-modality": "another modality than the cohort's",
@@ -61,13 +63,23 @@ class Dates(StrictModel):
 
 
 class Ages(StrictModel):
-    least: float = Field(default=0.0, ge=0, le=150)
-    most: float = Field(default=150.0, ge=0, le=150)
+    """Inclusive bounds in years. The keys were `least` and `most` once; these are still read."""
+
+    min: float = Field(default=0.0, ge=0, le=150)
+    max: float = Field(default=150.0, ge=0, le=150)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        renamed = {old: new for old, new in OLD_AGE_KEYS.items() if new not in value}
+        return {renamed.get(key, key): number for key, number in value.items()}
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.least > self.most:
-            raise ValueError("least is above most")
+        if self.min > self.max:
+            raise ValueError("min is above max")
         return self
 
 
@@ -85,7 +97,7 @@ class Exclude(StrictModel):
 
 
 class CohortRules(StrictModel):
-    """What cohort.yaml says."""
+    """The fields of cohort.yaml."""
 
     name: str = ""
     ethics_approval: str = ""
@@ -98,7 +110,7 @@ class CohortRules(StrictModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """The rules, ready to be asked."""
+    """The inclusion rules and the opt-outs, as a function of one slice."""
 
     rules: CohortRules
     opted_out: frozenset[str]  # pseudonyms
@@ -116,24 +128,31 @@ class Admission:
         if include.study_date and not _is_within(record.study_date, include.study_date):
             return "rule-date"
         ages = include.age_years
-        if ages and (record.age_years is None or not ages.least <= record.age_years <= ages.most):
+        if ages and (record.age_years is None or not ages.min <= record.age_years <= ages.max):
             return "rule-age"
         description = record.series_description.upper()
-        wanted, unwanted = _upper(include.series_description), _upper(exclude.series_description)
-        if (wanted and not any(word in description for word in wanted)) or any(
-            word in description for word in unwanted
+        included, excluded = _upper(include.series_description), _upper(exclude.series_description)
+        if (included and not any(word in description for word in included)) or any(
+            word in description for word in excluded
         ):
             return "rule-description"
         return ""
 
     def digest(self) -> str:
-        """Names the rules: the same digest, the same answers."""
-        said = self.rules.model_dump(mode="json", include={"include", "exclude"})
-        return hashlib.sha256(json.dumps([said, sorted(self.opted_out)], sort_keys=True).encode()).hexdigest()
+        """A digest of the rules: equal digests admit the same slices.
+
+        Age bounds are digested under their old keys, so that existing caches stay valid.
+        """
+        rules = self.rules.model_dump(mode="json", include={"include", "exclude"})
+        if ages := rules["include"]["age_years"]:
+            rules["include"]["age_years"] = {old: ages[new] for old, new in OLD_AGE_KEYS.items()}
+        return hashlib.sha256(
+            json.dumps([rules, sorted(self.opted_out)], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def read_admission(folder: Path, key: bytes) -> Admission:
-    """The rules of FOLDER/cohort.yaml; without the file, everybody is admitted.
+    """The rules of FOLDER/cohort.yaml; without the file, all patients are admitted.
 
     Raises:
         ConfigError: `bad-cohort`, naming file, field and what is allowed; no value of a list of patients.
@@ -164,6 +183,15 @@ def read_admission(folder: Path, key: bytes) -> Admission:
     )
 
 
+def has_old_age_keys(folder: Path) -> bool:
+    """Whether FOLDER/cohort.yaml, which must be valid, bounds the age by `least` or `most`."""
+    path = folder / "cohort.yaml"
+    if not path.exists():
+        return False
+    include = (strict_yaml(_text(path)) or {}).get("include") or {}
+    return bool((include.get("age_years") or {}).keys() & OLD_AGE_KEYS.keys())
+
+
 def _text(path: Path) -> bytes:
     try:
         content = path.read_bytes()
@@ -173,7 +201,7 @@ def _text(path: Path) -> bytes:
         raise ConfigError(
             f"{path}: larger than {MAX_BYTES} bytes",
             code="bad-cohort",
-            hint="a long list belongs into opt_out_file",
+            hint="put a long list of patients into opt_out_file",
         )
     return content
 

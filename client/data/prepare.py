@@ -1,5 +1,4 @@
-"""`fedqc data prepare`: read, decode and verify a site's images before a run needs them, and settle what to
-do about the unreadable.
+"""Read, decode and verify a site's images before a run (`fedqc data prepare`).
 
 What is written goes into the site's state folder. Sources are read, never changed, moved or deleted.
 """

@@ -1,1 +1,1 @@
-"""Whether a folder of images is ready for training: what `fedqc data check` finds, says and draws."""
+"""Check whether a folder of images is ready for training (`fedqc data check`)."""

@@ -1,5 +1,4 @@
-"""What a folder of images is good for: everything that `fedqc data check` says, worked out once for terminal,
-JSON and page.
+"""Compute the findings of `fedqc data check`, once for terminal, JSON and page.
 
 A folder with a site.yaml is a site: its images, labels and split are looked at, and what is written goes
 below its state folder. Any other folder is looked at as images only; its cache and its key then lie in the
@@ -20,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 
 from client.data.cohort import (
-    DEFAULT_SPLIT,
     IntakeReport,
     SiteSlices,
     admit_quarantine,
@@ -29,6 +27,7 @@ from client.data.cohort import (
     intake_report,
     open_slices,
 )
+from client.data.inclusion import has_old_age_keys
 from client.data_check import screening
 from client.data_check.profile import (
     Acquisition,
@@ -42,17 +41,18 @@ from client.data_check.profile import (
 )
 from client.data_check.vocabulary import OTHER, WORDS, said
 from client.dicom.cache import Slices, load_or_build
-from client.dicom.index import MOST_QUARANTINED, PARTS, SliceRecord, pseudonym
+from client.dicom.index import MAX_QUARANTINED, PARTS, SliceRecord, pseudonym
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
 from client.site.config import SiteConfig, site_key
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError
+from common.plan import DEFAULT_SPLIT
 from common.preprocess import DEFAULT_SIZE
 from common.progress_bar import Progress
 
 Level = Literal["stop", "warning", "note"]
-Source = Literal["file", "ledger", "earlier index", "this index"]
+ProfileOrigin = Literal["file", "ledger", "earlier index", "this index"]
 Verdict = Literal["ready", "ready with warnings", "not ready"]
 
 FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise leaves something to learn
@@ -101,7 +101,7 @@ class Finding:
 class Drift:
     """The comparison with the profile that a model was trained on."""
 
-    source: Source
+    source: ProfileOrigin
     trained_patients: int
     compared: Literal["patients not trained on", "all patients"]
     patients: int
@@ -246,7 +246,7 @@ def state_of_folder(path: Path) -> Path:
     hint = "XDG_CACHE_HOME names another folder for caches"
     if state.resolve().is_relative_to(real):
         raise ConfigError(
-            f"{state}: the cache would lie inside the folder that is looked at",
+            f"{state}: the cache would lie inside the folder to check",
             code="bad-cache-folder",
             hint=hint,
         )
@@ -385,20 +385,22 @@ def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list
 def _on_files(subject: Subject) -> list[Finding]:
     intake = subject.slices.intake
     found: list[Finding] = []
+    if subject.found is not None and has_old_age_keys(subject.found.folder):
+        found.append(Finding(code="old-age-keys", level="note", values={}))
     codes = _listed(Counter(problem.code for problem in intake.quarantined))
     if not intake.found:
-        return [Finding(code="no-files", level="stop", values={})]
+        return [*found, Finding(code="no-files", level="stop", values={})]
     if not intake.records:
         every = _listed(Counter(problem.code for problem in (*intake.quarantined, *intake.excluded)))
         found.append(
             Finding(code="no-usable-images", level="stop", values={"files": intake.found, "codes": every})
         )
-    if intake.share_quarantined > MOST_QUARANTINED:
+    if intake.share_quarantined > MAX_QUARANTINED:
         values = {
             "files": len(intake.quarantined),
             "of": intake.found,
             "codes": codes,
-            "limit": f"{MOST_QUARANTINED:.0%}",
+            "limit": f"{MAX_QUARANTINED:.0%}",
         }
         found.append(
             Finding(
@@ -466,7 +468,9 @@ def _on_labels(
     found = []
     one_sided = [
         (
-            f"{artifact} ({part}: {' and '.join(f'0 {side}' for side in ('present', 'absent') if not sides[side])})"
+            f"{artifact} ({part}: "
+            + " and ".join(f"0 {side}" for side in ("present", "absent") if not sides[side])
+            + ")"
         )
         for artifact, parts in counts.items()
         for part, sides in parts.items()
@@ -592,7 +596,7 @@ def _keep(subject: Subject, acquisition: Acquisition, train: np.ndarray) -> None
 
 
 def _compared(subject: Subject, acquisition: Acquisition, against: Literal["own"] | Path) -> Drift:
-    source: Source = "file"
+    source: ProfileOrigin = "file"
     if isinstance(against, Path):
         path = _in_folder(against)
     else:
@@ -622,7 +626,7 @@ def _newest(state: Path) -> list[Path]:
     return sorted(state.glob("profile-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _own_profile(subject: Subject) -> tuple[Path, Source]:
+def _own_profile(subject: Subject) -> tuple[Path, ProfileOrigin]:
     """The profile of the index that the site last trained on, as its ledger says; else of the newest earlier
     index; else of this one.
     """

@@ -1,5 +1,4 @@
-"""The readiness report as one page that opens anywhere, offline: pictures as data, drawings as SVG, no
-script, nothing from outside.
+"""Render the data check as one offline HTML page: embedded pictures, SVG drawings, no script, no links.
 
 It shows images, so it stays in the hospital. It holds no path, no identifier and no date finer than a month;
 a file is its number.
@@ -107,8 +106,8 @@ def render(found: Readiness, language: str) -> str:
             artifact.name: artifact.chinese if language == "zh" else artifact.name for artifact in ARTIFACTS
         },
         trends=[(trend, sparkline(trend)) for trend in _alarming_first(found.trends)[:SHOWN_TRENDS]],
-        least_months=screening.LEAST_MONTHS,
-        least_studies=screening.LEAST_STUDIES,
+        least_months=screening.MIN_MONTHS,
+        least_studies=screening.MIN_STUDIES,
         sheets=contact_sheets(found, say),
         window=CT_WINDOW_HU,
         translated=lambda said: text.translated(said, say),

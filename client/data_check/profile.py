@@ -1,5 +1,6 @@
-"""How images were acquired, as distributions over patients, and how far two such profiles differ. It stays in
-the hospital.
+"""Profile how images were acquired, as distributions over patients, and compare two profiles.
+
+A profile stays in the hospital.
 
 A patient counts once: each of a patient's slices weighs one over how many slices of the modality the patient
 has. Numbers are binned at the values or deciles of the profile that is compared *with*, so that a profile can
@@ -32,10 +33,10 @@ from common.files import write_bytes
 FORMAT = 1
 MOVED, ALARMING = 0.1, 0.25
 MAX_BYTES = 16 << 20
-MOST_LETTERS = 40  # of a word
+MAX_LETTERS = 40  # of a word
 _BINS = 10
 _TOLERANCE = 1e-3  # of a value: 4.999 mm is 5 mm
-_LEAST_IN_BIN = 4  # patients, so that few patients make few bins
+_MIN_IN_BIN = 4  # patients, so that few patients make few bins
 
 WORD_FIELDS = ("vendor", "model", "field_strength_t", "kvp", "kernel", "sequence")
 NUMBER_FIELDS = (
@@ -203,7 +204,7 @@ def _edges(values: np.ndarray, quantile: Callable[[float], float], *, patients: 
     come.
     """
     few = np.unique(values)
-    bins = max(2, min(_BINS, int(patients) // _LEAST_IN_BIN))
+    bins = max(2, min(_BINS, int(patients) // _MIN_IN_BIN))
     if len(few) <= min(_BINS, patients / 2 + 1):
         return tuple(
             sorted({mark + side * _TOLERANCE * abs(mark) for mark in few.tolist() for side in (-1, 1)})
@@ -365,7 +366,7 @@ def _profile_of(value: dict[str, Any]) -> Profile:
             for field in one["words"]
         }
         if not all(
-            name.isprintable() and len(name) <= MOST_LETTERS for counts in words.values() for name in counts
+            name.isprintable() and len(name) <= MAX_LETTERS for counts in words.values() for name in counts
         ):
             raise ValueError
         numbers = {}

@@ -1,5 +1,6 @@
-"""What is unlike the rest, twice there, or changing: signs for a person to look at. They warn, and never
-select a slice or a patient.
+"""Find outliers, near duplicates and changes over time, for a person to look at.
+
+They are warnings; no slice or patient is selected by them.
 
 All of it is worked out from four measures a slice, which the cache keeps (`client.dicom.reading.measures`):
 no pixel is read.
@@ -20,15 +21,15 @@ MEASURES = ("mean", "spread", "detail")
 OUTLYING_Z = 6.0
 """Robust z-score from which a slice is an outlier. Iglewicz and Hoaglin (1993) take 3.5 for one normal
 population; a volume's first and last slices differ from its middle by more than that, and are in order."""
-LEAST_GROUP = 20  # slices of one protocol, below which nothing can be called unlike the rest
-MOST_BITS = 3
+MIN_GROUP = 20  # slices of one protocol, below which nothing can be called unlike the rest
+MAX_BITS = 3
 """Bits of 64 in which the difference hashes of near-duplicates differ at most."""
 SAME_MEASURES = (
     0.02  # near-duplicates also agree in mean (of the spread), spread and detail to within this part
 )
-MOST_CANDIDATES = 30_000_000  # pairs compared, above which the search says that it is not complete
+MAX_CANDIDATES = 30_000_000  # pairs compared, above which the search says that it is not complete
 STEP_SD, STEP_Z = 1.0, 3.29
-LEAST_MONTHS, LEAST_STUDIES = 6, 8
+MIN_MONTHS, MIN_STUDIES = 6, 8
 _CHUNK = 1 << 20
 
 
@@ -63,7 +64,7 @@ def outliers(values: np.ndarray, groups: np.ndarray) -> Outliers:
     bounds = np.flatnonzero(np.diff(groups[order], prepend=-1, append=-1))
     for start, stop in pairwise(bounds):
         own = order[start:stop]
-        if len(own) < LEAST_GROUP:
+        if len(own) < MIN_GROUP:
             continue
         away = values[own] - np.median(values[own], axis=0)
         mad, mean = np.median(np.abs(away), axis=0), np.abs(away).mean(0)
@@ -111,14 +112,14 @@ def near_duplicates(
     count = len(hashes)
     across_patients, across_split = np.zeros(count, bool), np.zeros(count, bool)
     seen: dict[int, tuple[tuple[int, int], bool]] = {}  # of each pair of patients one pair of slices
-    budget = MOST_CANDIDATES
+    budget = MAX_CANDIDATES
     for first, second in _candidates(hashes, values[:, 1], kinds):
         budget -= len(first)
         if budget < 0:
             break
         near = (patients[first] != patients[second]) & (series[first] != series[second])
         first, second = first[near], second[near]
-        near = (np.bitwise_count(hashes[first] ^ hashes[second]) <= MOST_BITS) & _alike(
+        near = (np.bitwise_count(hashes[first] ^ hashes[second]) <= MAX_BITS) & _alike(
             values[first], values[second]
         )
         first, second = first[near], second[near]
@@ -218,8 +219,8 @@ def trends(
     z: np.ndarray,
     scanners: np.ndarray,
     *,
-    least_months: int = LEAST_MONTHS,
-    least: int = LEAST_STUDIES,
+    least_months: int = MIN_MONTHS,
+    least: int = MIN_STUDIES,
 ) -> list[Trend]:
     """Whether a scanner's images changed over time, from the slices that have a date.
 

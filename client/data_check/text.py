@@ -1,4 +1,4 @@
-"""The readiness report on a terminal: the verdict and what to do first, the numbers after it."""
+"""Print the data check on a terminal: verdict and findings first, then the numbers."""
 
 from __future__ import annotations
 

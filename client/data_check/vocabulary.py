@@ -1,9 +1,8 @@
-"""Words for what stands as free text in a header.
+"""Map free text of headers to a fixed vocabulary.
 
 A manufacturer, model, kernel or sequence is typed by people, and may hold a name. What is shown is therefore
 never the header's text but one of the words below; a text that is none of them becomes `other-3f2a`, four
-digits of its digest under the site's key, so that two unknown scanners stay two. What may leave the hospital
-has no such digests, only "other": see `release.py`.
+digits of its digest under the site's key, so that two unknown scanners stay two.
 """
 
 from __future__ import annotations
@@ -283,31 +282,6 @@ _SEQUENCE_TERMS = frozenset(
     {"SE", "IR", "GR", "EP", "RM", "SK", "MTC", "SS", "TRSS", "SP", "MP", "OSP", "TOF", "NONE"}
 )
 
-BODY_PARTS: dict[str, tuple[str, ...]] = {
-    "head": ("BRAIN", "HEAD", "SKULL", "ORBIT", "IAC", "SINUS", "FACE", "JAW", "PITUITARY"),
-    "neck": ("NECK", "HEADNECK", "CSPINE", "THYROID", "CAROTID"),
-    "chest": ("CHEST", "THORAX", "LUNG", "HEART", "TSPINE", "BREAST", "RIB", "STERNUM", "AORTA"),
-    "abdomen": ("ABDOMEN", "LIVER", "KIDNEY", "PANCREAS", "SPLEEN", "LSPINE", "ABDOMENPELVIS"),
-    "pelvis": ("PELVIS", "PROSTATE", "BLADDER", "UTERUS", "SSPINE", "HIP", "RECTUM"),
-    "spine": ("SPINE", "WHOLESPINE"),
-    "limb": (
-        "KNEE",
-        "SHOULDER",
-        "ANKLE",
-        "FOOT",
-        "HAND",
-        "WRIST",
-        "ELBOW",
-        "LEG",
-        "ARM",
-        "THIGH",
-        "EXTREMITY",
-        "FEMUR",
-        "TIBIA",
-    ),
-    "whole body": ("WHOLEBODY", "PARTIALBODY", "CHESTABDPELVIS"),
-}
-
 
 def vendor(text: str) -> str | None:
     """The maker's short name; None where the text is none that we know."""
@@ -345,11 +319,6 @@ def sequence(text: str) -> str | None:
         for word in _plain(text).split(" ")[:2]
     ]
     return " ".join(filter(None, words)) or None
-
-
-def body_part(text: str) -> str | None:
-    squeezed = re.sub(r"[^A-Z]", "", text.upper())
-    return next((name for name, words in BODY_PARTS.items() if squeezed in words), None)
 
 
 WORDS = {

@@ -1,8 +1,8 @@
-"""Every sentence of the readiness report, by key. A language is a dictionary; all have the same keys and the
-same values in braces.
-"""
+"""The sentences of the data check, by key, in English and Chinese (see common/i18n.py)."""
 
 from __future__ import annotations
+
+from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
     "title": "Data check",
@@ -23,70 +23,72 @@ ENGLISH: dict[str, str] = {
     "no-usable-images.found": "None of the {files} files can be used ({codes}).",
     "no-usable-images.do": "docs/errors.md explains the codes; --show-paths lists the quarantined files.",
     "too-many-quarantined.found": "{files} of {of} files are quarantined, above {limit} ({codes}).",
-    "too-many-quarantined.do": "Look at them (--show-paths), then: fedqc data prepare SITE "
+    "too-many-quarantined.do": "Review them (--show-paths), then: fedqc data prepare SITE "
     "--accept-quarantine",
     "quarantined.found": "Some files could not be read: {codes}.",
     "quarantined.do": "--show-paths lists them; docs/errors.md explains the codes.",
     "many-excluded.found": "{files} of {of} files are left out by one rule: {rule}.",
-    "many-excluded.do": "Is it what you expect? Else export the original CT and MR series, or change "
+    "many-excluded.do": "If that is not intended, export the original CT and MR series, or change "
     "cohort.yaml.",
-    "uid-under-two-patients.found": "{images} images stand under two patients.",
-    "uid-under-two-patients.do": "Find out whose they are: one person under two numbers weighs twice, and "
-    "may be in training and test.",
-    "no-site.found": "No site.yaml: labels and split were not looked at.",
+    "old-age-keys.found": "cohort.yaml bounds the age by the old keys least and most.",
+    "old-age-keys.do": "Rename them to min and max; the old keys are still read.",
+    "uid-under-two-patients.found": "{images} images have two patient IDs.",
+    "uid-under-two-patients.do": "Find out whose they are: a person with two IDs counts twice and may be in "
+    "both training and test.",
+    "no-site.found": "No site.yaml: labels and split were not checked.",
     "no-site.do": "fedqc site init makes a site of this folder.",
     "labels-missing.found": "There are no labels.",
     "labels-missing.do": "fedqc data labels SITE --sheets 2 makes workbooks for two readers.",
     "labels-unreadable.found": "The label sheet cannot be read [{problem}].",
-    "labels-unreadable.do": "Save it as .xlsx or as CSV UTF-8; fedqc data labels SITE says more.",
+    "labels-unreadable.do": "Save it as .xlsx or as CSV UTF-8; fedqc data labels SITE gives details.",
     "labels-match-nothing.found": "None of the {rows} rows of the label sheet names a usable image.",
     "labels-match-nothing.do": "file = path relative to the images folder, or another key of docs/labels.md.",
     "label-problems.found": "The label sheet has {problems} problems ({codes}).",
     "label-problems.do": "They are listed below; correct the sheet.",
     "leak.found": "The label sheet puts one patient in two parts.",
     "leak.do": "Give all rows of a patient the same part; fedqc data prepare SITE names the files.",
-    "no-patient-id.found": "{slices} slices say nothing about the patient: they all count as one patient.",
+    "no-patient-id.found": "{slices} slices have no patient ID: all of them count as one patient.",
     "no-patient-id.do": "Export them with a PatientID; a pseudonym is enough.",
-    "few-patients.found": "{patients} patients: under differential privacy fewer than {least} teach a "
-    "model little.",
+    "few-patients.found": "{patients} patients: under differential privacy a model learns little from "
+    "fewer than {least}.",
     "few-patients.do": "Add patients, or take part as a site that only evaluates.",
     "nominal-patients.found": "{patients} training patients, and site.yaml says nominal_patients: {nominal}.",
     "nominal-patients.do": "Pick the bucket nearest to the training patients before the first run; never "
     "the exact count.",
-    "one-sided.found": "Artifacts that cannot be learned or scored in a part, because no patient there has "
-    "them, or every one: {where}.",
+    "one-sided.found": "Artifacts that cannot be learned or scored in a part of the split, because "
+    "no patient or every patient there has them: {where}.",
     "one-sided.do": "Label more patients, or leave the artifact to other sites.",
     "disputed.found": "{labels} labels are in dispute between readers, and not used.",
     "disputed.do": "fedqc data labels SITE lists them; a panel decides.",
     "without-label.found": "{slices} of {of} usable slices have no label row.",
-    "without-label.do": "They are not used; label them, or leave them.",
+    "without-label.do": "They are not used. Label them if you need them.",
     "rows-without-image.found": "{rows} label rows name no usable image.",
     "rows-without-image.do": "fedqc data labels SITE lists the rows.",
-    "wrong-modality.found": "{rows} label rows claim an artifact that the modality cannot show.",
-    "wrong-modality.do": "fedqc data labels SITE lists the rows; the claims are dropped.",
+    "wrong-modality.found": "{rows} label rows name an artifact that cannot occur in the modality.",
+    "wrong-modality.do": "fedqc data labels SITE lists the rows; these labels are ignored.",
     "one-scanner.found": "All images come from one scanner.",
     "one-scanner.do": "Scores here say little about other scanners; add another if there is one.",
-    "implausible-units.found": "Values that no scanner writes in the units of the standard: {fields} slices.",
+    "implausible-units.found": "Values implausible in the units of the standard: {fields} slices.",
     "implausible-units.do": "Ask who exported these series: millimetres, milliseconds, tesla and kilovolts "
     "are expected.",
     "near-duplicates.found": "{slices} of {of} slices look like one of another patient.",
-    "near-duplicates.do": "Compare the pairs (--html): one person under two numbers, or one export twice?",
+    "near-duplicates.do": "Compare the pairs (--html): one person with two IDs, or a repeated export?",
     "near-duplicates-across-split.found": "{slices} slices look like one of another patient in another "
     "part: scores may be too good.",
     "near-duplicates-across-split.do": "If it is one person, give both patients the same part in the label "
     "sheet.",
-    "near-duplicates-incomplete.found": "So many slices look alike that the search for near-duplicates was "
-    "cut short.",
-    "near-duplicates-incomplete.do": "What was found stands; there may be more.",
+    "near-duplicates-incomplete.found": "The search for near-duplicates was stopped early: too many slices look "
+    "alike.",
+    "near-duplicates-incomplete.do": "There may be more near-duplicates than listed.",
     "outliers.found": "{slices} slices are far from the rest of their protocol (robust z above {z}).",
-    "outliers.do": "Look at the contact sheet (--html); leave out by hand what is no patient image.",
-    "dates-missing.found": "{slices} of {of} slices have no study date: the trend over time leaves them out.",
+    "outliers.do": "Review the contact sheet (--html); remove what is not a patient image.",
+    "dates-missing.found": "{slices} of {of} slices have no study date: they are not in the trend over time.",
     "dates-missing.do": "Keep the year and month of the study when de-identifying, if you are allowed to.",
     "step-over-time.found": "Scanner {scanner}, {modality}: {measure} changed over time by {step} robust "
     "standard deviations.",
     "step-over-time.do": "Ask for service, software or protocol changes; a model trained on the older "
     "images may not fit.",
-    "drift.found": "Not what the model was trained on: {fields}.",
+    "drift.found": "Differs from the training data of the model: {fields}.",
     "drift.do": "Check predictions on these images by eye before relying on them; tell the coordinator.",
     # sections
     "flow": "Flow of files",
@@ -120,7 +122,7 @@ ENGLISH: dict[str, str] = {
     "patients-labels": "Patients with / without the artifact in a slice",
     "split": "split",
     "acquisition": "How the images were acquired",
-    "acquisition.note": "A patient counts once. What is not a known word is shown as other- and four digits.",
+    "acquisition.note": "A patient counts once. Unknown header texts appear as other- and four digits.",
     "field": "field",
     "vendor": "vendor",
     "model": "model",
@@ -158,11 +160,11 @@ ENGLISH: dict[str, str] = {
     "{low} to {high} HU.",
     "contact.present": "{artifact}: present",
     "contact.absent": "{artifact}: absent",
-    "contact.outliers": "Unlike the rest of their protocol",
+    "contact.outliers": "Outliers of their protocol",
     "contact.any": "{modality}, without labels",
     "contact.duplicates": "Near-duplicates across patients, pair by pair",
-    "drift-title": "Against the training data",
-    "drift.source.file": "the profile that was given",
+    "drift-title": "Comparison with the training data",
+    "drift.source.file": "the given profile",
     "drift.source.ledger": "the index that this site last trained on",
     "drift.source.earlier index": "the newest earlier index of this site",
     "drift.source.this index": "the training patients of this index",
@@ -210,6 +212,8 @@ CHINESE: dict[str, str] = {
     "quarantined.do": "--show-paths 列出这些文件；代码含义见 docs/errors.md。",
     "many-excluded.found": "{of} 个文件中有 {files} 个因同一规则被排除：{rule}。",
     "many-excluded.do": "请确认是否符合预期；否则请导出原始 CT 和 MR 序列，或修改 cohort.yaml。",
+    "old-age-keys.found": "cohort.yaml 用旧键 least 和 most 限定年龄。",
+    "old-age-keys.do": "请改名为 min 和 max；旧键仍可读取。",
     "uid-under-two-patients.found": "{images} 幅图像同时属于两名患者。",
     "uid-under-two-patients.do": "请查明归属：同一人使用两个编号会被重复计数，并可能同时出现在训练集和测试集。",
     "no-site.found": "没有 site.yaml：未检查标注和数据划分。",
@@ -349,4 +353,4 @@ CHINESE: dict[str, str] = {
     "none": "未注明",
 }
 
-LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}

@@ -1,14 +1,15 @@
-"""Decoded slices on disk, so that a site decodes each of its images once.
+"""Keep decoded slices on disk, so that a site decodes each of its images once.
 
 A cache is a folder of its own, readable by its owner only, which never leaves the hospital:
 
-    store.sqlite3          what was read of each file, and where each slice lies; no path outside the images folder, no raw identifier
-    slices-128-1.i16       the slices one after the other, int16, to be memory mapped; named by image size and generation
-    indexes.jsonl          each index that was ever made: when, how many slices and patients, how many patients came and went
+    store.sqlite3      header facts of each file, and the row of each slice; no path outside the
+                       images folder, no raw identifier
+    slices-128-1.i16   the slices one after the other, int16, memory mapped; named by size and generation
+    indexes.jsonl      each index ever made: when, how many slices and patients, how many came and went
 
 Slices are addressed by the digest of the bytes of the file they come from, so that a file that moved, or was
 touched, is not decoded again. They are written in the order of the index, and the database says so only after
-they are on the disk: a build that is killed goes on where it stopped and ends with the same bytes. A folder
+they are on the disk: a build that is killed resumes where it stopped and ends with the same bytes. A folder
 whose listing (names, sizes, times) is the one that was read needs no file to be opened. What no index refers
 to any more is taken out of the cache: the slices of a patient who opted out do not stay.
 """
@@ -22,13 +23,13 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,7 +44,7 @@ from common.preprocess import PREPROCESS_VERSION
 from common.progress_bar import Progress
 
 FORMAT = 3
-PASSING = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "decoder-crashed"})
+RETRIED_CODES = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "decoder-crashed"})
 """Problems that may be gone the next time, though the file is the same: it is read again whenever the cache
 is brought up to date.
 """
@@ -55,18 +56,37 @@ _CHECK_BYTES = 16  # of a slice's own digest
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
-    file TEXT PRIMARY KEY, number INTEGER, path BLOB NOT NULL, member TEXT NOT NULL, size_bytes INTEGER, mtime_ns INTEGER,
-    code TEXT NOT NULL, slices TEXT NOT NULL, content TEXT NOT NULL
+    file TEXT PRIMARY KEY, number INTEGER, path BLOB NOT NULL, member TEXT NOT NULL,
+    size_bytes INTEGER, mtime_ns INTEGER, code TEXT NOT NULL, slices TEXT NOT NULL, content TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS files_by_number ON files (number);
 CREATE TABLE IF NOT EXISTS slices (
-    size INTEGER, content TEXT, frame INTEGER, row INTEGER NOT NULL, pixels BLOB NOT NULL, check_sum BLOB NOT NULL, measures TEXT NOT NULL,
+    size INTEGER, content TEXT, frame INTEGER, row INTEGER NOT NULL, pixels BLOB NOT NULL,
+    check_sum BLOB NOT NULL, measures TEXT NOT NULL,
     PRIMARY KEY (size, content, frame)
 ) WITHOUT ROWID;
 """
 
-Admit = Callable[[SliceRecord], str]
-"""A cohort's rules: the code by which a slice is left out, or ""."""
+
+class Criteria(Protocol):
+    """A cohort's inclusion criteria. They see a slice's header, never another's."""
+
+    def __call__(self, record: SliceRecord, /) -> str:
+        """The code by which a slice is left out, or ""."""
+
+    def digest(self) -> str:
+        """Equal digests admit the same slices."""
+
+
+class _AdmitAll:
+    def __call__(self, record: SliceRecord, /) -> str:
+        return ""
+
+    def digest(self) -> str:
+        return ""
+
+
+ADMIT_ALL: Criteria = _AdmitAll()
 
 
 class StoredSlices:
@@ -109,8 +129,7 @@ def load_or_build(
     cache_dir: Path,
     size: int,
     *,
-    admit: Admit = lambda record: "",
-    rules: str = "",
+    admit: Criteria = ADMIT_ALL,
     progress: Progress = lambda stage, done, total: None,
     again: bool = False,
     verify: bool = False,
@@ -121,9 +140,8 @@ def load_or_build(
     build one after the other.
     Args:
         size: side of the stored slices in pixels.
-        admit: the cohort's rules; they see a slice's header, never another's.
-        rules: names these rules; the same text means the same rules.
-        again: read again what could not be read before and may be readable now (`PASSING`).
+        admit: the cohort's inclusion criteria.
+        again: read again what could not be read before and may be readable now (`RETRIED_CODES`).
         verify: compare every stored slice with its digest, and decode again what does not match.
     Raises:
         DataError: `no-such-folder`; `cache-not-writable`; `disk-full`, before anything is decoded, if the
@@ -138,6 +156,7 @@ def load_or_build(
     cache_dir, images_root = cache_dir.absolute(), images_root.absolute()
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        rules = admit.digest()
         state = _state_of(find_files(images_root), key, rules, size)
         wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, rules=rules, state=state)
         if not (again or verify):
@@ -181,7 +200,7 @@ class _Wanted:
     root: Path
     key: bytes
     size: int
-    admit: Admit
+    admit: Criteria
     rules: str
     state: str  # digest of the folder's listing, the rules and the versions
 
@@ -240,7 +259,7 @@ def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, progress: Progress, ve
     wanted = replace(wanted, state=_state_of(listing, wanted.key, wanted.rules, wanted.size))
     with closing(_Store(cache_dir, wanted)) as store, Workers(read) as workers:
         sources = expand_archives(listing)
-        store.prepare()
+        store.make_tables()
         store.keep(sources)
         if verify:
             store.verify(wanted.size, progress)
@@ -265,7 +284,7 @@ def _read_headers(
         state, code = known.get(_text(source.file), (None, ""))
         if source.problem:
             store.put_headers(source, Outcome(failure=source.problem))
-        elif state != store.identity(source) or code in PASSING:
+        elif state != store.identity(source) or code in RETRIED_CODES:
             todo.append(source)
     digest = store.has_slices()  # then a file that is new here may be one that was decoded under another name
     outcomes = workers.map(item_of(source, digest=digest) for source in todo)
@@ -374,8 +393,8 @@ def _misfit(piece: _Piece, outcome: Outcome, size: int) -> str:
 
 
 class _Store:
-    """The database and the files of slices of one cache. Whoever writes calls `prepare` first, and has the
-    folder's lock.
+    """The database and the files of slices of one cache. To write, hold the folder's lock and call
+    `make_tables` first.
     """
 
     def __init__(self, cache_dir: Path, wanted: _Wanted) -> None:
@@ -390,7 +409,7 @@ class _Store:
         mark = hmac.digest(wanted.key, b"cache", "sha256").hex()
         self.versions = json.dumps([FORMAT, PREPROCESS_VERSION, mark, supported_syntaxes()])
 
-    def prepare(self) -> None:
+    def make_tables(self) -> None:
         """Make the tables; throw away what another key, preprocessing or set of codecs made, and what the
         disk lost.
         """

@@ -1,5 +1,4 @@
-"""One stored frame to an array of integers: transfer syntaxes, the codecs that decode them, and what is
-checked before they may.
+"""Decode one stored frame to an array of integers, and check it before a codec may read it.
 
 A codec allocates what the codestream asks for, so the size in the codestream is compared with the header
 first. libjpeg-turbo fills what is missing at the end of a stream with grey; a stream without its end marker

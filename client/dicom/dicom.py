@@ -1,4 +1,4 @@
-"""DICOM files to headers and arrays, through one boundary.
+"""Read DICOM files into headers and arrays.
 
 A file is a seekable stream, so that the member of an archive is read like a file on disk. One file holds one
 slice, or several: the frames of an enhanced CT or MR image, or the tiles of a mosaic. Slices of a file are
@@ -91,7 +91,7 @@ MAX_FRAMES = 4096
 MAX_DECODED_BYTES = 2 << 30
 MAX_FRAGMENTS = 1 << 18
 PLAUSIBLE_FRAMES = 100_000
-LEAST_HU = -1500.0
+MIN_HU = -1500.0
 """Nothing is less dense than air; what lies this far below it is a scanner's filling outside the round field
 of view (-2000, -3024).
 """
@@ -305,7 +305,7 @@ def read_slices(
 
     Modality rescale is applied: slope 1 and intercept 0 where the header has none, which for CT needs signed
     values (`bad-rescale` otherwise, as unsigned ones cannot be Hounsfield units). Padding becomes air (-1024
-    HU) in CT, as does everything at or below `LEAST_HU`, and the lowest real value in MR. A MONOCHROME1 MR
+    HU) in CT, as does everything at or below `MIN_HU`, and the lowest real value in MR. A MONOCHROME1 MR
     image is inverted; CT is not, because the rescale alone defines its Hounsfield units.
     Args:
         stream, size: as in `read_headers`.
@@ -321,7 +321,7 @@ def read_slices(
         image = _describe(_parse(stream, size))
         wanted = range(image.slices) if frames is None else frames
         if not all(0 <= number < image.slices for number in wanted):
-            raise refusal("changed", "the file does not hold the slice that was asked for")
+            raise refusal("changed", "the file no longer holds the requested slice")
     tiled: np.ndarray | None = None  # a mosaic is decoded once
     for number in wanted:
         with _boundary():
@@ -402,7 +402,7 @@ def _physical(stored: np.ndarray, view: Elements, described: _Image) -> np.ndarr
             image[padded] = AIR_HU
         if image.min() < -32768 or image.max() > 65535:
             raise refusal("bad-rescale", "Hounsfield units outside -32768..65535 after the rescale")
-        image[image <= LEAST_HU] = AIR_HU
+        image[image <= MIN_HU] = AIR_HU
         return image
     real = image if padded is None else image[~padded]
     low, high = real.min(), real.max()

@@ -1,4 +1,4 @@
-"""Synthetic slices to DICOM files, always the same bytes for the same arguments."""
+"""Write synthetic slices as DICOM files: the same arguments give the same bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import os
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,42 @@ def make_uid(seed: bytes) -> str:
     return f"2.25.{uuid.UUID(bytes=hashlib.sha256(seed).digest()[:16], version=5).int}"
 
 
-def write_slice(
-    path: Path,
-    image: np.ndarray,
-    *,
-    modality: Modality,
-    pixel_spacing_mm: float | tuple[float, float],
-    patient_id: str,
-    study_uid: str,
-    series_uid: str,
-    sop_uid: str,
-    instance_number: int,
-    slice_position_mm: float = 0.0,
-    slice_thickness_mm: float = 1.0,
-    manufacturer: str = "fedqc",
-    model: str = "phantom",
-    slope: float = 1.0,
-    intercept: float = 0.0,
-    bits_stored: int = 16,
-    signed: bool = True,
-    phase_encoding: str | None = None,
-    field_strength_t: float | None = None,
-    kvp: float | None = None,
-    description: str = "",
-    derived: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class HeaderFacts:
+    """The header of a synthetic slice, and how its values are stored.
+
+    Args:
+        pixel_spacing_mm: one number, or between rows and between columns.
+        slope, intercept: value = stored × slope + intercept.
+        bits_stored, signed: range of the stored integers.
+        phase_encoding: "ROW" or "COL", MR only.
+        kvp: tube voltage in kV, CT only.
+        derived: made from a real image: the header then says DERIVED; nothing of the real header is copied.
+    """
+
+    modality: Modality
+    pixel_spacing_mm: float | tuple[float, float]
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    instance_number: int
+    slice_position_mm: float = 0.0
+    slice_thickness_mm: float = 1.0
+    manufacturer: str = "fedqc"
+    model: str = "phantom"
+    slope: float = 1.0
+    intercept: float = 0.0
+    bits_stored: int = 16
+    signed: bool = True
+    phase_encoding: str | None = None
+    field_strength_t: float | None = None
+    kvp: float | None = None
+    description: str = ""
+    derived: bool = False
+
+
+def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
     """Write a synthetic slice as CT or MR Image Storage, Explicit VR Little Endian; the same arguments give
     the same bytes.
 
@@ -62,12 +74,9 @@ def write_slice(
         image: shape (rows, columns), physical units (HU for CT). Stored as round((image - intercept) /
             slope), clipped to what `bits_stored` and `signed` can hold, so `read_pixels` gives the image back
             to within slope / 2 where it was not clipped.
-        pixel_spacing_mm: one number, or between rows and between columns.
-        phase_encoding: "ROW" or "COL", MR only.
-        derived: made from a real image: the header then says DERIVED, and nothing of the real header is
-            copied.
     Raises:
-        ImagingError: the image is not a finite 2-D array of at most 4096 x 4096, or the slope is not usable.
+        ImagingError: `bad-geometry`, `non-finite`, `bad-rescale`: the image is not a finite 2-D array of at
+            most 4096 x 4096, or the slope is not usable.
     """
     values = np.asarray(image, dtype=np.float64)
     if values.ndim != 2 or not 1 <= min(values.shape) <= max(values.shape) <= MAX_SIDE:
@@ -76,28 +85,39 @@ def write_slice(
         )
     if not np.isfinite(values).all():
         raise refusal("non-finite", "the image holds values that are not finite")
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0 and 1 <= bits_stored <= 16):
+    if not (
+        math.isfinite(facts.slope)
+        and math.isfinite(facts.intercept)
+        and facts.slope != 0
+        and 1 <= facts.bits_stored <= 16
+    ):
         raise refusal(
             "bad-rescale",
-            f"slope {slope}, intercept {intercept}, bits_stored {bits_stored} cannot store an image",
+            f"slope {facts.slope}, intercept {facts.intercept}, bits_stored {facts.bits_stored} "
+            "cannot store an image",
         )
-    slope_text, intercept_text = format_number_as_ds(float(slope)), format_number_as_ds(float(intercept))
+    slope_text, intercept_text = (
+        format_number_as_ds(float(facts.slope)),
+        format_number_as_ds(float(facts.intercept)),
+    )
     low, high = (
-        (-(1 << bits_stored - 1), (1 << bits_stored - 1) - 1) if signed else (0, (1 << bits_stored) - 1)
+        (-(1 << facts.bits_stored - 1), (1 << facts.bits_stored - 1) - 1)
+        if facts.signed
+        else (0, (1 << facts.bits_stored) - 1)
     )
     stored = np.clip(np.rint((values - float(intercept_text)) / float(slope_text)), low, high).astype(
-        "<i2" if signed else "<u2"
+        "<i2" if facts.signed else "<u2"
     )
     rows, columns = stored.shape
     spacing = (
-        (pixel_spacing_mm, pixel_spacing_mm)
-        if isinstance(pixel_spacing_mm, int | float)
-        else pixel_spacing_mm
+        (facts.pixel_spacing_mm, facts.pixel_spacing_mm)
+        if isinstance(facts.pixel_spacing_mm, int | float)
+        else facts.pixel_spacing_mm
     )
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(_SOP_CLASS_OF[modality])
-    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
+    meta.MediaStorageSOPClassUID = UID(_SOP_CLASS_OF[facts.modality])
+    meta.MediaStorageSOPInstanceUID = UID(facts.sop_uid)
     meta.TransferSyntaxUID = UID(EXPLICIT)
     meta.ImplementationClassUID = UID(make_uid(b"fedqc"))
     meta.ImplementationVersionName = WRITER  # not pydicom's version: the same arguments give the same bytes
@@ -105,49 +125,57 @@ def write_slice(
     dataset.file_meta = meta
     fields: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 192",
-        "ImageType": ["DERIVED" if derived else "ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"],
-        "SOPClassUID": UID(_SOP_CLASS_OF[modality]),
-        "SOPInstanceUID": UID(sop_uid),
-        "Modality": modality,
-        "PatientName": "DERIVED^PUBLIC" if derived else "SYNTHETIC^PHANTOM",
-        "PatientID": patient_id,
+        "ImageType": [
+            "DERIVED" if facts.derived else "ORIGINAL",
+            "PRIMARY",
+            "AXIAL" if facts.modality == "CT" else "M",
+        ],
+        "SOPClassUID": UID(_SOP_CLASS_OF[facts.modality]),
+        "SOPInstanceUID": UID(facts.sop_uid),
+        "Modality": facts.modality,
+        "PatientName": "DERIVED^PUBLIC" if facts.derived else "SYNTHETIC^PHANTOM",
+        "PatientID": facts.patient_id,
         "PatientBirthDate": "",
         "PatientSex": "O",
-        "StudyInstanceUID": UID(study_uid),
+        "StudyInstanceUID": UID(facts.study_uid),
         "StudyDate": "",
         "StudyTime": "",
         "StudyID": "",
         "AccessionNumber": "",
         "ReferringPhysicianName": "",
-        "SeriesInstanceUID": UID(series_uid),
+        "SeriesInstanceUID": UID(facts.series_uid),
         "SeriesNumber": 1,
-        "SeriesDescription": description,
+        "SeriesDescription": facts.description,
         "PatientPosition": "HFS",
-        "FrameOfReferenceUID": UID(make_uid(b"frame of reference of " + study_uid.encode())),
+        "FrameOfReferenceUID": UID(make_uid(b"frame of reference of " + facts.study_uid.encode())),
         "PositionReferenceIndicator": "",
-        "Manufacturer": manufacturer,
-        "ManufacturerModelName": model,
-        "InstanceNumber": instance_number,
+        "Manufacturer": facts.manufacturer,
+        "ManufacturerModelName": facts.model,
+        "InstanceNumber": facts.instance_number,
         "AcquisitionNumber": 1,
         "BurnedInAnnotation": "NO",
         "PixelSpacing": [format_number_as_ds(float(value)) for value in spacing],
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
         "ImagePositionPatient": [
-            format_number_as_ds(float(value)) for value in _corner(rows, columns, spacing, slice_position_mm)
+            format_number_as_ds(float(value))
+            for value in _corner(rows, columns, spacing, facts.slice_position_mm)
         ],
-        "SliceThickness": format_number_as_ds(float(slice_thickness_mm)),
-        "SliceLocation": format_number_as_ds(float(slice_position_mm)),
+        "SliceThickness": format_number_as_ds(float(facts.slice_thickness_mm)),
+        "SliceLocation": format_number_as_ds(float(facts.slice_position_mm)),
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "Rows": rows,
         "Columns": columns,
         "BitsAllocated": 16,
-        "BitsStored": bits_stored,
-        "HighBit": bits_stored - 1,
-        "PixelRepresentation": int(signed),
+        "BitsStored": facts.bits_stored,
+        "HighBit": facts.bits_stored - 1,
+        "PixelRepresentation": int(facts.signed),
     }
-    if modality == "CT":
-        fields |= {"KVP": "" if kvp is None else format_number_as_ds(float(kvp)), "RescaleType": "HU"}
+    if facts.modality == "CT":
+        fields |= {
+            "KVP": "" if facts.kvp is None else format_number_as_ds(float(facts.kvp)),
+            "RescaleType": "HU",
+        }
     else:
         fields |= {
             "ScanningSequence": "GR",
@@ -156,11 +184,11 @@ def write_slice(
             "MRAcquisitionType": "2D",
         }
         fields |= {"RepetitionTime": "", "EchoTime": "", "EchoTrainLength": ""}
-        if phase_encoding is not None:
-            fields["InPlanePhaseEncodingDirection"] = phase_encoding
-        if field_strength_t is not None:
-            fields["MagneticFieldStrength"] = format_number_as_ds(float(field_strength_t))
-    if modality == "CT" or (slope, intercept) != (1, 0):
+        if facts.phase_encoding is not None:
+            fields["InPlanePhaseEncodingDirection"] = facts.phase_encoding
+        if facts.field_strength_t is not None:
+            fields["MagneticFieldStrength"] = format_number_as_ds(float(facts.field_strength_t))
+    if facts.modality == "CT" or (facts.slope, facts.intercept) != (1, 0):
         fields |= {"RescaleSlope": slope_text, "RescaleIntercept": intercept_text}
     for keyword, value in fields.items():
         setattr(dataset, keyword, value)

@@ -1,5 +1,4 @@
-"""Values of DICOM elements, with types: what old and careless writers put into a header becomes a value, or
-nothing.
+"""Parse values of DICOM elements to types; an invalid value becomes None.
 
 No function here raises for a bad value, except those that say so; none puts a value into a message.
 """

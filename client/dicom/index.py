@@ -1,4 +1,4 @@
-"""From what was read of each file to a list of usable slices, and an account of every file.
+"""Build the list of usable slices from the headers of all files, and account for every file.
 
     found = used + quarantined + duplicates + excluded
 
@@ -31,7 +31,7 @@ QUARANTINE_CODES: dict[str, str] = CODES | ARCHIVE_CODES | WORKER_CODES
 """Why a file is quarantined: a person should look. `EXCLUSIONS` and a cohort's own rules are the other
 reasons not to use one.
 """
-MOST_QUARANTINED = 0.05
+MAX_QUARANTINED = 0.05
 """The share of quarantined files above which somebody must have looked before the rest is used."""
 
 

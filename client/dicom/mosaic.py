@@ -1,5 +1,4 @@
-"""Many slices tiled in one image, as Siemens (MOSAIC) and United Imaging (VFRAME) store EPI: how many there
-are, and where.
+"""Split images that tile many slices: Siemens MOSAIC and United Imaging VFRAME (EPI).
 
 A mosaic is taken apart only where its header states the number of slices and the tiles fill the matrix
 exactly. The count is a private element; its block is found by the name of its creator, as PS3.5 7.8.1 has it.

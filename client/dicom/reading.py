@@ -1,5 +1,4 @@
-"""What a child process does with one file (`workers.Workers`): its headers, or its slices as the cache keeps
-them.
+"""Read one file in a child process (see `workers.Workers`): its headers, or its slices in stored form.
 
 An item names a source; with "frames" it asks for these slices, without for the headers. What a header says
 comes back as it stands there: the child has no key to make pseudonyms with.
@@ -16,7 +15,7 @@ import numpy as np
 
 from client.dicom.dicom import exclusion, read_headers, read_slices
 from client.dicom.sources import Source, open_source
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 
 HASH_SIDE = 8
 """A slice's difference hash has this many bits a side."""
@@ -72,7 +71,7 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
             digest = hashlib.sha256(f"{image.shape}".encode())
             digest.update(np.ascontiguousarray(image).data)
             pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
-            stored[place] = to_stored(prepare(image, modality, side), modality)
+            stored[place] = to_stored(normalize_image(image, modality, side), modality)
             measured.append(measures(stored[place]))
     return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
 

@@ -1,4 +1,4 @@
-"""Why a file, or a slice of one, is not used: the codes that an intake report may show."""
+"""List the codes that say why a file or a slice is not used."""
 
 from __future__ import annotations
 

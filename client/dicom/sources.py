@@ -1,4 +1,4 @@
-"""What lies in a folder of images: one `Source` for every file to account for, and the bytes of each.
+"""List the files of a folder of images, also inside zip archives, and read their bytes.
 
 The account is complete: what is not followed or cannot be read is a `Source` too, with the code of its
 problem. Two kinds of entry are left out on purpose: hidden ones (a file or folder whose name begins with a

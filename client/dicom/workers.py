@@ -50,13 +50,13 @@ from common.processes import die_with_parent
 WORKER_CODES: dict[str, str] = {
     "too-slow": "takes longer to read than any image should",
     "out-of-memory": "needs more memory to read than any image should",
-    "decoder-crashed": "the program that decodes images ended while it read this file, twice",
+    "decoder-crashed": "the decoder process crashed twice on this file",
 }
 Function = Callable[[Any], tuple[Any, Sequence[np.ndarray]]]
 
 SECONDS_PER_ITEM = 10.0
 MEMORY_BYTES = 1 << 30
-MOST_CHILDREN = 8  # each may use its memory limit, and reading is bound by the disk long before
+MAX_CHILDREN = 8  # each may use its memory limit, and reading is bound by the disk long before
 
 _QUEUED = 2  # items sent ahead to a child, so that it never waits for us
 _AHEAD = 8  # answers per child that may wait for an earlier one
@@ -111,7 +111,7 @@ class Workers:
             of integers or floats. An ImagingError answers with its code, a MemoryError with `out-of-memory`,
             any other exception with `unreadable`. What it prints is thrown away, and it cannot write files.
         count: the most children at a time; by default one for each processor this process may use, at most
-            `MOST_CHILDREN`.
+            `MAX_CHILDREN`.
         seconds_per_item: after which the child is killed, and the item is `too-slow`. Counts only while `map`
             is being asked for answers.
         memory_bytes: address space beyond what Python and numpy take. Linux; other systems may not enforce
@@ -147,7 +147,7 @@ class Workers:
         }
         self._settings = json.dumps(settings)
         self._seconds, self._linger = seconds_per_item, linger
-        self._count = count or min(_processors(), MOST_CHILDREN)
+        self._count = count or min(_processors(), MAX_CHILDREN)
         self._children: list[_Child] = []
         self._grown_at = 0.0
 

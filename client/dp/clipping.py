@@ -1,4 +1,4 @@
-"""One patient, one vector, one clip: what bounds a patient's influence on a step.
+"""Clip each patient's gradient once, which bounds a patient's influence on a step.
 
 The promise of `clipped_sum`: adding or removing one patient, with any number of slices and any values in
 them, changes the sum by at most `clip_norm` in L2 (up to rounding), and leaves every other patient's part of

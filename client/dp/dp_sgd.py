@@ -1,4 +1,4 @@
-"""Private training of a linear head on cached features: DP-SGD with the patient as the unit.
+"""Train a linear head on cached features privately: DP-SGD with the patient as the unit.
 
 The promise of `train_private_head`: `steps` steps of the Poisson-subsampled Gaussian mechanism with the given
 noise multiplier and sample rate, per *patient*, add/remove; `common.privacy.GaussianSteps` with the same
@@ -7,14 +7,14 @@ from it is post-processing.
 
 What voids it: features that depend on other patients (a batch statistic, a feature extractor trained on this
 cohort outside the ledger); a patient under two ids; a nominal number, learning rate or step count chosen by
-looking at the cohort; a generator someone can reproduce. Gradients per slice are Opacus' (GradSampleModule,
-hooks).
+looking at the cohort. Gradients per slice are Opacus' (GradSampleModule, hooks).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +31,6 @@ from common.privacy import GaussianSteps
 
 PATIENTS_PER_CHUNK = 256  # bounds memory; changes nothing else, since patients do not meet before the sum
 
-PerSliceGradients = Callable[[nn.Linear, Tensor, Tensor, PerSampleLoss], Tensor]
-
 
 class TrainedHead(NamedTuple):
     """What one call of `train_private_head` releases."""
@@ -42,24 +40,53 @@ class TrainedHead(NamedTuple):
     steps_done: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateSteps:
+    """The public numbers of one private training; none of them may be chosen by looking at the cohort.
+
+    Args:
+        steps: optimizer steps.
+        learning_rate: of plain SGD.
+        clip_norm: L2 bound of one patient's gradient.
+        noise_multiplier: standard deviation of the noise, in units of `clip_norm`; 0 is not private.
+        sample_rate: probability with which a patient takes part in a step.
+        nominal_patients: the site's public size class; the true number of patients is never used.
+        max_slices_per_patient: slices of one patient that a step uses at most.
+    Raises:
+        ConfigError: `bad-privacy-parameters`, a number is out of range.
+    """
+
+    steps: int
+    learning_rate: float
+    clip_norm: float
+    noise_multiplier: float
+    sample_rate: float
+    nominal_patients: int
+    max_slices_per_patient: int
+
+    def __post_init__(self) -> None:
+        GaussianSteps(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate, steps=self.steps)
+        wrong = {
+            "learning_rate": not (math.isfinite(self.learning_rate) and self.learning_rate > 0),
+            "clip_norm": not (math.isfinite(self.clip_norm) and self.clip_norm > 0),
+            "nominal_patients": self.nominal_patients < 1,
+            "max_slices_per_patient": self.max_slices_per_patient < 1,
+        }
+        if any(wrong.values()):
+            raise ConfigError(
+                f"out of range: {', '.join(name for name, is_wrong in wrong.items() if is_wrong)}",
+                code="bad-privacy-parameters",
+            )
+
+
 def train_private_head(
     weight: np.ndarray,
     bias: np.ndarray,
     features: np.ndarray,
     labels: np.ndarray,
     patients: np.ndarray,
+    request: PrivateSteps,
     *,
-    steps: int,
-    learning_rate: float,
-    clip_norm: float,
-    noise_multiplier: float,
-    sample_rate: float,
-    nominal_patients: int,
-    max_slices_per_patient: int,
-    momentum: float = 0.0,
-    loss: PerSampleLoss = masked_bce,
-    gradients: str = "opacus",
-    rng: np.random.Generator | None = None,
     tick: Callable[[int], None] = lambda steps: None,
 ) -> TrainedHead:
     """Train a linear head, each patient's influence on each step clipped and covered by noise.
@@ -67,68 +94,51 @@ def train_private_head(
     Each step: patients are Poisson-sampled; at most `max_slices_per_patient` slices of each are drawn; the
     loss of a patient is the mean over them; its gradient, weight and bias together, is clipped once to
     `clip_norm`; the sum over patients gets noise of deviation noise_multiplier * clip_norm and is divided by
-    the *public* sample_rate * nominal_patients; plain SGD follows, with momentum if asked. A step on no
-    patients adds its noise and counts. A patient whose gradient is not finite weighs zero.
+    the *public* sample_rate * nominal_patients; plain SGD follows. A step on no patients adds its noise and
+    counts. A patient whose gradient is not finite weighs zero. Sampling and noise come from keys of the
+    operating system, new in each step.
 
     Args:
         weight, bias: shapes (A, F) and (A,), where training starts: public, or released before.
         features: shape (n, F), one row per slice.
         labels: shape (n, A), in [0, 1], nan = not assessed.
         patients: shape (n,), whose slice each row is.
-        steps: how many, public.
-        clip_norm: L2 bound of one patient's gradient.
-        noise_multiplier: 0 is not private.
-        nominal_patients: the site's public bucket; the true number of patients is never used.
-        gradients: a key of `PER_SLICE_GRADIENTS`.
-        rng: None (always, for patients): sampling and noise from keys of the operating system, new in each
-            step. A generator makes the run reproducible and therefore *not private*.
         tick: called before every step with the number of finished ones, a public number; what it raises ends
             the training.
     Returns:
         the head after `steps` steps and that number.
     Raises:
-        ConfigError: a public number is out of range, or the shapes of the arrays do not fit. Never because of
-            a value in them.
+        ConfigError: `bad-shape`, the shapes of the arrays do not fit. Never because of a value in them.
     """
     _check(weight, bias, features, labels, patients)
-    GaussianSteps(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps)
-    _check_numbers(learning_rate, clip_norm, nominal_patients, max_slices_per_patient, momentum)
-    if gradients not in PER_SLICE_GRADIENTS:
-        raise ConfigError(
-            f"unknown gradients {gradients!r}",
-            code="bad-privacy-parameters",
-            hint=f"known: {', '.join(PER_SLICE_GRADIENTS)}",
-        )
     slices_of = _slices_by_patient(patients)
     x = torch.as_tensor(np.ascontiguousarray(features, dtype=np.float32))
     y = torch.as_tensor(np.ascontiguousarray(labels, dtype=np.float32))
     parameters = np.concatenate(
         [np.asarray(weight, dtype=np.float64).ravel(), np.asarray(bias, dtype=np.float64)]
     )
-    velocity = np.zeros_like(parameters)
-    for step in range(steps):
+    for step in range(request.steps):
         tick(step)
-        generator = fresh_generator() if rng is None else rng
-        sampled = sample_patients(len(slices_of), sample_rate, generator)
-        chosen = [draw_slices(slices_of[position], max_slices_per_patient, generator) for position in sampled]
-        total = head_gradient_sum(
-            parameters,
-            weight.shape,
-            x,
-            y,
-            chosen,
-            clip_norm=clip_norm,
-            loss=loss,
-            per_slice=PER_SLICE_GRADIENTS[gradients],
+        generator = fresh_generator()
+        sampled = sample_patients(len(slices_of), request.sample_rate, generator)
+        chosen = [
+            draw_slices(slices_of[position], request.max_slices_per_patient, generator)
+            for position in sampled
+        ]
+        total = head_gradient_sum(parameters, weight.shape, x, y, chosen, clip_norm=request.clip_norm)
+        noised = add_noise(
+            total,
+            noise_multiplier=request.noise_multiplier,
+            clip_norm=request.clip_norm,
+            generator=generator,
         )
-        noised = add_noise(total, noise_multiplier=noise_multiplier, clip_norm=clip_norm, generator=generator)
-        velocity = momentum * velocity + noised / (sample_rate * nominal_patients)
-        parameters = parameters - learning_rate * velocity
+        mean = noised / (request.sample_rate * request.nominal_patients)
+        parameters = parameters - request.learning_rate * mean
     split = weight.size
     return TrainedHead(
         parameters[:split].reshape(weight.shape).astype(np.float32),
         parameters[split:].astype(np.float32),
-        steps,
+        request.steps,
     )
 
 
@@ -141,7 +151,6 @@ def head_gradient_sum(
     *,
     clip_norm: float,
     loss: PerSampleLoss = masked_bce,
-    per_slice: PerSliceGradients | None = None,
 ) -> np.ndarray:
     """The sum over patients of their clipped gradients, before noise: moves by at most `clip_norm` when a
     patient comes or goes.
@@ -153,7 +162,6 @@ def head_gradient_sum(
     Returns:
         float64, shape (A * F + A,). Private: not to be released without noise.
     """
-    per_slice = per_slice or opacus_gradients
     num_outputs, num_features = shape
     total = np.zeros(parameters.shape)
     with torch.enable_grad():
@@ -167,7 +175,7 @@ def head_gradient_sum(
             chunk = slices[start : start + PATIENTS_PER_CHUNK]
             rows = torch.as_tensor(np.concatenate(chunk))
             owner = torch.as_tensor(np.repeat(np.arange(len(chunk)), [len(part) for part in chunk]))
-            gradients = per_slice(layer, features[rows], labels[rows], loss)
+            gradients = opacus_gradients(layer, features[rows], labels[rows], loss)
             total += clipped_sum(patient_means(gradients, owner, len(chunk)), clip_norm).numpy()
     return total
 
@@ -184,21 +192,6 @@ def opacus_gradients(layer: nn.Linear, features: Tensor, labels: Tensor, loss: P
     finally:
         module.to_standard_module()
         layer.zero_grad(set_to_none=True)
-
-
-def closed_form_gradients(layer: nn.Linear, features: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
-    """The same numbers without hooks: the outer product of a slice's gradient at the logits with its
-    features.
-    """
-    logits = nn.functional.linear(features, layer.weight.detach(), layer.bias.detach()).requires_grad_(True)
-    (at_logits,) = torch.autograd.grad(_checked_losses(loss(logits, labels), len(features)).sum(), logits)
-    return torch.cat([torch.einsum("ba,bf->baf", at_logits, features).flatten(1), at_logits], dim=1)
-
-
-PER_SLICE_GRADIENTS: dict[str, PerSliceGradients] = {
-    "opacus": opacus_gradients,
-    "closed_form": closed_form_gradients,
-}
 
 
 def draw_slices(rows: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
@@ -233,41 +226,20 @@ def _check(
 ) -> None:
     artifacts, num_features = weight.shape if weight.ndim == 2 else (-1, -1)
     slices = len(patients)
-    wanted = {
+    expected = {
         "bias": (artifacts,),
         "features": (slices, num_features),
         "labels": (slices, artifacts),
         "patients": (slices,),
     }
-    found = {
+    actual = {
         "bias": bias.shape,
         "features": features.shape,
         "labels": labels.shape,
         "patients": patients.shape,
     }
-    for name, shape in wanted.items():
-        if artifacts < 1 or found[name] != shape:
+    for name, shape in expected.items():
+        if artifacts < 1 or actual[name] != shape:
             raise ConfigError(
-                f"{name} has shape {found[name]}, weight {weight.shape} asks for {shape}", code="bad-shape"
+                f"{name} has shape {actual[name]}, weight {weight.shape} asks for {shape}", code="bad-shape"
             )
-
-
-def _check_numbers(
-    learning_rate: float,
-    clip_norm: float,
-    nominal_patients: int,
-    max_slices_per_patient: int,
-    momentum: float,
-) -> None:
-    wrong = {
-        "learning_rate": not (math.isfinite(learning_rate) and learning_rate > 0),
-        "clip_norm": not (math.isfinite(clip_norm) and clip_norm > 0),
-        "nominal_patients": nominal_patients < 1,
-        "max_slices_per_patient": max_slices_per_patient < 1,
-        "momentum": not 0 <= momentum < 1,
-    }
-    if any(wrong.values()):
-        raise ConfigError(
-            f"out of range: {', '.join(name for name, is_wrong in wrong.items() if is_wrong)}",
-            code="bad-privacy-parameters",
-        )

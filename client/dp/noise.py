@@ -1,4 +1,4 @@
-"""The noise of the Gaussian mechanism, and where its randomness comes from.
+"""Add the noise of the Gaussian mechanism, from fresh randomness.
 
 Randomness: NumPy's Philox with a 128-bit key from `os.urandom`, a new key per step, never stored, logged or
     returned. Philox is not a

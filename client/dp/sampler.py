@@ -1,4 +1,4 @@
-"""Who takes part in a step: Poisson sampling over patients.
+"""Sample the patients of a step (Poisson sampling).
 
 The promise: each patient is in the step with probability `sample_rate`, independently of every other patient
 and of every other step. That is what amplification by subsampling is accounted for; a shuffled or fixed-size

@@ -1,4 +1,4 @@
-"""The hospital's label sheet: one row an image, a series or a study, and a reader; one column an artifact.
+"""Read the hospital's label sheet: one row an image, series or study and reader; one column an artifact.
 
     file,reader,metal,beam_hardening,motion,susceptibility,chemical_shift,metal_severity,part
     ct/0001.dcm,A,1,0,,,,0.6,train

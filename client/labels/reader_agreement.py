@@ -1,4 +1,4 @@
-"""What several readers say together, and how far they agree.
+"""Combine the answers of several readers, and measure how far they agree.
 
 Answers are arrays of shape (readers, items, artifacts): 1 present, 0 absent, nan not assessed. A reader is
 first-level or of the panel.
@@ -22,14 +22,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from common.errors import DataError
 
 Rule = Literal["agree", "majority", "unanimous", "panel"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 DRAWS = 2000
 _DRAWS_AT_ONCE = 64  # bounds memory: draws × patients
 

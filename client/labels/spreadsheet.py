@@ -1,5 +1,4 @@
-"""A label sheet as rows of cells, whatever program saved it; and what is wrong with it, said without its
-content.
+"""Read a CSV or Excel file as rows of cells; problems are reported without the content of a cell.
 
 CSV in UTF-8 or GB 18030, separated by commas, semicolons or tabs, or an .xlsx workbook. A workbook is opened
 within limits and for its values only: nothing in it is computed or followed, and a cell that holds a formula

@@ -1,4 +1,4 @@
-"""What readers do at a site: check their sheet, get workbooks, have them merged. Behind `fedqc data labels`.
+"""Check a site's label sheet, write workbooks for readers and merge their answers (`fedqc data labels`).
 
 Reports hold counts, file and row numbers, codes and readers' pseudonyms; they stay in the hospital all the
 same.
@@ -51,7 +51,7 @@ from common.errors import ConfigError, DataError
 from common.files import whole_folder, write_bytes
 from common.preprocess import DEFAULT_SIZE
 
-MOST_READERS = 20
+MAX_READERS = 20
 SEED = 7
 SHOWN = 20  # disputes on a terminal
 UNNAMED = "unnamed"  # the reader of a merged sheet that has no readers
@@ -127,9 +127,9 @@ def hand_out(
         ConfigError: `bad-argument`, `output-exists`, `not-writable`.
         DataError: `too-many-rows`; as `site_images`.
     """
-    if not 1 <= readers <= MOST_READERS:
+    if not 1 <= readers <= MAX_READERS:
         raise ConfigError(
-            f"--sheets = {readers}; expected 1 to {MOST_READERS}",
+            f"--sheets = {readers}; expected 1 to {MAX_READERS}",
             code="bad-argument",
             hint="one workbook a reader",
         )

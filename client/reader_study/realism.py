@@ -1,5 +1,4 @@
-"""Can readers tell simulated artifacts from real images? Blinded workbooks are handed out, and what comes
-back is counted.
+"""Test whether readers can tell simulated artifacts from real images: blinded workbooks and their evaluation.
 
 A workbook shows simulated slices and, among them, untouched ones, in an order of its own; a reader marks each
 as realistic or not. What a row is stands in `key.json` alone, which stays with whoever organises the reading.
@@ -25,7 +24,7 @@ from pydantic import Field, ValidationError
 
 from client.labels.reader_agreement import agreement, wilson
 from client.labels.spreadsheet import Cell, Grid, read_pages
-from client.reader_study.labelling import MOST_READERS
+from client.reader_study.labelling import MAX_READERS
 from client.reader_study.workbooks import About, about_of, finished, picture, picture_width, refuse_too_many
 from client.simulation.gallery import refuse_place
 from client.simulation.gallery_text import gallery_speaker, title_of
@@ -34,12 +33,12 @@ from common.artifacts import Modality, parse_name
 from common.errors import ConfigError, DataError
 from common.files import whole_folder, write_bytes
 from common.physics import SIMULATORS
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 from common.strict import StrictModel
 
 SIDE = 256  # of a picture, pixels
 DRAWS = 5
-LEAST_SEEN = 0.01
+MIN_SEEN = 0.01
 """Share of the body that a simulation must change: a row that shows nothing asks nothing."""
 UNTOUCHED_SHARE = 0.2  # of the rows of each modality
 # above, up to
@@ -114,7 +113,7 @@ class Key(StrictModel):
 
     version: Literal[1] = 1
     batch: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
-    readers: int = Field(ge=1, le=MOST_READERS)
+    readers: int = Field(ge=1, le=MAX_READERS)
     seed: int
     rows: list[KeyRow] = Field(min_length=1)
 
@@ -143,9 +142,9 @@ def hand_out(
         ConfigError: `bad-argument`, `output-exists`, `not-writable`.
         DataError: `no-usable-images`, `too-many-rows`.
     """
-    if not 1 <= readers <= MOST_READERS:
+    if not 1 <= readers <= MAX_READERS:
         raise ConfigError(
-            f"--readers {readers}: expected 1 to {MOST_READERS}",
+            f"--readers {readers}: expected 1 to {MAX_READERS}",
             code="bad-argument",
             hint="one workbook a reader",
         )
@@ -225,7 +224,7 @@ def _simulated(
                     made = simulate(
                         clean, name, severity, seed_of(wanted.seed, "blind", name, severity, clean.name, draw)
                     )
-                    if made.changed >= LEAST_SEEN:
+                    if made.changed >= MIN_SEEN:
                         rows.append(
                             _Row(
                                 clean=clean,
@@ -256,7 +255,7 @@ def _untouched(clean: RealSlice, modality: Modality, wanted: Wish) -> _Row:
 
 def _picture(row: _Row) -> bytes:
     modality = row.clean.modality
-    return picture(to_stored(prepare(row.image, modality, SIDE), modality)[None], modality, SIDE)
+    return picture(to_stored(normalize_image(row.image, modality, SIDE), modality)[None], modality, SIDE)
 
 
 def _workbook(lines: Sequence[tuple[str, bytes, str]], about: About) -> bytes:
@@ -490,13 +489,15 @@ def _key_of(folder: Path) -> Key:
             ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"])) or "the file"
         )
         raise DataError(
-            f"{path}: damaged at {where}", code="no-answer-key", hint="take it as --blind wrote it"
+            f"{path}: damaged at {where}", code="no-answer-key", hint="restore the file that --blind wrote"
         ) from None
     names = [str(reader) for reader in range(1, key.readers + 1)]
     if any(sorted(row.rows) != sorted(names) for row in key.rows) or any(
         row.artifact not in {None, *SIMULATORS} for row in key.rows
     ):
-        raise DataError(f"{path}: damaged at rows", code="no-answer-key", hint="take it as --blind wrote it")
+        raise DataError(
+            f"{path}: damaged at rows", code="no-answer-key", hint="restore the file that --blind wrote"
+        )
     return key
 
 

@@ -1,5 +1,6 @@
-"""Workbooks that readers fill in: one a reader, in an order of its own, with a picture and a key that says
-nothing.
+"""Write and read the workbooks that readers fill in.
+
+One workbook a reader, rows in an order of its own, each with a picture and a key that reveals nothing.
 
 A row is known by a keyed hash of what it shows, of the batch and of the reader: two readers cannot tell from
 keys or order which of their rows are the same image, and a workbook of another hospital is recognized. No
@@ -58,7 +59,8 @@ _INSTRUCTIONS = (
         "CT pictures show a soft-tissue window (-160 to 240 HU) and a wide one (-1000 to 2000 HU). Of a "
         "series: the middle slice, then slices "
         "from first to last.",
-        "CT 图像并列显示软组织窗（-160 至 240 HU）和宽窗（-1000 至 2000 HU）。按序列标注时：先是中间层，然后是从头到尾的若干层。",
+        "CT 图像并列显示软组织窗（-160 至 240 HU）和宽窗（-1000 至 2000 HU）。"
+        "按序列标注时：先是中间层，然后是从头到尾的若干层。",
     ),
     (
         "Do not sort, insert or delete rows. Write no names of patients anywhere.",
@@ -298,7 +300,7 @@ def about_of(pages: Mapping[str, Grid], path: Path) -> About:
         raise DataError(
             f"{path}: the hidden page 'fedqc' was changed",
             code="bad-label",
-            hint="fill in the workbook as it was handed out",
+            hint="use the workbook as `fedqc data` wrote it",
         )
     return About(batch=batch, reader=reader, per="image" if per == "image" else "series")
 
@@ -327,7 +329,7 @@ def read_workbook(
         raise DataError(
             f"{path}: no row of this workbook belongs to this site and reader",
             code="other-site",
-            hint="merge at the site that handed it out, with the same state folder; rows may not be copied "
+            hint="merge at the site that wrote it, with the same state folder; do not copy rows "
             "between workbooks",
         )
     answers: list[Answer] = []

@@ -1,5 +1,4 @@
-"""What simulators do to real slices, to be looked at: an HTML page that opens anywhere, offline, or a contact
-sheet as a PNG.
+"""Show simulated artifacts on real slices: an offline HTML page, or a contact sheet as PNG.
 
 The page has no script and loads nothing. It holds no path, no identifier and no date: a slice is "CT slice
 1". It shows images of people.
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +31,11 @@ SMOOTHING = 9  # pixels: an outline follows where most of this neighbourhood cha
 NEGATIVE, NEUTRAL, POSITIVE, OUTLINE = (64, 190, 255), (14, 16, 20), (255, 150, 40), (255, 214, 10)
 REACH_PERCENTILE = 90.0  # of what changed in the body: an implant must not hide its streaks
 # HU, % of the shown range: what a difference picture shows at least
-LEAST_DIFFERENCE = {
+MIN_DIFFERENCE = {
     "CT": 10.0,
     "MR": 2.0,
 }
+_MARGIN_PX, _TITLE_PX, _FONT_PX = 100, 18, 9  # of the contact sheet: row names, titles
 _SHORT = 4  # numbers of a parameter that are written out
 
 
@@ -201,7 +200,7 @@ def _series(name: str, shown: Sequence[Simulated], language: str, say: Say) -> S
     strongest = max(
         (float(np.percentile(values, REACH_PERCENTILE)) for values in changed if values.size), default=0.0
     )
-    reach = _round_up(max(LEAST_DIFFERENCE[first.modality], strongest))
+    reach = _round_up(max(MIN_DIFFERENCE[first.modality], strongest))
     cards = []
     for one, difference in zip(shown, differences, strict=True):
         grey = _grey(one.corrupted, low, high)
@@ -329,39 +328,40 @@ def _uri(indices: np.ndarray, palette: bytes) -> str:
 
 
 def write_sheet(path: Path, shown: Sequence[Shown]) -> None:
-    """A PNG: a row a block, and in it each kind of corrupted version beside its clean slice."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Write a contact sheet as PNG: one row a block, and in it each corrupted version beside its clean slice.
+
+    Raises:
+        ConfigError: `not-writable`.
+    """
+    from PIL import Image, ImageDraw, ImageFont
 
     rows = list(dict.fromkeys(one.row for one in shown))
     in_row = {row: [one for one in shown if one.row == row] for row in rows}
-    across, line = max(map(len, in_row.values()), default=1), 18
-    step_x, step_y = 2 * THUMBNAIL + 8, THUMBNAIL + line
-    sheet = np.zeros((max(1, len(rows)) * step_y, across * step_x + 100), np.float32)
-    figure = Figure(figsize=(sheet.shape[1] / 100, sheet.shape[0] / 100), dpi=100)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
+    across = max(map(len, in_row.values()), default=1)
+    step_x, step_y = 2 * THUMBNAIL + 8, THUMBNAIL + _TITLE_PX
+    sheet = Image.new("RGB", (across * step_x + _MARGIN_PX, max(1, len(rows)) * step_y))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_FONT_PX)
     for number, row in enumerate(rows):
-        top = number * step_y + line
-        axes.text(2, top + THUMBNAIL / 2, row.replace(" ", "\n"), color="white", fontsize=6)
-        for place, one in enumerate(in_row[row]):
-            left = 100 + place * step_x
-            made = one.simulated
-            pair = [_thumbnail(image, made.modality) for image in (made.clean, made.corrupted)]
-            sheet[top : top + THUMBNAIL, left : left + 2 * THUMBNAIL] = np.hstack(pair)
-            axes.text(left, top - 4, f"clean | {one.title}", color="yellow", fontsize=5)
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    part = path.with_name(f".{path.name}.{os.getpid()}.png")
+        top = number * step_y + _TITLE_PX
+        draw.text((3, top + THUMBNAIL // 2), row.replace(" ", "\n"), fill="white", font=font, anchor="lm")
+        for position, one in enumerate(in_row[row]):
+            left = _MARGIN_PX + position * step_x
+            pair = np.hstack(
+                [
+                    _thumbnail(image, one.simulated.modality)
+                    for image in (one.simulated.clean, one.simulated.corrupted)
+                ]
+            )
+            sheet.paste(Image.fromarray(_grey(pair, 0, 1)), (left, top))
+            draw.text((left, top - 4), f"clean | {one.title}", fill="yellow", font=font, anchor="ls")
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
     try:
-        figure.savefig(part, metadata={"Software": None})
-        os.replace(part, path)
+        write_bytes(path, stream.getvalue(), 0o600)
     except OSError as error:
         raise ConfigError(
             f"--gallery {path}: cannot be written ({error.strerror})", code="not-writable"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _thumbnail(image: np.ndarray, modality: Modality) -> np.ndarray:

@@ -1,11 +1,9 @@
-"""Every sentence of the gallery and of the acceptance report, by key. Both languages have the same keys and
-the same values in braces.
-"""
+"""The sentences of the gallery and the realism report, by key, in English and Chinese: see common/i18n.py."""
 
 from __future__ import annotations
 
 from common.artifacts import ARTIFACTS
-from common.i18n import Say, speaker
+from common.i18n import Languages, Say, speaker
 from common.physics import SIMULATORS
 
 ENGLISH: dict[str, str] = {
@@ -54,14 +52,14 @@ ENGLISH: dict[str, str] = {
     "reader": "reader {reader}",
     "unanimous": "all readers",
     "unanimous.note": (
-        "all readers: rows that every one of them answered, and share that every one called realistic"
+        "all readers: rows that every reader answered, and the share that every reader called realistic"
     ),
     "nothing": "none",
     "kappa": "agreement, {who}: kappa {value} (95 % {low} to {high}; {n} rows, {patients} slices)",
     "undefined": "undefined",
     "named": "the artifact written down: {right} right, {wrong} another one, {unknown} in other words",
     "independent": (
-        "Intervals take rows for independent; several show the same slice, so they are too narrow."
+        "Intervals assume independent rows; several rows show the same slice, so they are too narrow."
     ),
 }
 
@@ -110,7 +108,7 @@ CHINESE: dict[str, str] = {
     "independent": "区间假定各行相互独立；若干行显示同一切片，因此区间偏窄。",
 }
 
-LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}
 
 _CHINESE_DEFINITIONS = {
     "metal": "致密植入物引起的条纹和暗带：射束硬化、光子不足以及少数射线的噪声。",

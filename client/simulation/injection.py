@@ -1,4 +1,4 @@
-"""Real clean slices and the same slices with simulated artifacts, as site folders: `fedqc data inject`.
+"""Write site folders of real clean slices and the same slices with simulated artifacts (`fedqc data inject`).
 
 A map (configs/real_hospitals.yaml) says which folders of public images make up which hospital. There is one
 volunteer a folder, so a "patient" is a stand-in: a block of neighbouring slice positions, in one version
@@ -33,7 +33,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from client.dicom.dicom import SliceHeader, exclusion, read_header, read_pixels
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.sources import find_files
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
@@ -47,7 +47,7 @@ from common.names import SITE_NAME
 from common.physics import SIMULATORS, choose, ct, record
 from common.physics.acquisition import Acquisition, uniform
 from common.physics.threads import one_thread
-from common.strict import StrictModel
+from common.strict import StrictModel, describe_all
 
 DRAWS = 5
 POSITION_STEP_MM = 0.1  # images closer than this along the slice normal show the same position
@@ -60,7 +60,7 @@ ORDER = (
     "motion",
 )
 UNEVEN_HU = 40.0  # an even change of all soft tissue is no artifact
-LEAST_CHANGED = {
+MIN_CHANGED = {
     "metal": 0.20,
     "beam_hardening": 0.25,
     "motion": 0.15,
@@ -104,8 +104,9 @@ class Folder(StrictModel):
 
     folder: _Below
     accept: list[str] = Field(min_length=1)  # label values, as the label file writes them
-    exclude: dict[str, str] = {}  # file name → why
-    without: dict[str, str] = {}  # artifact that is not simulated here → why; the label is then "absent"
+    exclude: dict[str, str] = Field(default_factory=dict)  # file name → why
+    # artifact that is not simulated here → why; the label is then "absent"
+    without: dict[str, str] = Field(default_factory=dict)
     looked_at: str = ""  # what a person saw; needed where images without a label are accepted
     slices: int | None = Field(default=None, ge=1)  # instead of the map's
     gap: int | None = Field(default=None, ge=1)
@@ -114,7 +115,7 @@ class Folder(StrictModel):
     @model_validator(mode="after")
     def _looked_at(self) -> Folder:
         if "unlabelled" in self.accept and not self.looked_at:
-            raise ValueError("accepts 'unlabelled' images, so 'looked_at' must say what was seen")
+            raise ValueError("'accept' includes 'unlabelled', so 'looked_at' must describe what a person saw")
         unknown = set(self.without) - set(NAMES)
         if unknown:
             raise ValueError(f"without: unknown artifact {sorted(unknown)[0]!r}, known: {', '.join(NAMES)}")
@@ -144,7 +145,7 @@ class HospitalMap(StrictModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class RealImage:
     """One real image. Its name and header stay in this process; only pixels, geometry and the maker go on."""
 
     path: Path
@@ -155,23 +156,25 @@ class Source:
 class Block:
     number: int
     part: str
-    positions: tuple[tuple[Source, ...], ...]  # images of each position, e.g. several diffusion weightings
+    positions: tuple[tuple[RealImage, ...], ...]  # images of each position, e.g. several diffusion weightings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
     """The usable images of a folder by position, and what happened to the rest."""
 
-    positions: tuple[tuple[Source, ...], ...]
+    positions: tuple[tuple[RealImage, ...], ...]
     modality: Modality
     found: int
     skipped: dict[str, int]
 
 
 @dataclass(kw_only=True)
-class _Talk:
-    """What the command says about one folder."""
+class _Written:
+    """What was made of one folder: counts for the terminal, lines of the manifest, slices for the gallery."""
 
+    lines: list[dict[str, Any]]
+    shown: list[Shown]
     patients: Counter[str] = field(default_factory=Counter)
     slices: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -242,12 +245,8 @@ def read_map(path: Path) -> HospitalMap:
     try:
         return HospitalMap.model_validate(value)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'map'}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
         hint = f"fields: {', '.join(HospitalMap.model_fields)}; of a folder: {', '.join(Folder.model_fields)}"
-        raise ConfigError(f"{path}: {'; '.join(problems)}", code="bad-map", hint=hint) from None
+        raise ConfigError(f"{path}: {describe_all(error)}", code="bad-map", hint=hint) from None
 
 
 def read_source_labels(path: Path) -> dict[str, str]:
@@ -279,7 +278,7 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
     root = src / wanted.folder
     if not root.is_dir():
         raise ConfigError(
-            f"{root}: no such folder, but the map names it",
+            f"{root}: folder named in the map does not exist",
             code="no-such-folder",
             hint="correct 'folder' in the map",
         )
@@ -287,7 +286,7 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
     missing = set(wanted.exclude) - {path.name for path in files}
     if missing:
         raise ConfigError(
-            f"{root}: the map excludes {sorted(missing)[0]!r}, which is not there",
+            f"{root}: excluded file {sorted(missing)[0]!r} does not exist",
             code="bad-map",
             hint="correct 'exclude'",
         )
@@ -305,7 +304,7 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
         label = labels.get(path.relative_to(src).as_posix(), "no-label")
         code = exclusion(header) or (None if label in wanted.accept else f"label-{label}")
         if code is None:
-            sources.append(Source(path=path, header=header))
+            sources.append(RealImage(path=path, header=header))
         else:
             skipped[code] += 1
     modalities = sorted({source.header.modality for source in sources})
@@ -324,11 +323,11 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
     )
 
 
-def _by_position(sources: Sequence[Source]) -> tuple[tuple[Source, ...], ...]:
+def _by_position(sources: Sequence[RealImage]) -> tuple[tuple[RealImage, ...], ...]:
     """Images grouped by position along the body; by instance number where a header gives no position."""
     located = all(source.header.slice_position_mm is not None for source in sources)
 
-    def place(source: Source) -> int:
+    def place(source: RealImage) -> int:
         header = source.header
         return (
             round((header.slice_position_mm or 0.0) / POSITION_STEP_MM)
@@ -343,7 +342,7 @@ def _by_position(sources: Sequence[Source]) -> tuple[tuple[Source, ...], ...]:
 
 
 def cut(
-    positions: Sequence[tuple[Source, ...]], *, slices: int, gap: int, part: str | None, test_share: float
+    positions: Sequence[tuple[RealImage, ...]], *, slices: int, gap: int, part: str | None, test_share: float
 ) -> list[Block]:
     """Disjoint blocks with a gap between them, centred on the body, and their parts.
 
@@ -375,7 +374,7 @@ def versions_of(modality: Modality, wanted: Versions, without: Collection[str] =
     ]
 
 
-def load(source: Source, *, mirrored: bool) -> tuple[np.ndarray, float]:
+def load(source: RealImage, *, mirrored: bool) -> tuple[np.ndarray, float]:
     """A real slice as a square of at most `MAX_SIDE` pixels, HU or magnitude, and its pixel spacing in mm."""
     small, spacing = as_square(read_pixels(source.path), source.header)
     return np.ascontiguousarray(small[:, ::-1] if mirrored else small), spacing
@@ -480,7 +479,7 @@ def _write_hospital(
         slices, gap = one.slices or wanted.slices, one.gap or wanted.gap
         blocks = cut(source.positions, slices=slices, gap=gap, part=one.part, test_share=wanted.test_share)
         training_blocks += sum(block.part == "train" for block in blocks)
-        talk = _Talk()
+        written = _Written(lines=lines, shown=shown)
         for block in blocks:
             identity = f"{seed}/{name}/{one.folder}/{block.number}"
             versions = versions_of(source.modality, wanted.versions, one.without)
@@ -493,17 +492,15 @@ def _write_hospital(
                 source.modality,
                 versions,
                 wanted.severity,
-                talk,
-                lines,
-                shown,
+                written,
             )
         counted = Counter(block.part for block in blocks)
         say(
             f"{name}: {one.folder}: {source.found - sum(source.skipped.values())} of {source.found} files,"
             f" {len(source.positions)} positions, blocks: {counted['train']} train, {counted['test']} test;"
-            f" {sum(talk.patients.values())} stand-in patients, {talk.slices} slices"
+            f" {sum(written.patients.values())} stand-in patients, {written.slices} slices"
             + _listing("skipped", source.skipped)
-            + _listing("left out, too little changed", dict(sorted(talk.dropped.items())))
+            + _listing("left out, too little changed", dict(sorted(written.dropped.items())))
         )
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -535,29 +532,25 @@ def _write_block(
     modality: Modality,
     versions: Sequence[tuple[str, ...]],
     severity: Severity,
-    talk: _Talk,
-    lines: list[dict[str, Any]],
-    shown: list[Shown],
+    written: _Written,
 ) -> Iterator[list[str]]:
-    """Write the versions of a block; gives their rows of labels.csv. Their lines of the manifest go to
-    `lines`.
-    """
+    """Write the versions of a block; gives their rows of labels.csv. The rest goes to `written`."""
     seen: set[tuple[str, ...]] = set()
     for number, artifacts in enumerate(versions, start=1):
         mirrored = number % 2 == 0
         made = _make_version(f"{identity}/{number}", block, modality, artifacts, severity, mirrored=mirrored)
         if made is None:
-            talk.dropped["+".join(artifacts)] += 1
+            written.dropped["+".join(artifacts)] += 1
             continue
         patient = f"{tag}-V{number:02d}"
-        talk.patients[block.part] += 1
-        talk.slices += len(made.images)
+        written.patients[block.part] += 1
+        written.slices += len(made.images)
         labels = [str(int(name in artifacts)) if _can_occur(name, modality) else "" for name in NAMES]
         severities = [f"{made.severities[name]:.2f}" if name in artifacts else "" for name in NAMES]
         for position, image in enumerate(made.images):
             file = f"{patient.lower()}-{position + 1}.dcm"
             _write(images / file, image, made, patient, f"{identity}/{number}", position)
-            lines.append(
+            written.lines.append(
                 {
                     "file": file,
                     "patient": patient,
@@ -580,7 +573,7 @@ def _write_block(
             title = " + ".join(
                 f"{name} {made.severities[name]:.2f} ({made.changed[name]:.0%})" for name in artifacts
             )
-            shown.append(Shown(row=row, title=title, simulated=_shown(row, modality, made)))
+            written.shown.append(Shown(row=row, title=title, simulated=_shown(row, modality, made)))
 
 
 def _shown(name: str, modality: Modality, made: _Version) -> Simulated:
@@ -638,7 +631,7 @@ def _make_version(
     for _ in range(DRAWS):
         severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
         made = corrupt(clean, modality, severities, acquisition, generator)
-        if all(made.changed[name] >= LEAST_CHANGED[name] for name in artifacts):
+        if all(made.changed[name] >= MIN_CHANGED[name] for name in artifacts):
             return _Version(
                 clean=clean,
                 images=made.images,
@@ -663,24 +656,26 @@ def _write(path: Path, image: np.ndarray, made: _Version, patient: str, identity
     write_slice(
         path,
         image,
-        modality=header.modality,
-        pixel_spacing_mm=made.spacing_mm,
-        patient_id=patient,
-        study_uid=make_uid(f"{identity}/study".encode()),
-        series_uid=make_uid(f"{identity}/series".encode()),
-        sop_uid=make_uid(f"{identity}/{position}".encode()),
-        instance_number=position + 1,
-        slice_position_mm=round((header.slice_position_mm or 0.0) - (first.slice_position_mm or 0.0), 3),
-        slice_thickness_mm=header.slice_thickness_mm or 1.0,
-        manufacturer=header.manufacturer,
-        model="",
-        intercept=-1024.0 if is_ct else 0.0,
-        signed=False,
-        phase_encoding=None if is_ct else header.phase_encoding,
-        field_strength_t=None if is_ct else header.field_strength_t,
-        kvp=header.kvp if is_ct else None,
-        description="real slice, artifacts simulated",
-        derived=True,
+        HeaderFacts(
+            modality=header.modality,
+            pixel_spacing_mm=made.spacing_mm,
+            patient_id=patient,
+            study_uid=make_uid(f"{identity}/study".encode()),
+            series_uid=make_uid(f"{identity}/series".encode()),
+            sop_uid=make_uid(f"{identity}/{position}".encode()),
+            instance_number=position + 1,
+            slice_position_mm=round((header.slice_position_mm or 0.0) - (first.slice_position_mm or 0.0), 3),
+            slice_thickness_mm=header.slice_thickness_mm or 1.0,
+            manufacturer=header.manufacturer,
+            model="",
+            intercept=-1024.0 if is_ct else 0.0,
+            signed=False,
+            phase_encoding=None if is_ct else header.phase_encoding,
+            field_strength_t=None if is_ct else header.field_strength_t,
+            kvp=header.kvp if is_ct else None,
+            description="real slice, artifacts simulated",
+            derived=True,
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Site folders made of phantoms, written as genuine DICOM, for a first hour without any hospital's data."""
+"""Write site folders of phantoms as DICOM (`fedqc data phantom`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.config import nominal_bucket
 from common.artifacts import NAMES
 from common.errors import ConfigError
@@ -147,25 +147,27 @@ def _write_phantom(
     write_slice(
         path,
         item.image,
-        modality=item.modality,
-        pixel_spacing_mm=item.pixel_spacing_mm,
-        patient_id=patient_id,
-        study_uid=make_uid(f"{patient}/study".encode()),
-        series_uid=make_uid(f"{patient}/series".encode()),
-        sop_uid=make_uid(f"{patient}/{item.position}".encode()),
-        instance_number=item.position + 1,
-        slice_position_mm=SLICE_SPACING_MM * item.position,
-        slice_thickness_mm=SLICE_SPACING_MM,
-        manufacturer=appearance.manufacturer,
-        model=appearance.model_name,
-        slope=appearance.rescale_slope if is_ct else 1.0,
-        intercept=appearance.rescale_intercept if is_ct else 0.0,
-        bits_stored=appearance.bits_stored if is_ct else 16,
-        signed=appearance.signed if is_ct else False,
-        phase_encoding=item.phase_encoding,
-        field_strength_t=None if is_ct else appearance.field_tesla,
-        kvp=120.0 if is_ct else None,
-        description="phantom",
+        HeaderFacts(
+            modality=item.modality,
+            pixel_spacing_mm=item.pixel_spacing_mm,
+            patient_id=patient_id,
+            study_uid=make_uid(f"{patient}/study".encode()),
+            series_uid=make_uid(f"{patient}/series".encode()),
+            sop_uid=make_uid(f"{patient}/{item.position}".encode()),
+            instance_number=item.position + 1,
+            slice_position_mm=SLICE_SPACING_MM * item.position,
+            slice_thickness_mm=SLICE_SPACING_MM,
+            manufacturer=appearance.manufacturer,
+            model=appearance.model_name,
+            slope=appearance.rescale_slope if is_ct else 1.0,
+            intercept=appearance.rescale_intercept if is_ct else 0.0,
+            bits_stored=appearance.bits_stored if is_ct else 16,
+            signed=appearance.signed if is_ct else False,
+            phase_encoding=item.phase_encoding,
+            field_strength_t=None if is_ct else appearance.field_tesla,
+            kvp=120.0 if is_ct else None,
+            description="phantom",
+        ),
     )
 
 

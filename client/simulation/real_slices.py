@@ -1,4 +1,4 @@
-"""A few real slices of any folder, and simulated artifacts on them: what `data inject` shows to people.
+"""Select real slices of a folder and simulate artifacts on them (`fedqc data inject --gallery`, `--blind`).
 
 A slice is known here by its modality and a number ("CT slice 2"). Its file and header stay in this process.
 """
@@ -29,9 +29,9 @@ from common.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample
 
 MAX_SIDE = 256
 CT_BODY_HU = -400.0
-LEAST_BODY = 0.1
+MIN_BODY = 0.1
 """Share of a slice that must be body: the ends of a stack show little to judge."""
-MOST_FILES = 3000  # of a larger folder every n-th file is looked at
+MAX_FILES = 3000  # of a larger folder every n-th file is looked at
 DEFAULT_SEVERITIES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -96,7 +96,7 @@ class Stack:
             except ImagingError:
                 continue
             small, spacing = as_square(image, place.header)
-            if float(body_of(torch.from_numpy(small), modality).float().mean()) >= LEAST_BODY:
+            if float(body_of(torch.from_numpy(small), modality).float().mean()) >= MIN_BODY:
                 number += 1
                 yield RealSlice(
                     name=f"{modality} slice {number}", header=place.header, image=small, spacing_mm=spacing
@@ -125,7 +125,7 @@ def find_slices(src: Path) -> Stack:
     sources = expand_archives(files)
     skipped: Counter[str] = Counter()
     places: dict[Modality, list[_Place]] = {modality: [] for modality in MODALITIES}
-    for source in sources[:: max(1, -(-len(sources) // MOST_FILES))]:
+    for source in sources[:: max(1, -(-len(sources) // MAX_FILES))]:
         try:
             with open_source(source) as (stream, size):
                 headers = read_headers(stream, size)

@@ -30,7 +30,7 @@ from urllib.request import getproxies, proxy_bypass
 import yaml
 
 from client.data.cohort import admit_quarantine, check_site, site_slices
-from client.dicom.index import MOST_QUARANTINED
+from client.dicom.index import MAX_QUARANTINED
 from client.site.approvals import is_approved
 from client.site.config import SiteConfig, read_site
 from client.site.enrolment import coordinator_of
@@ -375,7 +375,7 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
             fix=error.hint or "fedqc data check says more",
         )
     left_out = len(found["quarantined"])
-    if left_out > MOST_QUARANTINED * found["found"]:
+    if left_out > MAX_QUARANTINED * found["found"]:
         try:
             admit_quarantine(
                 site_slices(folder, size=plan.image_size if plan else DEFAULT_SIZE), accept=False

@@ -1,4 +1,4 @@
-"""Forward models of artifacts and phantoms to show them on. numpy and torch only; no files, no DICOM.
+"""Simulators of artifacts, and phantoms to apply them to. numpy and torch only; no files, no DICOM.
 
 Each artifact is a file with `draw(severity, generator, acquisition) -> params` and `apply(image, params) ->
 (image, mask)`. Parameters are drawn apart from applied, hold the seed of what noise they need, and are all

@@ -1,4 +1,4 @@
-"""How a slice was taken, as far as an artifact depends on it, and where the body lies in it."""
+"""Describe how a slice was acquired, as far as an artifact depends on it, and where the body lies in it."""
 
 from __future__ import annotations
 

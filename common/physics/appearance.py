@@ -1,6 +1,4 @@
-"""What a hospital's scanners do to every image, with or without an artifact, and how often its patients have
-which artifact.
-"""
+"""Apply a hospital's appearance to every image, and set how often its patients have which artifact."""
 
 from __future__ import annotations
 

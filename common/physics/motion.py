@@ -85,16 +85,6 @@ def apply(image: Tensor, params: Motion | Sequence[Motion]) -> tuple[Tensor, Ten
     return kspace.with_mask(images, moved, single=single)
 
 
-def moved_energy(image: Tensor, params: Motion) -> float:
-    """Share of k-space energy in lines acquired away from the central pose: what decides how severe a motion
-    looks.
-    """
-    turned = image.T if params.phase_encoding == "ROW" else image
-    energy = kspace.to_kspace(turned.float()).abs().square().sum(-1)
-    segment = _segment_of_line(params, turned.shape[0]).to(energy.device)
-    return float(energy[segment != segment[turned.shape[0] // 2]].sum() / energy.sum())
-
-
 def _segment_of_line(params: Motion, lines: int) -> Tensor:
     return torch.bucketize(torch.arange(lines), torch.tensor(params.boundaries, dtype=torch.long), right=True)
 

@@ -1,6 +1,4 @@
-"""Simulators work on small tensors: a second thread costs several times what it saves, and more on a busy
-machine.
-"""
+"""Limit simulators to one thread: on small tensors a second costs several times what it saves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Several runs side by side: one plan over several seeds is pooled, different plans are set against the
-first.
+"""Compare several runs: pool the seeds of one plan; set different plans against the first.
 
 Seeds of one plan score the same test patients. Then the errors that come from the patients are alike in every
 run and do not average out, while those that come from training do:
@@ -72,7 +71,7 @@ def _refuse_repeats(names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(
-            f"{repeated[0]}: named twice; the same numbers twice are not two measurements",
+            f"{repeated[0]}: named twice",
             code="same-run",
             hint="fedqc simulate PLAN --seed N makes another run",
         )

@@ -1,4 +1,4 @@
-"""From the sums that sites sent to every number of the report: metrics, matrix, headline, contrasts.
+"""Compute every number of the report from the sums that sites sent: metrics, matrix, headline, contrasts.
 
 A score is the macro AUROC of a model at a site: the mean over the artifacts that have patients with and
 without them. Every headline figure is a linear combination of AUROCs at several sites; patients of different

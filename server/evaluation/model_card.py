@@ -1,4 +1,4 @@
-"""model_card.md: what the handed-on model is, for whoever finds the file without the run."""
+"""Write model_card.md: what the released model is, for readers who have the file without the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Summarize evaluation.json for the terminal and for `--format json`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.physics.ct import projector
 from common.physics.phantom import draw_patients
 from common.plan import PublicSet
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int)
         share = len(range(number, patients, len(appearances)))
         for slices in draw_patients(appearance, share, seed + number):
             for item in slices:
-                images.append(to_stored(prepare(item.image, item.modality, size), item.modality))
+                images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))
                 modality.append(MODALITIES.index(item.modality))
                 row = np.full(len(NAMES), np.nan, np.float32)
                 for name, present in item.labels.items():

@@ -22,7 +22,7 @@ from common.errors import (
     RunError,
 )
 
-HEAVY = {"torch", "flwr", "opacus", "pydicom", "scipy", "matplotlib", "numpy", "grpc"}
+HEAVY = {"torch", "flwr", "opacus", "pydicom", "scipy", "numpy", "grpc"}
 
 LOADED = """
 import json, sys
@@ -82,7 +82,7 @@ def test_the_help_of_a_command_loads_no_torch_and_no_flower(words: str, shown: l
     status, said, modules = run(words)
     assert status == 0
     assert all(word in said for word in shown)
-    assert not modules & {"torch", "flwr", "opacus", "matplotlib"}
+    assert not modules & {"torch", "flwr", "opacus"}
 
 
 def test_the_door_of_a_hospital_loads_no_torch() -> None:

@@ -11,8 +11,8 @@ from common.preprocess import (
     MR_STEPS,
     from_stored,
     k_space_channel,
+    normalize_image,
     pad_to_square,
-    prepare,
     resample,
     robust_scale_mr,
     to_channels,
@@ -105,16 +105,16 @@ def test_one_hot_pixel_does_not_move_the_mr_scale() -> None:
 @pytest.mark.parametrize("value", [0.0, 5.0, -3.0])
 def test_a_constant_mr_slice_is_black(value: float) -> None:
     assert not robust_scale_mr(np.full((8, 8), value)).any()
-    assert not to_channels(to_stored(prepare(np.full((8, 8), value), "MR", 4), "MR")[None], np.array([1]))[
-        0, 1
-    ].any()
+    assert not to_channels(
+        to_stored(normalize_image(np.full((8, 8), value), "MR", 4), "MR")[None], np.array([1])
+    )[0, 1].any()
 
 
 def test_ct_is_clipped_before_it_is_averaged() -> None:
     image = np.zeros((4, 4))
     image[0, 0] = 30000
-    assert prepare(image, "CT", 2)[0, 0] == pytest.approx(3071 / 4)
-    assert prepare(np.full((2, 6), -3024.0), "CT", 6).tolist() == np.full((6, 6), -1024.0).tolist()
+    assert normalize_image(image, "CT", 2)[0, 0] == pytest.approx(3071 / 4)
+    assert normalize_image(np.full((2, 6), -3024.0), "CT", 6).tolist() == np.full((6, 6), -1024.0).tolist()
 
 
 def test_stored_form_is_exact_to_half_a_step() -> None:
@@ -146,7 +146,10 @@ def test_k_space_channel_is_the_centred_log_spectrum(side: int) -> None:
 
 def test_a_mixed_batch_is_its_slices_one_by_one() -> None:
     stored = np.stack(
-        [to_stored(prepare(phantom() - 300, "CT", 32), "CT"), to_stored(prepare(phantom(), "MR", 32), "MR")]
+        [
+            to_stored(normalize_image(phantom() - 300, "CT", 32), "CT"),
+            to_stored(normalize_image(phantom(), "MR", 32), "MR"),
+        ]
     )
     stored, modality = stored[[0, 1, 1, 0]], np.array([0, 1, 1, 0], np.int8)
     together = to_channels(stored, modality)

@@ -15,7 +15,6 @@ from scipy.stats import norm
 from common.errors import ConfigError
 from common.privacy import (
     GaussianSteps,
-    describe,
     filter_admits,
     merge,
     noise_multiplier_for,
@@ -135,7 +134,6 @@ def test_no_noise_costs_infinity_and_nothing_costs_nothing() -> None:
     without = [gaussian(1.0, 0.1, 10), gaussian(0.0, 1.0, 1)]
     assert rdp_epsilon(without, 1e-5) == math.inf
     assert pld_epsilon(without, 1e-5) == math.inf
-    assert describe(without, 1e-5) == "not private"
     assert rdp_epsilon([], 1e-5) == pld_epsilon([], 1e-5) == 0.0
     assert not filter_admits([], gaussian(0.0, 1.0, 1), epsilon=1e6, delta=1e-5)
 
@@ -222,11 +220,6 @@ def test_the_filter_wastes_little_of_the_budget_on_repeated_runs() -> None:
     while filter_admits(history, one, epsilon=8.0, delta=1e-5):
         history.append(one)
     assert rdp_epsilon(history, 1e-5) > 7.9
-
-
-def test_a_report_states_unit_and_neighbouring_relation_and_rounds_up() -> None:
-    line = describe([gaussian(2.0, 0.0625, 800)], 1e-5)
-    assert line == "(epsilon=4.59, delta=1e-05)-DP per patient, add/remove, RDP accountant"
 
 
 def test_importing_the_accountant_is_cheap() -> None:

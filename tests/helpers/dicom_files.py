@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from client.dicom.dicom import SliceHeader, read_headers, read_pixels, read_slices
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.refusals import CODES, EXCLUSIONS
 from common.errors import ImagingError
 
@@ -31,15 +31,17 @@ def write(path: Path, image: np.ndarray | None = None, modality: str = "CT", **c
     write_slice(
         path,
         image,
-        modality=modality,  # type: ignore[arg-type]
-        pixel_spacing_mm=0.7,
-        patient_id="P1",
-        study_uid=make_uid(b"study"),
-        series_uid=make_uid(b"series"),
-        sop_uid=make_uid(path.name.encode()),
-        instance_number=3,
-        slice_position_mm=12.5,
-        slice_thickness_mm=5.0,
+        HeaderFacts(
+            modality=modality,  # type: ignore[arg-type]
+            pixel_spacing_mm=0.7,
+            patient_id="P1",
+            study_uid=make_uid(b"study"),
+            series_uid=make_uid(b"series"),
+            sop_uid=make_uid(path.name.encode()),
+            instance_number=3,
+            slice_position_mm=12.5,
+            slice_thickness_mm=5.0,
+        ),
     )
     if changes:
         dataset = pydicom.dcmread(path)

@@ -1,5 +1,5 @@
-"""Drawings as inline SVG: text stays text, no script, no font, nothing from outside. Every string is escaped
-by `Markup.format`.
+"""Draw figures as inline SVG: text stays text, no script, no font, no links. Strings are escaped by
+`Markup.format`.
 
 An arm is told by colour (Okabe-Ito, safe for colour-blind readers) and by marker or dash, never by colour
 alone.

@@ -1,4 +1,4 @@
-"""What the numbers say, and what they do not, in sentences. Nothing here computes a number."""
+"""State in sentences what the numbers show and what they do not. No number is computed here."""
 
 from __future__ import annotations
 

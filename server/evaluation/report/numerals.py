@@ -1,6 +1,4 @@
-"""How numbers look on the page: three decimals, a real minus sign, and never a zero for what was not
-measured.
-"""
+"""Format numbers for the page: three decimals, a real minus sign, and no zero for what was not measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html: one file that opens anywhere, offline, from the numbers of evaluation.json."""
+"""Render report.html from evaluation.json: one self-contained file that opens offline."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from markupsafe import Markup
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.files import write_bytes
+from common.i18n import Say, speaker
 from common.plan import RunPlan
 from server.evaluation.report import figures, findings
 from server.evaluation.report.numerals import Number, cut, plain, rounded_up, score, signed, sticks_out
 from server.evaluation.report.reading import Estimate, Reading, title, with_modality
-from server.evaluation.report.words import listing, speaker
+from server.evaluation.report.words import LANGUAGES, listing
 from server.run_folder import REPORT, RunFolder
 
+LANGUAGE = "en"
 PLACES = ("home", "elsewhere", "unseen", "worst")
 
 
@@ -36,24 +38,22 @@ class Cell:
     own: bool = False
 
 
-def write_report(folder: RunFolder, language: str = "en") -> Path:
+def write_report(folder: RunFolder) -> Path:
     """Render the run's report.html and return where it lies.
 
     Raises:
         ConfigError: the run has no evaluation yet (code `not-finished`).
     """
     path = folder.path / REPORT
-    write_bytes(path, render(folder.evaluation, folder.manifest, folder.plan, language).encode())
+    write_bytes(path, render(folder.evaluation, folder.manifest, folder.plan).encode())
     return path
 
 
-def render(
-    evaluation: Mapping[str, Any], manifest: Mapping[str, Any], plan: RunPlan, language: str = "en"
-) -> str:
+def render(evaluation: Mapping[str, Any], manifest: Mapping[str, Any], plan: RunPlan) -> str:
     """The page as one string of HTML. Every value is escaped; the only markup is the template's and the
     figures'.
     """
-    say = speaker(language)
+    say = speaker(LANGUAGE, LANGUAGES)
     reading = Reading(evaluation, say)
     environment = Environment(
         loader=PackageLoader("server.evaluation.report", "."),
@@ -66,7 +66,7 @@ def render(
         say=say,
         reading=reading,
         evaluation=evaluation,
-        language=language,
+        language=LANGUAGE,
         banner=findings.privacy_banner(reading),
         headline=findings.headline(reading),
         remarks=findings.remarks(reading),
@@ -84,7 +84,7 @@ def render(
         claims=claim_rows(reading),
         gaps=findings.not_measured(reading),
         provenance=provenance(reading, manifest, plan),
-        settings=settings(plan),
+        settings=settings(plan, say),
         artifacts=ARTIFACTS,
         names=NAMES,
         places=PLACES,
@@ -514,7 +514,7 @@ def provenance(reading: Reading, manifest: Mapping[str, Any], plan: RunPlan) -> 
     ]
 
 
-def settings(plan: RunPlan) -> list[tuple[str, str]]:
+def settings(plan: RunPlan, say: Say) -> list[tuple[str, str]]:
     """Every setting of the plan by dotted name, without any path."""
     rows: list[tuple[str, str]] = []
     for key, value in plan.model_dump(mode="json").items():
@@ -534,5 +534,5 @@ def settings(plan: RunPlan) -> list[tuple[str, str]]:
                 )
             )
     initial = plan.model.initial
-    shown = initial if initial.startswith("package:") or initial == "random" else speaker()("provenance.file")
+    shown = initial if initial.startswith("package:") or initial == "random" else say("provenance.file")
     return [(name, shown if name == "model.initial" else value) for name, value in rows]

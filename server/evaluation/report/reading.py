@@ -1,6 +1,4 @@
-"""evaluation.json as the page asks for it: which sites, which model where, what is missing and why, what is
-private.
-"""
+"""Look up values in evaluation.json for the page: sites, models, what is missing and why, what is private."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from typing import Any
 
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
+from common.i18n import Say
 from server.evaluation.report.numerals import plain, rounded_up
-from server.evaluation.report.words import ENGLISH, Say, listing
+from server.evaluation.report.words import ENGLISH, listing
 
 Estimate = Mapping[str, float | None]
 TRAINED = ("local", "federated", "federated_dp", "pooled")

@@ -1,12 +1,8 @@
-"""Every sentence a reader of the report sees, by key. A second language is a second dictionary with the same
-keys.
-"""
+"""The sentences of the run report, by key (see common/i18n.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Say = Callable[..., str]
+from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
     "page.title": "fedqc report: {plan}",
@@ -29,7 +25,7 @@ ENGLISH: dict[str, str] = {
     "privacy.mixed": "{others} trained without noise on the same patients. Those models are NOT PRIVATE, "
     "and so is the run as a whole.",
     "privacy.hole.title": "NO GUARANTEE at {sites}",
-    "privacy.hole": "The private arm took updates from there without a finite epsilon.",
+    "privacy.hole": "The private arm used updates of these sites without a finite epsilon.",
     "privacy.all.title": "Trained under differential privacy",
     "privacy.all": "Every model that saw a site's patients carries the guarantee stated beside its scores.",
     "privacy.scores_exact": (
@@ -62,13 +58,13 @@ ENGLISH: dict[str, str] = {
     "privacy.note": "RDP is what the site's ledger charges; PLD is a tighter account of the same fixed "
     "schedule. Both are rounded up.",
     # arms
-    "arm.public": "starting weights, untouched",
+    "arm.public": "starting weights, not trained further",
     "arm.local": "each site alone",
     "arm.federated": "trained together, no noise",
     "arm.federated_dp": "trained together under differential privacy",
     "arm.pooled": "all images in one place (simulation only)",
     "arm.other": "",
-    "who.public": "the untouched starting weights",
+    "who.public": "the starting weights",
     "who.local": "sites training alone",
     "who.federated": "the federated model",
     "who.federated_dp": "the private federated model",
@@ -77,14 +73,14 @@ ENGLISH: dict[str, str] = {
     "arm.no_model": "no model: did not run",
     "arm.refused": "no model: refused",
     # headline
-    "headline.section": "Headline: a hospital never seen",
+    "headline.section": "Headline: an unseen hospital",
     "headline.site": "{site} ({kind})",
     "headline.sentence": "At {sites}, which never trained, {who} scores a macro AUROC of {value} "
     "({interval}){verdicts}.",
     "headline.interval": "95 % interval {low} to {high}",
     "headline.no_interval": "interval not estimable",
     "headline.chance": "chance, 0.5, lies inside the interval",
-    "headline.nothing": "This run says nothing about a hospital never seen: {reason}.",
+    "headline.nothing": "This run has no result for an unseen hospital: {reason}.",
     "headline.nothing.none": "no site was held out",
     "headline.nothing.unscored": "{sites} sent no score",
     "headline.nothing.no_score": "no model could be scored at {sites}",
@@ -105,8 +101,8 @@ ENGLISH: dict[str, str] = {
     ),
     "headline.below.nowhere": "{arm} against {other}, site by site: at or above it at every one of {total} "
     "training sites.",
-    "headline.at_chance": "At {site}, {arm} cannot be told from chance on {artifacts}: the interval "
-    "includes 0.5.",
+    "headline.at_chance": "At {site}, {arm} is not distinguishable from chance on {artifacts}: the "
+    "interval includes 0.5.",
     "headline.none_of_them": "none of them",
     "headline.caption": "Macro AUROC by arm, with 95 % intervals. 0.5 is chance, 1 is perfect.",
     "headline.note": (
@@ -173,7 +169,7 @@ ENGLISH: dict[str, str] = {
     "curves.section": "Over the rounds, on the coordinator's public set",
     "curves.lead": (
         "Measured after every round on the coordinator's own phantoms. No site's patient is in this set, "
-        "so these curves say how training went, not how a model does at a hospital."
+        "so these curves show the progress of training, not performance at a hospital."
     ),
     "curves.loss": "Loss",
     "curves.auroc": "Macro AUROC",
@@ -187,7 +183,7 @@ ENGLISH: dict[str, str] = {
     "curves.none": "No arm was trained, so there is no curve.",
     "curves.private": "The curve of {arm} carries {tag}.",
     # contrasts
-    "contrasts.section": "Which differences can be told from chance",
+    "contrasts.section": "Which differences exceed chance",
     "contrasts.caption": "Differences of macro AUROC, paired over the same test patients. Between two "
     "shared models, elsewhere is home.",
     "contrasts.sites": "The same, at each training site",
@@ -197,12 +193,12 @@ ENGLISH: dict[str, str] = {
     "contrasts.column.interval": "95 % interval",
     "contrasts.column.picture": "Picture",
     "contrasts.column.words": "In words",
-    "contrasts.title": "{arm} less {other}",
+    "contrasts.title": "{arm} − {other}",
     "contrasts.higher": "higher; excludes zero",
     "contrasts.lower": "lower; excludes zero",
-    "contrasts.unclear": "cannot tell; includes zero",
+    "contrasts.unclear": "inconclusive; includes zero",
     "contrasts.same": "the same in every pair",
-    "contrasts.no_interval": "cannot tell; no interval",
+    "contrasts.no_interval": "inconclusive; no interval",
     "contrasts.not_estimable": "not estimable",
     "contrasts.many": (
         "{excluding} of {total} intervals exclude zero. They are not corrected for their number: if "
@@ -242,16 +238,15 @@ ENGLISH: dict[str, str] = {
     "not.arm": "{arm}: no model, so no comparison with it.",
     "not.arm_absent": "No {arm} arm ({what}): no comparison with it.",
     "not.calibration": (
-        "Calibration and thresholds are not reported. AUROC says how well patients are ordered, not "
-        "whether a score is a probability or"
-        " where to cut it."
+        "Calibration and thresholds are not reported. AUROC measures how well patients are ranked, not "
+        "whether a score is a probability or where to set a threshold."
     ),
     "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
     "not.severity": "Severity and place of an artifact are not scored; a patient's score is the highest of "
     "the slices.",
     "not.audit": "The guarantee is computed, not attacked: no empirical privacy audit is part of this run.",
     # provenance
-    "provenance.section": "Where this comes from",
+    "provenance.section": "Provenance",
     "provenance.run": "Run",
     "provenance.plan": "Plan",
     "provenance.plan_sha256": "Plan, SHA-256",
@@ -270,7 +265,7 @@ ENGLISH: dict[str, str] = {
     "provenance.version": "Version",
     "provenance.stand_in": "What a “patient” is",
     "provenance.person": "a person",
-    "provenance.not_said": "not said",
+    "provenance.not_said": "not stated",
     "provenance.details": "The plan in full",
     "provenance.settings": "Every setting of the plan.",
     "provenance.setting": "Setting",
@@ -286,16 +281,7 @@ ENGLISH: dict[str, str] = {
 }
 
 
-def speaker(language: str = "en") -> Say:
-    """A function from key and values to a sentence in `language`; a missing key is a bug and raises
-    KeyError.
-    """
-    sentences = {"en": ENGLISH}[language]
-
-    def say(key: str, **values: object) -> str:
-        return sentences[key].format(**values)
-
-    return say
+LANGUAGES: Languages = {"en": ENGLISH}
 
 
 def listing(items: list[str], conjunction: str = "and") -> str:

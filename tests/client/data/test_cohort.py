@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.data.cohort import check_site, load_cohort
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.sources import find_files
 from client.site.config import read_site, site_key
 from common.artifacts import INDEX, NAMES
@@ -34,14 +34,16 @@ def write(path: Path, patient: str, value: int, modality: str = "CT") -> None:
     write_slice(
         path,
         image,
-        modality=modality,
-        pixel_spacing_mm=1.0,
-        patient_id=patient,
-        study_uid=make_uid(patient.encode()),  # type: ignore[arg-type]
-        series_uid=make_uid(b"r"),
-        sop_uid=make_uid(str(path).encode()),
-        instance_number=value,
-        manufacturer="ACME",
+        HeaderFacts(
+            modality=modality,
+            pixel_spacing_mm=1.0,
+            patient_id=patient,
+            study_uid=make_uid(patient.encode()),  # type: ignore[arg-type]
+            series_uid=make_uid(b"r"),
+            sop_uid=make_uid(str(path).encode()),
+            instance_number=value,
+            manufacturer="ACME",
+        ),
     )
 
 
@@ -54,7 +56,8 @@ def site(folder: Path, *, patients: int = 8, parts: dict[int, str] | None = None
             file = f"p{patient:03}/{number}.dcm"
             write(folder / "images" / file, f"SECRET-{patient}", 10 * patient + number, "MR" if mr else "CT")
             rows.append(
-                f"{file},{'' if mr else number % 2},{number % 2 if mr else ''},,{(parts or {}).get(patient, '')}"
+                f"{file},{'' if mr else number % 2},{number % 2 if mr else ''},,"
+                f"{(parts or {}).get(patient, '')}"
             )
     (folder / "labels.csv").write_text("\n".join(rows))
     (folder / "site.yaml").write_text(yaml.safe_dump(SITE | fields))

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data.inclusion import ADMISSION_CODES, read_admission
+from client.data.inclusion import ADMISSION_CODES, has_old_age_keys, read_admission
 from client.dicom.index import SliceRecord, patient_pseudonyms
 from common.errors import ConfigError
 
@@ -80,9 +80,9 @@ def test_without_rules_everybody_is_admitted(tmp_path: Path) -> None:
         ({"include": {"study_date": {"first": "2020-06-16"}}}, {}, "rule-date"),
         ({"include": {"study_date": {"last": "2020-06-14"}}}, {}, "rule-date"),
         ({"include": {"study_date": {"last": "2020-06-14"}}}, {"study_date": ""}, "rule-date"),
-        ({"include": {"age_years": {"least": 18}}}, {"age_years": 17.9}, "rule-age"),
+        ({"include": {"age_years": {"min": 18}}}, {"age_years": 17.9}, "rule-age"),
         ({"include": {"age_years": {"least": 18}}}, {"age_years": None}, "rule-age"),
-        ({"include": {"age_years": {"least": 18, "most": 44}}}, {}, ""),
+        ({"include": {"age_years": {"min": 18, "max": 44}}}, {}, ""),
         ({"include": {"series_description": ["t2", "mprage"]}}, {}, ""),
         ({"include": {"series_description": ["T2"]}}, {}, "rule-description"),
         ({"exclude": {"series_description": ["t1"]}}, {}, "rule-description"),
@@ -117,11 +117,24 @@ def test_the_digest_tells_rules_apart_and_holds_no_patient(tmp_path: Path) -> No
     assert all(len(digest) == 64 for digest in digests)
 
 
+def test_the_old_keys_of_ages_are_read_and_digested_as_ever(tmp_path: Path) -> None:
+    """A cache made under the old keys stays valid under the new ones."""
+    assert not has_old_age_keys(tmp_path)
+    digests = []
+    for ages in ({"least": 18, "most": 44}, {"min": 18, "max": 44}):
+        assert code(tmp_path, {"include": {"age_years": ages}}, age_years=17.0) == "rule-age"
+        digests.append(read_admission(tmp_path, KEY).digest())
+        assert has_old_age_keys(tmp_path) == ("least" in ages)
+    assert digests == ["7af4ede62c7f9feb16a64197a8049e9daf38e8a708337b05e73317c5eae23607"] * 2
+    with pytest.raises(ConfigError, match="least"):
+        code(tmp_path, {"include": {"age_years": {"least": 18, "min": 18}}})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("include: {modality: [XA]}", "include.modality"),
-        ("include: {age_years: {least: 90, most: 20}}", "least is above most"),
+        ("include: {age_years: {min: 90, max: 20}}", "min is above max"),
         ("include: {study_date: {first: 2021-01-01, last: 2020-01-01}}", "first is after last"),
         ("includes: {}", "includes"),
         ("opt_out: SECRET-ID", "opt_out"),

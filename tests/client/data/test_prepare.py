@@ -15,7 +15,7 @@ import pydicom
 import pytest
 import yaml
 
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from tests.conftest import typed
 
 SITE = {"name": "site-a", "kind": "hospital", "cohort": "trial", "nominal_patients": 50}
@@ -29,13 +29,15 @@ def site(folder: Path, *, slices: int = 24, bad: int = 0) -> Path:
         write_slice(
             path,
             image,
-            modality="CT",
-            pixel_spacing_mm=1.0,
-            patient_id=f"P-{number // 2}",
-            study_uid=make_uid(b"s"),
-            series_uid=make_uid(b"r"),
-            sop_uid=make_uid(str(path).encode()),
-            instance_number=number,
+            HeaderFacts(
+                modality="CT",
+                pixel_spacing_mm=1.0,
+                patient_id=f"P-{number // 2}",
+                study_uid=make_uid(b"s"),
+                series_uid=make_uid(b"r"),
+                sop_uid=make_uid(str(path).encode()),
+                instance_number=number,
+            ),
         )
     for number in range(bad):
         (folder / "images" / f"bad-{number}").write_bytes(bytes(300))

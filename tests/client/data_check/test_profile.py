@@ -7,13 +7,12 @@ import math
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from client.data_check import release, vocabulary
+from client.data_check import vocabulary
 from client.data_check.profile import (
     ALARMING,
     Acquisition,
@@ -24,10 +23,8 @@ from client.data_check.profile import (
     profile_path,
     read_profile,
 )
-from client.data_check.release import ReleasedProfile, coarse, make_release, released_profile
 from client.dicom.index import SliceRecord
 from common.errors import DataError
-from common.wire import DISCLOSED, OUTGOING, crossings
 from tests.client.data_check.test_screening import RECORD
 
 KEY = bytes(range(32))
@@ -192,8 +189,6 @@ def test_a_profile_that_is_not_there_is_said(tmp_path: Path) -> None:
         (vocabulary.kernel, "Standard Wang", None),
         (vocabulary.sequence, "GR\\IR SK\\SP\\MP\\OSP tfl3d1_35", "GR/IR SK/SP/MP/OSP"),
         (vocabulary.sequence, "WANG", None),
-        (vocabulary.body_part, "CHEST_ABD_PELVIS", "whole body"),
-        (vocabulary.body_part, "head of Wang", None),
     ],
 )
 def test_words(find: Any, text: str, expected: str | None) -> None:
@@ -208,82 +203,6 @@ def test_unknown_texts_stay_apart_and_unreadable() -> None:
     assert vocabulary.said("model", replace(RECORD, model="Wang"), bytes(32)) not in said
 
 
-# what may leave
-
-
-def people(count: int, **changes: Any) -> list[SliceRecord]:
-    return [replace(RECORD, patient=f"p{number}", **changes) for number in range(count)]
-
-
-def test_every_field_of_a_release_is_disclosed_and_nothing_sends_it() -> None:
-    assert set(crossings(ReleasedProfile)) == {
-        "patients",
-        "modality",
-        "vendor",
-        "field_strength_t",
-        "kvp",
-        "slice_thickness_mm",
-        "body_part",
-    }
-    assert set(crossings(ReleasedProfile).values()) == {DISCLOSED}
-    assert ReleasedProfile not in OUTGOING
-
-
-def test_counts_are_coarse_and_every_word_is_there() -> None:
-    made = make_release([*people(27), *people(9, modality="CT", kvp=118.0, manufacturer="Acme")])
-    assert (made.patients, made.modality) == (20, {"CT": "<10", "MR": 20})
-    assert made.vendor == {word: 20 if word == "Siemens" else "<10" for word in get_args(release.Vendor)}
-    assert made.field_strength_t == {
-        "0.5": "<10",
-        "1.0": "<10",
-        "1.5": "<10",
-        "3.0": 20,
-        "7.0": "<10",
-        "other": "<10",
-    }
-    assert made.slice_thickness_mm["5 and above"] == 20
-    assert made.body_part["head"] == 20
-    assert [coarse(count) for count in (0, 9, 10, 19, 20)] == ["<10", "<10", 10, 10, 20]
-
-
-@pytest.mark.parametrize(
-    ("value", "word"),
-    [(1.494, "1.5"), (2.89, "3.0"), (0.2, "other"), (0.0, "other"), (None, "other"), (math.nan, "other")],
-)
-def test_field_strengths_are_rounded(value: float | None, word: str) -> None:
-    made = make_release(people(10, field_strength_t=value))
-    assert [name for name, count in made.field_strength_t.items() if count == 10] == [word]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"vendor": {"Wang": 10}},
-        {"patients": 7},
-        {"patients": 15},
-        {"note": "x"},
-        {"body_part": {"head": "few"}},
-    ],
-)
-def test_a_release_takes_no_other_word_and_no_exact_count(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        ReleasedProfile.model_validate(make_release(people(10)).model_dump() | values)
-
-
-def test_an_index_is_released_once(tmp_path: Path) -> None:
-    first = released_profile(tmp_path, "ab", people(30))
-    path = tmp_path / "release-ab.json"
-    content = path.read_bytes()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert released_profile(tmp_path, "ab", people(80)) == first
-    assert path.read_bytes() == content
-    assert released_profile(tmp_path, "cd", people(80)).patients == 80
-    path.write_bytes(content[:-5])
-    assert released_profile(tmp_path, "ab", people(30)) == first
-    assert path.read_bytes() == content
-
-
 def test_a_profile_of_nobody() -> None:
     nobody = Acquisition([], [], KEY).profile()
     assert nobody == Profile(modalities={}, patients=0)
-    assert make_release([]).patients == "<10"

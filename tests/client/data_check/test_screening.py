@@ -123,7 +123,7 @@ def test_blank_slices_and_no_slices_are_no_duplicates() -> None:
 
 
 def test_a_search_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screening, "MOST_CANDIDATES", 0)
+    monkeypatch.setattr(screening, "MAX_CANDIDATES", 0)
     assert not pair().is_complete
 
 

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ import pytest
 import client.dicom.cache as cache_module
 from client.dicom.cache import is_prepared, load_or_build
 from client.dicom.dicom import read_pixels
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.dicom.index import SliceRecord
 from client.dicom.workers import Outcome
 from common.errors import DataError
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 
 KEY = bytes(range(32))
 
@@ -35,15 +37,30 @@ def write(path: Path, value: int, modality: str = "CT") -> Path:
     write_slice(
         path,
         image,
-        modality=modality,
-        pixel_spacing_mm=1.0,
-        patient_id=f"P{value}",
-        study_uid=make_uid(b"s"),  # type: ignore[arg-type]
-        series_uid=make_uid(b"r"),
-        sop_uid=make_uid(str(path).encode()),
-        instance_number=1,
+        HeaderFacts(
+            modality=modality,
+            pixel_spacing_mm=1.0,
+            patient_id=f"P{value}",
+            study_uid=make_uid(b"s"),  # type: ignore[arg-type]
+            series_uid=make_uid(b"r"),
+            sop_uid=make_uid(str(path).encode()),
+            instance_number=1,
+        ),
     )
     return path
+
+
+@dataclass(frozen=True)
+class WithoutPatient:
+    """Criteria that leave out one patient."""
+
+    patient: str
+
+    def __call__(self, record: SliceRecord, /) -> str:
+        return "opted-out" if record.patient == self.patient else ""
+
+    def digest(self) -> str:
+        return self.patient
 
 
 def folder(root: Path, count: int = 5) -> Path:
@@ -60,7 +77,7 @@ def test_rows_are_the_prepared_slices(tmp_path: Path) -> None:
     assert not slices.images.flags.writeable
     for row, record in zip(slices.images, slices.intake.records, strict=True):
         np.testing.assert_array_equal(
-            row, to_stored(prepare(read_pixels(record.path), record.modality, 16), record.modality)
+            row, to_stored(normalize_image(read_pixels(record.path), record.modality, 16), record.modality)
         )
 
 
@@ -117,7 +134,7 @@ def test_only_what_is_new_is_decoded_and_the_index_changes_with_what_is_in_it(
     ]
     for row, record in zip(second.images, second.intake.records, strict=True):
         np.testing.assert_array_equal(
-            row, to_stored(prepare(read_pixels(record.path), record.modality, 16), record.modality)
+            row, to_stored(normalize_image(read_pixels(record.path), record.modality, 16), record.modality)
         )
     np.testing.assert_array_equal(second.images[[4, 2]], np.stack([second.images[4], second.images[2]]))
     np.testing.assert_array_equal(np.asarray(second.images), second.images[:])
@@ -161,8 +178,7 @@ def test_what_no_index_refers_to_leaves_the_disk_and_is_noted(tmp_path: Path) ->
         KEY,
         cache,
         16,
-        admit=lambda record: "opted-out" if record.patient == patient else "",
-        rules="1",
+        admit=WithoutPatient(patient),
     )
     assert [record.file for record in second.intake.records] == ["0.dcm", "2.dcm", "3.dcm", "4.dcm"]
     assert second.intake.public()["excluded"] == {"opted-out": 1}
@@ -220,7 +236,8 @@ def test_a_slice_that_does_not_decode_is_quarantined(tmp_path: Path, monkeypatch
     np.testing.assert_array_equal(again.images, slices.images)
     record = slices.intake.records[-1]
     np.testing.assert_array_equal(
-        again.images[-1], to_stored(prepare(read_pixels(record.path), record.modality, 16), record.modality)
+        again.images[-1],
+        to_stored(normalize_image(read_pixels(record.path), record.modality, 16), record.modality),
     )
 
 
@@ -240,6 +257,7 @@ def test_good_rows_are_bit_identical_with_and_without_bad_neighbours(tmp_path: P
 
 KILLED = """
 import sys, os, signal
+from dataclasses import dataclass
 from pathlib import Path
 import client.dicom.cache as cache
 cache._COMMIT_S = 0.0
@@ -379,7 +397,7 @@ def test_archives_and_slices_of_one_file_are_kept(tmp_path: Path) -> None:
         "study.zip!/a/9.dcm",
     ]
     assert slices.intake.duplicates == (3,)
-    expected = to_stored(prepare(read_pixels(tmp_path / "other.dcm"), "CT", 16), "CT")
+    expected = to_stored(normalize_image(read_pixels(tmp_path / "other.dcm"), "CT", 16), "CT")
     np.testing.assert_array_equal(load_or_build(images, KEY, tmp_path / "cache", 16).images[3], expected)
 
 

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 
 from client.dicom.dicom import WRITER, exclusion, read_header, read_pixels
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,23 @@ def test_written_slice_reads_back_to_within_half_a_step(
     write_slice(
         path,
         image,
-        modality=modality,  # type: ignore[arg-type]
-        pixel_spacing_mm=(0.7, 0.9),
-        patient_id="P1",
-        study_uid=make_uid(b"a"),
-        series_uid=make_uid(b"b"),
-        sop_uid=make_uid(b"c"),
-        instance_number=2,
-        slice_position_mm=-7.5,
-        slope=slope,
-        intercept=intercept,
-        bits_stored=bits,
-        signed=signed,
-        phase_encoding="ROW" if modality == "MR" else None,
-        field_strength_t=1.5 if modality == "MR" else None,
-        kvp=120 if modality == "CT" else None,
+        HeaderFacts(
+            modality=modality,  # type: ignore[arg-type]
+            pixel_spacing_mm=(0.7, 0.9),
+            patient_id="P1",
+            study_uid=make_uid(b"a"),
+            series_uid=make_uid(b"b"),
+            sop_uid=make_uid(b"c"),
+            instance_number=2,
+            slice_position_mm=-7.5,
+            slope=slope,
+            intercept=intercept,
+            bits_stored=bits,
+            signed=signed,
+            phase_encoding="ROW" if modality == "MR" else None,
+            field_strength_t=1.5 if modality == "MR" else None,
+            kvp=120 if modality == "CT" else None,
+        ),
     )
     back, header = read_pixels(path), read_header(path)
     assert back.dtype == np.float32
@@ -68,8 +70,19 @@ def test_writing_clips_to_what_the_bits_hold(tmp_path: Path) -> None:
         "series_uid": make_uid(b"b"),
         "sop_uid": make_uid(b"c"),
     }
-    write_slice(path, np.array([[-5000.0, 9000.0]]), modality="CT", pixel_spacing_mm=1, instance_number=1, intercept=-1024, bits_stored=12,
-                signed=False, **ids)  # type: ignore[arg-type]  # fmt: skip
+    write_slice(
+        path,
+        np.array([[-5000.0, 9000.0]]),
+        HeaderFacts(
+            modality="CT",
+            pixel_spacing_mm=1,
+            instance_number=1,
+            intercept=-1024,
+            bits_stored=12,
+            signed=False,
+            **ids,
+        ),
+    )  # type: ignore[arg-type]
     assert read_pixels(path).tolist() == [[-1024.0, 3071.0]]
 
 
@@ -89,7 +102,17 @@ def test_simulated_slices_are_derived_and_still_used(tmp_path: Path) -> None:
         "sop_uid": make_uid(b"c"),
     }
     path = tmp_path / "a.dcm"
-    write_slice(path, np.eye(4), modality="MR", pixel_spacing_mm=1, instance_number=1, derived=True, **ids)  # type: ignore[arg-type]
+    write_slice(
+        path,
+        np.eye(4),
+        HeaderFacts(
+            modality="MR",
+            pixel_spacing_mm=1,
+            instance_number=1,
+            derived=True,
+            **ids,
+        ),
+    )  # type: ignore[arg-type]
     header = read_header(path)
     assert header.image_type[0] == "DERIVED"
     assert header.simulated

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from client.dicom.cache import load_or_build
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import Intake, patient_pseudonyms, pseudonym, split_of
 from common.errors import DataError
 
@@ -33,13 +33,15 @@ def write(
     write_slice(
         path,
         image,
-        modality="CT",
-        pixel_spacing_mm=1.0,
-        patient_id=patient,
-        study_uid=make_uid(patient.encode()),
-        series_uid=make_uid(patient.encode() + b"s"),
-        sop_uid=uid or make_uid(str(path).encode()),
-        instance_number=1,
+        HeaderFacts(
+            modality="CT",
+            pixel_spacing_mm=1.0,
+            patient_id=patient,
+            study_uid=make_uid(patient.encode()),
+            series_uid=make_uid(patient.encode() + b"s"),
+            sop_uid=uid or make_uid(str(path).encode()),
+            instance_number=1,
+        ),
     )
     if changes:
         dataset = pydicom.dcmread(path)

@@ -30,10 +30,10 @@ AWKWARD = {
     "cornerstone/CT0012.fragmented_no_bot_jpeg_baseline.51.dcm": "derived",  # a perfusion map
     "cornerstone/CT1_J2KR": "derived",
     CT_IMAGE: "used",
-    f"{CT_IMAGE}_BigEndianExplicitTransferSyntax_1.2.840.10008.1.2.2.dcm": "duplicate",  # the same UID, the same pixels: lossless
+    f"{CT_IMAGE}_BigEndianExplicitTransferSyntax_1.2.840.10008.1.2.2.dcm": "duplicate",  # lossless
     f"{CT_IMAGE}_DeflatedExplicitVRLittleEndianTransferSyntax_1.2.840.10008.1.2.1.99.dcm": "duplicate",
     f"{CT_IMAGE}_JPEG2000LosslessOnlyTransferSyntax_1.2.840.10008.1.2.4.90.dcm": "duplicate",
-    f"{CT_IMAGE}_JPEG2000TransferSyntax_1.2.840.10008.1.2.4.91.dcm": "derived",  # lossy, marked so by its writer
+    f"{CT_IMAGE}_JPEG2000TransferSyntax_1.2.840.10008.1.2.4.91.dcm": "derived",  # lossy
     f"{CT_IMAGE}_JPEGLSLosslessTransferSyntax_1.2.840.10008.1.2.4.80.dcm": "duplicate",
     f"{CT_IMAGE}_JPEGLSLossyTransferSyntax_1.2.840.10008.1.2.4.81.dcm": "derived",
     f"{CT_IMAGE}_JPEGProcess10_12TransferSyntax_1.2.840.10008.1.2.4.55.dcm": "derived",

@@ -386,7 +386,10 @@ def test_a_workbook_reads_as_the_csv_does(tmp_path: Path) -> None:
         ["b.dcm", "0012", 4, "王", 0.0, "１", None, None],
     ]
     table = read_labels(workbook(tmp_path, rows), key=KEY)
-    text = "文件,检查号,序列,阅片人,metal,motion,metal_severity\na.dcm,1234,3,王,1,,0.25\n\nb.dcm,0012,4,王,0,1,\n"
+    text = (
+        "文件,检查号,序列,阅片人,metal,motion,metal_severity\n"
+        "a.dcm,1234,3,王,1,,0.25\n\nb.dcm,0012,4,王,0,1,\n"
+    )
     assert table.rows == read_labels(sheet(tmp_path, text), key=KEY).rows
     assert table.rows[1].row == 4
 

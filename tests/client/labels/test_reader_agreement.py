@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from client.labels.reader_agreement import (
-    RULES,
     Rule,
     agreement,
     cohen_kappa,
@@ -21,6 +21,7 @@ from client.labels.reader_agreement import (
 from common.errors import DataError
 
 NAN = math.nan
+RULES = get_args(Rule)
 
 
 def settled(rule: Rule, *readers: list[float], panel: tuple[list[float], ...] = ()) -> list[str]:

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 import client.reader_study.workbooks
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.labels.label_sheet import ImageName, RowKey, match_labels, read_labels
 from client.labels.spreadsheet import SheetProblems
 from client.reader_study.labelling import _row_keys, check, hand_out, merge, report_text, site_images
@@ -43,14 +43,16 @@ def site(folder: Path, *, patients: int = 4, **fields: object) -> Path:
             write_slice(
                 path,
                 pixels,
-                modality="MR" if patient % 2 else "CT",
-                pixel_spacing_mm=1.0,
-                patient_id=f"SECRETID{patient}",
-                study_uid=make_uid(b"%d" % patient),
-                series_uid=make_uid(b"series%d" % patient),
-                sop_uid=make_uid(str(path).encode()),
-                instance_number=3 - number,
-                manufacturer="SECRETMAKER",
+                HeaderFacts(
+                    modality="MR" if patient % 2 else "CT",
+                    pixel_spacing_mm=1.0,
+                    patient_id=f"SECRETID{patient}",
+                    study_uid=make_uid(b"%d" % patient),
+                    series_uid=make_uid(b"series%d" % patient),
+                    sop_uid=make_uid(str(path).encode()),
+                    instance_number=3 - number,
+                    manufacturer="SECRETMAKER",
+                ),
             )
     values = {"name": "site-a", "kind": "synthetic", "cohort": "phantoms", "nominal_patients": 50} | fields
     (folder / "site.yaml").write_text(yaml.safe_dump(values))

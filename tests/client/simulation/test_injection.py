@@ -19,7 +19,7 @@ import yaml
 
 from client.data.cohort import load_cohort
 from client.dicom.dicom import read_pixels
-from client.dicom.dicom_write import make_uid, write_slice
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.sources import find_files
 from client.simulation.injection import (
     MANIFEST,
@@ -80,15 +80,17 @@ def source(root: Path, *, ct: int = 5, mr: int = 8, kinds: int = 3, image: np.nd
         write_slice(
             path,
             pixels if image is None else image,
-            modality="CT" if is_ct else "MR",
-            pixel_spacing_mm=5.0,
-            patient_id="SECRET-7",
-            study_uid="1.2.3.4.5.1",
-            series_uid="1.2.3.4.5.2",
-            sop_uid=make_uid(f"1.2.3.4.5/{path}".encode()),
-            instance_number=10 * position + kind,
-            slice_position_mm=-300 + 4.0 * position,
-            manufacturer="ACME",
+            HeaderFacts(
+                modality="CT" if is_ct else "MR",
+                pixel_spacing_mm=5.0,
+                patient_id="SECRET-7",
+                study_uid="1.2.3.4.5.1",
+                series_uid="1.2.3.4.5.2",
+                sop_uid=make_uid(f"1.2.3.4.5/{path}".encode()),
+                instance_number=10 * position + kind,
+                slice_position_mm=-300 + 4.0 * position,
+                manufacturer="ACME",
+            ),
         )
         dataset = pydicom.dcmread(path)
         dataset.InstitutionName, dataset.StudyDate = "Clinic of Nowhere", "20190423"

@@ -20,7 +20,7 @@ from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.phantom import draw_patients
-from common.preprocess import prepare, to_stored
+from common.preprocess import normalize_image, to_stored
 from common.weights import manifest_of, unflatten
 
 SEVERITIES = (0.0, 0.3, 0.6, 1.0)
@@ -59,7 +59,9 @@ def test_the_score_rises_with_severity(
             generator = torch.Generator().manual_seed(number)
             acquisition = acquire(image, simulator.modality, pixel_spacing_mm=2.5)
             changed, _ = simulator.apply(image, simulator.draw(severity, generator, acquisition))
-            stored.append(to_stored(prepare(changed.numpy(), simulator.modality, 128), simulator.modality))
+            stored.append(
+                to_stored(normalize_image(changed.numpy(), simulator.modality, 128), simulator.modality)
+            )
         code = np.full(len(stored), MODALITIES.index(simulator.modality), np.int8)
         logits = score(model, np.stack(stored), code, np.arange(len(stored)))
         assert simulator.label is not None

@@ -377,27 +377,6 @@ def test_the_same_stream_at_another_severity_draws_the_same_scene(name: str) -> 
     assert changes == sorted(changes)
 
 
-def test_moved_energy_is_a_share_and_grows_towards_the_centre_of_kspace() -> None:
-    image = brain()
-
-    def energy(first_moved_line: int) -> float:
-        return motion.moved_energy(
-            image,
-            motion.Motion(
-                severity=0.5,
-                phase_encoding="COL",
-                boundaries=(first_moved_line,),
-                angles_deg=(0.0, 3.0),
-                phase_shifts_px=(0.0, 2.0),
-                readout_shifts_px=(0.0, 0.0),
-            ),
-        )
-
-    shares = [energy(line) for line in (120, 90, 66)]
-    assert shares == sorted(shares)
-    assert 0 <= shares[0] < shares[2] < 1
-
-
 def test_pixel_quantities_scale_with_the_matrix() -> None:
     small = acquire(brain(128, 128), "MR")
     large = acquire(brain(256, 256), "MR")

@@ -28,7 +28,7 @@ from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
 from common.physics.appearance import SITE_APPEARANCES
 from common.physics.phantom import draw_patients
-from common.preprocess import pad_to_square, prepare, resample, to_stored
+from common.preprocess import normalize_image, pad_to_square, resample, to_stored
 from tests.helpers.dicom_files import REAL, needs_real_data
 
 IMAGES = 80
@@ -74,7 +74,7 @@ def resampled(image: Tensor, modality: Modality, seed: int) -> Tensor:
 def features(image: np.ndarray, modality: Modality) -> list[float]:
     """Of the image as it would be written, and of what the model's cache would hold."""
     written = np.rint(image)
-    stored = to_stored(prepare(written.astype(np.float32), modality, 64), modality).astype(np.float64)
+    stored = to_stored(normalize_image(written.astype(np.float32), modality, 64), modality).astype(np.float64)
     spectrum = np.abs(np.fft.fft2(written)) ** 2
     side = image.shape[0]
     high = spectrum[side // 4 : -side // 4, side // 4 : -side // 4].sum() / spectrum.sum()

@@ -15,6 +15,7 @@ import pytest
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts, auroc_covariance
 from common.errors import ConfigError
+from common.i18n import speaker
 from common.plan import RunPlan
 from server.evaluation.estimates import SiteScores, Study, report_numbers
 from server.evaluation.report import findings
@@ -22,10 +23,12 @@ from server.evaluation.report.figures import ticks
 from server.evaluation.report.numerals import rounded_up, signed
 from server.evaluation.report.page import render, write_report
 from server.evaluation.report.reading import Reading
-from server.evaluation.report.words import ENGLISH, speaker
+from server.evaluation.report.words import ENGLISH, LANGUAGES
 from server.run_folder import EVALUATION, RunFolder, without_nan, write_json
+from tests.helpers.translations import assert_same_sentences
 
 TRAINING, HELD_OUT = ("alder", "birch", "cedar"), ("dune",)
+SAY = speaker("en", LANGUAGES)
 ARMS = ("public", "local", "federated", "federated_dp", "pooled")
 SKILL = {"public": 0.8, "local": 1.2, "federated": 1.7, "federated_dp": 0.95, "pooled": 1.8}
 STAND_IN = "one computed phantom stands for one patient"
@@ -271,7 +274,7 @@ def test_epsilon_stands_beside_every_private_score(page):
 
 
 def test_a_headline_sentence_about_the_private_model_names_its_epsilon(whole):
-    sentences = findings.headline(Reading(whole, speaker()))
+    sentences = findings.headline(Reading(whole, SAY))
     assert len(sentences) == 2
     assert "never trained" in sentences[0]
     assert "the federated model scores" in sentences[0]
@@ -304,7 +307,7 @@ def test_what_has_no_patients_is_never_a_number(page, whole):
     assert patients[-1][2] == "n = 0"
     metal = [table for table in tables(section(page, "matrix")) if re.search(r"n 0 / [1-9]", table[0][3])]
     assert [row[3] for row in metal[0][1:]] == ["not estimable"] * len(whole["matrix"])
-    gaps = findings.not_measured(Reading(whole, speaker()))
+    gaps = findings.not_measured(Reading(whole, SAY))
     assert any(line.startswith("birch: n = 0 for chemical shift") for line in gaps)
     assert any(line.startswith("cedar: patients only with, or only without, metal") for line in gaps)
     assert any("different artifacts at different sites" in line for line in gaps)
@@ -326,8 +329,8 @@ def test_a_site_without_scores_is_named_and_not_zero():
         if contrast["where"] == "unseen":
             contrast.update(value=None, low=None, high=None, standard_error=None)
     page = render(values, MANIFEST, PLAN)
-    assert findings.headline(Reading(values, speaker())) == [
-        "This run says nothing about a hospital never seen: dune † (synthetic) sent no score."
+    assert findings.headline(Reading(values, SAY)) == [
+        "This run has no result for an unseen hospital: dune † (synthetic) sent no score."
     ]
     rows = tables(section(page, "headline"))[0]
     assert [row[4] for row in rows[1:]] == ["not scored"] * len(ARMS)
@@ -337,9 +340,9 @@ def test_a_site_without_scores_is_named_and_not_zero():
 
 def test_no_held_out_site_means_nothing_about_the_unseen():
     values = evaluation_of(held_out=())
-    reading = Reading(values, speaker())
+    reading = Reading(values, SAY)
     assert findings.headline(reading) == [
-        "This run says nothing about a hospital never seen: no site was held out."
+        "This run has no result for an unseen hospital: no site was held out."
     ]
     assert any("No site was held out" in line for line in findings.not_measured(reading))
     assert "no site held out" in text_of(render(values, MANIFEST, PLAN.model_copy(update={"held_out": ()})))
@@ -349,12 +352,12 @@ def test_two_held_out_sites_are_both_set_apart():
     values = evaluation_of(held_out=("dune", "elm"))
     page = render(values, MANIFEST, PLAN)
     assert "all held-out sites (mean)" in page
-    assert "dune † (synthetic) and elm † (synthetic)" in findings.headline(Reading(values, speaker()))[0]
+    assert "dune † (synthetic) and elm † (synthetic)" in findings.headline(Reading(values, SAY))[0]
 
 
 def test_a_run_without_a_private_arm_says_not_private():
     values = evaluation_of(("public", "local", "federated"))
-    banner = findings.privacy_banner(Reading(values, speaker()))
+    banner = findings.privacy_banner(Reading(values, SAY))
     assert (banner.level, banner.title) == ("alarm", "NOT PRIVATE")
     page = render(values, MANIFEST, PLAN)
     assert "NOT PRIVATE" in page
@@ -365,18 +368,16 @@ def test_a_run_without_a_private_arm_says_not_private():
         "local": "not private",
         "federated": "not private",
     }
-    hospitals = findings.privacy_banner(
-        Reading(evaluation_of(("public", "federated"), kind="hospital"), speaker())
-    )
+    hospitals = findings.privacy_banner(Reading(evaluation_of(("public", "federated"), kind="hospital"), SAY))
     assert "No hospital patient" not in " ".join(hospitals.lines)
 
 
 def test_a_private_arm_does_not_whitewash_the_others(whole):
-    banner = findings.privacy_banner(Reading(whole, speaker()))
+    banner = findings.privacy_banner(Reading(whole, SAY))
     assert banner.level == "caution"
     assert banner.title == "Only federated_dp is private"
     assert "local, federated and pooled trained without noise" in " ".join(banner.lines)
-    alone = findings.privacy_banner(Reading(evaluation_of(("public", "federated_dp")), speaker()))
+    alone = findings.privacy_banner(Reading(evaluation_of(("public", "federated_dp")), SAY))
     assert alone.level == "calm"
     assert "NOT PRIVATE" not in render(evaluation_of(("public", "federated_dp")), MANIFEST, PLAN)
 
@@ -384,7 +385,7 @@ def test_a_private_arm_does_not_whitewash_the_others(whole):
 def test_a_private_arm_without_a_finite_epsilon_is_an_alarm(whole):
     values = copy.deepcopy(whole)
     values["privacy"]["birch"]["epsilon"] = None
-    banner = findings.privacy_banner(Reading(values, speaker()))
+    banner = findings.privacy_banner(Reading(values, SAY))
     assert (banner.level, banner.title) == ("alarm", "NO GUARANTEE at birch")
     page = render(values, MANIFEST, PLAN)
     assert "ε 7.91," not in text_of(section(page, "headline"))
@@ -393,15 +394,13 @@ def test_a_private_arm_without_a_finite_epsilon_is_an_alarm(whole):
 def test_different_epsilons_are_shown_as_a_range(whole):
     values = copy.deepcopy(whole)
     values["privacy"]["birch"]["epsilon"] = 2.5
-    assert (
-        Reading(values, speaker()).privacy_tag("federated_dp").startswith("ε 2.50 to 7.91 by site, δ 1e-05")
-    )
+    assert Reading(values, SAY).privacy_tag("federated_dp").startswith("ε 2.50 to 7.91 by site, δ 1e-05")
 
 
 def test_a_refused_private_arm_is_named_with_code_and_reason():
     values = evaluation_of(refused=TRAINING)
     page = render(values, MANIFEST, PLAN)
-    banner = findings.privacy_banner(Reading(values, speaker()))
+    banner = findings.privacy_banner(Reading(values, SAY))
     assert banner.level == "alarm"
     found = text_of(section(page, "privacy"))
     assert found.count("refused [epsilon-cap]: the policy allows epsilon 3 a run") == len(TRAINING)
@@ -425,12 +424,12 @@ def test_stand_in_patients_are_marked_wherever_the_site_is_a_column(page, whole)
         heads = tables(section(page, part))[0][0]
         assert all("†" in head for head in heads[1:])
         assert STAND_IN in text_of(section(page, part))
-    lines = findings.not_measured(Reading(whole, speaker()))
+    lines = findings.not_measured(Reading(whole, SAY))
     assert f"alder, birch, cedar and dune: “patients” are not persons ({STAND_IN})." in lines
     assert "every site is synthetic" in lines[0]
     real = evaluation_of(kind="hospital")
     assert "†" not in text_of(render(real, MANIFEST, PLAN))
-    assert not any("every site is" in line for line in findings.not_measured(Reading(real, speaker())))
+    assert not any("every site is" in line for line in findings.not_measured(Reading(real, SAY)))
 
 
 def test_hostile_words_are_shown_and_do_nothing(whole):
@@ -485,8 +484,8 @@ def test_the_headline_repeats_the_verdict_of_the_contrast(whole):
             )
         if contrast["where"] == "unseen" and contrast["arm"] == "pooled":
             contrast.update({"value": 0.1, "low": 0.05, "high": 0.15})
-    sentence = findings.headline(Reading(values, speaker()))[0]
-    assert "better than the untouched starting weights" in sentence
+    sentence = findings.headline(Reading(values, SAY))[0]
+    assert "better than the starting weights" in sentence
     assert "worse than the pooled model" in sentence
     assert "not distinguishable from sites training alone" in sentence
 
@@ -494,10 +493,10 @@ def test_the_headline_repeats_the_verdict_of_the_contrast(whole):
 def test_an_artifact_at_chance_is_not_hidden_by_the_macro_score(whole):
     values = copy.deepcopy(whole)
     values["metrics"]["federated"]["dune"]["motion"].update(auroc=0.482, low=0.396, high=0.569)
-    lines = findings.remarks(Reading(values, speaker()))
+    lines = findings.remarks(Reading(values, SAY))
     assert (
-        "At dune †, federated cannot be told from chance on motion (0.482): the interval includes 0.5."
-        in lines
+        "At dune †, federated is not distinguishable from chance on motion (0.482): "
+        "the interval includes 0.5." in lines
     )
 
 
@@ -538,6 +537,10 @@ def test_every_sentence_is_used(page):
     )
     unused = [key for key in ENGLISH if key not in code and not key.startswith(built)]
     assert unused == []
+
+
+def test_languages_have_the_same_sentences() -> None:
+    assert_same_sentences(LANGUAGES)
 
 
 def test_write_report_puts_one_whole_file_into_the_run_folder(tmp_path, whole):
