@@ -218,7 +218,7 @@ def _confine(site: Path) -> Isolation:
     python: list[str | Path] = [
         sys.prefix,
         sys.base_prefix,
-        Path(__file__).parents[1],
+        Path(__file__).parents[2],
         Path(str(common.__file__)).parent,
     ]
     python += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
