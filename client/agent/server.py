@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from client.ipc.protocol import BUSY, FAILED, METHODS, MOST_BYTES, SERVICE, STOPPING
+from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, METHODS, SERVICE, STOPPING
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
 from common.files import locked, sweep, write_bytes
@@ -41,7 +41,6 @@ DESCRIBE_WAIT_S = 2.0
 """A question that takes no time may wait for one that is about to end."""
 GRACE_S = 7.0
 """After SIGTERM: how long the present job has to notice that nobody waits for it."""
-MOST_PATH_BYTES = 107  # of a unix socket
 _CALLERS = 8  # threads: the job's, health's, and those that are told that the agent is busy
 
 Progress = Callable[[str, int, int], None]
@@ -129,13 +128,13 @@ class _Service:
             raise ConfigError(
                 f"{site}: no such folder", code="no-such-site", hint="fedqc site init makes one"
             )
-        if len(os.fsencode(self.socket)) > MOST_PATH_BYTES:
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH_BYTES:
             hint = (
                 "unix sockets have short names: choose a site folder nearer to the root, or start it "
                 "through a short link"
             )
             raise ConfigError(
-                f"{self.socket}: longer than {MOST_PATH_BYTES} bytes", code="socket-path", hint=hint
+                f"{self.socket}: longer than {MAX_SOCKET_PATH_BYTES} bytes", code="socket-path", hint=hint
             )
         try:
             for folder, mode in ((self._run, 0o750), (self._state, 0o700)):
@@ -163,8 +162,8 @@ class _Service:
         pool, self._worker = (_started(count, name) for count, name in ((_CALLERS, "caller"), (1, "job")))
         options = [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MOST_BYTES),
-            ("grpc.max_send_message_length", MOST_BYTES),
+            ("grpc.max_receive_message_length", MAX_BYTES),
+            ("grpc.max_send_message_length", MAX_BYTES),
         ]
         server = grpc.server(pool, options=options)
         handlers = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from client.ipc.protocol import BUSY, METHODS, MOST_BYTES, SERVICE, STOPPING
+from client.ipc.protocol import BUSY, MAX_BYTES, METHODS, SERVICE, STOPPING
 from common.errors import NetworkError
 
 
@@ -46,7 +46,7 @@ def ask_agent(
     """
     plan = plan_json.encode()
     request = b"".join((struct.pack("<I", len(plan)), plan, envelope))
-    if method not in METHODS or len(request) > MOST_BYTES:
+    if method not in METHODS or len(request) > MAX_BYTES:
         raise NetworkError(
             f"{method}, {len(request)} bytes: not a request that the agent takes", code="agent-failed"
         )
@@ -85,8 +85,8 @@ def agent_health(socket: Path, timeout_s: float = 2.0) -> bool:
 @contextmanager
 def _channel(socket: Path) -> Iterator[grpc.Channel]:
     options = [
-        ("grpc.max_receive_message_length", MOST_BYTES),
-        ("grpc.max_send_message_length", MOST_BYTES),
+        ("grpc.max_receive_message_length", MAX_BYTES),
+        ("grpc.max_send_message_length", MAX_BYTES),
         ("grpc.use_local_subchannel_pool", 1),  # or an earlier failure would keep a new call waiting
         ("grpc.enable_http_proxy", 0),
     ]

@@ -14,7 +14,6 @@ import logging.handlers
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,8 +31,9 @@ import common
 from client.site.isolation import Isolation, as_first_thing, confine_files, main
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
-from common.files import locked
+from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
+from common.processes import LOOPBACK, port_error
 from common.strict import StrictModel, describe_validation, strict_yaml
 
 READABLE = (
@@ -191,6 +191,7 @@ def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> in
     folder = site / "node"
     config = read_node(folder)
     with _only_one(folder):
+        sweep(folder)
         for name in ("node.key", "ca.crt", "runtime.secret"):
             if not os.access(folder / name, os.R_OK):
                 raise ConfigError(
@@ -263,19 +264,15 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(
-                f"127.0.0.1:{port} cannot be used ({error.strerror})",
-                code="port-in-use",
-                hint=(
-                    "another program has it: stop that, or choose another runtime_port and health_port in "
-                    "node/node.yaml"
-                ),
-            ) from None
+    if error := port_error(LOOPBACK, port):
+        raise ConfigError(
+            f"{LOOPBACK}:{port} cannot be used ({error.strerror})",
+            code="port-in-use",
+            hint=(
+                "stop the program that uses it, or choose another runtime_port and health_port in "
+                "node/node.yaml"
+            ),
+        )
 
 
 def supernode_command(folder: Path, config: NodeConfig) -> list[str]:
@@ -338,13 +335,8 @@ class Status:
         values: dict[str, Any] = {"connected": self.connected, "since": self._since, "pid": os.getpid()}
         values |= {"last_error": self.code or None, "message": self._message, "hint": self._hint}
         values |= {"isolation": self._isolation.how, "holds": self._isolation.holds}
-        temporary = self._path.with_name(".status.json")
         with suppress(OSError):  # a full disk stops no node
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            write_bytes(self._path, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
 class _Node:

@@ -111,7 +111,7 @@ def main(parent: int) -> None:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:  # threads of Flower's outlive its main loop and would keep the process, connected to nobody and never started again
+    finally:  # Flower's threads outlive its main loop and would keep a process that is not connected
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
