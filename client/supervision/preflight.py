@@ -1,7 +1,8 @@
-"""`fedqc site check`: what a run would find out in an hour, found out in a minute. Sends nothing of the
-site's, prints no secret.
+"""Check a site before a run (`fedqc site check`): versions, network, clock, disk, file modes, data, policy.
 
-The network is looked at as Flower's client meets it: an httpx client, which takes HTTPS_PROXY, ALL_PROXY and
+Sends nothing of the site's, prints no secret.
+
+The network is tested as Flower's client uses it: an httpx client, which takes HTTPS_PROXY, ALL_PROXY and
 NO_PROXY from the environment and asks such a proxy for a tunnel (CONNECT); its only trusted authority is the
 federation's.
 """
@@ -17,6 +18,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +62,7 @@ _PATH = "/v1/fleet/"  # all that a coordinator's proxy lets through
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at. `ok` is None where it does not apply or cannot be known."""
+    """Result of one check. `ok` is None where it does not apply or cannot be known."""
 
     check: str
     ok: bool | None
@@ -109,14 +111,27 @@ def exit_status(checks: Sequence[Check]) -> int:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """Check, problem, fix: for a terminal."""
+    """Check, problem, fix: for a terminal of 80 columns."""
     lines = []
-    for found in checks:
-        mark = "FAIL" if found.ok is False else "note" if found.problem else "-" if found.ok is None else "ok"
-        lines.append(f"{mark:4s}  {found.check:22s} {found.problem or found.found}")
-        if found.problem and found.fix:
-            lines.append(f"{'':28s} fix: {found.fix}")
+    for check in checks:
+        mark = "FAIL" if check.ok is False else "note" if check.problem else "-" if check.ok is None else "ok"
+        lines += _wrapped(f"{mark:4s}  {check.check:20s}  ", check.problem or check.found)
+        if check.problem and check.fix:
+            lines += _wrapped(f"{'':28s}fix: ", check.fix)
     return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    """Lines of at most 80 columns; names and paths are never broken."""
+    lines = textwrap.wrap(
+        text,
+        80,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [head.rstrip()]
 
 
 def check_versions(kit_version: str) -> Iterator[Check]:

@@ -1,8 +1,8 @@
 """Build the Flower app bundle that `flwr run` submits. It carries no code of its own.
 
 Flower unpacks a bundle's modules in front of the installed ones. This bundle only names the *installed*
-`server.app` and `client.app`, and holds the digest of the code that was installed. So no host runs code that a
-coordinator ships, and each version still makes a different bundle: a hospital's node serves only the bundle
+`server.app` and `client.app`, and holds the digest of the code that was installed. So no host runs code that
+a coordinator ships, and each version still makes a different bundle: a hospital's node serves only the bundle
 whose SHA-256 is in its kit.
 """
 
@@ -24,7 +24,7 @@ from common.files import write_bytes
 BUNDLE, BUNDLE_HASH = "bundle", "bundle.sha256"
 ROOMS = ("server", "client", "common")
 INSTALLED = Path(__file__).parents[2]
-"""Where the rooms lie side by side: a checkout, or the environment's site-packages."""
+"""Folder that holds the three packages: a checkout, or the environment's site-packages."""
 
 _PROJECT = """\
 [project]
@@ -50,9 +50,10 @@ run-dir = ""
 
 def bundle_files() -> dict[str, bytes]:
     """Path inside the bundle to content."""
+    digest = f'INSTALLED_SHA256 = "{installed_sha256()}"\n'
     texts = {
         "pyproject.toml": _PROJECT.format(version=version("fedqc")),
-        "fedqc_bundle/__init__.py": f'"""Runs what is installed."""\n\nINSTALLED_SHA256 = "{installed_sha256()}"\n',
+        "fedqc_bundle/__init__.py": f'"""Runs what is installed."""\n\n{digest}',
         "fedqc_bundle/coordinator.py": "from server import app as installed\n\napp = installed.app\n",
         "fedqc_bundle/hospital.py": "from client import app as installed\n\napp = installed.app\n",
     }
@@ -60,7 +61,7 @@ def bundle_files() -> dict[str, bytes]:
 
 
 def installed_sha256() -> str:
-    """Of the installed rooms' Python files: names and contents, in order of name."""
+    """Digest of the installed packages' Python files: names and contents, in order of name."""
     digest = hashlib.sha256()
     for room in ROOMS:
         for path in sorted((INSTALLED / room).rglob("*.py")):
