@@ -324,9 +324,9 @@ def sent(
         print(json.dumps(lines, ensure_ascii=False))
         return
     for line in lines:
-        round_ = f", round {line['round']}" if line["round"] else ""
+        details = [line["run"], f"round {line['round']}" if line["round"] else "", f"{line['bytes']} bytes"]
         print(f"{line['at']:25s}  {line['kind']:16s} {line['class']:12s} {line['purpose']}")
-        print(_wrapped(f"  {line['run']}{round_}, {line['bytes']} bytes"))
+        print(_wrapped(f"  {', '.join(filter(None, details))}"))
         print(f"  sha256 {line['sha256']}")
     print(f"{len(lines)} messages, {sum(int(line['bytes']) for line in lines)} bytes")
 

@@ -272,6 +272,7 @@ def test_every_message_that_left_is_shown(site: Path) -> None:
     text = done("sent", "--site", site).stdout
     assert "2 messages, 107 bytes" in text
     assert text.count("ab" * 32) == 2
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_damaged_line_of_what_was_sent_is_said(site: Path) -> None:
