@@ -288,7 +288,7 @@ def enrol(folder: Path, app: Path | None, settings: Sequence[str] = ()) -> Feder
             leaves the bundle as it is.
     """
     import server.federation.flower_app
-    from client.site.enrolment import init_site, join
+    from client.site.enrolment import NewSite, init_site, join
     from common.enrolment import read_request, write_kit
     from server.federation.configure import init_federation
     from server.federation.registry import approve
@@ -308,8 +308,7 @@ def enrol(folder: Path, app: Path | None, settings: Sequence[str] = ()) -> Feder
     for name in SITES:
         images, labels = folder / name / "images", folder / name / "labels.csv"
         images.mkdir(parents=True, exist_ok=True)
-        request = init_site(
-            folder / name,
+        new = NewSite(
             name=name,
             images=images,
             labels=labels,
@@ -318,6 +317,7 @@ def enrol(folder: Path, app: Path | None, settings: Sequence[str] = ()) -> Feder
             cohort=f"phantoms-{name}",
             level="open",
         )
+        request = init_site(folder / name, new)
         kit = approve(federation, read_request(request))
         write_kit(folder / f"kit-{name}.zip", kit, federation.signing_key())
         join(folder / name, folder / f"kit-{name}.zip", kit.fingerprint)

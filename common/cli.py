@@ -1,5 +1,5 @@
-"""`fedqc`: the command line's root. Groups are loaded by name when they are used, so that help and version
-cost nothing.
+"""The root of the `fedqc` command line. Command groups are imported when they are used, so that help and
+version are fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SILENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-"""Flower must not talk to anybody but the sites."""
+"""Environment that keeps Flower from sending data to others than the sites."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("server.cli.evaluate:simulate", "Run a plan on all sites under a folder, in one process."),
@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("server.cli.run:run", "Rehearse, start, watch, stop and resume runs."),
     "site": (
         "client.cli.site:site",
-        "Install a hospital's node, see what it may do, what it spent and sent.",
+        "Set up, run and audit a hospital's site.",
     ),
     "data": ("client.cli.data:data", "Generate, check, prepare and label image data; simulate artifacts."),
 }
@@ -57,13 +57,13 @@ class Format(StrEnum):
 
 FormatOption = Annotated[
     Format,
-    typer.Option("--format", help="text for people, json for programs (stdout is data, stderr is talk)."),
+    typer.Option("--format", help="Output format."),
 ]
 
 
 def confirmed(refusal: FedqcError) -> bool:
-    """Whether the person at the terminal wants to go on all the same; nobody there means no."""
-    return sys.stdin.isatty() and typer.confirm(f"{refusal.message}. Go on without these files?", err=True)
+    """Ask at the terminal whether to continue after a refusal; without a terminal the answer is no."""
+    return sys.stdin.isatty() and typer.confirm(f"{refusal.message}. Continue without these files?", err=True)
 
 
 class LazyGroup(TyperGroup):
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     refused by policy or budget, 5 a bug, 6 finished but partial, 130 or 143 stopped by a signal.
     """
     os.environ.update(SILENT)
-    # imports make many objects and no garbage: looking for some costs 0.3 CPU-s
+    # imports make many objects and no garbage: collecting costs 0.3 CPU-s
     gc.set_threshold(20_000, 50, 100)
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _stop)
@@ -149,14 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(
             "bug",
             f"{type(error).__name__}: {error}",
-            "please report it with the output of the same command and --debug",
+            "please report it with the output of the same command with --debug",
             5,
         )
-    if status == INTERRUPTED:  # typer turns Ctrl-C into this status and says nothing
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a message
         _fail(
             "interrupted",
-            "stopped; what was finished is kept",
-            "fedqc run resume goes on with a run",
+            "stopped; finished work is kept",
+            "continue a run with fedqc run resume",
             INTERRUPTED,
         )
     sys.exit(status if isinstance(status, int) else 0)

@@ -1,14 +1,15 @@
-"""What a hospital and a coordinator hand each other before the first run: `request.zip` and `kit.zip`.
+"""Read and write the two files of an enrolment: a hospital's `request.zip` and the coordinator's `kit.zip`.
 
-A request holds public keys and what the operator says of the site. A kit holds the federation's address, its
-certificate authority and the coordinator's public key. Neither holds a private key. Both are signed by their
-maker; a kit is trusted because the operator compares its fingerprint with one that reached the hospital
+A request holds public keys and the operator's description of the site. A kit holds the federation's address,
+its certificate authority and the coordinator's public key. Neither holds a private key. Both are signed by
+their maker; a kit is trusted because the operator compares its fingerprint with one that reached the hospital
 another way (telephone, letterhead).
 """
 
 from __future__ import annotations
 
 import base64
+import hmac
 import io
 import json
 import lzma
@@ -26,7 +27,7 @@ from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
 from common.signing import fingerprint, parse_public, public_text, sign, verify
 from common.strict import StrictModel, describe_validation
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _REQUEST, _KIT, _SIGNATURE = "request.json", "kit.json", "signature"
 P = TypeVar("P", bound="StrictModel")
 _DOMAINS = {_REQUEST: b"fedqc request v1\0", _KIT: b"fedqc kit v1\0"}
@@ -46,7 +47,7 @@ class Request(StrictModel):
 
     @property
     def fingerprint(self) -> str:
-        """What the operator reads to the coordinator: covers both keys and the name."""
+        """The operator reads it to the coordinator: covers both keys and the name."""
         return fingerprint(json.dumps([self.site, self.node_key, self.signing_key]).encode())
 
 
@@ -67,14 +68,20 @@ class Kit(StrictModel):
 
     @property
     def fingerprint(self) -> str:
-        """What the coordinator publishes: the same for every site of a federation, for as long as its keys
-        last.
-        """
+        """The coordinator publishes it: the same for every site of a federation, as long as its keys last."""
         return federation_fingerprint(self.ca_certificate, self.coordinator_key)
 
 
 def federation_fingerprint(ca_certificate: str, coordinator_key: str) -> str:
+    """Fingerprint of a federation's certificate authority (PEM) and coordinator key (base64)."""
     return fingerprint(json.dumps([ca_certificate, coordinator_key]).encode())
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Whether two fingerprints are equal as people write them: hyphens, spaces, colons and case do not
+    count.
+    """
+    return hmac.compare_digest(_digits(one), _digits(other))
 
 
 def write_request(path: Path, request: Request, key: Ed25519PrivateKey) -> None:
@@ -83,6 +90,7 @@ def write_request(path: Path, request: Request, key: Ed25519PrivateKey) -> None:
 
 
 def write_kit(path: Path, kit: Kit, key: Ed25519PrivateKey) -> None:
+    """Raises ConfigError (code `output-exists`) rather than overwrite."""
     _write(path, _KIT, kit, key)
 
 
@@ -99,12 +107,16 @@ def read_request(path: Path) -> Request:
 def read_kit(path: Path) -> Kit:
     """Raises ConfigError (code `bad-kit`): not a kit, altered, or not signed by the coordinator it names.
 
-    That says nothing yet of who this coordinator is: compare `Kit.fingerprint`.
+    This does not identify the coordinator: compare `Kit.fingerprint`.
     """
     text, signature = _read(path, _KIT, "bad-kit")
     kit = _parse(Kit, text, path, "bad-kit")
     _check(path, text, signature, kit.coordinator_key, _KIT, "bad-kit")
     return kit
+
+
+def _digits(fingerprint: str) -> bytes:
+    return "".join(fingerprint.split()).replace("-", "").replace(":", "").lower().encode()
 
 
 def _write(path: Path, name: str, paper: StrictModel, key: Ed25519PrivateKey) -> None:
@@ -128,15 +140,15 @@ def _write(path: Path, name: str, paper: StrictModel, key: Ed25519PrivateKey) ->
 
 
 def _read(path: Path, name: str, code: str) -> tuple[str, bytes]:
-    """The text and signature of a paper; sizes are checked before anything is unpacked."""
+    """Text and signature of a request or kit; sizes are checked before anything is unpacked."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes", code=code)
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes", code=code)
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             if (
                 sorted(info.filename for info in infos) != [name, _SIGNATURE]
-                or sum(info.file_size for info in infos) > MOST_BYTES
+                or sum(info.file_size for info in infos) > MAX_BYTES
             ):
                 raise ConfigError(f"{path}: must hold {name} and {_SIGNATURE}, nothing else", code=code)
             text = archive.read(name).decode("utf-8")

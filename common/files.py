@@ -1,5 +1,5 @@
-"""Write files that are whole or absent, also after a power cut (temporary file, fsync, rename, fsync of the
-folder), and lock them.
+"""Write files that are complete or absent, also after a power cut (temporary file, fsync, rename, fsync of
+the folder), and lock them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from common.errors import ConfigError, FedqcError
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data`, durably and in one step; nobody but the owner can read it before it has
-    `mode`.
+    """Replace `path` by `data`, durably and in one step. Only the owner can read it before it has `mode`.
+
+    Raises:
+        OSError: it cannot be written; the earlier file is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -34,8 +36,35 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
+    """Write `path` durably and in one step, unless it exists: of two writers the first wins.
+
+    The file system must have hard links.
+
+    Returns:
+        whether it was written; False leaves the existing file as it is.
+    Raises:
+        OSError: it cannot be written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+        written = True
+    except FileExistsError:
+        written = False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return written
+
+
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a private file; it is on the disk when this returns. Half a line that a crash left stays
+    """Add a line to a private file; it is on the disk when this returns. A partial line left by a crash stays
     a line of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +77,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sweep(*folders: Path) -> None:
-    """Remove what writers that were killed left half-written in these folders, which nobody else may be
-    writing to now.
-    """
+    """Remove the temporary files of writers that were killed. No process may be writing to these folders."""
     for folder in folders:
         for path in folder.glob(".*"):
             if path.is_file():
@@ -61,8 +88,8 @@ def sweep(*folders: Path) -> None:
 def locked(path: Path, *, busy: Callable[[], FedqcError] | None = None) -> Iterator[None]:
     """Hold `path` as a lock (flock), alone; the kernel releases it when the process ends, however it ends.
 
-    The file is made where it is missing, for its owner only, and is never removed: two processes could
-    otherwise hold two files of one name.
+    The file is created for its owner only, and is never removed: two processes could otherwise hold two files
+    of one name.
 
     Args:
         busy: makes the error that is raised where another process holds the lock; None waits for it.
@@ -83,7 +110,7 @@ def locked(path: Path, *, busy: Callable[[], FedqcError] | None = None) -> Itera
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds `path` by `locked`. A file that a crash left behind does not count."""
+    """Whether a running process holds `path` by `locked`. A file left by a crash does not count."""
     with suppress(FileNotFoundError), path.open("r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -93,6 +120,7 @@ def is_locked(path: Path) -> bool:
 
 
 def sync_folder(path: Path) -> None:
+    """Make names that were added to a folder, or removed from it, durable."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -101,8 +129,8 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` when all went well, and leaves nothing when it did not.
+def whole_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `out` at the end, and is removed after an error.
 
     Raises:
         ConfigError: `out` exists and is not empty (code `output-exists`), or cannot be written.
@@ -121,18 +149,19 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise ConfigError(f"{out}: cannot be created ({error.strerror})", code="not-writable") from None
     try:
         yield staging
-        os.chmod(staging, 0o755)
+        os.chmod(staging, mode)
         if out.exists():
             out.rmdir()
         os.replace(staging, out)
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_as_owner(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write or replace a file, whole or not at all. It belongs to whoever owns its folder.
+    """Write or replace a file as `write_bytes`; under root it belongs to the owner of its folder.
 
-    So an operator who is root leaves nothing that the services cannot read.
+    So an operator who is root leaves no file that the services cannot read.
     """
     write_bytes(path, content, mode)
     if os.geteuid() == 0:

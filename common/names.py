@@ -1,4 +1,4 @@
-"""Names and bounds that coordinator and hospital must agree on before the first message."""
+"""Define names and bounds that coordinator and hospital share before the first message."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What is signed, by whom, over which bytes.
+"""Sign and verify messages between coordinator and hospitals; write and read the keys for that.
 
-Whoever sends signs a *statement* about the payload's final bytes: which site, kind of message, run, arm,
-round, plan, base model and payload (as SHA-256), and the nonce that the coordinator drew for this question.
-The signature (Ed25519, RFC 8032) covers a domain tag and the statement's exact text, so that no signature
-made here can be read as one over something else.
+The sender signs a *statement* about the payload's final bytes: which site, kind of message, run, arm, round,
+plan, base model and payload (as SHA-256), and the nonce that the coordinator drew for this request. The
+signature (Ed25519, RFC 8032) covers a domain tag and the statement's exact text, so that no signature made
+here is valid for another purpose.
 
 The coordinator signs tasks with the key whose fingerprint a hospital pinned when it joined. A hospital signs
-answers inside its agent, with a key that never leaves the site. Transport proves who is connected; only this
-proves who said what.
+answers inside its agent, with a key that never leaves the site. Transport authenticates the connection; only
+this authenticates the message.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ DOMAIN = b"fedqc wire statement v1\0"
 
 
 class Statement(StrictModel):
-    """What a signature vouches for."""
+    """The content that a signature covers."""
 
-    # whom a task is for, or who answers; empty: whoever is asked to introduce itself
+    # the task's recipient, or the sender of an answer; empty in the first request to an unknown site
     site: str = Field(default="", max_length=32)
     kind: str = Field(max_length=32)  # name of the message
     run: str = Field(default="", max_length=200)
@@ -90,15 +90,17 @@ def new_key(path: Path) -> Ed25519PrivateKey:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a new file of mode 0600, whole or not at all; never over another (ConfigError, code
-    `key-exists`).
+    """Write a new file of mode 0600, complete or not at all.
+
+    Raises:
+        ConfigError: it exists already (code `key-exists`), or cannot be written (`not-writable`).
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         hint = "keys are never overwritten; move it away first"
-        raise ConfigError(f"{path}: there is one already", code="key-exists", hint=hint) from None
+        raise ConfigError(f"{path}: already exists", code="key-exists", hint=hint) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})", code="not-writable") from None
     try:

@@ -1,13 +1,12 @@
-"""The agent as a process: gRPC on a unix socket in run/, no network, one job at a time.
+"""Run a site's agent: a gRPC server on a unix socket in run/, without a network, one job at a time.
 
     request   u32 length of the plan (little-endian), plan (JSON, UTF-8), envelope         one message
     answer    "P" + JSON [stage, done, total], any number of times, then "A" + envelope    a stream
 
-gRPC tells a server nothing about who is at the other end of a unix socket, so who may ask is a matter of file
-permissions: run/ is 0750, the socket 0660. What may be asked is a matter of signatures, and
-    `client.agent.verification` checks those.
+gRPC does not identify the process at the other end of a unix socket, so access is by file permissions: run/
+has mode 0750, the socket 0660. Tasks are authorized by signatures, which `client.agent.verification` checks.
 
-What goes wrong here reaches the other side as a status and a fixed word; the details go to state/site.log.
+An error reaches the other side as a status and a fixed word; the details go to state/site.log.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from client.ipc.protocol import BUSY, FAILED, METHODS, MOST_BYTES, SERVICE, STOPPING
+from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, METHODS, SERVICE, STOPPING
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
 from common.files import locked, sweep, write_bytes
@@ -38,10 +37,9 @@ if TYPE_CHECKING:
     import grpc
 
 DESCRIBE_WAIT_S = 2.0
-"""A question that takes no time may wait for one that is about to end."""
+"""How long a short request waits for a job that is about to end."""
 GRACE_S = 7.0
-"""After SIGTERM: how long the present job has to notice that nobody waits for it."""
-MOST_PATH_BYTES = 107  # of a unix socket
+"""After SIGTERM: how long the current job may take to stop."""
 _CALLERS = 8  # threads: the job's, health's, and those that are told that the agent is busy
 
 Progress = Callable[[str, int, int], None]
@@ -64,12 +62,13 @@ def run_agent(
 ) -> int:
     """Give up the network, then answer on SITE/run/agent.sock until SIGTERM or Ctrl-C.
 
-    Where run/stop-after-round exists the present job is finished and no other is begun. run/busy exists while
-    there is a job. run/agent.json says {"pid", "started", "isolation", "holds"}.
+    If run/stop-after-round exists the current job is finished and no other is started. run/busy exists while
+    there is a job. run/agent.json holds {"pid", "started", "isolation", "holds"}.
 
     Args:
         site: the site's folder.
-        require_isolation: refuse to start where the network cannot be given up; otherwise that is only said.
+        require_isolation: refuse to start where the network cannot be given up; otherwise that is only
+            reported.
         isolate: False leaves the network alone, for tests.
         guard: makes the function that does the work, once; default the site's `client.agent.verification`.
     Returns:
@@ -79,9 +78,7 @@ def run_agent(
     """
     if isolate and guard is None:
         as_first_thing("client.agent.server", site, require_isolation=require_isolation)
-    isolation = (
-        isolate_network() if isolate else Isolation(holds=False, how="network isolation was switched off")
-    )
+    isolation = isolate_network() if isolate else Isolation(holds=False, how="network isolation is off")
     print(f"agent: {isolation.how}", file=sys.stderr, flush=True)
     if require_isolation and not isolation.holds:
         raise ConfigError(
@@ -129,13 +126,13 @@ class _Service:
             raise ConfigError(
                 f"{site}: no such folder", code="no-such-site", hint="fedqc site init makes one"
             )
-        if len(os.fsencode(self.socket)) > MOST_PATH_BYTES:
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH_BYTES:
             hint = (
-                "unix sockets have short names: choose a site folder nearer to the root, or start it "
-                "through a short link"
+                "the path of a unix socket is limited: choose a site folder with a shorter path, or use a "
+                "symbolic link to it"
             )
             raise ConfigError(
-                f"{self.socket}: longer than {MOST_PATH_BYTES} bytes", code="socket-path", hint=hint
+                f"{self.socket}: longer than {MAX_SOCKET_PATH_BYTES} bytes", code="socket-path", hint=hint
             )
         try:
             for folder, mode in ((self._run, 0o750), (self._state, 0o700)):
@@ -163,8 +160,8 @@ class _Service:
         pool, self._worker = (_started(count, name) for count, name in ((_CALLERS, "caller"), (1, "job")))
         options = [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MOST_BYTES),
-            ("grpc.max_send_message_length", MOST_BYTES),
+            ("grpc.max_receive_message_length", MAX_BYTES),
+            ("grpc.max_send_message_length", MAX_BYTES),
         ]
         server = grpc.server(pool, options=options)
         handlers = {
@@ -197,7 +194,7 @@ class _Service:
             self._cancelled.set()
             ended = server.stop(GRACE_S)
             if not self._slot.acquire(timeout=GRACE_S):
-                self._log("the present job did not end in time; ended by force")
+                self._log("the current job did not end in time; killed")
                 self._leave()
                 os._exit(128 + self._signal)
             ended.wait()

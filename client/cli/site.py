@@ -1,10 +1,11 @@
-"""`fedqc site`: what a hospital operator does."""
+"""The `fedqc site` commands: set up, check, run and audit a hospital's site."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import textwrap
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -27,48 +28,49 @@ site = typer.Typer(add_completion=False, no_args_is_help=True)
 
 SiteOption = Annotated[
     Path | None,
-    typer.Option(
-        "--site", help="Site folder; else FEDQC_SITE, else the present folder if it holds a site.yaml."
-    ),
+    typer.Option("--site", help="Site folder. Default: $FEDQC_SITE, then the current directory."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not prompt.")]
 
 
 @site.callback()
 def _site_group() -> None:
-    """Take part in a federation as a hospital: decide, run, see what left and what was spent."""
+    """Take part in a federation as a hospital: set up, approve plans, run, audit."""
 
 
 @site.command()
 def init(
     folder: Annotated[
         Path | None,
-        typer.Option("--site", help="Folder to make the site in; else FEDQC_SITE, else the present one."),
+        typer.Option(
+            "--site", help="Folder of the new site. Default: $FEDQC_SITE, then the current directory."
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Shown to the coordinator: lower case, digits, hyphens.")
+        str | None, typer.Option(help="Name that the coordinator sees: lower case, digits, hyphens.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder with the DICOM files.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label sheet, CSV.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label sheet (CSV).")] = None,
     nominal_patients: Annotated[
-        int | None, typer.Option(min=1, help="Size bucket you pick: 50, 100, 200, 500 …; never a count.")
+        int | None, typer.Option(min=1, help="Size bucket: 50, 100, 200, 500 …; never an exact count.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="hospital, public or synthetic.")] = None,
     cohort: Annotated[
-        str | None, typer.Option(help="Name of this group of patients: the ledger keeps one account for it.")
+        str | None,
+        typer.Option(help="Name of this group of patients; the privacy ledger keeps one account for it."),
     ] = None,
     level: Annotated[str | None, typer.Option(help="Privacy level: cautious, usual or open.")] = None,
     ethics_approval: Annotated[
-        str | None, typer.Option(help="Number of the ethics approval; stays here.")
+        str | None, typer.Option(help="Number of the ethics approval; stays at the site.")
     ] = None,
     consent_basis: Annotated[
-        str | None, typer.Option(help="What allows the use of these images; stays here.")
+        str | None, typer.Option(help="Legal basis for using these images; stays at the site.")
     ] = None,
-    stand_in: Annotated[str, typer.Option(help="Where patients are not persons: what they are.")] = "",
+    stand_in: Annotated[str, typer.Option(help="If the patients are not persons: what they are.")] = "",
     yes: YesOption = False,
 ) -> None:
-    """Make site.yaml, cohort.yaml, policy.yaml, keys, ledger and request.zip. Overwrites nothing."""
-    from client.site.enrolment import LEVELS, init_site
+    """Make a site: site.yaml, cohort.yaml, policy.yaml, keys, ledger, request.zip. Overwrites nothing."""
+    from client.site.enrolment import LEVELS, NewSite, init_site
     from common.enrolment import read_request
 
     def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
@@ -77,7 +79,7 @@ def init(
         if yes:
             if default is None:
                 raise ConfigError(
-                    f"--{option} is missing", code="bad-argument", hint="without --yes it is asked for"
+                    f"--{option} is missing", code="bad-argument", hint="omit --yes to be asked for it"
                 )
             return default
         return str(typer.prompt(question, default=default, err=True))
@@ -91,7 +93,7 @@ def init(
             hint="known: hospital, public, synthetic",
         )
     chosen = {
-        "name": asked("name", name, "Name of the site, shown to the coordinator"),
+        "name": asked("name", name, "Name of the site, which the coordinator sees"),
         "images": asked("images", str(images) if images else None, "Folder with the DICOM files"),
         "labels": asked("labels", str(labels) if labels else None, "Label sheet (CSV)"),
         "cohort": asked("cohort", cohort, "Name of this group of patients"),
@@ -106,17 +108,16 @@ def init(
     chosen_level = asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
     is_hospital = chosen_kind == "hospital"
     ethics = (
-        asked("ethics-approval", ethics_approval, "Number of the ethics approval (stays here)", "")
+        asked("ethics-approval", ethics_approval, "Number of the ethics approval (stays at the site)", "")
         if is_hospital
         else ""
     )
     consent = (
-        asked("consent-basis", consent_basis, "What allows the use of these images (stays here)", "")
+        asked("consent-basis", consent_basis, "Legal basis for using these images (stays at the site)", "")
         if is_hospital
         else ""
     )
-    request = init_site(
-        folder,
+    new = NewSite(
         **chosen,
         nominal_patients=int(bucket),
         kind=chosen_kind,
@@ -124,32 +125,32 @@ def init(
         ethics_approval=ethics_approval or ethics,
         consent_basis=consent_basis or consent,
         stand_in=stand_in,
-        warn=lambda text: say(f"note: {text}"),
     )
+    request = init_site(folder, new, warn=lambda text: say(f"note: {text}"))
     say(f"{folder}: privacy level {chosen_level}")
     say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
-    say(f"send {request} to the coordinator, and tell them its fingerprint another way:")
+    say(f"send {request} to the coordinator, and its fingerprint another way (telephone, letter):")
     print(read_request(request).fingerprint)
 
 
 @site.command()
 def join(
-    kit: Annotated[Path, typer.Argument(help="kit.zip of the coordinator.")],
+    kit: Annotated[Path, typer.Argument(help="kit.zip from the coordinator.")],
     fingerprint: Annotated[
-        str, typer.Option(help="Of the federation, as it reached you another way than the kit.")
+        str, typer.Option(help="Fingerprint of the federation, received another way than the kit.")
     ],
     folder: SiteOption = None,
     leave: Annotated[
-        bool, typer.Option("--leave", help="Leave the federation that this site is in.")
+        bool, typer.Option("--leave", help="Leave the present federation for this one.")
     ] = False,
 ) -> None:
-    """Take the coordinator's kit. Again with a renewed one: replaces only what the kit holds."""
+    """Join a federation with the coordinator's kit; or renew the enrolment with a renewed kit."""
     from client.site.enrolment import join as take_kit
     from client.supervision.systemd import write_units
 
     where = site_folder(folder)
     taken = take_kit(where, kit, fingerprint, leave=leave)
-    say(f"{taken.site} is in the federation {taken.federation} at {taken.address} until {taken.expires}")
+    say(f"{taken.site} joined the federation {taken.federation} at {taken.address} until {taken.expires}")
     try:
         units = f", or the systemd units in {write_units(where)}"
     except ConfigError as error:
@@ -159,12 +160,13 @@ def join(
 
 @site.command()
 def check(
-    plan: Annotated[Path | None, typer.Argument(help="Plan that the coordinator announced.")] = None,
+    plan: Annotated[Path | None, typer.Argument(help="Plan from the coordinator.")] = None,
     folder: SiteOption = None,
     format: FormatOption = Format.text,
 ) -> int:
-    """Versions, clock, certificates, network, disk, GPU, encryption, file modes, data; with PLAN, what the
-    policy says to it.
+    """Check versions, clock, certificates, network, disk, GPU, encryption, file modes and data.
+
+    With PLAN, also whether this site's policy permits it.
     """
     from client.supervision import preflight
     from common.plan import read_plan
@@ -181,27 +183,27 @@ def check(
 
 @site.command()
 def approve(
-    plan: Annotated[Path, typer.Argument(help="Plan that the coordinator announced.")],
+    plan: Annotated[Path, typer.Argument(help="Plan from the coordinator.")],
     folder: SiteOption = None,
     yes: YesOption = False,
 ) -> int:
-    """Show what a plan wants in plain words, and say yes to exactly this plan."""
+    """Show a plan in plain words, and approve exactly this plan."""
     from client.site.approvals import approve as note_approval
     from client.site.approvals import is_approved
     from client.site.config import read_site
     from common.plan import read_plan
 
     where = site_folder(folder)
-    wanted = read_plan(plan)
+    read = read_plan(plan)
     config, _ = read_site(where)
-    say(plan_text(wanted, config, where))
-    if is_approved(where / config.state, wanted.sha256()):
-        say("this plan was approved before")
+    say(plan_text(read, config, where))
+    if is_approved(where / config.state, read.sha256()):
+        say("this plan is already approved")
         return 0
     if not yes and not typer.confirm("Approve exactly this plan?", err=True):
         say("not approved; nothing was changed")
         return 4
-    note_approval(where, wanted)
+    note_approval(where, read)
     say("approved")
     return 0
 
@@ -211,16 +213,14 @@ def start(
     folder: SiteOption = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Be one of the two processes: agent or node. For systemd and containers."),
+        typer.Option(help="Run only this process: agent or node. For systemd and containers."),
     ] = None,
     require_isolation: Annotated[
         bool,
-        typer.Option(
-            "--require-isolation", help="Refuse to run where the agent cannot be cut off from the network."
-        ),
+        typer.Option("--require-isolation", help="Do not start unless agent and node can be isolated."),
     ] = False,
 ) -> int:
-    """Run the agent and the node until stopped. Says so when the coordinator is reached."""
+    """Run the agent and the node until Ctrl-C; restart either if it ends."""
     from client.supervision.supervisor import start as run
 
     where = site_folder(folder, _one_of(only))
@@ -233,12 +233,13 @@ def start(
 def status(
     folder: SiteOption = None,
     only: Annotated[
-        str | None, typer.Option(help="Look at one of the two processes: agent or node. For containers.")
+        str | None, typer.Option(help="Only this process: agent or node. For containers.")
     ] = None,
     format: FormatOption = Format.text,
 ) -> int:
-    """Whether the agent answers, whether the node is connected, how long the enrolment lasts. Exit status 3
-    where one is not.
+    """Show whether the agent answers, the node is connected, and when the enrolment expires.
+
+    Exit status 3: agent or node is not up.
     """
     from client.site.config import read_site
     from client.site.enrolment import coordinator_of
@@ -254,7 +255,7 @@ def status(
     try:
         sent = _sent(where / config.state / "sent.jsonl")
     except DataError as error:
-        say(f"{error.message}; fedqc site sent says more")
+        say(f"{error.message}; see fedqc site sent")
         sent = []
     found: dict[str, Any] = {
         "site": config.name,
@@ -275,10 +276,10 @@ def status(
 def stop(
     folder: SiteOption = None,
     after_round: Annotated[
-        bool, typer.Option("--after-round", help="Finish the present job first, begin no other.")
+        bool, typer.Option("--after-round", help="Finish the current job first; start no other.")
     ] = False,
 ) -> None:
-    """End what `fedqc site start` started."""
+    """Stop the agent and the node that `fedqc site start` runs."""
     from client.supervision.supervisor import stop as end
 
     say(end(site_folder(folder), after_round=after_round))
@@ -288,11 +289,11 @@ def stop(
 def budget(
     folder: SiteOption = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Say that every entry was recomputed under the site's key.")
+        bool, typer.Option("--verify", help="Report that every entry was recomputed under the site's key.")
     ] = False,
     format: FormatOption = Format.text,
 ) -> None:
-    """What was spent of each cohort's privacy, on what, and what is left."""
+    """Show each cohort's privacy budget: spent, on what, and left."""
     found = budgets(site_folder(folder))
     if format is Format.json:
         print(json.dumps([account | {"verified": verify} for account in found], ensure_ascii=False))
@@ -307,13 +308,11 @@ def budget(
 
 @site.command()
 def sent(
-    run: Annotated[str | None, typer.Argument(help="Only what left in this run.")] = None,
+    run: Annotated[str | None, typer.Argument(help="Only messages of this run.")] = None,
     folder: SiteOption = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """Every message that left this hospital: when, what, of which class, what for, how large, and its
-    hash.
-    """
+    """List every message that left this site: time, kind, class, purpose, size, hash."""
     from client.site.config import read_site
 
     where = site_folder(folder)
@@ -325,26 +324,25 @@ def sent(
         print(json.dumps(lines, ensure_ascii=False))
         return
     for line in lines:
-        round_ = f"round {line['round']}" if line["round"] else ""
-        print(
-            f"{line['at']:25s}  {line['kind']:16s} {line['class']:12s} {line['purpose']:22s}"
-            f" {line['run']} {round_}  {line['bytes']} bytes  sha256 {line['sha256']}"
-        )
+        details = [line["run"], f"round {line['round']}" if line["round"] else "", f"{line['bytes']} bytes"]
+        print(f"{line['at']:25s}  {line['kind']:16s} {line['class']:12s} {line['purpose']}")
+        print(_wrapped(f"  {', '.join(filter(None, details))}"))
+        print(f"  sha256 {line['sha256']}")
     print(f"{len(lines)} messages, {sum(int(line['bytes']) for line in lines)} bytes")
 
 
 def site_folder(given: Path | None, only: str | None = None) -> Path:
-    """The folder that --site, FEDQC_SITE or the present folder names.
+    """Folder named by --site or FEDQC_SITE, else the current directory.
 
     Args:
-        only: the process it is for; a node may be shown nothing of the site but node/ and run/.
+        only: the process to run; a node may see only node/ and run/ of a site.
     Raises:
-        ConfigError: none of them is a site (code `no-such-site`).
+        ConfigError: it is not a site (code `no-such-site`).
     """
     folder = given or Path(os.environ.get("FEDQC_SITE", "."))
     if not (folder / "site.yaml").is_file() and not (only == "node" and (folder / "node").is_dir()):
-        hint = "--site DIR, or FEDQC_SITE; fedqc site init makes one"
-        raise ConfigError(f"{folder.absolute()}: no site.yaml here", code="no-such-site", hint=hint)
+        hint = "use --site DIR or $FEDQC_SITE; make one: fedqc site init"
+        raise ConfigError(f"{folder.absolute()}: no site.yaml in this folder", code="no-such-site", hint=hint)
     return folder.absolute()
 
 
@@ -355,9 +353,7 @@ def _one_of(only: str | None) -> str | None:
 
 
 def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
-    """What an approver has to know: who asks, what for, which models, how many rounds, and what it costs a
-    patient.
-    """
+    """A plan for an approver: who asks, what for, which models, how many rounds, the cost to a patient."""
     from client.site.enrolment import coordinator_of
     from client.site.policy import in_plain_words, private_schedule
     from common.privacy import rdp_epsilon
@@ -366,7 +362,7 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     asks = (
         f"the federation {pinned['federation']} (fingerprint {pinned['fingerprint']})"
         if pinned
-        else "nobody this site has joined yet"
+        else "unknown: this site has not joined a federation"
     )
     lines = [
         f"plan       {plan.name}, hash {plan.sha256()}",
@@ -379,7 +375,7 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
         ),
     ]
     if config.name in plan.held_out:
-        lines.append("training   none here: this site only scores the finished models, on all its patients")
+        lines.append("training   none at this site: it only scores the finished models, on all its patients")
         return "\n".join(lines)
     for arm in plan.arms:
         if arm == "federated_dp":
@@ -397,7 +393,7 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
 
 
 def budgets(folder: Path) -> list[dict[str, Any]]:
-    """One account a cohort that this site ever had a ledger for, the present one first.
+    """One account for each cohort that this site has a ledger for, the present cohort first.
 
     Every entry's MAC is recomputed as the ledger is opened.
     Raises:
@@ -411,9 +407,9 @@ def budgets(folder: Path) -> list[dict[str, Any]]:
     state = folder / config.state
     if not (state / "site.key").is_file():
         raise ConfigError(
-            f"{state / 'site.key'}: is not there",
+            f"{state / 'site.key'}: missing",
             code="bad-site-key",
-            hint="nothing was ever spent here, or restore it",
+            hint="if privacy was spent at this site, restore it from a backup",
         )
     policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
     key = site_key(state)
@@ -501,15 +497,17 @@ def _budget_text(account: dict[str, Any]) -> str:
         )
     ]
     if spent:
-        lines.append(f"  in words: {in_plain_words(spent, account['delta'])}")
+        lines.append(_wrapped(f"  in words: {in_plain_words(spent, account['delta'])}"))
     if account["has_non_private"]:
         lines.append(
-            "  NOT PRIVATE: a model was trained on this cohort without noise; for its patients the promise "
-            "does not hold"
+            _wrapped(
+                "  NOT PRIVATE: a model was trained on this cohort without noise; its patients have no "
+                "privacy guarantee"
+            )
         )
     for entry in account["entries"]:
         cost = "not private" if entry["epsilon"] is None else f"ε {entry['epsilon']:.2f}"
-        lines.append(f"  {entry['at']}  {cost:12s} {entry['request']}")
+        lines.append(_wrapped(f"  {entry['at']}  {cost:11s} {entry['request']}"))
     return "\n".join(lines)
 
 
@@ -518,7 +516,7 @@ def _status_text(found: dict[str, Any]) -> str:
     node = {
         True: f"connected since {found['since']}",
         False: "not connected",
-        None: "cannot be seen by this user",
+        None: "unknown: this user may not read node/",
     }[found["node"]]
     lines = [
         f"site        {found['site']}",
@@ -531,11 +529,26 @@ def _status_text(found: dict[str, Any]) -> str:
     if found["last_error"]:
         lines.append(f"last error  {found['last_error']}")
     if found["stopping"]:
-        lines.append("stopping    after the present job")
+        lines.append("stopping    after the current job")
     if found["last_sent"]:
         last = found["last_sent"]
         lines.append(f"last sent   {last['at']}, {last['purpose']}, {last['bytes']} bytes")
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line, indent=12) for line in lines)
+
+
+def _wrapped(line: str, indent: int = 4) -> str:
+    """A line in at most 80 columns; names and paths are never broken."""
+    kept = len(line) - len(line.lstrip())
+    return textwrap.fill(
+        line.lstrip(),
+        80,
+        initial_indent=line[:kept],
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+    )
 
 
 def _sent(path: Path) -> list[dict[str, Any]]:
@@ -564,7 +577,7 @@ def _sent(path: Path) -> list[dict[str, Any]]:
             )
         except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"{path}: line {number} is not what was written",
+                f"{path}: line {number} is damaged",
                 code="sent-damaged",
                 hint="compare with a backup",
             ) from None

@@ -1,7 +1,6 @@
-"""The node's way to the agent: three calls over the unix socket (see client/agent/server.py), and whether it
-is there at all.
+"""Call the agent from the node: three calls over the unix socket (see client/agent/server.py); its health.
 
-Loads no torch. Errors are between the two processes of one hospital; only their codes may go further.
+Loads no torch. Error messages stay between the two processes of one hospital; only their codes may leave it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from client.ipc.protocol import BUSY, METHODS, MOST_BYTES, SERVICE, STOPPING
+from client.ipc.protocol import BUSY, MAX_BYTES, METHODS, SERVICE, STOPPING
 from common.errors import NetworkError
 
 
@@ -35,20 +34,20 @@ def ask_agent(
         method: "Describe", "Train" or "Evaluate".
         plan_json: the run's plan, canonical JSON.
         envelope: `Envelope.to_bytes()` of a task.
-        deadline_s: after which the agent stops at its next step, and this call gives up.
-        on_progress: told (stage, done, total).
+        deadline_s: after it the agent stops at its next step, and this call fails.
+        on_progress: called with (stage, done, total).
     Returns:
         the bytes of the answer's envelope.
     Raises:
         NetworkError: `agent-unreachable` (not running, its socket closed to this user, or it ended during the
             work), `agent-busy` (it works on another job, or finishes its last one), `agent-deadline`,
-            `agent-failed` (whatever else: its site.log knows).
+            `agent-failed` (any other error: see its site.log).
     """
     plan = plan_json.encode()
     request = b"".join((struct.pack("<I", len(plan)), plan, envelope))
-    if method not in METHODS or len(request) > MOST_BYTES:
+    if method not in METHODS or len(request) > MAX_BYTES:
         raise NetworkError(
-            f"{method}, {len(request)} bytes: not a request that the agent takes", code="agent-failed"
+            f"{method}, {len(request)} bytes: not a valid request to the agent", code="agent-failed"
         )
     with _channel(socket) as channel:
         call = channel.unary_stream(f"/{SERVICE}/{method}")
@@ -85,8 +84,8 @@ def agent_health(socket: Path, timeout_s: float = 2.0) -> bool:
 @contextmanager
 def _channel(socket: Path) -> Iterator[grpc.Channel]:
     options = [
-        ("grpc.max_receive_message_length", MOST_BYTES),
-        ("grpc.max_send_message_length", MOST_BYTES),
+        ("grpc.max_receive_message_length", MAX_BYTES),
+        ("grpc.max_send_message_length", MAX_BYTES),
         ("grpc.use_local_subchannel_pool", 1),  # or an earlier failure would keep a new call waiting
         ("grpc.enable_http_proxy", 0),
     ]
@@ -97,16 +96,15 @@ def _channel(socket: Path) -> Iterator[grpc.Channel]:
 def _network_error(socket: Path, status: grpc.StatusCode, details: str, deadline_s: float) -> NetworkError:
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and details in (BUSY, STOPPING):
         why = "works on another job" if details == BUSY else "is about to stop"
-        return NetworkError(f"{socket}: the agent {why}", code="agent-busy", hint="ask again later")
+        return NetworkError(f"{socket}: the agent {why}", code="agent-busy", hint="try again later")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         hint = "the plan's deadline_s is too short for this site"
         return NetworkError(
             f"{socket}: no answer within {deadline_s:.0f} s", code="agent-deadline", hint=hint
         )
     if status is grpc.StatusCode.UNAVAILABLE:
-        there = socket.exists()
-        hint = "fedqc site start starts it"
-        if there and not os.access(socket, os.W_OK):
+        hint = "start it: fedqc site start"
+        if socket.exists() and not os.access(socket, os.W_OK):
             hint = "this user may not use the socket: node and agent must share the group of run/"
         return NetworkError(
             f"{socket}: no agent answers, or it ended during the work", code="agent-unreachable", hint=hint

@@ -1,13 +1,13 @@
-"""What node and agent agree on about the unix socket between them: service, methods, sizes, fixed words."""
+"""Constants of the unix socket between node and agent: service, methods, sizes, fixed status words."""
 
 from __future__ import annotations
 
 SERVICE, METHODS = "fedqc.Agent", ("Describe", "Train", "Evaluate")
 
-
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Of one message, in either direction."""
-
+MAX_SOCKET_PATH_BYTES = 107
+"""Linux's limit for the path of a unix socket."""
 
 BUSY, STOPPING, FAILED = "busy", "stopping", "failed"
-"""What a caller is told besides a gRPC status."""
+"""Words that a caller gets besides a gRPC status."""

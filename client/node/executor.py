@@ -1,9 +1,8 @@
-"""What a hospital's node runs in place of Flower's own executor: one warm process for all messages, and only
-the site's own code.
+"""Run a node's tasks in place of Flower's executor: one process for all messages, only the installed code.
 
 Flower starts a new process for every message, installs the bundle that the coordinator sent and runs it. Here
-the bundle's hash is compared with the one pinned when the site joined, the bundle is thrown away, and the
-`client.app` that the hospital installed answers. (Flower's warm executors cannot do that: in 1.41
+the bundle's hash is compared with the one pinned when the site joined, the bundle is discarded, and the
+installed `client.app` answers. (Flower's persistent executors cannot do that: in 1.41
 `flwr.supercore.superexec.executor` has them for Kubernetes pods only, and only for the task types agentapp,
 model and connector; a ClientApp on local processes is always a new subprocess.)
 
@@ -37,7 +36,7 @@ from common.errors import NetworkError
 from common.wire import PULLING, Refusal
 
 WRONG_BUNDLE, SITE_FAILURE = "wrong-bundle", "site-failure"
-SLOWEST_POLL_S = 1.0
+MAX_POLL_S = 1.0
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 log = logging.getLogger("fedqc.node")
@@ -90,7 +89,7 @@ def serve(
                     raise NetworkError(
                         "the SuperNode took an answer by halves",
                         code="task-lost",
-                        hint="the node is started again",
+                        hint="the node is restarted",
                     )
                 task, pause = None, poll_s
                 continue
@@ -104,7 +103,7 @@ def serve(
                 silent = True
             if not token:
                 stop.wait(pause)
-                pause = min(pause * 1.05, SLOWEST_POLL_S)
+                pause = min(pause * 1.05, MAX_POLL_S)
                 continue
             if task is not None:
                 task.forget()

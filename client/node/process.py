@@ -1,9 +1,9 @@
-"""The node as a process: the network, no data. It confines itself to its own folder, keeps a Flower SuperNode
-and answers its tasks.
+"""Run a site's node: it has the network and no data, confines itself to its folder, and runs a SuperNode.
 
-The SuperNode is a child (client/node/supernode.py); this process takes its tasks (client/node/executor.py)
-and asks the agent through the socket in run/. Flower's words are translated: node/status.json says whether
-the coordinator is reached, since when, and what was wrong last; node/node.log has everything.
+Flower's SuperNode is a child process (client/node/supernode.py); this process takes its tasks
+(client/node/executor.py) and asks the agent through the socket in run/. node/status.json holds whether the
+coordinator is reached, since when, and the last error, in plain words for Flower's; node/node.log has all of
+Flower's output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging.handlers
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,8 +31,9 @@ import common
 from client.site.isolation import Isolation, as_first_thing, confine_files, main
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
-from common.files import locked
+from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
+from common.processes import LOOPBACK, port_error
 from common.strict import StrictModel, describe_validation, strict_yaml
 
 READABLE = (
@@ -57,22 +57,22 @@ READABLE_TOO = (
     "/run/resolvconf",
     "/run/nscd",
 )
-"""Of the system, besides Python, this program, and node/ and run/: names of hosts, number of processors."""
+"""Paths that the node may read, besides Python, this program, node/ and run/."""
 GRACE_S = 7.0
 LOG_BYTES = 5 << 20
 
 _CONNECTED, _AGAIN = re.compile(r"SuperNode ID: [0-9]+"), re.compile(r"Connection successful")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _INTERCEPTED = (
-    "something between here and the coordinator answers in its place; tell both networks' "
-    "administrators, and do not go on"
+    "another machine answers in the coordinator's place; tell both networks' administrators, and do not "
+    "continue"
 )
 _TROUBLES: tuple[tuple[str, str, str, str], ...] = (
     (
         r"Hostname mismatch|IP address mismatch",
         "wrong-host",
         "the certificate is for another host",
-        "tell the coordinator; do not go on",
+        "tell the coordinator; do not continue",
     ),
     (
         r"certificate has expired|not yet valid",
@@ -83,22 +83,22 @@ _TROUBLES: tuple[tuple[str, str, str, str], ...] = (
     (
         r"local issuer|self.signed",
         "wrong-authority",
-        "the certificate is not of the federation's authority",
+        "the certificate is not from the federation's authority",
         _INTERCEPTED,
     ),
     (
         r"WRONG_VERSION_NUMBER|record layer",
         "no-tls",
         "no TLS at that address",
-        "is the port right? fedqc never talks in the clear",
+        "check the port; fedqc requires TLS",
     ),
     (r"CERTIFICATE_VERIFY_FAILED", "bad-certificate", "the certificate cannot be used", _INTERCEPTED),
     (r"\[SSL|SSL/TLS handshake", "tls-failed", "TLS failed", _INTERCEPTED),
     (
         r"code: 2004\]",
         "key-not-accepted",
-        "the coordinator does not accept this node's key, or believes it to be connected already",
-        "after a crash that passes within 60 s; if it stays, ask whether this site is approved, or revoked",
+        "the coordinator does not accept this node's key, or still counts it as connected",
+        "after a crash this ends within 60 s; otherwise ask the coordinator whether this site is approved",
     ),
     (
         r"Exit Code: 606",
@@ -110,30 +110,30 @@ _TROUBLES: tuple[tuple[str, str, str, str], ...] = (
         r"Exit Code: 302",
         "bad-node-key",
         "node.key is not a key that Flower can use",
-        "restore it from a backup, or make the site anew",
+        "restore it from a backup, or make a new site",
     ),
     (
         r"address already in use",
         "port-in-use",
         "one of the node's two loopback ports is taken",
-        "another node of this folder?",
+        "is another node of this folder running?",
     ),
-    (r"Exit Code: ", "superlink-error", "the SuperNode ended", "node/node.log has Flower's words"),
+    (r"Exit Code: ", "superlink-error", "the SuperNode ended", "see node/node.log"),
     (
         r"terminated gracefully",
         "not-authenticated",
-        "the coordinator no longer takes this node's signature: revoked, or this machine's clock is wrong",
-        "fedqc site check compares the clocks: at most 5 s ahead, 305 s behind",
+        "the coordinator no longer accepts this node's signature: revoked, or this machine's clock is wrong",
+        "compare the clocks with fedqc site check: at most 5 s ahead, 305 s behind",
     ),
     (
         r"Connection attempt failed",
         "unreachable",
-        "the coordinator does not answer; it is asked again",
-        "fedqc site check says more",
+        "the coordinator does not answer; trying again",
+        "find the cause with fedqc site check",
     ),
 )
-"""What Flower says, the code for it, and both in plain words. The first that fits counts."""
-_ENDED = "superlink-error", "the SuperNode ended without a word", "node/node.log may have more"
+"""Pattern of Flower's output, error code, message, hint. The first match counts."""
+_ENDED = "superlink-error", "the SuperNode ended without an error message", "see node/node.log"
 
 log = logging.getLogger("fedqc.node")
 
@@ -168,15 +168,15 @@ def read_node(folder: Path) -> NodeConfig:
 
 
 def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> int:
-    """Confine this process to its folder, then keep a SuperNode and answer its tasks until SIGTERM or Ctrl-C.
+    """Confine this process to its folder, then run a SuperNode and answer its tasks until SIGTERM or Ctrl-C.
 
-    node/status.json says {"connected", "since", "pid", "last_error": code, "message", "hint", "isolation",
+    node/status.json holds {"connected", "since", "pid", "last_error": code, "message", "hint", "isolation",
     "holds"}.
 
     Args:
         site: the site's folder, of which only node/ and run/ are used.
         require_isolation: refuse to start where the data cannot be put out of reach; otherwise that is only
-            said.
+            reported.
         isolate: False leaves the files alone, for tests.
     Returns:
         exit status: 3 where the SuperNode ended (network, key, certificate), to be started again; 128 +
@@ -191,6 +191,7 @@ def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> in
     folder = site / "node"
     config = read_node(folder)
     with _only_one(folder):
+        sweep(folder)
         for name in ("node.key", "ca.crt", "runtime.secret"):
             if not os.access(folder / name, os.R_OK):
                 raise ConfigError(
@@ -202,9 +203,7 @@ def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> in
             _require_free(port)
         for name in ("flwr", "tmp"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
-        isolation = (
-            _confine(site) if isolate else Isolation(holds=False, how="confinement to files was switched off")
-        )
+        isolation = _confine(site) if isolate else Isolation(holds=False, how="file confinement is off")
         print(f"node: {isolation.how}", file=sys.stderr, flush=True)
         if require_isolation and not isolation.holds:
             raise ConfigError(
@@ -218,7 +217,7 @@ def _confine(site: Path) -> Isolation:
     python: list[str | Path] = [
         sys.prefix,
         sys.base_prefix,
-        Path(__file__).parents[1],
+        Path(__file__).parents[2],
         Path(str(common.__file__)).parent,
     ]
     python += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
@@ -248,7 +247,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _only_one(folder: Path) -> Iterator[None]:
     def busy() -> ConfigError:
         return ConfigError(
-            f"{folder}: a node is running already", code="node-running", hint="fedqc site stop"
+            f"{folder}: a node is already running", code="node-running", hint="fedqc site stop"
         )
 
     with ExitStack() as held:
@@ -263,19 +262,15 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(
-                f"127.0.0.1:{port} cannot be used ({error.strerror})",
-                code="port-in-use",
-                hint=(
-                    "another program has it: stop that, or choose another runtime_port and health_port in "
-                    "node/node.yaml"
-                ),
-            ) from None
+    if error := port_error(LOOPBACK, port):
+        raise ConfigError(
+            f"{LOOPBACK}:{port} cannot be used ({error.strerror})",
+            code="port-in-use",
+            hint=(
+                "stop the program that uses it, or choose another runtime_port and health_port in "
+                "node/node.yaml"
+            ),
+        )
 
 
 def supernode_command(folder: Path, config: NodeConfig) -> list[str]:
@@ -292,7 +287,7 @@ def supernode_command(folder: Path, config: NodeConfig) -> list[str]:
 
 
 class Status:
-    """What the SuperNode's lines say of the connection, kept in node/status.json."""
+    """State of the connection, read from the SuperNode's output and written to node/status.json."""
 
     def __init__(self, path: Path, isolation: Isolation) -> None:
         self._path, self._isolation = path, isolation
@@ -338,13 +333,8 @@ class Status:
         values: dict[str, Any] = {"connected": self.connected, "since": self._since, "pid": os.getpid()}
         values |= {"last_error": self.code or None, "message": self._message, "hint": self._hint}
         values |= {"isolation": self._isolation.how, "holds": self._isolation.holds}
-        temporary = self._path.with_name(".status.json")
         with suppress(OSError):  # a full disk stops no node
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            write_bytes(self._path, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
 class _Node:

@@ -1,20 +1,17 @@
-"""Flower's SuperNode as the node starts it: the same program, with shorter naps and answers in their turn,
-which ends when the node does.
+"""Run Flower's SuperNode with shorter polling intervals and answers in order; it ends when the node ends.
 
-Flower 1.41 looks for a message every 3 s and for its answer every 0.5 s, both fixed, which is most of the
-time of a round that computes little. The main loop's only `time.sleep`s are replaced. A nap is a share of the
-time that was waited already, so it costs little beside any wait, and never longer than Flower's: looking for
-the answer is a local query, asking the coordinator a signed request.
+Flower 1.41 polls for a message every 3 s and for its answer every 0.5 s, both fixed: most of the time of a
+short round. The main loop's only `time.sleep`s are replaced. An interval is a share of the time waited so
+far, so it adds little to any wait, and is never longer than Flower's: polling for the answer is a local
+query, polling the coordinator a signed request.
 
 Takes the arguments of `flower-supernode`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,13 +23,13 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supernode.cli import flower_supernode
 
+from common.processes import die_with_parent
 from common.wire import PULLING
 
 IDLE_S, ANSWER_S = 3, 0.5
 """What Flower asks to sleep: no message; no answer yet. Other lengths are slept as they are."""
-SHORTEST_S, SHARE = 0.2, 1 / 20
+MIN_NAP_S, SHARE = 0.2, 1 / 20
 ANSWER_NAP_S, ANSWER_SHARE = 0.02, 1 / 100
-_PR_SET_PDEATHSIG = 1
 
 
 class Naps:
@@ -57,7 +54,7 @@ class Naps:
             return min(max((now - self._answer_since) * ANSWER_SHARE, ANSWER_NAP_S), ANSWER_S)
         if seconds == IDLE_S:
             self._answer_since = None
-            return min(max((now - self._last_message) * SHARE, SHORTEST_S), IDLE_S)
+            return min(max((now - self._last_message) * SHARE, MIN_NAP_S), IDLE_S)
         return seconds
 
 
@@ -95,8 +92,8 @@ class Turns:
 
 
 def main(parent: int) -> None:
-    """Be a SuperNode until `parent` ends, or Flower's main loop does; does not return."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Run a SuperNode until the process `parent` or Flower's main loop ends; does not return."""
+    die_with_parent()
     if os.getppid() != parent:
         sys.exit(1)
     vars(main_loop)["time"] = Naps()
@@ -111,7 +108,7 @@ def main(parent: int) -> None:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:  # threads of Flower's outlive its main loop and would keep the process, connected to nobody and never started again
+    finally:  # Flower's threads outlive its main loop and would keep a process that is not connected
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Which plans somebody at this hospital has said yes to: one small file each, named by the plan's hash."""
+"""Record which plans this hospital has approved: one small file each, named by the plan's hash."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ APPROVALS = "approvals"
 
 
 def approve(site: Path, plan: RunPlan) -> Path:
-    """Note that this very plan is approved, when, and by which user of this machine. A second yes changes
-    nothing.
+    """Record that exactly this plan is approved, when, and by which user of this machine. A second approval
+    changes nothing.
 
     Args:
         site: the site folder.

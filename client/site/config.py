@@ -1,8 +1,7 @@
-"""site.yaml: what the operator says of a site, and the site's own key."""
+"""Read site.yaml, the operator's description of a site, and keep the site's own key."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from client.labels.reader_agreement import Rule
 from common.errors import ConfigError
+from common.files import write_new
 from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
 from common.strict import StrictModel, describe_all, strict_yaml
 
@@ -78,27 +78,16 @@ def site_key(state: Path) -> bytes:
     """The site's secret, 32 bytes: `site.key` in the state folder, created on first use, readable by its
     owner only.
 
-    Pseudonyms and the split hang on it: who deletes it gets a new split.
+    Pseudonyms and the split depend on it: a new key gives a new split.
+
     Raises:
         ConfigError: the file is not a key, or cannot be read or written.
     """
     path = state / "site.key"
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            part = state / f".site.key.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(descriptor, secrets.token_hex(32).encode() + b"\n")
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            try:
-                os.link(part, path)  # never replaces a key: of two processes, the first wins and both read it
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
+        if not path.exists():  # of two processes, the first wins and both read its key
+            write_new(path, secrets.token_hex(32).encode() + b"\n")
         text = path.read_text(encoding="ascii").strip()
         key = bytes.fromhex(text)
     except OSError as error:

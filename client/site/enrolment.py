@@ -1,22 +1,20 @@
-"""How a hospital takes part: `init_site` makes its folder and a request, `join` takes the coordinator's kit.
+"""Make a site folder and its request (`init_site`); join a federation with the coordinator's kit (`join`).
 
     site.yaml cohort.yaml policy.yaml     the operator's, never overwritten
     state/    0700, the agent's           signing.key, site.key, ledger; coordinator.json once it has joined
     node/     0700, the network side's    node.key, runtime.secret; node.yaml and ca.crt once it has joined
-    run/      0750                        where the two meet
+    run/      0750                        the socket between the two
     request.zip                           public keys, for the coordinator
 
-Private keys are made here and stay here. A kit is believed when its fingerprint equals the one that reached
-the hospital another way.
+Private keys are made here and stay here. A kit is trusted if its fingerprint equals the one that reached the
+hospital another way.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import secrets
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -29,32 +27,31 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
+from client.ipc.protocol import MAX_SOCKET_PATH_BYTES
 from client.site.config import SiteConfig, read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
 from client.site.policy import SitePolicy, in_plain_words
-from common.enrolment import Kit, Request, read_kit, write_request
+from common.enrolment import Kit, Request, read_kit, same_fingerprint, write_request
 from common.errors import ConfigError
 from common.files import write_as_owner
 from common.names import SiteKind
+from common.processes import free_ports
 from common.signing import load_key, new_key, public_text, write_secret
 from common.strict import describe_validation, strict_yaml
 
 RUNTIME_SECRET_BYTES = 48
-SOCKET_PATH_BYTES = 107  # what Linux allows
-PORTS = range(20_000, 30_000)
-"""Where the node's own loopback services are put: below what Linux hands out to outgoing connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A policy that an operator can pick by name, and why one would."""
+    """A policy that an operator can choose by name, and its purpose."""
 
     policy: SitePolicy
     purpose: str
 
     @property
     def explanation(self) -> str:
-        """The level for somebody who has to choose one."""
+        """Description for an operator who chooses a level."""
         policy = self.policy
         per_run = (
             ""
@@ -68,25 +65,23 @@ class Level:
                 f"{policy.max_delta:g}."
             ),
             f"In words, with all of it spent: {in_plain_words(policy.max_epsilon, policy.max_delta)}.",
-            f"δ: with a chance of at most {policy.max_delta:g} that promise fails altogether.",
+            f"δ: with a probability of at most {policy.max_delta:g} this guarantee fails.",
             "Training without noise is "
-            + ("permitted, and promises the patients nothing." if policy.allow_non_private else "refused."),
+            + ("permitted; it gives patients no guarantee." if policy.allow_non_private else "refused."),
             {
                 "none": "The model is not scored on your patients.",
                 "disclosed": (
-                    "Exact scores over your test patients may be told; they lie outside the promise."
+                    "Exact scores over your test patients may be sent; they are outside the guarantee."
                 ),
             }.get(policy.evaluation, "Scores over your patients only with noise; exact ones are refused."),
-            "Each plan waits for a yes from here."
-            if policy.require_approval
-            else "Plans need no yes from here.",
+            "Each plan needs your approval." if policy.require_approval else "Plans need no approval.",
         ]
         return "\n".join(lines)
 
 
 LEVELS: dict[str, Level] = {
     "cautious": Level(
-        purpose="For a first time, for rare diseases, for small or recognizable groups of patients.",
+        purpose="For a first run, for rare diseases, for small or recognizable groups of patients.",
         policy=SitePolicy(
             max_epsilon=2.0,
             max_epsilon_per_run=1.0,
@@ -110,7 +105,7 @@ LEVELS: dict[str, Level] = {
         ),
     ),
     "open": Level(
-        purpose="For images that are public or generated, or of patients who agreed to that.",
+        purpose="For public or generated images, or patients who consented to this.",
         policy=SitePolicy(
             max_epsilon=50.0,
             max_delta=1e-5,
@@ -123,31 +118,28 @@ LEVELS: dict[str, Level] = {
 }
 
 
-def init_site(
-    folder: Path,
-    *,
-    name: str,
-    images: Path | str,
-    labels: Path | str,
-    nominal_patients: int,
-    kind: SiteKind,
-    cohort: str,
-    level: str,
-    ethics_approval: str = "",
-    consent_basis: str = "",
-    stand_in: str = "",
-    warn: Callable[[str], None] = lambda text: None,
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class NewSite:
+    """An operator's description of a new site."""
+
+    name: str  # lower case, digits, hyphens; the coordinator sees it
+    kind: SiteKind
+    cohort: str  # the ledger keeps one account for it
+    images: Path | str  # folder; relative paths are relative to the working directory
+    labels: Path | str  # label sheet, likewise
+    nominal_patients: int  # a public bucket the operator picks, never a count
+    level: str  # a name in `LEVELS`
+    stand_in: str = ""  # where "patients" are not persons, what they are
+    ethics_approval: str = ""  # these two go into cohort.yaml, which stays here
+    consent_basis: str = ""
+
+
+def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambda text: None) -> Path:
     """Make a site folder: configuration, policy, keys, ledger and `request.zip`.
 
     Args:
-        folder: made where it does not exist; may hold images and labels already.
-        images, labels: the folder and the sheet; relative paths are relative to the working directory.
-        nominal_patients: a public bucket the operator picks, never a count.
-        level: a name in `LEVELS`.
-        ethics_approval, consent_basis: free text for cohort.yaml, which stays here.
-        stand_in: where "patients" are not persons, what they are.
-        warn: told what is unusual, a line each.
+        folder: created if it does not exist; may already hold images and labels.
+        warn: called with each unusual value, one line each.
     Returns:
         the request's path.
     Raises:
@@ -156,10 +148,10 @@ def init_site(
     """
     from client.site.config import BUCKETS
 
-    folder, images, labels = folder.absolute(), Path(images).absolute(), Path(labels).absolute()
-    if level not in LEVELS:
+    folder, images, labels = folder.absolute(), Path(new.images).absolute(), Path(new.labels).absolute()
+    if new.level not in LEVELS:
         raise ConfigError(
-            f"unknown privacy level {level!r}", code="unknown-level", hint=f"known: {', '.join(LEVELS)}"
+            f"unknown privacy level {new.level!r}", code="unknown-level", hint=f"known: {', '.join(LEVELS)}"
         )
     state, node, run = folder / "state", folder / "node", folder / "run"
     made = [folder / file for file in ("site.yaml", "cohort.yaml", "policy.yaml", "request.zip")]
@@ -167,7 +159,7 @@ def init_site(
     existing = next((path for path in made if path.exists()), None)
     if existing is not None:
         raise ConfigError(
-            f"{existing}: exists already",
+            f"{existing}: already exists",
             code="site-exists",
             hint="nothing was changed; choose another folder",
         )
@@ -175,41 +167,45 @@ def init_site(
         raise ConfigError(
             f"{images}: no such folder",
             code="no-such-folder",
-            hint="--images = the folder with the DICOM files",
+            hint="--images is the folder with the DICOM files",
         )
     if state.resolve().is_relative_to(images.resolve()):
         raise ConfigError(
-            f"{state}: would lie inside the images folder",
+            f"{state}: would be inside the images folder",
             code="bad-site",
-            hint="--site: a folder beside the images",
+            hint="choose a folder beside the images: --site",
         )
-    if nominal_patients not in BUCKETS:
+    if new.nominal_patients not in BUCKETS:
         warn(
-            f"{nominal_patients} patients is not in the usual series {', '.join(map(str, BUCKETS))}: a "
-            "count would say who is in it"
+            f"{new.nominal_patients} patients is not one of {', '.join(map(str, BUCKETS))}: an exact count "
+            "reveals who is in it"
         )
     if not labels.is_file():
-        warn(f"{labels}: is not there yet; a site without labels cannot train")
-    if len(os.fsencode(run / "agent.sock")) > SOCKET_PATH_BYTES:
+        warn(f"{labels}: does not exist yet; a site without labels cannot train")
+    if len(os.fsencode(run / "agent.sock")) > MAX_SOCKET_PATH_BYTES:
         warn(
-            f"{run}: is so far from the root that no unix socket can be made in it; the site cannot start "
-            "here"
+            f"{run}: too long a path for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes); the site cannot start"
         )
-    if kind == "hospital" and not (ethics_approval and consent_basis):
+    if new.kind == "hospital" and not (new.ethics_approval and new.consent_basis):
         warn("cohort.yaml: ethics approval or consent basis is empty; fill it in before the first run")
     values: dict[str, Any] = {
-        "name": name,
-        "kind": kind,
-        "cohort": cohort,
+        "name": new.name,
+        "kind": new.kind,
+        "cohort": new.cohort,
         "images": _from(folder, images),
         "labels": _from(folder, labels),
-        "nominal_patients": nominal_patients,
+        "nominal_patients": new.nominal_patients,
         "policy": "policy.yaml",
-    } | ({"stand_in": stand_in} if stand_in else {})
+    } | ({"stand_in": new.stand_in} if new.stand_in else {})
     try:
         SiteConfig.model_validate(values)
         Request.model_validate(
-            {"site": name, "kind": kind, "nominal_patients": nominal_patients, "stand_in": stand_in}
+            {
+                "site": new.name,
+                "kind": new.kind,
+                "nominal_patients": new.nominal_patients,
+                "stand_in": new.stand_in,
+            }
             | _NO_KEYS,
             strict=True,
         )
@@ -226,30 +222,38 @@ def init_site(
             path.mkdir(mode=mode, parents=True, exist_ok=True)
         for path, mode in ((state, 0o700), (node, 0o700), (run, 0o750)):
             path.chmod(mode)
-        cohort_values = {"name": cohort, "ethics_approval": ethics_approval, "consent_basis": consent_basis}
+        cohort_values = {
+            "name": new.cohort,
+            "ethics_approval": new.ethics_approval,
+            "consent_basis": new.consent_basis,
+        }
         write_yaml(
             folder / "cohort.yaml",
             cohort_values,
-            comment="Stays here. What allows these patients' images to be used.",
+            comment="Stays here. The legal basis for using these patients' images.",
         )
-        said = f"Stays here. What you permit. Privacy level: {level}.\n{LEVELS[level].explanation}"
-        write_yaml(folder / "policy.yaml", LEVELS[level].policy.model_dump(exclude_none=True), comment=said)
+        level = LEVELS[new.level]
+        write_yaml(
+            folder / "policy.yaml",
+            level.policy.model_dump(exclude_none=True),
+            comment=f"Stays here. What this site permits. Privacy level: {new.level}.\n{level.explanation}",
+        )
         request = Request(
-            site=name,
-            kind=kind,
-            nominal_patients=nominal_patients,
-            stand_in=stand_in,
+            site=new.name,
+            kind=new.kind,
+            nominal_patients=new.nominal_patients,
+            stand_in=new.stand_in,
             node_key=_new_node_key(node / "node.key"),
             signing_key=public_text(new_key(state / "signing.key")),
             version=version("fedqc"),
         )
         write_secret(node / "runtime.secret", secrets.token_bytes(RUNTIME_SECRET_BYTES))
-        Ledger.open(state / ledger_file_name(cohort), cohort=cohort, key=site_key(state)).close()
+        Ledger.open(state / ledger_file_name(new.cohort), cohort=new.cohort, key=site_key(state)).close()
         write_request(folder / "request.zip", request, load_key(state / "signing.key"))
-        write_yaml(  # last: a folder with a site.yaml is whole
+        write_yaml(  # last: a folder with a site.yaml is complete
             folder / "site.yaml",
             values,
-            comment="Stays here; only name, kind, nominal_patients and stand_in are ever told.",
+            comment="Stays here; only name, kind, nominal_patients and stand_in are sent to the coordinator.",
         )
     except BaseException as error:
         for path in made:
@@ -265,15 +269,15 @@ def init_site(
 def join(
     folder: Path, kit_path: Path, fingerprint: str, *, leave: bool = False, today: date | None = None
 ) -> Kit:
-    """Take a coordinator's kit: from here on its key, its certificate authority and its address are pinned.
+    """Join with a coordinator's kit: its key, certificate authority and address are pinned from now on.
 
     A renewed kit of the same federation replaces node/node.yaml, node/ca.crt and state/coordinator.json, each
-    whole or not at all, and nothing else. The loopback ports once chosen are kept.
+    atomically, and nothing else. The loopback ports once chosen are kept.
 
     Args:
         fingerprint: of the federation, as it reached the hospital another way than the kit.
-        leave: whether another federation may be left for this one. Ledger, keys and outbox stay: what was
-            spent stays spent.
+        leave: whether the site may leave another federation for this one. Ledger, keys and stored answers
+            stay: spent privacy stays spent.
     Raises:
         ConfigError: `no-such-site`, `bad-kit`, `wrong-fingerprint`, `wrong-kit`, `kit-expired`,
             `other-federation`, `bad-key`.
@@ -282,18 +286,15 @@ def join(
     folder = folder.absolute()
     state, node = folder / site.state, folder / "node"
     kit = read_kit(kit_path)
-    if not hmac.compare_digest(_digits(kit.fingerprint), _digits(fingerprint)):
+    if not same_fingerprint(kit.fingerprint, fingerprint):
         raise ConfigError(
-            f"{kit_path}: its fingerprint is not the one you gave",
+            f"{kit_path}: its fingerprint differs from --fingerprint",
             code="wrong-fingerprint",
-            hint=(
-                "nothing was changed; ask the coordinator by telephone, and do not take the fingerprint "
-                "from where the kit came from"
-            ),
+            hint="nothing was changed; ask the coordinator by telephone, never take it from the kit's sender",
         )
     if kit.site != site.name or kit.site_key != public_text(load_key(state / "signing.key")):
         raise ConfigError(
-            f"{kit_path}: made for site {kit.site!r}, and not for the key of this folder ({site.name!r})",
+            f"{kit_path}: made for site {kit.site!r} and another key than this folder's ({site.name!r})",
             code="wrong-kit",
             hint="ask for the kit that answers this folder's request.zip",
         )
@@ -302,18 +303,14 @@ def join(
             f"{kit_path}: expired on {kit.expires}", code="kit-expired", hint="ask for a renewed one"
         )
     pinned = coordinator_of(state)
-    if (
-        pinned is not None
-        and not hmac.compare_digest(_digits(pinned["fingerprint"]), _digits(kit.fingerprint))
-        and not leave
-    ):
+    if pinned is not None and not same_fingerprint(pinned["fingerprint"], kit.fingerprint) and not leave:
         raise ConfigError(
             (
                 f"{kit_path}: of the federation {kit.federation!r} with another fingerprint; this site "
                 f"joined {pinned['federation']!r}"
             ),
             code="other-federation",
-            hint="nothing was changed; --leave leaves the present one for good",
+            hint="nothing was changed; --leave leaves the present federation permanently",
         )
     runtime_port, health_port = _ports(node / "node.yaml")
     reached = {
@@ -339,8 +336,8 @@ def join(
 
 
 def coordinator_of(state: Path) -> dict[str, str] | None:
-    """What was pinned when the site joined: federation, coordinator_key, fingerprint, expires, version. None
-    where it never did.
+    """The pinned coordinator: federation, coordinator_key, fingerprint, expires, version. None if the site
+    has not joined.
 
     Raises:
         ConfigError: state/coordinator.json is damaged (code `bad-coordinator`).
@@ -361,21 +358,19 @@ def coordinator_of(state: Path) -> dict[str, str] | None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{path}: damaged", code="bad-coordinator", hint="fedqc site join with the kit writes it anew"
+            f"{path}: damaged", code="bad-coordinator", hint="join again with the kit: fedqc site join"
         ) from None
 
 
 def write_yaml(path: Path, values: Mapping[str, Any], *, comment: str) -> None:
-    """A YAML file for people, under a comment. Readable by its owner and group."""
+    """Write a YAML file with a comment at its top, readable by its owner and group."""
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
     write_as_owner(path, (head + text).encode(), mode=0o640)
 
 
 def _new_node_key(path: Path) -> str:
-    """Make the network side's key, ECDSA P-384 in OpenSSH's format as Flower wants it; give back the public
-    half.
-    """
+    """Make the node's key, ECDSA P-384 in OpenSSH's format as Flower requires, and return the public key."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -389,28 +384,24 @@ def _new_node_key(path: Path) -> str:
 
 
 def _ports(node_yaml: Path) -> tuple[int, int]:
-    """The loopback ports of an earlier join, else two that nobody uses now."""
+    """The loopback ports of an earlier join, else two that are free now.
+
+    Raises:
+        ConfigError: there are no two (code `port-in-use`).
+    """
     try:
         before = strict_yaml(node_yaml.read_text(encoding="utf-8"))
         return int(before["runtime_port"]), int(before["health_port"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         pass
-    free: list[int] = []
-    while len(free) < 2:
-        port = secrets.choice(PORTS)
-        with socket.socket() as probe:
-            if port not in free and probe.connect_ex(("127.0.0.1", port)) != 0:
-                free.append(port)
+    free = free_ports(2)
+    if len(free) < 2:
+        raise ConfigError("no two free ports on loopback", code="port-in-use", hint="end other programs")
     return free[0], free[1]
 
 
-def _digits(fingerprint: str) -> bytes:
-    """As people write it: with hyphens, spaces or colons, in either case."""
-    return "".join(fingerprint.split()).replace("-", "").replace(":", "").lower().encode()
-
-
 def _from(folder: Path, path: Path) -> str:
-    """Relative to the site folder where it lies in it, so that the folder can be moved."""
+    """Relative to the site folder if the path is inside it, so that the folder can be moved."""
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 

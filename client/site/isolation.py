@@ -1,13 +1,12 @@
-"""The wall between a hospital's two processes, put up by each of them around itself before anything else is
-loaded.
+"""Isolate a hospital's two processes: the agent from the network, the node from the data.
 
-The agent gives up the network (`isolate_network`), the node gives up the files (`confine_files`). Both are
-one way: neither the process nor any child can undo them. Both must come before the first thread, because
-Linux applies them to the calling thread and what it starts; numpy and torch start threads when they are
-imported, so `as_first_thing` begins a process anew where that has happened.
+Each process calls this before it loads anything else: the agent gives up the network (`isolate_network`), the
+node the files (`confine_files`). Neither the process nor any child can undo that. Both must come before the
+first thread, because Linux applies them to the calling thread and what it starts; numpy and torch start
+threads when they are imported, so `as_first_thing` starts the process again if that has happened.
 
-Nothing here is believed because a call returned zero: each wall is tried afterwards, and what holds is what
-the trial showed. Standard library and system calls only (unshare(2), capset(2), landlock(7)).
+Success of a system call is not taken as proof: the isolation is tested afterwards, and the result reported is
+that of the test. Standard library and system calls only (unshare(2), capset(2), landlock(7)).
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def isolate_network() -> Isolation:
     if not _reachable():
         return Isolation(holds=True, how="already without a network")
     if threads() > 1:
-        return _failure(f"asked for too late, {threads()} threads are running")
+        return _failure(f"requested too late, {threads()} threads are running")
     # a refusal half way (AppArmor) would leave this process as nobody
     if error := _in_a_child(_leave_the_network):
         if not _ways_to_others():
@@ -121,7 +120,7 @@ def confine_files(read: Sequence[Path], write: Sequence[Path]) -> Isolation:
             hint,
         )
     if threads() > 1:
-        return _failure(f"asked for too late, {threads()} threads are running")
+        return _failure(f"requested too late, {threads()} threads are running")
     abi = min(abi, _NEWEST_ABI)
     everything = next(rights for since, rights in sorted(_FILE_RIGHTS.items(), reverse=True) if since <= abi)
     wanted = struct.pack("QQQ", everything, 0, _SCOPES)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]

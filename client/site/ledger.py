@@ -1,8 +1,8 @@
-"""The ledger: what has been spent of each patient's privacy, on the site's own disk, for as long as the site
+"""Keep the privacy ledger: the epsilon spent for each cohort, on the site's disk for as long as the site
 exists.
 
-One SQLite file per installation and cohort (WAL, synchronous = FULL). The promise: an epsilon read from here
-is never smaller than what was released under this ledger. To that end
+One SQLite file per installation and cohort (WAL, synchronous = FULL). Guarantee: an epsilon read from here is
+never smaller than that of all releases under this ledger. To that end
 - a reservation is on the disk *before* the first patient is sampled, and is never refunded: what is reserved
   is charged in full, whether the work finished, failed or was killed. `commit` records what was done, for the
   report;
@@ -46,8 +46,8 @@ from common.privacy import GaussianSteps, filter_admits, filter_epsilon, merge, 
 
 RowKind = Literal["open", "reserve", "commit", "non-private"]
 
-SHORTEST_KEY_BYTES = 16
-LONGEST_TEXT = 512
+MIN_KEY_BYTES = 16
+MAX_TEXT_LENGTH = 512
 BUSY_TIMEOUT_S = 30.0
 
 
@@ -125,13 +125,11 @@ class Ledger:
         """
         path = Path(path)
         _checked_text("cohort", cohort)
-        if not isinstance(key, bytes) or len(key) < SHORTEST_KEY_BYTES:
-            raise ConfigError(
-                f"the ledger key must be at least {SHORTEST_KEY_BYTES} bytes", code="bad-ledger-key"
-            )
+        if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+            raise ConfigError(f"the ledger key must be at least {MIN_KEY_BYTES} bytes", code="bad-ledger-key")
         if not path.exists() and _head_path(path).exists():
             raise LedgerError(
-                f"{path} is missing, but {_head_path(path).name} says that there was one",
+                f"{path} is missing, but {_head_path(path).name} exists",
                 code="ledger-missing",
                 hint=(
                     "restore the ledger from a backup; deleting the head file declares that nothing was "
@@ -252,7 +250,7 @@ class Ledger:
                         f"the site's privacy budget is {max_epsilon:.4g}; this request would "
                         f"make the total {after:.4g}"
                     ),
-                    hint="fewer steps or more noise; `fedqc site budget` shows what was spent on what",
+                    hint="use fewer steps or more noise; see fedqc site budget",
                 )
             sequence = self._append(
                 "reserve", request=request, purpose=purpose, fingerprint=fingerprint, steps=steps
@@ -281,9 +279,7 @@ class Ledger:
         with self._transaction() as rows:
             reserved = [row for row in rows if row.kind == "reserve" and row.request == reservation.request]
             if not reserved or reserved[0].as_steps() != reservation.steps:
-                raise LedgerError(
-                    f"{reservation.request}: there is no such reservation", code="unknown-reservation"
-                )
+                raise LedgerError(f"{reservation.request}: no such reservation", code="unknown-reservation")
             commits = {
                 row.part: row.steps
                 for row in rows
@@ -458,7 +454,7 @@ class Ledger:
             if not intact or not hmac.compare_digest(mac, self._mac(sequence, content, previous)):
                 raise LedgerError(
                     (
-                        f"{self._path}: row {expected} is not what was written (edited, removed, moved, or "
+                        f"{self._path}: row {expected} is damaged (edited, removed, moved, or "
                         "the key is another)"
                     ),
                     hint="restore the newest intact copy of the ledger, its head file and its key",
@@ -523,9 +519,7 @@ class Ledger:
         except (ValueError, KeyError, TypeError, OverflowError):
             intact = False
         if not intact:
-            raise LedgerError(
-                f"{_head_path(self._path)} is not what was written (edited, or the key is another)"
-            )
+            raise LedgerError(f"{_head_path(self._path)} is damaged (edited, or written under another key)")
         return length, mac
 
     def _seal(self, length: int, mac: bytes) -> bytes:
@@ -546,10 +540,10 @@ def _head_path(path: Path) -> Path:
 
 
 def _checked_text(name: str, value: str, *, may_be_empty: bool = False) -> None:
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not (value or may_be_empty):
+    if not isinstance(value, str) or len(value) > MAX_TEXT_LENGTH or not (value or may_be_empty):
         raise ConfigError(
             (
-                f"{name} must be text of at most {LONGEST_TEXT} "
+                f"{name} must be text of at most {MAX_TEXT_LENGTH} "
                 f"characters{'' if may_be_empty else ', not empty'}"
             ),
             code="bad-request",
@@ -561,7 +555,7 @@ def _mismatch(request: str) -> RefusedError:
         f"{request}: was recorded before with other steps, another purpose or another kind",
         code="request-mismatch",
         public_reason="a request of this name was recorded before with other privacy parameters",
-        hint="give a new run a new name",
+        hint="use a new name for a new run",
     )
 
 
@@ -576,5 +570,7 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
         raise LedgerError(f"{path}: {error}", hint="restore the newest intact copy") from error
     except OSError as error:
         raise LedgerError(
-            f"{path}: {error}", code="ledger-unwritable", hint="is the disk full, the folder writable?"
+            f"{path}: {error}",
+            code="ledger-unwritable",
+            hint="check the disk's free space and the folder's permissions",
         ) from error

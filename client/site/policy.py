@@ -1,8 +1,7 @@
-"""The policy: what a hospital permits. A YAML file on the site's disk that never leaves it.
+"""Read a hospital's policy (a YAML file that never leaves it), and admit or refuse plans by it.
 
-The plan asks, the policy caps. A plan looser than the policy is refused with the reason; a stricter one is
-used, and charged as used. Nothing is altered silently: these functions admit or raise, and return nothing a
-caller could substitute.
+A plan looser than the policy is refused with the reason; a stricter one is used, and charged as used. No plan
+is altered: these functions admit or raise, and return no changed plan.
 
 A refusal's `public_reason` is a function of plan and policy only (the nominal number of patients is a public
 bucket, not a count).
@@ -166,7 +165,7 @@ def admit_training(
         raise _refusal(
             "too-few-patients",
             (
-                f"the site's nominal number of patients is {nominal_patients}, its policy asks for at least "
+                f"the site's nominal number of patients is {nominal_patients}, its policy requires at least "
                 f"{policy.min_nominal_patients}"
             ),
         )
@@ -217,7 +216,7 @@ def admit_plan(policy: SitePolicy, approved: bool) -> None:
             reason,
             code="not-approved",
             public_reason=reason,
-            hint="fedqc site approve PLAN, with exactly this plan",
+            hint="approve exactly this plan: fedqc site approve PLAN",
         )
 
 
@@ -291,7 +290,7 @@ def _refusal(code: str, reason: str) -> RefusedError:
         reason,
         code=code,
         public_reason=reason,
-        hint="a stricter plan, or a decision of the hospital to change policy.yaml",
+        hint="make the plan stricter, or let the hospital change policy.yaml",
     )
 
 

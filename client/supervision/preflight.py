@@ -1,7 +1,8 @@
-"""`fedqc site check`: what a run would find out in an hour, found out in a minute. Sends nothing of the
-site's, prints no secret.
+"""Check a site before a run (`fedqc site check`): versions, network, clock, disk, file modes, data, policy.
 
-The network is looked at as Flower's client meets it: an httpx client, which takes HTTPS_PROXY, ALL_PROXY and
+Sends nothing of the site's, prints no secret.
+
+The network is tested as Flower's client uses it: an httpx client, which takes HTTPS_PROXY, ALL_PROXY and
 NO_PROXY from the environment and asks such a proxy for a tunnel (CONNECT); its only trusted authority is the
 federation's.
 """
@@ -17,6 +18,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +62,7 @@ _PATH = "/v1/fleet/"  # all that a coordinator's proxy lets through
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at. `ok` is None where it does not apply or cannot be known."""
+    """Result of one check. `ok` is None where it does not apply or cannot be known."""
 
     check: str
     ok: bool | None
@@ -70,7 +72,7 @@ class Check:
 
 
 def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT_S) -> list[Check]:
-    """Everything `fedqc site check [PLAN]` looks at. Writes nothing but the site's own image cache.
+    """Run all checks of `fedqc site check [PLAN]`. Writes only the site's own image cache.
 
     Raises:
         ConfigError: site.yaml itself cannot be used (`no-such-site`, `bad-site`).
@@ -109,14 +111,27 @@ def exit_status(checks: Sequence[Check]) -> int:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """Check, problem, fix: for a terminal."""
+    """Check, problem, fix: for a terminal of 80 columns."""
     lines = []
-    for found in checks:
-        mark = "FAIL" if found.ok is False else "note" if found.problem else "-" if found.ok is None else "ok"
-        lines.append(f"{mark:4s}  {found.check:22s} {found.problem or found.found}")
-        if found.problem and found.fix:
-            lines.append(f"{'':28s} fix: {found.fix}")
+    for check in checks:
+        mark = "FAIL" if check.ok is False else "note" if check.problem else "-" if check.ok is None else "ok"
+        lines += _wrapped(f"{mark:4s}  {check.check:20s}  ", check.problem or check.found)
+        if check.problem and check.fix:
+            lines += _wrapped(f"{'':28s}fix: ", check.fix)
     return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    """Lines of at most 80 columns; names and paths are never broken."""
+    lines = textwrap.wrap(
+        text,
+        80,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [head.rstrip()]
 
 
 def check_versions(kit_version: str) -> Iterator[Check]:
@@ -131,7 +146,7 @@ def check_versions(kit_version: str) -> Iterator[Check]:
                 check=name,
                 ok=False,
                 problem="not installed",
-                fix="install fedqc again, into an environment of its own",
+                fix="reinstall fedqc into its own environment",
             )
             continue
         if name == "fedqc" and kit_version and found != kit_version:
@@ -263,7 +278,7 @@ def check_disk(free_bytes: int) -> Check:
         check="disk",
         ok=False,
         problem=f"{found}, the image cache may need 2",
-        fix="free some, or move the state folder",
+        fix="free space, or move the state folder",
     )
 
 
@@ -304,7 +319,7 @@ def check_encryption(folders: Sequence[Path], mounts: str | None = None) -> Iter
                 check=name,
                 ok=None,
                 problem=problem,
-                fix="ask whoever runs this machine whether its disks are encrypted",
+                fix="ask this machine's administrator whether its disks are encrypted",
             )
 
 
@@ -340,7 +355,7 @@ def check_modes(folder: Path, config: SiteConfig) -> Check:
         if mode & forbidden:
             fix = f"chmod {mode & ~forbidden:o} {path}"
             return Check(
-                check="modes", ok=False, problem=f"{path} has mode {mode:04o}, which lets in others", fix=fix
+                check="modes", ok=False, problem=f"{path} has mode {mode:04o}, which lets others in", fix=fix
             )
     for owned in (state, node):
         strangers = [
@@ -372,7 +387,7 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
             check="data",
             ok=False,
             problem=f"{error.code}: {error.message}",
-            fix=error.hint or "fedqc data check says more",
+            fix=error.hint or "see fedqc data check",
         )
     left_out = len(found["quarantined"])
     if left_out > MAX_QUARANTINED * found["found"]:
@@ -391,7 +406,7 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
             ok=True,
             found=said,
             problem=f"{said}; {left_out} cannot be used",
-            fix="fedqc data check names them",
+            fix="list them: fedqc data check",
         )
     return Check(check="data", ok=True, found=said)
 
@@ -411,7 +426,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         yield Check(
             check="plan",
             ok=False,
-            problem="this site could not work out its answer",
+            problem="this site could not compute its answer",
             fix=f"see {state / 'site.log'}",
         )
         return
@@ -438,8 +453,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         said = f"ε {epsilon:.2f} at δ {plan.privacy.delta:g}: {in_plain_words(epsilon, plan.privacy.delta)}"
         if ready.rounds_affordable is not None:
             said += (
-                f". What is left of the budget covers {ready.rounds_affordable} of "
-                f"{plan.training.rounds} rounds"
+                f". The remaining budget covers {ready.rounds_affordable} of {plan.training.rounds} rounds"
             )
         yield Check(check="cost", ok=True, found=said)
     if ready.seconds_a_round is not None:
@@ -499,7 +513,7 @@ def check_clock(skew_s: float | None) -> Check:
         check="clock",
         ok=False,
         problem=f"{ahead}: {said}",
-        fix="let this machine take its time from a time server (NTP)",
+        fix="set this machine's clock from a time server (NTP)",
     )
 
 
@@ -518,7 +532,7 @@ def _explained(error: Exception, reached: str, server: str, via: str) -> Network
             return NetworkError(
                 f"{server}: answers without TLS",
                 code="no-tls",
-                hint="is the port right? fedqc never talks in the clear",
+                hint="check the port; fedqc requires TLS",
             )
         return NetworkError(f"{server}: TLS failed ({error.reason})", code="tls-failed", hint=_INTERCEPTED)
     if isinstance(error, socket.gaierror):
@@ -547,7 +561,7 @@ def _explained(error: Exception, reached: str, server: str, via: str) -> Network
     return NetworkError(
         f"{reached}: cannot be reached ({_kind(error)})",
         code="unreachable",
-        hint="is this machine on the network?",
+        hint="check that this machine is on the network",
     )
 
 
@@ -563,11 +577,11 @@ def _untrusted(error: ssl.SSLCertVerificationError, server: str) -> NetworkError
         return NetworkError(
             f"{server}: its certificate is for another host",
             code="wrong-host",
-            hint="tell the coordinator; do not go on",
+            hint="tell the coordinator; do not continue",
         )
     if error.verify_code in (2, 18, 19, 20, 21):
         return NetworkError(
-            f"{server}: its certificate is not of the federation's authority",
+            f"{server}: its certificate is not from the federation's authority",
             code="wrong-authority",
             hint=_INTERCEPTED,
         )
@@ -614,9 +628,7 @@ def _hospital_proxy(host: str) -> tuple[tuple[str, int] | None, dict[str, str]]:
         where = "", 0
     if parts.scheme != "http" or not where[0]:
         hint = "HTTPS_PROXY=http://host:port is the usual form"
-        raise ConfigError(
-            "the proxy in the environment is none that this check knows", code="bad-proxy", hint=hint
-        )
+        raise ConfigError("unknown kind of proxy in the environment", code="bad-proxy", hint=hint)
     if not parts.username:
         return where, {}
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

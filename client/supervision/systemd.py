@@ -1,8 +1,5 @@
-"""systemd units of a hospital: the agent has the data and no network, the node has the network and no data.
-
-Two system users, one shared group for the socket in run/. Both come back after any end, forever: Flower
-refuses a node's key for up to 60 seconds after a crash, which systemd's default limit of five starts would
-not survive.
+"""Write a hospital's two systemd units: an agent with the data and no network, a node with the network and no
+data. Two system users, one shared group for the socket in run/.
 """
 
 from __future__ import annotations
@@ -11,31 +8,20 @@ import sys
 from pathlib import Path
 
 from client.site.config import read_site
-from common.errors import ConfigError
 from common.files import write_as_owner
+from common.systemd import Unit, escaped, quoted
 
 AGENT, NODE = "fedqc-agent.service", "fedqc-node.service"
 AGENT_USER, NODE_USER, GROUP = "fedqc-agent", "fedqc-node", "fedqc"
 
-_HARDENING = """\
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-RestrictSUIDSGID=yes
-RestrictRealtime=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-UMask=0077
-Restart=always
-RestartSec=15
-TimeoutStopSec=15
-"""
+_HARDENING = [
+    "CapabilityBoundingSet=",
+    "ProtectKernelLogs=yes",
+    "ProtectClock=yes",
+    "RestrictRealtime=yes",
+    "SystemCallArchitectures=native",
+    "TimeoutStopSec=15",
+]
 
 
 def unit_texts(site: Path, python: str = sys.executable) -> dict[str, str]:
@@ -51,60 +37,57 @@ def unit_texts(site: Path, python: str = sys.executable) -> dict[str, str]:
     state, node, run = folder / config.state, folder / "node", folder / "run"
     private = [state, folder / config.images, folder / config.labels]
     command = (
-        f"{_quoted(python)} -P -m common.cli site start --site {_quoted(folder)} --require-isolation --only"
+        f"{quoted(python)} -P -m common.cli site start --site {quoted(folder)} --require-isolation --only"
     )
-    return {
-        AGENT: f"""\
-# Written by `fedqc site join` for {config.name}. Before the first start, once, as root:
-#   groupadd --system {GROUP}
-#   useradd --system --gid {GROUP} {AGENT_USER}; useradd --system --gid {GROUP} {NODE_USER}
-#   in the site folder: chown -R {AGENT_USER}:{GROUP} state run; chown -R {NODE_USER}:{GROUP} node
-#   the images, the label sheet and *.yaml must be readable by {AGENT_USER}
-[Unit]
-Description=fedqc agent of {config.name}: the data, no network
-StartLimitIntervalSec=0
-
-[Service]
-User={AGENT_USER}
-Group={GROUP}
-ExecStart={command} agent
-PrivateNetwork=yes
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
-PrivateTmp=yes
-ReadWritePaths={_quoted(state)} {_quoted(run)}
-{_HARDENING}
-[Install]
-WantedBy=multi-user.target
-""",
-        NODE: f"""\
-# Written by `fedqc site join` for {config.name}; see {AGENT} for the users. A proxy of the hospital goes into node/environment,
-# as HTTPS_PROXY=http://host:port
-[Unit]
-Description=fedqc node of {config.name}: the network, no data
-StartLimitIntervalSec=0
-Wants=network-online.target
-After=network-online.target {AGENT}
-
-[Service]
-User={NODE_USER}
-Group={GROUP}
-EnvironmentFile=-{_escaped(node / "environment")}
-ExecStart={command} node
-PrivateDevices=yes
-PrivateTmp=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-InaccessiblePaths={" ".join(_quoted(path) for path in private)}
-ReadWritePaths={_quoted(node)} {_quoted(run)}
-{_HARDENING}
-[Install]
-WantedBy=multi-user.target
-""",
-    }
+    agent_unit = Unit(
+        comment=(
+            f"Written by `fedqc site join` for {config.name}. Before the first start, once, as root:\n"
+            f"  groupadd --system {GROUP}\n"
+            f"  useradd --system --gid {GROUP} {AGENT_USER}; useradd --system --gid {GROUP} {NODE_USER}\n"
+            f"  in the site folder: chown -R {AGENT_USER}:{GROUP} state run; "
+            f"chown -R {NODE_USER}:{GROUP} node\n"
+            f"  the images, the label sheet and *.yaml must be readable by {AGENT_USER}"
+        ),
+        description=f"fedqc agent of {config.name}: the data, no network",
+        user=AGENT_USER,
+        group=GROUP,
+        command=f"{command} agent",
+        settings=[
+            "PrivateNetwork=yes",
+            "RestrictAddressFamilies=AF_UNIX AF_NETLINK",
+            f"ReadWritePaths={quoted(state)} {quoted(run)}",
+            *_HARDENING,
+        ],
+        needs_network=False,
+    )
+    node_unit = Unit(
+        comment=(
+            f"Written by `fedqc site join` for {config.name}; see {AGENT} for the users.\n"
+            "An HTTP proxy of the hospital goes into node/environment, as HTTPS_PROXY=http://host:port"
+        ),
+        description=f"fedqc node of {config.name}: the network, no data",
+        user=NODE_USER,
+        group=GROUP,
+        command=f"{command} node",
+        settings=[
+            f"EnvironmentFile=-{escaped(node / 'environment')}",
+            "PrivateDevices=yes",
+            "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+            f"InaccessiblePaths={' '.join(quoted(path) for path in private)}",
+            f"ReadWritePaths={quoted(node)} {quoted(run)}",
+            *_HARDENING,
+        ],
+        needs_network=True,
+        after=[AGENT],
+    )
+    return {AGENT: agent_unit.text(), NODE: node_unit.text()}
 
 
 def write_units(site: Path) -> Path:
-    """Write the units to SITE/systemd/, except those that are there already: the operator may have changed
-    them.
+    """Write the units to SITE/systemd/, except those that exist: the operator may have changed them.
+
+    Raises:
+        ConfigError: see `unit_texts`.
     """
     folder = site / "systemd"
     folder.mkdir(exist_ok=True)
@@ -112,18 +95,3 @@ def write_units(site: Path) -> Path:
         if not (folder / name).exists():
             write_as_owner(folder / name, text.encode(), mode=0o644)
     return folder
-
-
-def _quoted(path: Path | str) -> str:
-    return f'"{_escaped(path)}"'
-
-
-def _escaped(path: Path | str) -> str:
-    text = str(path)
-    if any(character in text for character in "\n\r\0\\\"'$") or text != text.strip():
-        raise ConfigError(
-            f"{text!r}: systemd cannot be given this path",
-            code="bad-path",
-            hint="use a folder with a plainer name",
-        )
-    return text.replace("%", "%%")

@@ -1,10 +1,11 @@
-"""`fedqc federation`: what a coordinator does besides runs."""
+"""The `fedqc federation` commands: make a federation, enrol hospitals, run its services."""
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +26,14 @@ federation = typer.Typer(add_completion=False, no_args_is_help=True)
 FederationOption = Annotated[
     Path | None,
     typer.Option(
-        "--federation", help="Federation folder; else FEDQC_FEDERATION, else the present folder if it is one."
+        "--federation", help="Federation folder. Default: $FEDQC_FEDERATION, then the current directory."
     ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
-DaysOption = Annotated[int, typer.Option(min=1, max=3650, help="How long the enrolment lasts.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not prompt.")]
+DaysOption = Annotated[int, typer.Option(min=1, max=3650, help="Days until it expires.")]
 KitOption = Annotated[
     Path | None,
-    typer.Option("--out", help="The kit to write; by default kit-<site>.zip in the present folder."),
+    typer.Option("--out", help="Kit to write. Default: kit-SITE.zip in the current directory."),
 ]
 
 
@@ -43,24 +44,26 @@ def _federation_group() -> None:
 
 @federation.command()
 def init(
-    name: Annotated[str, typer.Argument(help="Of the federation: lower case, digits, hyphens.")],
+    name: Annotated[str, typer.Argument(help="Name of the federation: lower case, digits, hyphens.")],
     host: Annotated[str, typer.Option(help="Name or IP address by which hospitals reach this machine.")],
     folder: Annotated[
-        Path | None, typer.Option("--dir", "--federation", help="Folder to make; by default NAME.")
+        Path | None, typer.Option("--dir", "--federation", help="Folder to make. Default: NAME.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The only port that hospitals need.")] = 443,
-    listen: Annotated[str, typer.Option(help="Address of this machine to take connections on.")] = "0.0.0.0",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port that hospitals connect to; the only open one.")
+    ] = 443,
+    listen: Annotated[str, typer.Option(help="Address of this machine to listen on.")] = "0.0.0.0",
     superlink_port: Annotated[
-        int | None, typer.Option(help="Of Flower's server, on loopback; by default a free one.")
+        int | None, typer.Option(help="Port of Flower's server, on loopback. Default: a free one.")
     ] = None,
     health_port: Annotated[
-        int | None, typer.Option(help="Of its gRPC health service, on loopback; by default a free one.")
+        int | None, typer.Option(help="Port of its gRPC health service, on loopback. Default: a free one.")
     ] = None,
     webhook: Annotated[
-        str | None, typer.Option(help="URL that is told of silent sites, refusals and finished runs.")
+        str | None, typer.Option(help="URL to notify of silent sites, refusals and finished runs.")
     ] = None,
 ) -> None:
-    """Make a federation's folder: keys, certificates, the bundle for hospitals' nodes, proxy and services."""
+    """Make a federation folder: keys, certificates, app bundle, configuration of proxy and services."""
     from server.federation.configure import init_federation
     from server.federation.notify import Notify
 
@@ -74,52 +77,44 @@ def init(
         listen=listen,
         notify=Notify(webhook=webhook),
     )
-    print(
-        f"made {made.folder}: back it up, and keep it closed; whoever reads keys/ can act as this federation"
-    )
-    print(f"hospitals reach it as {made.settings.address}; they need no open port of their own")
-    print("next: fedqc federation start; then fedqc federation approve with each hospital's request.zip")
+    print(f"made {made.folder}")
+    print("back it up and restrict access: anyone who reads keys/ can act as this federation")
+    print(f"hospitals connect to {made.settings.address}; they need no open port of their own")
+    print("next: fedqc federation start, then fedqc federation approve REQUEST for each hospital")
     _print_fingerprint(made)
 
 
 @federation.command()
 def approve(
-    request_zip: Annotated[Path, typer.Argument(help="request.zip of a hospital.")],
+    request_zip: Annotated[Path, typer.Argument(help="request.zip of the hospital.")],
     federation: FederationOption = None,
     fingerprint: Annotated[
-        str | None, typer.Option(help="As the hospital read it to you; then nothing needs comparing.")
+        str | None,
+        typer.Option(help="Fingerprint that the hospital read to you. Without it you are asked to compare."),
     ] = None,
     yes: YesOption = False,
     out: KitOption = None,
     days: DaysOption = 365,
 ) -> int:
-    """Enrol a hospital and write the kit that answers its request. Ask the hospital for the fingerprint by
-    telephone.
-    """
-    from common.enrolment import read_request
+    """Enrol a hospital and write its kit. Ask the hospital for the request's fingerprint by telephone."""
+    from common.enrolment import read_request, same_fingerprint
     from server.federation.registry import approve as enrol
 
     opened = open_federation(federation)
     request = read_request(request_zip)
     target = _kit_path(out, request.site)
-    if fingerprint is not None and not hmac.compare_digest(
-        _digits(fingerprint), _digits(request.fingerprint)
-    ):
-        hint = (
-            "nothing was changed; ask by telephone, and do not take the fingerprint from where the "
-            "request came from"
-        )
+    if fingerprint is not None and not same_fingerprint(fingerprint, request.fingerprint):
+        hint = "nothing was changed; ask by telephone, never take the fingerprint from the request's sender"
         raise ConfigError(
-            f"{request_zip}: its fingerprint is not the one you gave", code="wrong-fingerprint", hint=hint
+            f"{request_zip}: its fingerprint differs from --fingerprint", code="wrong-fingerprint", hint=hint
         )
     say(
         f"site         {request.site}\nkind         {request.kind}"
         + (f" ({request.stand_in})" if request.stand_in else "")
     )
     say(
-        f"patients     about {request.nominal_patients} (a bucket that the hospital picked)\nfedqc     "
-        "   "
-        f"{request.version}"
+        f"patients     about {request.nominal_patients} (size bucket chosen by the hospital)\n"
+        f"fedqc        {request.version}"
     )
     say(f"fingerprint  {request.fingerprint}")
     if (
@@ -127,9 +122,7 @@ def approve(
         and not yes
         and not typer.confirm("Did the hospital read you this fingerprint?", err=True)
     ):
-        raise RefusedError(
-            f"{request.site}: was not enrolled", code="not-confirmed", hint="nothing was changed"
-        )
+        raise RefusedError(f"{request.site}: not enrolled", code="not-confirmed", hint="nothing was changed")
     kit = enrol(opened, request, days)
     _write_kit(opened, kit, target)
     return 0
@@ -139,15 +132,13 @@ def approve(
 def renew(
     site: Annotated[
         str | None,
-        typer.Argument(help="A site: a kit that lasts longer. None: the server's certificate and bundle."),
+        typer.Argument(help="Site to renew. Default: the server's certificate and the bundle."),
     ] = None,
     federation: FederationOption = None,
     out: KitOption = None,
     days: DaysOption = 365,
 ) -> int:
-    """Renew one site's enrolment; or the server's certificate, the bundle and the configuration, from what is
-    installed now.
-    """
+    """Renew a site's enrolment and write its kit; or renew the server's certificate and the bundle."""
     from server.federation.configure import configure, renew_server_certificate
     from server.federation.flower_app import is_current, write_bundle
     from server.federation.registry import renew_site
@@ -160,15 +151,12 @@ def renew(
     renew_server_certificate(opened, days)
     left = opened.certificate_days()
     configure(opened)
-    print(
-        f"the server's certificate lasts {left} days; services take it when they are started again "
-        "(between two runs)"
-    )
+    print(f"the server's certificate expires in {left} days; restart the services to use it (between runs)")
     if not is_current(opened.folder):
         write_bundle(opened.folder)
         print(
-            f"the bundle is new ({opened.bundle_sha256[:16]}…): nodes serve it once they have a new kit, "
-            "so for each site:"
+            f"the bundle is new ({opened.bundle_sha256[:16]}…); each site needs a new kit before its next "
+            "run:"
         )
         for enrolment in opened.sites():
             if enrolment.status == "active":
@@ -178,30 +166,31 @@ def renew(
 
 @federation.command()
 def revoke(
-    site: Annotated[str, typer.Argument(help="Site to exclude, for good.")],
+    site: Annotated[str, typer.Argument(help="Site to exclude permanently.")],
     federation: FederationOption = None,
     yes: YesOption = False,
 ) -> int:
-    """Exclude a site: its answers count no more, its node can connect no more. Its keys never come back."""
+    """Exclude a site. Answers are ignored, the node is disconnected, its keys are never accepted again."""
     from server.federation.registry import revoke as exclude
     from server.federation.services import running
 
     opened = open_federation(federation)
     enrolment = opened.site(site)
     if not yes and not typer.confirm(
-        f"Exclude {site} ({enrolment.request.kind}, enrolled {enrolment.approved}) for good?", err=True
+        f"Exclude {site} ({enrolment.request.kind}, enrolled {enrolment.approved}) permanently?", err=True
     ):
-        raise RefusedError(f"{site}: was not revoked", code="not-confirmed", hint="nothing was changed")
+        raise RefusedError(f"{site}: not revoked", code="not-confirmed", hint="nothing was changed")
     exclude(opened, site)
     when = "within seconds" if running(opened) else "at the next fedqc federation start"
-    print(f"{site}: revoked. Its answers count no more; its node is shut out {when}.")
+    print(f"{site}: revoked. Its answers are ignored; its node is disconnected {when}.")
     return 0
 
 
 @federation.command()
 def sites(federation: FederationOption = None, format: FormatOption = Format.text) -> int:
-    """Who is enrolled: status, last contact, version, days left, readiness. Exit status 3: the SuperLink does
-    not answer.
+    """List enrolled sites: status, last contact, version, days left, readiness.
+
+    Exit status 3: the SuperLink does not answer.
     """
     from server.federation.certificates import WARN_DAYS
 
@@ -211,25 +200,15 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
     if format is Format.json:
         print(json.dumps(rows, ensure_ascii=False))
         return status
-    print(
-        f"{'site':20s}{'status':10s}{'connection':14s}{'last contact':24s}{'version':10s}{'days':>6s}  "
-        "readiness"
-    )
-    for row in rows:
-        ready = row["readiness"]
-        shown = f"{ready['answer']} ({ready['plan']})" if ready else "-"
-        last = row["last_contact"] or "-"
-        print(
-            f"{row['site']:20s}{row['status']:10s}{row['connection']:14s}{last:24s}{row['version']:10s}{row['enrolment_days']:>6d}  {shown}"
-        )
+    print(sites_table(rows))
     left = opened.certificate_days()
     say(
-        f"the server's certificate lasts {left} days"
+        f"the server's certificate expires in {left} days"
         + (": fedqc federation renew" if left <= WARN_DAYS else "")
     )
     for row in rows:
         if row["status"] == "active" and row["enrolment_days"] <= WARN_DAYS:
-            say(f"{row['site']}: its enrolment ends soon: fedqc federation renew {row['site']}")
+            say(f"{row['site']}: its enrolment expires soon: fedqc federation renew {row['site']}")
     if status:
         say("the SuperLink does not answer: fedqc federation start")
     return status
@@ -239,29 +218,27 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
 def start(
     federation: FederationOption = None,
     no_proxy: Annotated[
-        bool, typer.Option("--no-proxy", help="The proxy is run by systemd, or elsewhere.")
+        bool, typer.Option("--no-proxy", help="Do not start nginx: systemd or another host runs it.")
     ] = False,
 ) -> int:
-    """Run proxy, SuperLink and SuperExec until Ctrl-C, starting again what ends. Logs lie in state/."""
+    """Run the services (proxy, SuperLink, SuperExec) until Ctrl-C; restart any that ends. Logs: state/."""
     from server.federation.flower_app import is_current
     from server.federation.services import serve
 
     opened = open_federation(federation)
     if not is_current(opened.folder):
         say(
-            "the bundle was made by another installation of fedqc: fedqc federation renew, then a kit for "
-            "every site"
+            "the app bundle is from another version of fedqc: run fedqc federation renew, then send every "
+            "site a new kit"
         )
     if os.geteuid() == 0:
-        say("running as root: a user of its own is enough, see systemd/")
+        say("running as root is not needed: use a separate user, see systemd/")
     return serve(opened, proxy=not no_proxy, say=say)
 
 
 @federation.command()
 def stop(federation: FederationOption = None) -> int:
-    """End the services that `start` runs. A run that is under way ends too; `fedqc run resume` goes on with
-    it.
-    """
+    """Stop the services of `start`. A run in progress stops too; `fedqc run resume` continues it."""
     from server.federation.services import stop as end
 
     opened = open_federation(federation)
@@ -270,11 +247,35 @@ def stop(federation: FederationOption = None) -> int:
     return 0
 
 
+def sites_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of `fedqc federation sites`, at most 80 columns wide.
+
+    A long name has a line of its own, and so has what a site answered in the last rehearsal.
+    """
+    widths = (22, 9, 15, 21, 8)
+    lines = [_columns(("site", "status", "connection", "last contact", "version"), widths) + "days"]
+    for row in rows:
+        name = row["site"]
+        if len(name) >= widths[0]:
+            lines.append(name)
+            name = ""
+        cells = (name, row["status"], row["connection"], row["last_contact"] or "-", row["version"])
+        lines.append(_columns(cells, widths) + f"{row['enrolment_days']:>4d}")
+        if ready := row["readiness"]:
+            text = f"last rehearsal: {ready['answer']} (plan {ready['plan']})"
+            lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(cell.ljust(width - 1) + " " for cell, width in zip(cells, widths, strict=True))
+
+
 def site_rows(federation: Federation) -> list[dict[str, Any]]:
     """One entry a site, by name, as `sites --format json` gives it.
 
-    `status` is active, expired or revoked; `connection` is what the SuperLink says of its node, or `unknown`
-    where it does not answer.
+    `status` is active, expired or revoked; `connection` is the SuperLink's status of the node, or `unknown`
+    if it does not answer.
     """
     nodes = _nodes(federation)
     left = federation.certificate_days()
@@ -312,7 +313,7 @@ def _row(
 
 
 def _nodes(federation: Federation) -> dict[int, dict[str, Any]] | None:
-    """What the SuperLink knows of its nodes; None where it does not answer."""
+    """The SuperLink's nodes by number; None if it does not answer."""
     from server.federation.services import flower_nodes
 
     try:
@@ -322,23 +323,23 @@ def _nodes(federation: Federation) -> dict[int, dict[str, Any]] | None:
 
 
 def _last_answers(federation: Federation) -> dict[str, dict[str, Any]]:
-    """What each site said at the last rehearsal (`run check`, `run start`)."""
-    found: dict[str, dict[str, Any]] = {}
+    """Each site's answer in the last rehearsal (`run check`, `run start`)."""
+    answers: dict[str, dict[str, Any]] = {}
     for path in sorted(
         (federation.state / "orders").glob("*.check.json"), key=lambda path: path.stat().st_mtime
     ):
         try:
             check = json.loads(path.read_text(encoding="utf-8"))
-            plan, answers = str(check["plan"]), check["sites"].items()
+            plan, entries = str(check["plan"]), check["sites"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        for site, entry in answers:
-            found[site] = {
+        for site, entry in entries:
+            answers[site] = {
                 "plan": plan,
                 "answer": str(entry.get("answer", "")),
                 "takes_part": entry.get("takes_part") is True,
             }
-    return found
+    return answers
 
 
 def open_federation(folder: Path | None) -> Federation:
@@ -347,17 +348,19 @@ def open_federation(folder: Path | None) -> Federation:
 
     chosen = folder or (Path(os.environ["FEDQC_FEDERATION"]) if "FEDQC_FEDERATION" in os.environ else None)
     if chosen is None and not Path(FEDERATION).is_file():
-        hint = "--federation DIR, FEDQC_FEDERATION, or go there; fedqc federation init makes one"
-        raise ConfigError(f"{Path.cwd()}: no {FEDERATION} here", code="no-such-federation", hint=hint)
+        hint = "use --federation DIR or $FEDQC_FEDERATION; make one: fedqc federation init"
+        raise ConfigError(
+            f"{Path.cwd()}: no {FEDERATION} in this directory", code="no-such-federation", hint=hint
+        )
     return Federation.open(chosen or Path())
 
 
 def _kit_path(out: Path | None, site: str) -> Path:
-    """Where a kit goes; known to be free before anything is changed."""
+    """Path of the kit, checked before anything is changed."""
     path = out or Path(f"kit-{site}.zip")
     if path.exists():
         raise ConfigError(
-            f"{path}: exists already", code="output-exists", hint="nothing was changed; --out names another"
+            f"{path}: already exists", code="output-exists", hint="nothing was changed; use --out"
         )
     if not path.absolute().parent.is_dir():
         raise ConfigError(
@@ -370,20 +373,12 @@ def _write_kit(federation: Federation, kit: Kit, path: Path) -> None:
     from common.enrolment import write_kit
 
     write_kit(path, kit, federation.signing_key())
-    print(
-        f"wrote {path}: for {kit.site}, until {kit.expires}; it holds no private key and may be sent by mail"
-    )
+    print(f"wrote {path} for {kit.site}, valid until {kit.expires}")
+    print("it holds no private key and may be sent by mail")
     _print_fingerprint(federation)
 
 
 def _print_fingerprint(federation: Federation) -> None:
-    print(
-        "give hospitals this federation's fingerprint another way than the kit (telephone, letterhead); "
-        "they type it when they join:"
-    )
+    print("give the hospital this fingerprint by telephone or letter, not with the kit;")
+    print("it is typed when the site joins:")
     print(f"fingerprint: {federation.fingerprint}")
-
-
-def _digits(fingerprint: str) -> bytes:
-    """As people write it: with hyphens, spaces or colons, in either case."""
-    return "".join(fingerprint.split()).replace("-", "").replace(":", "").lower().encode()

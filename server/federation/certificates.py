@@ -1,72 +1,57 @@
-"""TODO."""
+"""Make the certificates of a federation's authority and server (X.509, P-256); count the days they last."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import ipaddress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import ConfigError
+from common.processes import LOOPBACK
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 3650, 365, 365
-
-
 WARN_DAYS = 30
-"""From here on every start and every list of sites says that something runs out."""
+"""Days before the end from which every start and every list of sites warns."""
 
 
 def certificate_days(pem: bytes) -> int:
-    """Whole days until a certificate (PEM) ends; negative once it has."""
-    return (x509.load_pem_x509_certificate(pem).not_valid_after_utc - _now()).days
+    """Whole days until a certificate (PEM) ends; negative once it has.
+
+    Raises:
+        ValueError: not a certificate.
+    """
+    return (x509.load_pem_x509_certificate(pem).not_valid_after_utc - now()).days
 
 
-def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedqc federation {name}")])
-    built = _certificate(
-        f"fedqc federation {name}", subject, key.public_key(), _now() + timedelta(days=CA_DAYS)
-    )
-    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    built = built.add_extension(_key_usage("key_cert_sign", "crl_sign"), critical=True)
-    return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+def now() -> datetime:
+    """The time in UTC."""
+    return datetime.now(UTC)
 
 
-def _certificate(
-    name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime
-) -> x509.CertificateBuilder:
-    """What all certificates have in common. They begin a day ago, for clocks that differ."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-    built = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
-    built = (
-        built.serial_number(x509.random_serial_number())
-        .not_valid_before(_now() - timedelta(days=1))
-        .not_valid_after(until)
-    )
-    return built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+def today() -> date:
+    """The date in UTC, on which enrolments begin and end."""
+    return now().date()
 
 
-def _key_usage(*wanted: str) -> x509.KeyUsage:
-    names = [
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-    ]
-    names += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
-    return x509.KeyUsage(**{name: name in wanted for name in names})
+def new_ec_key() -> ec.EllipticCurvePrivateKey:
+    """A private key on P-256."""
+    return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM (PKCS #8), not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _load_ec_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_ec_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Raises ConfigError (code `bad-key`): missing, or not a private key on an elliptic curve."""
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -76,5 +61,70 @@ def _load_ec_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def ca_certificate(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """Certificate (PEM) of a federation's authority, signed by itself, valid for `CA_DAYS`."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedqc federation {name}")])
+    built = _certificate(
+        f"fedqc federation {name}", subject, key.public_key(), now() + timedelta(days=CA_DAYS)
+    )
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    built = built.add_extension(_key_usage("key_cert_sign", "crl_sign"), critical=True)
+    return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def server_certificate(
+    key: ec.EllipticCurvePublicKey,
+    host: str,
+    days: int,
+    *,
+    authority: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+) -> bytes:
+    """Certificate (PEM) of the server for `host`, localhost and 127.0.0.1; it never outlasts the authority's.
+
+    Args:
+        host: name or IP address by which hospitals reach the server.
+        days: how long it is valid.
+    """
+    names: list[x509.GeneralName] = []
+    for name in dict.fromkeys((host, "localhost", LOOPBACK)):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            names.append(x509.DNSName(name))
+    until = min(now() + timedelta(days=days), authority.not_valid_after_utc)
+    built = _certificate(host, authority.subject, key, until)
+    built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    built = built.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    built = built.add_extension(_key_usage("digital_signature"), critical=True)
+    built = built.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+    )
+    return built.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _certificate(
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime
+) -> x509.CertificateBuilder:
+    """The fields that all certificates share. They are valid from a day ago, for clocks that differ."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    built = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    built = (
+        built.serial_number(x509.random_serial_number())
+        .not_valid_before(now() - timedelta(days=1))
+        .not_valid_after(until)
+    )
+    return built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+
+def _key_usage(*permitted: str) -> x509.KeyUsage:
+    names = [
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+    ]
+    names += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
+    return x509.KeyUsage(**{name: name in permitted for name in names})

@@ -1,37 +1,29 @@
-"""TODO."""
+"""Make a federation's folder, and write the configuration of its services from federation.yaml."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
 import secrets
-import shutil
-import socket
-import tempfile
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.files import sync_folder, write_bytes
+from common.files import whole_folder, write_bytes
+from common.processes import LOOPBACK, free_ports
 from common.signing import new_key, write_secret
 from common.strict import describe_validation
 from server.federation.certificates import (
     SERVER_DAYS,
-    _ca_certificate,
-    _certificate,
-    _key_usage,
-    _load_ec_key,
-    _now,
-    _pem,
+    ca_certificate,
+    key_pem,
+    load_ec_key,
+    new_ec_key,
+    now,
+    server_certificate,
+    today,
 )
 from server.federation.flower_app import write_bundle
 from server.federation.nginx import nginx_configuration
@@ -39,12 +31,9 @@ from server.federation.notify import Notify
 from server.federation.registry import (
     CONNECTION,
     FEDERATION,
-    LOOPBACK,
-    LOOPBACK_PORTS,
     SECRET_BYTES,
     Federation,
     Settings,
-    _today,
 )
 from server.federation.systemd import unit_texts
 
@@ -60,33 +49,41 @@ def init_federation(
     listen: str = "0.0.0.0",
     notify: Notify | None = None,
 ) -> Federation:
-    """Make a federation: keys, certificates, bundle, configuration. The folder appears whole, or not at all.
+    """Make a federation: keys, certificates, bundle, configuration. The folder appears complete or not at
+    all.
 
     Args:
         folder: absent or empty.
+        name: lower case, digits, hyphens.
         host: name or IP address by which hospitals reach this machine; goes into the server's certificate and
             into every kit.
         port: of the proxy.
         superlink_port, health_port: on loopback; by default two that are free now.
+        listen: address of this machine that the proxy listens on.
+        notify: whom to notify, and how; by default nothing is sent.
     Raises:
         ConfigError: `output-exists`, `not-writable`, `bad-path`, `bad-federation` (a value out of range),
-            `no-program` (Flower is missing).
+            `port-in-use` (no free ports), `no-program` (Flower is missing).
     """
     folder = folder.absolute()
     if re.search(r"[^\w /.,+@=~-]", str(folder)):
         raise ConfigError(
-            f"{str(folder)!r}: nginx and systemd cannot be given this path",
+            f"{str(folder)!r}: cannot be written into the configuration of nginx and systemd",
             code="bad-path",
-            hint="choose a plainer name",
+            hint="choose a folder of letters, digits, spaces and / . , + @ = ~ -",
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
-            f"{folder}: exists already and is not empty",
+            f"{folder}: exists and is not an empty folder",
             code="output-exists",
             hint="nothing was changed; choose another",
         )
     if superlink_port is None or health_port is None:
-        free = _free_ports(avoid=port)
+        free = free_ports(2, avoid=[port])
+        if len(free) < 2:
+            raise ConfigError(
+                "no two free ports on loopback", code="port-in-use", hint="--superlink-port and --health-port"
+            )
         superlink_port, health_port = superlink_port or free[0], health_port or free[1]
     if len({port, superlink_port, health_port}) != 3:
         raise ConfigError(
@@ -101,25 +98,13 @@ def init_federation(
         "health_port": health_port,
     }
     try:
-        settings = Settings.model_validate(values | {"notify": notify or Notify(), "created": _today()})
+        settings = Settings.model_validate(values | {"notify": notify or Notify(), "created": today()})
     except ValidationError as error:
         raise ConfigError(describe_validation(error), code="bad-federation") from None
-    made = Federation(folder=folder, settings=settings)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        growing = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))  # mode 0700
-    except OSError as error:
-        raise ConfigError(
-            f"{folder.parent}: cannot be written ({error.strerror})", code="not-writable"
-        ) from None
-    try:
-        _fill(Federation(folder=growing, settings=settings), made)
-        os.rename(growing, folder)
-    except BaseException:
-        shutil.rmtree(growing, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
-    return made
+    federation = Federation(folder=folder, settings=settings)
+    with whole_folder(folder, mode=0o700) as staging:
+        _fill(Federation(folder=staging, settings=settings), federation)
+    return federation
 
 
 def _fill(at: Federation, final: Federation) -> None:
@@ -133,29 +118,29 @@ def _fill(at: Federation, final: Federation) -> None:
         at.ca_key.parent,
     ):
         path.mkdir(mode=0o700)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    write_secret(at.ca_key, _pem(ca_key))
-    write_secret(at.server_key, _pem(ec.generate_private_key(ec.SECP256R1())))
+    ca_key = new_ec_key()
+    write_secret(at.ca_key, key_pem(ca_key))
+    write_secret(at.server_key, key_pem(new_ec_key()))
     new_key(at.coordinator_key)
     write_secret(at.superexec_secret, secrets.token_bytes(SECRET_BYTES))
-    write_bytes(at.ca_certificate, _ca_certificate(ca_key, at.name))
+    write_bytes(at.ca_certificate, ca_certificate(ca_key, at.name))
     renew_server_certificate(at)
     write_bundle(at.folder)
     configure(final, at.folder)
     text = (
-        "# What may be changed here: host, port, listen, client_certificates, notify. A change of host "
-        "or port needs new kits.\n"
+        "# You may change host, port, listen, client_certificates and notify. A new host or port needs new "
+        "kits.\n"
     )
     text += yaml.safe_dump(at.settings.model_dump(mode="json"), sort_keys=False)
     write_bytes(at.folder / FEDERATION, text.encode())
 
 
 def configure(federation: Federation, at: Path | None = None) -> None:
-    """Write what follows from federation.yaml and from where the folder lies: proxy/nginx.conf,
+    """Write the files that depend on federation.yaml and on the folder's path: proxy/nginx.conf,
     flwr/config.toml, systemd/.
 
     Args:
-        at: where to write, if not into the federation's own folder.
+        at: folder to write to; by default the federation's own.
     """
     folder = at or federation.folder
     lines = ["[superlink]", f'default = "{CONNECTION}"', f"[superlink.{CONNECTION}]"]
@@ -171,14 +156,14 @@ def configure(federation: Federation, at: Path | None = None) -> None:
 
 
 def renew_server_certificate(federation: Federation, days: int = SERVER_DAYS) -> None:
-    """A new certificate for the server's key, for the host that federation.yaml names now. Kits stay valid:
-    they hold the authority's.
+    """Write a new certificate for the server's key and the present host. Kits stay valid: they hold the
+    authority's certificate.
 
-    Services take it at their next start.
+    Services use it from their next start.
 
     Raises:
         ConfigError: `bad-key` (a key in keys/ cannot be read), `bad-certificate` (ca.crt likewise),
-            `certificate-expired` (the authority itself has run out).
+            `certificate-expired` (the authority itself has expired).
     """
     try:
         authority = x509.load_pem_x509_certificate(federation.ca_certificate.read_bytes())
@@ -187,45 +172,12 @@ def renew_server_certificate(federation: Federation, days: int = SERVER_DAYS) ->
         raise ConfigError(
             f"{federation.ca_certificate}: cannot be read ({error})", code="bad-certificate", hint=hint
         ) from None
-    if authority.not_valid_after_utc < _now():
-        hint = "make a new federation; every hospital needs its kit"
+    if authority.not_valid_after_utc < now():
+        hint = "make a new federation; every hospital needs a new kit"
         raise ConfigError(
-            "the federation's certificate authority has run out", code="certificate-expired", hint=hint
+            "the federation's certificate authority has expired", code="certificate-expired", hint=hint
         )
-    key, ca_key = _load_ec_key(federation.server_key), _load_ec_key(federation.ca_key)
-    names: list[x509.GeneralName] = []
-    for host in dict.fromkeys((federation.settings.host, "localhost", LOOPBACK)):
-        try:
-            names.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            names.append(x509.DNSName(host))
-    until = min(_now() + timedelta(days=days), authority.not_valid_after_utc)
-    built = _certificate(federation.settings.host, authority.subject, key.public_key(), until)
-    built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    built = built.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    built = built.add_extension(_key_usage("digital_signature"), critical=True)
-    built = built.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-    )
-    write_bytes(
-        federation.server_certificate,
-        built.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
-    )
-
-
-def _free_ports(*, avoid: int) -> Sequence[int]:
-    free: list[int] = []
-    for port in secrets.SystemRandom().sample(LOOPBACK_PORTS, 200):
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-        if port != avoid:
-            free.append(port)
-        if len(free) == 2:
-            return free
-    raise ConfigError(
-        "no two free ports on loopback", code="port-in-use", hint="--superlink-port and --health-port"
-    )
+    key, ca_key = load_ec_key(federation.server_key), load_ec_key(federation.ca_key)
+    host = federation.settings.host
+    pem = server_certificate(key.public_key(), host, days, authority=authority, ca_key=ca_key)
+    write_bytes(federation.server_certificate, pem)

@@ -1,9 +1,9 @@
-"""The Flower app bundle: what `flwr run` submits. It carries no code of its own.
+"""Build the Flower app bundle that `flwr run` submits. It carries no code of its own.
 
-Flower would unpack a bundle's modules in front of what a host installed. Ours holds two lines, which name the
-*installed* `server.app` and `client.app`, and the digest of the code they were installed from. So nobody runs
-what a coordinator ships, and yet another version makes another bundle: a hospital's node serves one bundle
-only, the one whose SHA-256 stands in its kit.
+Flower unpacks a bundle's modules in front of the installed ones. This bundle only names the *installed*
+`server.app` and `client.app`, and holds the digest of the code that was installed. So no host runs code that
+a coordinator ships, and each version still makes a different bundle: a hospital's node serves only the bundle
+whose SHA-256 is in its kit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.files import write_bytes
 BUNDLE, BUNDLE_HASH = "bundle", "bundle.sha256"
 ROOMS = ("server", "client", "common")
 INSTALLED = Path(__file__).parents[2]
-"""Where the rooms lie side by side: a checkout, or the environment's site-packages."""
+"""Folder that holds the three packages: a checkout, or the environment's site-packages."""
 
 _PROJECT = """\
 [project]
@@ -50,9 +50,10 @@ run-dir = ""
 
 def bundle_files() -> dict[str, bytes]:
     """Path inside the bundle to content."""
+    digest = f'INSTALLED_SHA256 = "{installed_sha256()}"\n'
     texts = {
         "pyproject.toml": _PROJECT.format(version=version("fedqc")),
-        "fedqc_bundle/__init__.py": f'"""Runs what is installed."""\n\nINSTALLED_SHA256 = "{installed_sha256()}"\n',
+        "fedqc_bundle/__init__.py": f'"""Runs what is installed."""\n\n{digest}',
         "fedqc_bundle/coordinator.py": "from server import app as installed\n\napp = installed.app\n",
         "fedqc_bundle/hospital.py": "from client import app as installed\n\napp = installed.app\n",
     }
@@ -60,7 +61,7 @@ def bundle_files() -> dict[str, bytes]:
 
 
 def installed_sha256() -> str:
-    """Of the installed rooms' Python files: names and contents, in order of name."""
+    """Digest of the installed packages' Python files: names and contents, in order of name."""
     digest = hashlib.sha256()
     for room in ROOMS:
         for path in sorted((INSTALLED / room).rglob("*.py")):
@@ -95,28 +96,27 @@ def write_bundle(folder: Path) -> str:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether FOLDER/bundle is what this installation makes."""
+    """Whether FOLDER/bundle is what this installation makes. Byte code beside the sources does not count."""
     bundle = folder / BUNDLE
-    held = {
-        path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()
+    sources = {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in bundle.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
-    return held == bundle_files()
+    return sources == bundle_files()
 
 
 def find_program(name: str) -> str:
-    """A program of this environment, or else of PATH.
+    """Path of a program of this environment, or else of PATH.
 
     Raises:
-        ConfigError: there is none (code `no-program`).
+        ConfigError: it is not installed (code `no-program`).
     """
-    found = shutil.which(name, path=search_path())
-    if found is None:
-        hint = (
-            "it comes with flwr, into the environment that fedqc is installed in: pip install "
-            "'flwr>=1.41,<1.42'"
-        )
-        raise ConfigError(f"{name}: no such program on PATH", code="no-program", hint=hint)
-    return found
+    path = shutil.which(name, path=search_path())
+    if path is None:
+        hint = "it is part of flwr; install it into the environment of fedqc: pip install 'flwr>=1.41,<1.42'"
+        raise ConfigError(f"{name}: program not found on PATH", code="no-program", hint=hint)
+    return path
 
 
 def search_path() -> str:
@@ -129,9 +129,10 @@ def _build(app: Path) -> bytes:
     program = find_program("flwr")
     with tempfile.TemporaryDirectory() as scratch:
         environment = os.environ | SILENT | {"FLWR_HOME": scratch, "PATH": search_path()}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # Flower imports the app: no byte code into the bundle
         command = [program, "build", "--app", str(app)]
         try:
-            said = subprocess.run(
+            result = subprocess.run(
                 command,
                 cwd=scratch,
                 env=environment,
@@ -146,7 +147,7 @@ def _build(app: Path) -> bytes:
                 f"{program}: cannot be run ({error.strerror})", code="no-program", hint=hint
             ) from None
         made = list(Path(scratch).glob("*.fab"))
-        if said.returncode or len(made) != 1:
-            why = " ".join((said.stderr or said.stdout).split())[:300]
-            raise InternalError(f"Flower does not take the bundle: {why}", code="bundle-refused")
+        if result.returncode or len(made) != 1:
+            why = " ".join((result.stderr or result.stdout).split())[:300]
+            raise InternalError(f"Flower refused the bundle: {why}", code="bundle-refused")
         return made[0].read_bytes()

@@ -1,8 +1,8 @@
-"""The only open door: nginx, which ends TLS and passes the calls of SuperNodes to the SuperLink on loopback.
+"""Write nginx's configuration: TLS, and only the calls of SuperNodes are passed to the SuperLink on loopback.
 
 Flower's SuperLink serves hospitals (`/v1/fleet`), administrators (`/v1/control`, without a login) and its own
-processes (`/v1/runtime`) on one port. What hospitals need is a closed list of twelve calls; whatever is not
-one of them, letter by letter, ends here with 404.
+processes (`/v1/runtime`) on one port. Hospitals need a closed list of twelve calls; any other request gets
+404 from the proxy.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ FLEET_CALLS = (
 """Flower 1.41's Fleet API, all of it POST; a test compares the list with the installed Flower."""
 
 BODY_LIMIT_BYTES = 6 << 20
-"""Flower cuts arrays into objects of 5 MiB and sends one a call; 1 MiB more holds its frame, and any message
-without an array.
+"""Flower sends arrays in objects of 5 MiB, one a call; 1 MiB more holds the frame, or a message without an
+array.
 """
 CONNECTIONS_PER_ADDRESS = 64
-"""A node holds about four. Many hospitals may share an address behind a translating gateway."""
+"""A node holds about four. Many hospitals may share an address behind a NAT gateway."""
 
 
 def nginx_configuration(federation: Federation) -> str:
-    """nginx.conf of a federation. Needs no root for ports above 1023; writes below FED/proxy only, what it
-    says to stderr.
+    """nginx.conf of a federation. Needs no root for ports above 1023; writes only below FED/proxy, errors to
+    stderr.
 
-    The path is compared as it was sent (`$request_uri`), before nginx decodes or joins anything, and only
-    exact equality passes: an encoded, doubled or dotted path is not equal. What passes is therefore one of
-    twelve constants.
+    The path is compared as it was sent (`$request_uri`), before nginx decodes or joins anything, and must be
+    exactly equal: an encoded, doubled or dotted path is not. So only twelve constants pass.
     """
     folder, settings = federation.proxy, federation.settings
     listen = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
     calls = "|".join(FLEET_CALLS)
     user = ""
-    if os.geteuid() == 0:  # as root nginx would hand its workers to a user who may not enter this folder
+    if os.geteuid() == 0:  # as root nginx runs its workers as a user who may not enter this folder
         owner = pwd.getpwuid(federation.folder.stat().st_uid if federation.folder.exists() else 0).pw_name
         user = f"user {owner};\n"
     asked = ""
@@ -78,18 +77,19 @@ http {{
     uwsgi_temp_path "{folder}/uwsgi_temp";
     scgi_temp_path "{folder}/scgi_temp";
 
-    # exact, case and all, on what was sent; nothing else reaches the SuperLink
+    # exact match, case included, on the path as sent; nothing else reaches the SuperLink
     map "$request_method $request_uri" $fleet_call {{
         default 0;
         "~^POST /v1/fleet/(?:{calls})$" 1;
     }}
 
-    # what was turned away is worth a line; what nodes do every few seconds is not, and no body ever is
+    # rejected requests are logged; the regular calls of nodes are not, nor is any body
     map $status $turned_away {{
         default 0;
         "~^4" 1;
     }}
-    log_format turned_away escape=json '{{"at":"$time_iso8601","from":"$remote_addr","request":"$request","status":$status}}';
+    log_format turned_away escape=json
+        '{{"at":"$time_iso8601","from":"$remote_addr","request":"$request","status":$status}}';
     access_log "{folder}/turned-away.log" turned_away if=$turned_away;
 
     limit_conn_zone $binary_remote_addr zone=hospitals:4m;
@@ -99,7 +99,7 @@ http {{
     upstream superlink {{
         server 127.0.0.1:{settings.superlink_port};
         keepalive 16;
-        keepalive_timeout 3s;  # below the SuperLink's own 5 s: it must never close a connection that a call is on its way through
+        keepalive_timeout 3s;  # below the SuperLink's own 5 s: it must never close a connection in use
     }}
 
     server {{
@@ -110,7 +110,7 @@ http {{
         ssl_ciphers ECDHE+AESGCM:ECDHE+CHACHA20;
         ssl_session_tickets off;{asked}
 
-        # a client that sends a byte now and then is let go; bodies are taken in whole before the SuperLink hears of them
+        # slow clients are disconnected; a body is complete before it is passed to the SuperLink
         client_header_timeout 10s;
         client_body_timeout 10s;
         send_timeout 10s;
@@ -120,7 +120,7 @@ http {{
         client_body_buffer_size {BODY_LIMIT_BYTES};  # an update never touches the proxy's disk
         limit_conn hospitals {CONNECTIONS_PER_ADDRESS};
 
-        # what is not HTTP at all gets the same answer as what is not a call
+        # a request that is not HTTP gets the same answer as a path that is not a call
         error_page 400 =404 /not-http;
         location = /not-http {{
             internal;
@@ -134,7 +134,7 @@ http {{
             proxy_pass https://superlink;
             proxy_http_version 1.1;
             proxy_request_buffering on;
-            proxy_buffers 24 256k;  # nor does a model on its way down
+            proxy_buffers 24 256k;  # nor does a model that a node fetches
             proxy_busy_buffers_size 1m;
             proxy_max_temp_file_size 0;
             proxy_read_timeout 60s;
@@ -145,7 +145,7 @@ http {{
             proxy_ssl_protocols TLSv1.3;
             proxy_set_header Host localhost;
             proxy_set_header Connection "";
-            # nodes sign their calls in headers of Flower's own; what speaks for a user or another address does not pass
+            # nodes sign their calls in Flower's own headers; those that name a user or an address do not pass
             proxy_set_header Authorization "";
             proxy_set_header Cookie "";
             proxy_set_header Forwarded "";

@@ -1,6 +1,4 @@
-"""A word to the coordinator when nobody is looking: a webhook, or a command (for instance one that sends
-mail).
-"""
+"""Notify the coordinator by webhook or command (for instance one that sends mail)."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def tell(wanted: Notify, *, event: str, run: str, site: str = "", detail: str = 
             way(wanted, body)
         except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
             print(
-                f"notify: {event} of {run} could not be told ({type(error).__name__})",
+                f"notify: {event} of {run} could not be sent ({type(error).__name__})",
                 file=sys.stderr,
                 flush=True,
             )

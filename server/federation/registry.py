@@ -1,14 +1,14 @@
-"""A federation: the folder that a coordinator keeps, and who belongs to it.
+"""Read a federation's folder; enrol, renew and revoke its sites.
 
-    federation.yaml     the coordinator's settings; the only file meant for an editor
+    federation.yaml     the coordinator's settings; the only file to edit
     keys/               0600: ca.key, server.key, coordinator.key (signs tasks and kits), superexec.secret
     certificates/       ca.crt (in every kit), server.crt (of the proxy and, on loopback, of the SuperLink)
     sites/<site>.json   one hospital: its request, until when it is enrolled, its node at the SuperLink
-    bundle/             the Flower app that runs are started from; bundle.sha256 is what every kit pins
-    proxy/ flwr/ systemd/   written from federation.yaml, anew at every start
-    state/ runs/        what the services write
+    bundle/             the Flower app that runs are started from; every kit pins bundle.sha256
+    proxy/ flwr/ systemd/   written from federation.yaml at every start
+    state/ runs/        written by the services
 
-Whoever reads this folder can act as the coordinator: it is of mode 0700 and belongs on a machine of the
+Anyone who can read this folder can act as the coordinator: it has mode 0700 and belongs on a machine of the
 coordinator's own.
 """
 
@@ -35,21 +35,14 @@ from common.files import locked, write_bytes
 from common.names import SITE_NAME
 from common.signing import load_key, parse_public, public_text
 from common.strict import StrictModel, describe_validation, strict_yaml
-from server.federation.certificates import (
-    SITE_DAYS,
-    _now,
-    certificate_days,
-)
+from server.federation.certificates import SITE_DAYS, certificate_days, today
 from server.federation.flower_app import BUNDLE, BUNDLE_HASH
 from server.federation.notify import Notify
 
 FEDERATION = "federation.yaml"
 CONNECTION = "fedqc"
-"""What Flower's command line calls this federation's SuperLink, in flwr/config.toml."""
+"""Name of this federation's SuperLink in flwr/config.toml, for Flower's command line."""
 SECRET_BYTES = 48
-LOOPBACK = "127.0.0.1"
-LOOPBACK_PORTS = range(20_000, 30_000)
-"""Where the services that are not for others are put: below what Linux hands out to outgoing connections."""
 Port = Field(ge=1, le=65535)
 
 
@@ -82,7 +75,7 @@ class Settings(StrictModel):
 
 
 class Replaced(StrictModel):
-    """Keys that a hospital had before it was revoked and enrolled anew. They never come back."""
+    """Keys that a hospital had before it was revoked and enrolled again. They are never accepted again."""
 
     node_key: str
     signing_key: str
@@ -103,13 +96,12 @@ class Enrolment(StrictModel):
     def site(self) -> str:
         return self.request.site
 
-    def may_take_part(self, today: date | None = None) -> bool:
-        return self.status == "active" and self.expires >= (today or _today())
+    def may_take_part(self, on: date | None = None) -> bool:
+        """Whether the site is enrolled, and its enrolment has not expired."""
+        return self.status == "active" and self.expires >= (on or today())
 
     def all_keys(self) -> set[bytes]:
-        """Everything that identifies this site, or ever did, as bytes that do not depend on how a key is
-        written.
-        """
+        """All keys that this site has or had, as bytes that do not depend on how a key is written."""
         pairs = [
             (self.request.node_key, self.request.signing_key),
             *((old.node_key, old.signing_key) for old in self.replaced),
@@ -126,8 +118,8 @@ class Federation:
 
     @staticmethod
     def open(folder: Path) -> Federation:
-        """Raises ConfigError: `no-such-federation` where there is no federation.yaml, `bad-federation` where
-        it does not validate.
+        """Raises ConfigError: `no-such-federation` without a federation.yaml, `bad-federation` if it is
+        invalid.
         """
         path = folder.absolute() / FEDERATION
         try:
@@ -136,9 +128,9 @@ class Federation:
                 folder=path.parent, settings=Settings.model_validate_json(json.dumps(values, default=str))
             )
         except (OSError, UnicodeDecodeError):
-            hint = "fedqc federation init makes one; --federation DIR or FEDQC_FEDERATION names it"
+            hint = "make one: fedqc federation init; or name one: --federation DIR, FEDQC_FEDERATION"
             raise ConfigError(
-                f"{path}: is not there or cannot be read", code="no-such-federation", hint=hint
+                f"{path}: missing, or cannot be read", code="no-such-federation", hint=hint
             ) from None
         except ValidationError as error:
             raise ConfigError(f"{path}: {describe_validation(error)}", code="bad-federation") from None
@@ -205,7 +197,7 @@ class Federation:
 
     @property
     def fingerprint(self) -> str:
-        """What the coordinator tells hospitals by telephone or letter, so that they can believe a kit."""
+        """The coordinator gives it to hospitals by telephone or letter; they compare it with their kit's."""
         return federation_fingerprint(
             self.ca_certificate.read_text(encoding="ascii"), public_text(self.signing_key())
         )
@@ -218,7 +210,7 @@ class Federation:
             return path.read_text(encoding="ascii").strip()
         except OSError:
             raise ConfigError(
-                f"{path}: is not there", code="no-bundle", hint="fedqc federation renew builds the bundle"
+                f"{path}: missing", code="no-bundle", hint="build the bundle: fedqc federation renew"
             ) from None
 
     def certificate_days(self) -> int:
@@ -232,7 +224,7 @@ class Federation:
             try:
                 days.append(certificate_days(path.read_bytes()))
             except (OSError, ValueError) as error:
-                hint = "fedqc federation renew makes server.crt anew; ca.crt comes from a backup"
+                hint = "server.crt: fedqc federation renew; ca.crt: restore it from a backup"
                 raise ConfigError(
                     f"{path}: not a certificate that can be read ({error})", code="bad-certificate", hint=hint
                 ) from None
@@ -242,7 +234,7 @@ class Federation:
         return load_key(self.coordinator_key)
 
     def sites(self) -> tuple[Enrolment, ...]:
-        """Everybody who was ever enrolled, by name.
+        """All sites that were ever enrolled, by name.
 
         Raises:
             ConfigError: a site's file is damaged (code `bad-enrolment`).
@@ -260,9 +252,7 @@ class Federation:
         )
 
     def set_node(self, site: str, node_key: str, node_id: int) -> None:
-        """Note which node at the SuperLink is a site's, unless the site has got another key in the
-        meantime.
-        """
+        """Store the number of a site's node at the SuperLink, unless the site has another key by now."""
         with self.changing_sites():
             enrolment = self.site(site)
             if enrolment.request.node_key == node_key:
@@ -270,17 +260,17 @@ class Federation:
 
     @contextmanager
     def changing_sites(self) -> Iterator[None]:
-        """One writer at a time: `approve` by hand and the registration of nodes by `start` meet here."""
+        """One writer at a time: `approve` by hand, and the registration of nodes by `start`."""
         with locked(self.state / "sites.lock"):
             yield
 
 
 def approve(federation: Federation, request: Request, days: int = SITE_DAYS) -> Kit:
-    """Enrol a hospital, and give the kit that answers its request. The same request again gives a kit that
-    lasts longer.
+    """Enrol a hospital, and return the kit that answers its request. The same request again gives a kit that
+    expires later.
 
-    Writes one file: sites/<site>.json. A site that was revoked comes back with new keys only: Flower never
-    takes a revoked one again.
+    Writes one file: sites/<site>.json. A revoked site needs new keys: Flower never accepts a revoked key
+    again.
 
     Raises:
         ConfigError: `site-exists` (an active site of this name has other keys), `duplicate-key` (a key is
@@ -291,11 +281,9 @@ def approve(federation: Federation, request: Request, days: int = SITE_DAYS) -> 
         enrolled = {enrolment.site: enrolment for enrolment in federation.sites()}
         for other in enrolled.values():
             if other.site != request.site and keys & other.all_keys():
-                hint = (
-                    "a hospital makes its own keys with `fedqc site init`; ask where this request comes from"
-                )
+                hint = "each hospital makes its own keys with `fedqc site init`; ask who made this request"
                 raise ConfigError(
-                    f"{request.site}: brings a key of {other.site}", code="duplicate-key", hint=hint
+                    f"{request.site}: its request has a key of {other.site}", code="duplicate-key", hint=hint
                 )
         before = enrolled.get(request.site)
         same = before is not None and keys == set(
@@ -305,15 +293,17 @@ def approve(federation: Federation, request: Request, days: int = SITE_DAYS) -> 
             hint = (
                 f"if the hospital lost its keys: fedqc federation revoke {request.site}, then approve again"
             )
-            raise ConfigError(f"{request.site}: is enrolled with other keys", code="site-exists", hint=hint)
+            raise ConfigError(
+                f"{request.site}: is already enrolled, with other keys", code="site-exists", hint=hint
+            )
         if before is not None and before.status == "revoked" and keys & before.all_keys():
             hint = "the hospital makes new keys with `fedqc site init` in a new folder"
-            raise ConfigError(f"{request.site}: brings a key that was revoked", code="key-revoked", hint=hint)
+            raise ConfigError(f"{request.site}: its request has a revoked key", code="key-revoked", hint=hint)
         enrolment = Enrolment(
             request=request,
             status="active",
-            approved=before.approved if before and same else _today(),
-            expires=_today() + timedelta(days=days),
+            approved=before.approved if before and same else today(),
+            expires=today() + timedelta(days=days),
             node_id=before.node_id if before and same else None,
             replaced=()
             if before is None
@@ -326,7 +316,7 @@ def approve(federation: Federation, request: Request, days: int = SITE_DAYS) -> 
 
 
 def renew_site(federation: Federation, site: str, days: int = SITE_DAYS) -> Kit:
-    """A kit with today's address, bundle and a later end; touches no other site's file.
+    """Extend a site's enrolment, and return a kit with the current address and bundle.
 
     Raises:
         ConfigError: `unknown-site`, `site-revoked`.
@@ -334,15 +324,15 @@ def renew_site(federation: Federation, site: str, days: int = SITE_DAYS) -> Kit:
     with federation.changing_sites():
         enrolment = federation.site(site)
         if enrolment.status != "active":
-            hint = "it can enrol again, with new keys: fedqc federation approve"
+            hint = "the hospital can enrol again with new keys: fedqc federation approve"
             raise ConfigError(f"{site}: was revoked", code="site-revoked", hint=hint)
-        enrolment = enrolment.model_copy(update={"expires": _today() + timedelta(days=days)})
+        enrolment = enrolment.model_copy(update={"expires": today() + timedelta(days=days)})
         _write_enrolment(federation, enrolment)
     return _kit(federation, enrolment)
 
 
 def revoke(federation: Federation, site: str) -> None:
-    """Exclude a site for good: its signatures count no more at once; `start` takes its node off the
+    """Exclude a site permanently: its answers are ignored from now on; `start` removes its node from the
     SuperLink.
 
     Raises:
@@ -353,9 +343,7 @@ def revoke(federation: Federation, site: str) -> None:
 
 
 def site_keys(federation: Federation) -> dict[str, Ed25519PublicKey]:
-    """Whose answers count: the signing key of every site that is active and whose enrolment has not run
-    out.
-    """
+    """Signing key of each site whose answers are accepted: active, and enrolment not expired."""
     return {
         enrolment.site: parse_public(enrolment.request.signing_key)
         for enrolment in federation.sites()
@@ -364,7 +352,7 @@ def site_keys(federation: Federation) -> dict[str, Ed25519PublicKey]:
 
 
 class EnrolledKeys(Mapping[str, Ed25519PublicKey]):
-    """`site_keys`, looked up anew each time: who is revoked in the middle of a run is out at once."""
+    """`site_keys`, read again at each access: a site that is revoked during a run is excluded at once."""
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
@@ -380,7 +368,7 @@ class EnrolledKeys(Mapping[str, Ed25519PublicKey]):
 
 
 def key_bytes(node_key: str, signing_key: str) -> tuple[bytes, bytes]:
-    """The two public keys of a site as bytes that compare: the same key may be written in several ways.
+    """The two public keys of a site as comparable bytes: the same key may be written in several ways.
 
     Raises:
         ConfigError: one of them is no key of its kind (code `bad-key`).
@@ -420,17 +408,17 @@ def _replaced(enrolment: Enrolment) -> Replaced:
 
 def _read_enrolment(path: Path) -> Enrolment:
     try:
-        found = Enrolment.model_validate_json(path.read_text(encoding="utf-8"))
+        enrolment = Enrolment.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", code="bad-enrolment") from None
     except (ValidationError, ValueError) as error:
         why = describe_validation(error) if isinstance(error, ValidationError) else "not UTF-8 text"
         raise ConfigError(f"{path}: {why}", code="bad-enrolment", hint="restore it from a backup") from None
-    if found.site != path.stem:
+    if enrolment.site != path.stem:
         raise ConfigError(
-            f"{path}: is the file of {found.site}", code="bad-enrolment", hint="restore it from a backup"
+            f"{path}: is the file of {enrolment.site}", code="bad-enrolment", hint="restore it from a backup"
         )
-    return found
+    return enrolment
 
 
 def _write_enrolment(federation: Federation, enrolment: Enrolment) -> None:
@@ -439,7 +427,3 @@ def _write_enrolment(federation: Federation, enrolment: Enrolment) -> None:
         (enrolment.model_dump_json(indent=1) + "\n").encode(),
         0o600,
     )
-
-
-def _today() -> date:
-    return _now().date()

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.enrolment import (
-    MOST_BYTES,
+    MAX_BYTES,
     Kit,
     Request,
     federation_fingerprint,
@@ -230,17 +230,17 @@ def test_any_file_is_a_kit_or_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_unpacked(
     method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = zipped(tmp_path / "bomb.zip", [("kit.json", b" " * (MOST_BYTES + 1)), ("signature", b"x")], method)
+    path = zipped(tmp_path / "bomb.zip", [("kit.json", b" " * (MAX_BYTES + 1)), ("signature", b"x")], method)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     refused(path)
 
 
 def test_a_bomb_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
     """The central directory says a hundred bytes, the stream holds sixteen mebibytes."""
-    path = zipped(tmp_path / "bomb.zip", [("kit.json", b" " * (16 * MOST_BYTES)), ("signature", b"x")])
+    path = zipped(tmp_path / "bomb.zip", [("kit.json", b" " * (16 * MAX_BYTES)), ("signature", b"x")])
     whole = path.read_bytes()
-    assert whole.count((16 * MOST_BYTES).to_bytes(4, "little")) >= 1
-    path.write_bytes(whole.replace((16 * MOST_BYTES).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    assert whole.count((16 * MAX_BYTES).to_bytes(4, "little")) >= 1
+    path.write_bytes(whole.replace((16 * MAX_BYTES).to_bytes(4, "little"), (100).to_bytes(4, "little")))
     refused(path)
 
 

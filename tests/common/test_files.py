@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.files import sweep, write_bytes
+from common.files import sweep, whole_folder, write_bytes, write_new
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(
@@ -26,3 +26,31 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(
     sweep(tmp_path, tmp_path / "absent")
     assert {path.name for path in tmp_path.iterdir()} == {"kept.json", ".folder"}
     assert (tmp_path / "kept.json").read_bytes() == b"old"
+
+
+def test_a_new_file_is_complete_private_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    assert write_new(path, b"first")
+    assert not write_new(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_new(tmp_path / "key", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_folder_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "private", mode=0o700) as staging:
+        (staging / "file").touch()
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "private" / "file").exists()

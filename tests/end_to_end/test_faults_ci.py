@@ -242,7 +242,7 @@ def test_f1_an_agent_killed_in_mid_training_costs_nothing_but_time(
     assert deployment.pid(B, "agent") != first
     assert deployment.hashes("f1") == undisturbed
     assert [record["answered"] for record in deployment.records("f1")] == [[A, B]] * 2
-    assert "the agent ended with signal 9; it is started again" in deployment.log(B)
+    assert "the agent ended with signal 9; it is restarted" in deployment.log(B)
 
 
 def test_f4_f30_a_run_outlives_its_watcher_and_is_resumed_after_its_serverapp_was_killed(

@@ -487,8 +487,8 @@ def test_f9_a_second_process_with_the_same_key_is_turned_away_and_the_first_stay
     print(f"F9 the second: status {status} after {took:.1f} s: {said}")
     assert status == 3
     assert (
-        "[key-not-accepted] the coordinator does not accept this node's key, or believes it to be "
-        "connected already"
+        "[key-not-accepted] the coordinator does not accept this node's key, or still counts it as "
+        "connected"
     ) in said
     first = state_of(deployment.site(A))
     assert (first["node"], first["since"], first["last_error"]) == (True, since, None)
@@ -1033,9 +1033,9 @@ def test_f10_a_site_that_is_revoked_is_out_from_the_next_round(
         assert B not in keys, "to a run under way an answer of this site is nobody's from now on"
         assert B in kept, "the control: keys read once would still count it"
         wait_until(
-            lambda: f"{B}: its node was taken off" in deployment.log("federation"),
+            lambda: f"{B}: its node was removed" in deployment.log("federation"),
             60,
-            "taken off",
+            "removed",
             deployment.tails,
         )
     watched = deployment.call("run", "watch", "revoked", "--federation", deployment.fed, limit_s=200)

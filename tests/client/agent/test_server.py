@@ -53,7 +53,7 @@ def answer(method, plan_json, envelope, *, progress, cancelled):
             time.sleep(0.01)
     return b" ".join([method.encode(), plan_json.encode(), envelope])
 
-server.MOST_BYTES = int(sys.argv[2])
+server.MAX_BYTES = int(sys.argv[2])
 sys.exit(server.run_agent(site, require_isolation="require" in sys.argv, isolate="open" not in sys.argv, guard=lambda site: answer))
 """
 
@@ -263,7 +263,7 @@ def test_what_is_too_large_is_refused_on_both_sides(site: Path, monkeypatch: pyt
         assert running.ask(bytes(5_000)).startswith(b"Train")
         assert code_of(lambda: running.ask(bytes(11_000))) == "agent-failed"  # the agent's limit
         assert code_of(lambda: running.ask(b"large")) == "agent-failed"
-        monkeypatch.setattr(client, "MOST_BYTES", 1_000)
+        monkeypatch.setattr(client, "MAX_BYTES", 1_000)
         (site / "begun").unlink()
         assert code_of(lambda: running.ask(bytes(2_000))) == "agent-failed"  # the caller's
         assert not (site / "begun").exists()

@@ -607,16 +607,24 @@ class FullDisk:
         return os.open(path, flags, *more)
 
 
+def no_space(*_: Any, **__: Any) -> bool:
+    raise OSError(28, f"No space left on device: {MARKER}")
+
+
 @pytest.mark.parametrize(
-    ("where", "task"),
-    [("client.site.answer_store.os", PRIVATE), ("common.files.os", PRIVATE), ("common.files.os", TRAIN)],
+    ("where", "failing", "task"),
+    [
+        ("client.site.answer_store.write_new", no_space, PRIVATE),
+        ("common.files.os", FullDisk(), PRIVATE),
+        ("common.files.os", FullDisk(), TRAIN),
+    ],
     ids=["outbox", "nonces-and-notes-private", "nonces-and-notes"],
 )
 def test_on_a_full_disk_no_update_leaves_and_the_work_goes_on_once_there_is_space(
-    where: str, task: TrainTask, site: Path
+    where: str, failing: object, task: TrainTask, site: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(where, FullDisk())
+        patch.setattr(where, failing)
         answer = Guard(str(site)).answer("Train", JSON, question(task))
         refusal = decoded(sealed(site, answer).payload)
         assert code_of(refusal) == "disk-full"
@@ -659,7 +667,7 @@ def test_a_full_disk_that_takes_no_log_either_is_still_said(
         return opened(path, mode, *more, **others)
 
     monkeypatch.setattr(Path, "open", full)
-    monkeypatch.setattr("client.site.answer_store.os", FullDisk())
+    monkeypatch.setattr("client.site.answer_store.write_new", no_space)
     assert code_of(ask(site, PRIVATE)) == "disk-full"
 
 

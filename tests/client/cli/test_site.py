@@ -155,13 +155,13 @@ def test_approve_shows_the_plan_in_plain_words_and_asks(site: Path, tmp_path: Pa
         "times in 100",
         "NOT PRIVATE",
         "rounds     2",
-        "nobody",
+        "unknown: this site has not joined",
     ):
         assert word in result.output
     assert not is_approved(site / "state", plan.sha256())
     done("approve", path, "--site", site, given="y\n")
     assert is_approved(site / "state", plan.sha256())
-    assert "approved before" in done("approve", path, "--site", site).output
+    assert "already approved" in done("approve", path, "--site", site).output
 
 
 def test_approve_with_yes_asks_nothing(site: Path, tmp_path: Path) -> None:
@@ -272,6 +272,7 @@ def test_every_message_that_left_is_shown(site: Path) -> None:
     text = done("sent", "--site", site).stdout
     assert "2 messages, 107 bytes" in text
     assert text.count("ab" * 32) == 2
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_damaged_line_of_what_was_sent_is_said(site: Path) -> None:

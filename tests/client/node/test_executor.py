@@ -348,7 +348,7 @@ def test_flower_naps_where_it_is_told_to_nap_shorter() -> None:
 def test_naps_grow_with_the_silence() -> None:
     naps = supernode.Naps()
     assert naps.length(0.5) == supernode.ANSWER_NAP_S
-    assert naps.length(3) == supernode.SHORTEST_S
+    assert naps.length(3) == supernode.MIN_NAP_S
     naps._last_message -= 20
     assert naps.length(3) == pytest.approx(1, abs=0.2)
     naps._last_message -= 10_000

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.site.config import read_site, site_key
-from client.site.enrolment import LEVELS, coordinator_of, init_site, join
+from client.site.enrolment import LEVELS, NewSite, coordinator_of, init_site, join
 from client.site.ledger import Ledger, ledger_file_name
 from client.site.policy import SitePolicy, read_policy
 from common.enrolment import Kit, read_request, write_kit
@@ -36,7 +36,8 @@ def made(folder: Path, **changes: Any) -> Path:
         "ethics_approval": "2026-17",
         "consent_basis": "broad consent",
     }
-    return init_site(folder, **(values | changes))
+    warn = {"warn": changes.pop("warn")} if "warn" in changes else {}
+    return init_site(folder, NewSite(**(values | changes)), **warn)
 
 
 def kit_for(folder: Path, path: Path, key: Ed25519PrivateKey, **changes: Any) -> Kit:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from client.supervision import supervisor
-from client.supervision.supervisor import AFTER_ROUND, BUSY, PID_FILE, Part, is_running, start, stop
+from client.supervision.supervisor import AFTER_ROUND, BUSY, PID_FILE, is_running, start, stop
 from common.errors import ConfigError, NetworkError
+from common.processes import Child
 
 STAYS = (
     "import sys, time, pathlib; pathlib.Path(sys.argv[1]).write_text(str(__import__('os').getpid())); "
@@ -34,21 +35,21 @@ RUN = """
 import sys
 from pathlib import Path
 from client.supervision import supervisor
-from client.supervision.supervisor import Part
+from common.processes import Child
 site = Path(sys.argv[1])
 supervisor.GRACE_S = float(sys.argv[2])
-parts = [Part(name=name, command=[sys.executable, "-c", code, str(site / f"{name}.pid")], delay_s=0.1)
+parts = [Child(name=name, command=[sys.executable, "-c", code, str(site / f"{name}.pid")], back_off_s=[0.1])
          for name, code in (("agent", sys.argv[3]), ("node", sys.argv[4]))]
 up = lambda: all((site / f"{name}.pid").exists() for name in ("agent", "node"))
 sys.exit(supervisor.supervise(site, parts, is_up=up, say=lambda text: print(text, flush=True)))
 """
 
 
-def part(site: Path, name: str, code: str, *words: object, delay_s: float = 0.05) -> Part:
-    return Part(
+def part(site: Path, name: str, code: str, *words: object, delay_s: float = 0.05) -> Child:
+    return Child(
         name=name,
         command=[sys.executable, "-c", code, str(site / f"{name}.pid"), *map(str, words)],
-        delay_s=delay_s,
+        back_off_s=[delay_s],
     )
 
 
@@ -121,7 +122,7 @@ def running(site: Path) -> Iterator[Callable[..., Running]]:
 
 
 def watch(
-    site: Path, parts: list[Part], *, is_up: Callable[[], bool], stop_when: str = "", **how: Any
+    site: Path, parts: list[Child], *, is_up: Callable[[], bool], stop_when: str = "", **how: Any
 ) -> tuple[int, list[str]]:
     """Supervise in this process until `stop_when` is said."""
     said: list[str] = []
@@ -338,7 +339,7 @@ def test_a_coordinator_who_is_away_is_waited_for(site: Path, monkeypatch: pytest
 
     started: list[Part] = []
 
-    def note(site: Path, parts: list[Part], **_: Any) -> int:
+    def note(site: Path, parts: list[Child], **_: Any) -> int:
         started.extend(parts)
         return 0
 

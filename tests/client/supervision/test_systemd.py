@@ -47,6 +47,8 @@ def test_the_agent_has_no_network_and_the_node_no_data(tmp_path: Path) -> None:
             ["0"],
         ]
         assert "--require-isolation" in lines(text, "ExecStart")[0]
+        # a site keeps its units for years: the module that they start must keep its name
+        assert " -m common.cli site start " in lines(text, "ExecStart")[0]
 
 
 def test_images_elsewhere_are_hidden_from_the_node_too(tmp_path: Path) -> None:

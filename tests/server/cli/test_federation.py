@@ -16,6 +16,7 @@ from common.enrolment import read_kit, write_request
 from common.errors import ConfigError, FedqcError, NetworkError, RefusedError
 from common.signing import public_text
 from server.cli.federation import federation as group
+from server.cli.federation import sites_table
 from server.federation import registry, services
 from server.federation.registry import Federation
 from server.run.control_files import write_outcome
@@ -137,7 +138,7 @@ def test_a_hospital_s_life(fed: Federation, tmp_path: Path) -> None:
     done("renew", "hospital-a", "--out", "later.zip", *options)
     assert read_kit(Path("later.zip")).expires > read_kit(Path("kit-hospital-a.zip")).expires
     assert error_of("revoke", "hospital-a", *options, answer="n\n").code == "not-confirmed"
-    assert "no more" in done("revoke", "hospital-a", "--yes", *options).output
+    assert "answers are ignored" in done("revoke", "hospital-a", "--yes", *options).output
     assert error_of("renew", "hospital-a", "--out", "never.zip", *options).code == "site-revoked"
     assert error_of("approve", first, "--yes", "--out", "never.zip", *options).code == "key-revoked"
     assert error_of("revoke", "hospital-b", "--yes", *options).code == "unknown-site"
@@ -228,7 +229,18 @@ def test_sites_says_who_is_connected_and_what_was_last_answered(
     assert found["hospital-a"]["readiness"] == {"plan": "p", "answer": "accept", "takes_part": True}
     assert found["hospital-b"]["readiness"] is None
     table = done("sites", "--federation", fed.folder).stdout
-    assert "accept (p)" in table
+    assert "last rehearsal: accept (plan p)" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_table_of_sites_fits_eighty_columns_whatever_is_in_it() -> None:
+    row = {"status": "expired", "connection": "not registered", "last_contact": "2026-11-24 11:00:00Z"}
+    row |= {"version": "0.1.0", "enrolment_days": -999}
+    readiness = {"answer": "refuse: " + "a reason of many words " * 9, "plan": "p" * 32}
+    rows = [row | {"site": "s" * length, "readiness": readiness} for length in (1, 21, 22, 32)]
+    lines = sites_table(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("2026-11-24 11:00:00Z" in line for line in lines) == 4
 
 
 def test_an_enrolment_that_ran_out_is_told(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +248,7 @@ def test_an_enrolment_that_ran_out_is_told(fed: Federation, monkeypatch: pytest.
 
     past = datetime.now(UTC).date() - timedelta(days=400)
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_today", lambda: past)
+        patch.setattr(registry, "today", lambda: past)
         registry.approve(fed, a_request("hospital-a"))
     row = rows(fed)["hospital-a"]
     assert (row["status"], row["enrolment_days"]) == ("expired", -35)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,6 +107,35 @@ def test_a_bundle_that_flower_refuses_leaves_the_old_one(
     assert caught.value.code == "bundle-refused"
     assert (tmp_path / "bundle.sha256").read_text().strip() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.sha256"]
+
+
+def test_byte_code_beside_the_sources_is_not_another_installation(
+    written: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an operator's machine, where Python writes byte code wherever it imports from."""
+    folder, digest = written
+    copy = tmp_path / "federation"
+    shutil.copytree(folder, copy)
+    assert compileall.compile_dir(copy / "bundle", quiet=1)
+    assert list((copy / "bundle").rglob("*.pyc"))
+    assert is_current(copy)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert write_bundle(copy) == digest
+    assert list((copy / "bundle").rglob("*.pyc")) == []
+    (copy / "bundle" / "fedqc_bundle" / "hospital.py").write_text("app = None\n")
+    assert not is_current(copy)
+
+
+def test_byte_code_is_not_part_of_the_digest_of_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in flower_app.ROOMS:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(flower_app, "INSTALLED", tmp_path)
+    before = flower_app.installed_sha256()
+    assert compileall.compile_dir(tmp_path, quiet=1)
+    assert flower_app.installed_sha256() == before
 
 
 def test_a_missing_program_is_named() -> None:

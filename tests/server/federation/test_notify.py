@@ -143,7 +143,7 @@ def test_a_webhook_that_fails_is_said_and_the_command_is_still_started(
     assert json.loads((tmp_path / "heard").read_text(encoding="utf-8")) == EVENT
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
-    assert said[0].startswith("notify: silence of r could not be told")
+    assert said[0].startswith("notify: silence of r could not be sent")
     assert "127.0.0.1" not in said[0], "the address of a webhook is often its password"
 
 
@@ -170,7 +170,7 @@ def test_a_command_that_fails_changes_nothing(
 ) -> None:
     monkeypatch.setattr(notify, "TIMEOUT_S", 0.5)
     tell_all(Notify(command=command))
-    assert "could not be told" in capfd.readouterr().err
+    assert "could not be sent" in capfd.readouterr().err
 
 
 def test_a_webhook_that_fails_does_not_end_a_command_that_reads_nothing() -> None:

@@ -297,7 +297,7 @@ def test_only_active_sites_in_time_count(federation: Federation, monkeypatch: py
     keys = site_keys(federation)
     assert public_text(keys["hospital-b"]) == federation.site("hospital-b").request.signing_key
     later = datetime.now(UTC).date() + timedelta(days=11)
-    monkeypatch.setattr(registry, "_today", lambda: later)
+    monkeypatch.setattr(registry, "today", lambda: later)
     assert set(site_keys(federation)) == {"hospital-b"}
 
 

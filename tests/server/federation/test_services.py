@@ -52,7 +52,8 @@ def free_port() -> int:
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
     monkeypatch.setattr(
-        "server.federation.configure.write_bundle", lambda folder: (folder / "bundle.sha256").write_text("0" * 64)
+        "server.federation.configure.write_bundle",
+        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
     )
     return init_federation(
         tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
@@ -123,7 +124,7 @@ def test_a_certificate_that_ran_out_is_refused_and_one_that_will_is_told(federat
     renew_server_certificate(federation, days=20)
     told: list[str] = []
     preflight(federation, proxy=False, say=told.append)
-    assert any("19 more days" in line for line in told)
+    assert any("expires in 19 days" in line for line in told)
     renew_server_certificate(federation)
     told.clear()
     preflight(federation, proxy=False, say=told.append)
