@@ -337,7 +337,7 @@ def test_a_coordinator_who_is_away_is_waited_for(site: Path, monkeypatch: pytest
     def away(*_: object, **__: object) -> None:
         raise NetworkError("no answer in time", code="timeout")
 
-    started: list[Part] = []
+    started: list[Child] = []
 
     def note(site: Path, parts: list[Child], **_: Any) -> int:
         started.extend(parts)
