@@ -24,6 +24,7 @@ from client.dicom.cache import is_prepared, load_or_build
 from client.dicom.dicom import read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import SliceRecord
+from client.dicom.patients import AS_WRITTEN
 from client.dicom.workers import Outcome
 from common.errors import DataError
 from common.preprocess import normalize_image, to_stored
@@ -58,6 +59,11 @@ class WithoutPatient:
 
     def __call__(self, record: SliceRecord, /) -> str:
         return "opted-out" if record.patient == self.patient else ""
+
+    patients = AS_WRITTEN
+
+    def has_opted_out(self, record: SliceRecord, /) -> bool:
+        return record.patient == self.patient
 
     def digest(self) -> str:
         return self.patient
