@@ -19,7 +19,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from client.agent.site_log import append_site_log
 from client.ipc.protocol import BUSY, FAILED, METHODS, MOST_BYTES, SERVICE, STOPPING
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
@@ -41,7 +41,7 @@ DESCRIBE_WAIT_S = 2.0
 """A question that takes no time may wait for one that is about to end."""
 GRACE_S = 7.0
 """After SIGTERM: how long the present job has to notice that nobody waits for it."""
-MOST_PATH_BYTES = 107  # of a unix socket
+MAX_PATH_BYTES = 107  # of a unix socket
 _CALLERS = 8  # threads: the job's, health's, and those that are told that the agent is busy
 
 Progress = Callable[[str, int, int], None]
@@ -129,13 +129,13 @@ class _Service:
             raise ConfigError(
                 f"{site}: no such folder", code="no-such-site", hint="fedqc site init makes one"
             )
-        if len(os.fsencode(self.socket)) > MOST_PATH_BYTES:
+        if len(os.fsencode(self.socket)) > MAX_PATH_BYTES:
             hint = (
                 "unix sockets have short names: choose a site folder nearer to the root, or start it "
                 "through a short link"
             )
             raise ConfigError(
-                f"{self.socket}: longer than {MOST_PATH_BYTES} bytes", code="socket-path", hint=hint
+                f"{self.socket}: longer than {MAX_PATH_BYTES} bytes", code="socket-path", hint=hint
             )
         try:
             for folder, mode in ((self._run, 0o750), (self._state, 0o700)):
@@ -270,9 +270,7 @@ class _Service:
             put(last)
 
     def _log(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with suppress(OSError), (self._state / "site.log").open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} agent: {text}\n")
+        append_site_log(self._state, f"agent: {text}")
 
 
 def _running(site: Path) -> ConfigError:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from common.arms import FEDERATED_DP
+
 Say = Callable[..., str]
 
 ENGLISH: dict[str, str] = {
@@ -65,13 +67,13 @@ ENGLISH: dict[str, str] = {
     "arm.public": "starting weights, untouched",
     "arm.local": "each site alone",
     "arm.federated": "trained together, no noise",
-    "arm.federated_dp": "trained together under differential privacy",
+    f"arm.{FEDERATED_DP}": "trained together under differential privacy",
     "arm.pooled": "all images in one place (simulation only)",
     "arm.other": "",
     "who.public": "the untouched starting weights",
     "who.local": "sites training alone",
     "who.federated": "the federated model",
-    "who.federated_dp": "the private federated model",
+    f"who.{FEDERATED_DP}": "the private federated model",
     "who.pooled": "the pooled model",
     "who.other": "{arm}",
     "arm.no_model": "no model: did not run",
