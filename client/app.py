@@ -78,7 +78,7 @@ def _deadline_s(plan: str) -> float:
 
 
 def _refusal(code: str, reason: str) -> Envelope:
-    """Unsigned: this process has no key of the site. The coordinator counts it as a failure, not as a decision
-    of the site.
+    """Unsigned: this process has no key of the site. The coordinator counts it as a failure, not as a
+    decision of the site.
     """
     return Envelope(payload=Refusal(code=code, reason=reason).to_bytes())

@@ -50,8 +50,8 @@ class Model(StrictModel):
 class Training(StrictModel):
     """`rounds` times `local_epochs` passes over each site's training patients, in every arm.
 
-    Batch size, learning rate, weight decay, schedule and loss are those of the arms without noise; the private
-    arm takes its step from `Privacy`, and its loss is binary cross-entropy.
+    Batch size, learning rate, weight decay, schedule and loss are those of the arms without noise; the
+    private arm takes its step from `Privacy`, and its loss is binary cross-entropy.
     """
 
     rounds: int = Field(default=6, ge=1, le=1000)

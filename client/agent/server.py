@@ -1,9 +1,9 @@
-"""The agent as a process: gRPC on a unix socket in run/, no network, one job at a time.
+"""Run the agent: a gRPC server on a unix socket in run/, without network, one job at a time.
 
     request   u32 length of the plan (little-endian), plan (JSON, UTF-8), envelope         one message
     answer    "P" + JSON [stage, done, total], any number of times, then "A" + envelope    a stream
 
-gRPC tells a server nothing about who is at the other end of a unix socket, so who may ask is a matter of file
+gRPC does not identify the process at the other end of a unix socket, so access is controlled by file
 permissions: run/ is 0750, the socket 0660. What may be asked is a matter of signatures, and
     `client.agent.verification` checks those.
 

@@ -122,7 +122,7 @@ def _load(reference: str) -> Any:
 
 
 def idle_threads() -> int:
-    """How many cores seem idle, 1 to 4: threads that wait for a busy core cost several times the work itself."""
+    """How many cores seem idle, 1 to 4: waiting for a busy core costs several times the work itself."""
     return max(1, min(4, (os.cpu_count() or 1) - round(os.getloadavg()[0])))
 
 
