@@ -97,7 +97,7 @@ class Consortium:
         return conduct(self.grid(plan, out), plan, out, simulation={"data": str(self.data)})
 
     def grid(self, plan: RunPlan, out: Path) -> Any:
-        from client.app import app
+        from client.pooled import app
         from server.simulation.local_grid import NODE_UNAVAILABLE, LocalGrid
 
         nodes = node_configs(self.data, self.names)
@@ -107,7 +107,7 @@ class Consortium:
                 nodes[number]["site-config"] for number, name in names.items() if name not in plan.held_out
             ]
             names[len(nodes) + 1] = "pooled"
-            nodes[len(nodes) + 1] = {"site-config": os.pathsep.join(members)}
+            nodes[len(nodes) + 1] = {"pooled-sites": os.pathsep.join(members)}
         consortium = self
 
         def answering(message: Message, context: Any) -> Message:

@@ -369,17 +369,17 @@ def test_a_site_is_known_by_its_name_not_by_its_folder(room: Room) -> None:
 
 def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders hospital-a and hospital-d hold each other's site: the held-out one must not be pooled."""
-    import server.app
+    from server.run import conduct
 
     pools = []
-    describe = server.app.describe_sites
+    describe = conduct.describe_sites
 
     def noted(*words: Any, **more: Any) -> Any:
         found = describe(*words, **more)
         pools.extend(site.description.members for site in found if site.description.members)
         return found
 
-    monkeypatch.setattr(server.app, "describe_sites", noted)
+    monkeypatch.setattr(conduct, "describe_sites", noted)
     room.site(HELD_OUT).rename(room.site("x"))
     room.site(A).rename(room.site(HELD_OUT))
     room.site("x").rename(room.site(A))

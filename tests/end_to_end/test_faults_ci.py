@@ -255,7 +255,7 @@ def test_f4_f30_a_run_outlives_its_watcher_and_is_resumed_after_its_serverapp_wa
     deployment.freeze_in_training(B, "f4")
     deployment.started("run-f4").send_signal(signal.SIGINT)
     said = deployment.outcome("f4", status=130)
-    assert "f4: no longer watched, and goes on; fedqc run watch f4 follows it" in said
+    assert "f4: no longer watched; the run continues; fedqc run watch f4 follows it" in said
     assert is_being_run(deployment.fed, "f4")
     one_error(deployment.call("run", "resume", "f4", "--federation", deployment.fed).stderr, "run-running")
 

@@ -487,8 +487,7 @@ def test_f9_a_second_process_with_the_same_key_is_turned_away_and_the_first_stay
     print(f"F9 the second: status {status} after {took:.1f} s: {said}")
     assert status == 3
     assert (
-        "[key-not-accepted] the coordinator does not accept this node's key, or still counts it as "
-        "connected"
+        "[key-not-accepted] the coordinator does not accept this node's key, or still counts it as connected"
     ) in said
     first = state_of(deployment.site(A))
     assert (first["node"], first["since"], first["last_error"]) == (True, since, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from client.site.ledger import Ledger, ledger_file_name
 from common.learning import score
 from common.model_file import load_model
 from common.models import build
-from common.plan import RunPlan
+from common.plan import RunPlan, parse_plan
 from common.privacy import rdp_epsilon
 from common.weights import digest, manifest_of, resolve_initial, unflatten
 from common.wire import (
@@ -46,8 +46,8 @@ BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFE
 HEAD = MANIFEST.part("head.")
 
 
-def agent(data: Path, *names: str, plan: RunPlan = PLAN) -> Agent:
-    return Agent([data / name / "site.yaml" for name in names or (A,)], plan)
+def agent(data: Path, name: str = A, plan: RunPlan = PLAN) -> Agent:
+    return Agent(data / name / "site.yaml", plan)
 
 
 def train_task(**changes: Any) -> TrainTask:
@@ -259,31 +259,11 @@ def test_a_site_that_trains_never_scores_everyone(data: Path) -> None:
     assert refusal_of(agent(data).evaluate(evaluate_task(everyone=True))).code == "evaluation-not-permitted"
 
 
-def test_the_pooled_baseline_names_its_members_and_adds_their_weights(data: Path) -> None:
-    pooled = agent(data, A, B)
-    said = pooled.describe()
-    assert isinstance(said, SiteDescription)
-    assert (said.site, said.members, said.nominal_patients) == ("pooled", (A, B), 100)
-    update = update_of(pooled.train(non_private(arm="pooled")))
-    assert (update.site, update.weight) == ("pooled", 100)
-    alone = update_of(agent(data, A).train(non_private(arm="pooled")))
-    assert not np.array_equal(update.update, alone.update)
-
-
-def test_the_pooled_baseline_is_never_private(data: Path) -> None:
-    refusal_of(agent(data, A, B).train(train_task(arm="pooled")))
-    assert rows(data) == []
-
-
-def test_one_member_that_refuses_stops_the_pooled_baseline(data: Path) -> None:
-    settle(data / B, kind="hospital")
-    assert refusal_of(agent(data, A, B).train(non_private(arm="pooled"))).code == "non-private-not-permitted"
-
-
 def test_an_agent_is_kept_between_messages(data: Path) -> None:
-    path, plan = str(data / A / "site.yaml"), PLAN.canonical_json()
-    assert agent_for(path, plan) is agent_for(path, plan)
-    assert agent_for(os.pathsep.join([path, str(data / B / "site.yaml")]), plan).name == "pooled"
+    path = str(data / A / "site.yaml")
+    again = parse_plan(json.loads(PLAN.canonical_json()))
+    assert agent_for(path, PLAN) is agent_for(path, again)
+    assert agent_for(path, PLAN) is not agent_for(path, tiny_plan(name="another"))
 
 
 # --- nothing leaves beside the answer

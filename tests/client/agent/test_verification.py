@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.agent import verification as guard_module
-from client.agent.tasks import agent_for, disk_is_full
+from client.agent.failures import disk_is_full
+from client.agent.tasks import agent_for
 from client.agent.verification import Guard, guard_for
 from client.site.approvals import approve
 from common.errors import ConfigError
@@ -44,7 +45,7 @@ from common.wire import (
     type_of,
 )
 from tests.client.agent.test_tasks import BASE, MARKER, ledger, rows, spellings
-from tests.conftest import SITES, TRAINING, settle, tiny_plan
+from tests.conftest import TRAINING, settle, tiny_plan
 
 A, B, _ = TRAINING
 COORDINATOR, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (7, 8))
@@ -709,13 +710,6 @@ def test_signed_and_unsigned_sites_train_the_same_bits(site: Path, data: Path) -
         Guard(str(site)).answer("Train", JSON, Envelope(payload=TRAIN.to_bytes()).to_bytes())
     )
     assert opened.payload == signed.to_bytes()
-
-
-def test_several_sites_in_one_guard_are_never_enrolled(site: Path, data: Path) -> None:
-    """The pooled baseline exists in simulation only: no coordinator's task may reach two sites' data at
-    once.
-    """
-    assert not guard_for(os.pathsep.join([str(site), str(data / SITES[1])])).enrolled
 
 
 def test_a_joined_site_whose_key_others_may_read_does_not_start(site: Path) -> None:

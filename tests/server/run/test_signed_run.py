@@ -27,11 +27,11 @@ from common.plan import RunPlan
 from common.signing import Statement, load_key, payload_sha256, sign
 from common.weights import manifest_of
 from common.wire import Envelope, Refusal, SiteDescription, SiteUpdate, message_type, type_of
-from server.app import _serve_order
 from server.federation.notify import Notify
 from server.messaging.signatures import Seal
 from server.run.conduct import conduct
 from server.run.control_files import Order, read_outcome, write_order
+from server.run.order import serve_order
 from server.run_folder import RunFolder
 from tests.client.agent.test_verification import COORDINATOR, OTHER, enrol
 from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
@@ -366,7 +366,7 @@ def federation(enrolled: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "server.federation.registry.site_keys", lambda _: seal_of(enrolled, tiny_plan()).sites
     )
     monkeypatch.setattr(
-        "server.app.tell",
+        "server.run.order.tell",
         lambda _, **event: told.append({key: value for key, value in event.items() if key != "run"}),
     )
     told: list[dict[str, str]] = []
@@ -378,7 +378,7 @@ def federation(enrolled: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def serve(enrolled: Consortium, federation: Any, plan: RunPlan, **order: Any) -> Path:
     path = federation.folder / "runs" / "one"
     write_order(federation.folder, "one", Order(**{"wait_s": 0.0} | order))
-    _serve_order(enrolled.grid(plan, path), plan, path, federation)
+    serve_order(enrolled.grid(plan, path), plan, path, federation)
     return path
 
 
