@@ -22,7 +22,7 @@ from common.cli import COMMANDS
 from common.losses import LOSSES
 from common.models import MODELS
 from common.plan import ARM_NAMES, RunPlan
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 ROOMS = ("server", "client", "common")
 

@@ -6,29 +6,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.cli import main
-from tests.conftest import HELD_OUT, SITES, TRAINING, fedqc, settle, simulate_words, write_plan
-
-A = SITES[0]
-
-
-def run(words: list[object]) -> object:
-    """The command line in this process; its exit status."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    return caught.value.code
+from tests.helpers.command_line import fedqc, simulate_words
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, settle
+from tests.helpers.room import A, Room, run
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -37,31 +23,6 @@ def listing(folder: Path) -> dict[str, bytes | None]:
         for path in sorted(folder.rglob("*"))
         if "state" not in path.relative_to(folder).parts
     }
-
-
-@dataclass
-class Room:
-    """A folder with good sites, a good plan and no run, for a test to spoil."""
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def plan(self) -> Path:
-        return self.folder / "plan.yaml"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "runs" / "run"
-
-    def site(self, name: str = A) -> Path:
-        return self.data / name
-
-    def ask(self, **changes: Any) -> None:
-        write_plan(self.plan, **changes)
 
 
 @pytest.fixture

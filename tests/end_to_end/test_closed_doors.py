@@ -31,9 +31,9 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from server.federation.nginx import FLEET_CALLS
 from server.federation.registry import Federation, approve, revoke
 from server.federation.services import environment, superlink_answers
-from tests.conftest import FEDQC, fedqc
-from tests.server.federation.test_nginx import TRICKS, answers, head
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import FEDQC, fedqc
+from tests.helpers.enrolment import a_request
+from tests.helpers.proxy_probe import TRICKS, answers, head
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from server.run_folder import RunFolder
-from tests.conftest import fedqc, simulate_words
+from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.rig import Deployment, deployed_plan
 
 PRIVATE, TWIN = "private", "twin"

@@ -48,8 +48,8 @@ from common import wire
 from common.signing import Statement
 from common.weights import decode_steps
 from common.wire import Envelope, type_of
-from tests.common.test_wire import LEAVES_A_HOSPITAL
 from tests.helpers.rig import Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.wire import LEAVES_A_HOSPITAL
 
 CAN_RUN = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nsenter") is not None
 pytestmark = pytest.mark.skipif(

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.federation.registry import Federation
 from server.run.control_files import is_being_run
-from tests.end_to_end.test_faults_ci import LIMIT_S, A, B, C, Faulty, one_error, plan_of
+from tests.helpers.faulty import LIMIT_S, A, B, C, Faulty, one_error, plan_of
 from tests.helpers.rig import NGINX, free_port, wait_until
 
 pytestmark = [

@@ -16,7 +16,8 @@ import safetensors.numpy
 
 from client.site.config import read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
-from tests.conftest import FEDQC, TRAINING, Finished, fedqc, simulate_words
+from tests.helpers.command_line import FEDQC, fedqc, simulate_words
+from tests.helpers.consortium import TRAINING, Finished
 
 NOT_PRIVATE = (*(f"local/{site}" for site in TRAINING), "federated", "pooled")
 

@@ -24,7 +24,8 @@ import yaml
 from client.simulation.phantom_sites import write_consortium
 from common.cli import SILENT
 from common.plan import RunPlan
-from tests.conftest import FEDQC, tiny_plan
+from tests.helpers.command_line import FEDQC
+from tests.helpers.consortium import tiny_plan
 
 MARK = "FEDQC_RIG"
 """Set in the environment of everything a deployment starts, and inherited: so each process is found again,

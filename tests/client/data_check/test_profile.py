@@ -28,7 +28,7 @@ from client.data_check.release import ReleasedProfile, coarse, make_release, rel
 from client.dicom.index import SliceRecord
 from common.errors import DataError
 from common.wire import DISCLOSED, OUTGOING, crossings
-from tests.client.data_check.test_screening import RECORD
+from tests.helpers.slice_record import RECORD
 
 KEY = bytes(range(32))
 CT = replace(

@@ -19,8 +19,8 @@ from server.cli.federation import federation as group
 from server.federation import registry, services
 from server.federation.registry import Federation
 from server.run.control_files import write_outcome
-from tests.conftest import fedqc
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import fedqc
+from tests.helpers.enrolment import a_request
 
 
 @pytest.fixture(autouse=True)

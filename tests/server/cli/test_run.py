@@ -28,7 +28,8 @@ from server.run.control_files import (
 )
 from server.run.progress import Live, read_live
 from server.run_folder import RunFolder
-from tests.conftest import fedqc, tiny_plan
+from tests.helpers.command_line import fedqc
+from tests.helpers.consortium import tiny_plan
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -33,8 +33,8 @@ from server.federation.services import (
     serve,
     superlink_answers,
 )
-from tests.conftest import ROOT
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import ROOT
+from tests.helpers.enrolment import a_request
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
@@ -52,7 +52,8 @@ def free_port() -> int:
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
     monkeypatch.setattr(
-        "server.federation.configure.write_bundle", lambda folder: (folder / "bundle.sha256").write_text("0" * 64)
+        "server.federation.configure.write_bundle",
+        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
     )
     return init_federation(
         tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"

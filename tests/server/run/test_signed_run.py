@@ -33,8 +33,8 @@ from server.messaging.signatures import Seal
 from server.run.conduct import conduct
 from server.run.control_files import Order, read_outcome, write_order
 from server.run_folder import RunFolder
-from tests.client.agent.test_verification import COORDINATOR, OTHER, enrol
-from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.site_agent import COORDINATOR, OTHER, enrol
 
 A, B, C = TRAINING
 MANIFEST = manifest_of(build("small_cnn").state_dict())
