@@ -1,22 +1,75 @@
-"""A tiny consortium of generated hospitals, and a grid to run plans on it in this process."""
+"""Fixtures of all tests, and how the tests are spread over processes.
+
+Helpers that are not fixtures are in tests/helpers/.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs with SIGINT ignored, and every process started from here would inherit
+    # that: tests that press Ctrl-C would wait for nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings
 
 from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.consortium import PATIENTS, SITES, Consortium, Finished, settle, tiny_plan, write_plan
+from tests.helpers.faulty import Faulty
 
 settings.register_profile("fedqc", deadline=None)  # other work on the machine is no finding
 settings.load_profile("fedqc")
+
+LONG_FIRST = (
+    "tests/end_to_end/test_deployed_run.py",
+    "tests/end_to_end/test_faults_ci.py",
+    "tests/end_to_end/test_egress.py",
+    "tests/end_to_end/test_resume.py",
+    "tests/server/run/test_signed_run.py",
+    "tests/end_to_end/test_faults_identity_ci.py",
+)
+"""Modules that take longest, begun first so that no process is left alone with one of them at the end."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Keep each module in one process, so that its fixtures are made once, and begin the longest modules first.
+
+    Modules that name the same `xdist_group` share a process. The order inside a module is that of
+    pytest-randomly, which runs in between.
+    """
+    modules = {item.path: item.nodeid.partition("::")[0] for item in items}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(modules[item.path]))
+    yield
+    ranks = {name: number for number, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: ranks.get(modules[item.path], len(ranks)))
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all processes of a test run."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / ".complete").touch()
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,16 +84,19 @@ def tiny_consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four generated hospitals of 14 patients with warm caches. Read only: tests that write or spend take
     `consortium`.
     """
-    from client.agent.tasks import prepare
-    from client.simulation.phantom_sites import write_consortium
 
-    data = tmp_path_factory.mktemp("tiny") / "data"
-    write_consortium(data, sites=len(SITES), patients=PATIENTS, seed=7, say=lambda _: None)
-    for name in SITES:
-        # the public bucket is the operator's word: enough for a private arm
-        settle(data / name, nominal_patients=50)
-        prepare(data / name / "site.yaml", tiny_plan())
-    return data
+    def make(folder: Path) -> None:
+        from client.agent.tasks import prepare
+        from client.simulation.phantom_sites import write_consortium
+
+        data = folder / "data"
+        write_consortium(data, sites=len(SITES), patients=PATIENTS, seed=7, say=lambda _: None)
+        for name in SITES:
+            # the public bucket is the operator's word: enough for a private arm
+            settle(data / name, nominal_patients=50)
+            prepare(data / name / "site.yaml", tiny_plan())
+
+    return once(tmp_path_factory, "tiny", make) / "data"
 
 
 @pytest.fixture
@@ -56,8 +112,34 @@ def consortium(data: Path) -> Consortium:
 
 @pytest.fixture(scope="session")
 def finished(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    data = Path(shutil.copytree(tiny_consortium, folder / "data"))
-    plan = write_plan(folder / "tiny.yaml", arms=["public", "local", "federated", "federated_dp", "pooled"])
-    said = fedqc(*simulate_words(plan, data, folder / "runs" / "tiny", "--format", "json"), cwd=folder)
-    return Finished(data=data, plan=plan, out=folder / "runs" / "tiny", said=said)
+    """A whole run of all arms through the console script. Read only."""
+
+    def make(folder: Path) -> None:
+        data = Path(shutil.copytree(tiny_consortium, folder / "data"))
+        arms = ["public", "local", "federated", "federated_dp", "pooled"]
+        plan = write_plan(folder / "tiny.yaml", arms=arms)
+        words = simulate_words(plan, data, folder / "runs" / "tiny", "--format", "json")
+        ended = fedqc(*words, cwd=folder)
+        (folder / "ended.json").write_text(
+            json.dumps([ended.returncode, ended.stdout, ended.stderr]), encoding="utf-8"
+        )
+
+    folder = once(tmp_path_factory, "finished", make)
+    status, out, err = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
+    return Finished(
+        data=folder / "data",
+        plan=folder / "tiny.yaml",
+        out=folder / "runs" / "tiny",
+        said=subprocess.CompletedProcess(["fedqc", "simulate"], status, out, err),
+    )
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    """A federation of three hospitals on real processes, for all modules of the group "federation". Started
+    once: a test leaves every process of it running and names its runs as no other test does.
+    """
+    running = Faulty(tmp_path_factory.mktemp("federation"), sites=3)
+    with running:
+        yield running
+    assert running.left_behind == []

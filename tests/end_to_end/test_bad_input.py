@@ -220,7 +220,7 @@ def test_the_hint_names_what_would_work(
     }
     spoil(room)
     assert run(simulate_words(room.plan, room.data, room.out)) == 2
-    assert words[spoil] in capsys.readouterr().err.splitlines()[-1]
+    assert words[spoil] in capsys.readouterr().err.splitlines()[-1]  # type: ignore[index]
 
 
 def test_one_bad_file_does_not_stop_a_site(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +332,7 @@ def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch:
     """Folders hospital-a and hospital-d hold each other's site: the held-out one must not be pooled."""
     import server.app
 
-    pools = []
+    pools = []  # type: ignore[var-annotated]
     describe = server.app.describe_sites
 
     def noted(*words: Any, **more: Any) -> Any:

@@ -14,15 +14,9 @@ from collections.abc import Iterator
 import pytest
 
 from server.run.control_files import is_being_run
-from tests.helpers.faulty import A, B, Faulty, one_error, plan_of
+from tests.helpers.faulty import A, B, C, Faulty, one_error, plan_of
 
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
-    running = Faulty(tmp_path_factory.mktemp("faulty"), sites=2)
-    with running:
-        yield running
-    assert running.left_behind == []
+pytestmark = pytest.mark.xdist_group("federation")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +28,7 @@ def _invariants(deployment: Faulty) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(deployment: Faulty) -> list[str]:
     """The control of all runs here: the model after each round of the run that nothing happened to."""
-    deployment.begin(plan_of("federated", rounds=2), "undisturbed")
+    deployment.begin(plan_of("federated", rounds=2, epochs=8), "undisturbed")
     deployment.outcome("undisturbed")
     return deployment.hashes("undisturbed")
 
@@ -42,13 +36,13 @@ def undisturbed(deployment: Faulty) -> list[str]:
 def test_f1_an_agent_killed_in_mid_training_costs_nothing_but_time(
     deployment: Faulty, undisturbed: list[str]
 ) -> None:
-    deployment.begin(plan_of("federated", rounds=2), "f1")
+    deployment.begin(plan_of("federated", rounds=2, epochs=8), "f1")
     first = deployment.freeze_in_training(B, "f1")
     deployment.kill_pid(first)
     deployment.outcome("f1")
     assert deployment.pid(B, "agent") != first
     assert deployment.hashes("f1") == undisturbed
-    assert [record["answered"] for record in deployment.records("f1")] == [[A, B]] * 2
+    assert [record["answered"] for record in deployment.records("f1")] == [[A, B, C]] * 2
     assert "the agent ended with signal 9; it is started again" in deployment.log(B)
 
 
@@ -58,7 +52,7 @@ def test_f4_f30_a_run_outlives_its_watcher_and_is_resumed_after_its_serverapp_wa
     """Ctrl-C for `run start`: the run goes on. Then the ServerApp is killed: who watches is told, and
     `resume` goes on from round 1.
     """
-    deployment.begin(plan_of("federated", rounds=2), "f4")
+    deployment.begin(plan_of("federated", rounds=2, epochs=8), "f4")
     deployment.freeze_in_training(B, "f4")
     deployment.started("run-f4").send_signal(signal.SIGINT)
     said = deployment.outcome("f4", status=130)

@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -64,7 +65,7 @@ from tests.helpers.hospital import (
     small_disk,
     wrong_servers,
 )
-from tests.helpers.rig import NGINX, Deployment, born, wait_until
+from tests.helpers.rig import LIMIT_S, NGINX, Deployment, born, wait_until
 
 POLICY = {
     "max_epsilon": 40.0,
@@ -532,7 +533,7 @@ def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: H
                 hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             )
             assert born(hospital.pid)
-            wait_until(lambda: agent_health(hospital.socket), 20, "healthy again")
+            wait_until(lambda: agent_health(hospital.socket), LIMIT_S, "healthy again")
     finally:
         resource.prlimit(hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     print(
@@ -609,7 +610,7 @@ def test_f11_a_wrong_server_ends_the_start_at_once_and_is_said(deployment: Deplo
     site = deployment.site(SITE)
     for what, (code, server) in wrong_servers(deployment).items():
         with at_the_address_of(site, server):
-            said = deployment.call("site", "start", "--site", site, limit_s=60)
+            said = deployment.call("site", "start", "--site", site)
         print(f"F11 {what}: status {said.returncode}, {server.knocks} connection: {one_error(said.stderr)}")
         assert said.returncode == 3
         assert f"error [{code}]" in one_error(said.stderr) or (
@@ -709,7 +710,7 @@ def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_share
 ) -> None:
     """Flower's home is in node/, whatever FLWR_HOME says, and node/ belongs to one process."""
     site, shared = deployment.site(SITE), deployment.folder / "flwr-home"
-    # answers 404 to everything; the first node keeps asking, or ends
+    # answers 404 to everything, after which the first node would end some time: it is stopped before
     nobody = Server(Authority(deployment).certificate())
     with at_the_address_of(site, nobody):
         first = deployment.background(
@@ -718,18 +719,25 @@ def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_share
             prefix=["env", f"FLWR_HOME={shared}"],
         )
         lock = site / "node" / "node.lock"
-        wait_until(lambda: lock.exists() and _is_held(lock), 60, "the first node", deployment.tails)
-        assert first.poll() is None
+        flower_home = site / "node" / "flwr"
+        wait_until(
+            lambda: lock.exists() and _is_held(lock) and flower_home.is_dir(),
+            LIMIT_S,
+            "the first node",
+            deployment.tails,
+        )
+        os.killpg(first.pid, signal.SIGSTOP)
+        assert _is_held(lock)
         said = deployment.call(
             "site", "start", "--only", "node", "--site", site, env={"FLWR_HOME": str(shared)}
         )
         print(f"F29 second node: {one_error(said.stderr)}")
         assert said.returncode == 2
         assert "error [node-running]" in said.stderr
+        os.killpg(first.pid, signal.SIGCONT)
         first.terminate()
-        first.wait(30)
+        first.wait(LIMIT_S)
     assert not shared.exists()
-    assert (site / "node" / "flwr").is_dir()
 
 
 def _is_held(lock: Path) -> bool:

@@ -206,8 +206,8 @@ class Rig:
     def enrol(self, bundle_sha256: str) -> None:
         values = {"site": "hospital-a", "address": f"127.0.0.1:{self.port}", "bundle_sha256": bundle_sha256}
         values |= {
-            "runtime_port": free_port(),
-            "health_port": free_port(),
+            "runtime_port": free_port(),  # type: ignore[dict-item]
+            "health_port": free_port(),  # type: ignore[dict-item]
             "agent_socket": str(self.site / "run" / "agent.sock"),
         }
         (self.site / "node" / "node.yaml").write_text(yaml.safe_dump(values))

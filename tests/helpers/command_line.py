@@ -26,7 +26,7 @@ def fedqc(
         env=os.environ | (env or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

@@ -17,17 +17,16 @@ from server.federation.registry import Federation
 from server.federation.services import proxy_answers, superlink_answers
 from server.run.control_files import is_being_run
 from server.run_folder import RunFolder
-from tests.helpers.rig import NGINX, Deployment, born, deployed_plan, descendants, wait_until
+from tests.helpers.rig import LIMIT_S, NGINX, Deployment, born, deployed_plan, descendants, wait_until
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
-LIMIT_S = 400.0
 EPOCHS = 20
 """A round that takes seconds, so that something can happen in the middle of it."""
 
 
 def plan_of(arm: str, *, rounds: int = 3, epochs: int = EPOCHS, **federation: object) -> RunPlan:
     """One arm on all sites. Nobody hurries: what is awaited is awaited for minutes."""
-    waits = {"quorum": 2, "deadline_s": 400, "patience_s": 200} | federation
+    waits = {"quorum": 2, "deadline_s": 600, "patience_s": 300} | federation
     return deployed_plan(arms=[arm], training={"rounds": rounds, "local_epochs": epochs}, federation=waits)
 
 
@@ -128,11 +127,11 @@ class Faulty(Deployment):
             mine = descendants(self.pid("federation", "superexec"))
             return [pid for pid in mine if b"flwr-serverapp" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-        return int(wait_until(look, 60, "a ServerApp", self.tails)[0])
+        return int(wait_until(look, LIMIT_S, "a ServerApp", self.tails)[0])
 
     def kill_pid(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not born(pid), 20, f"the end of {pid}")
+        wait_until(lambda: not born(pid), LIMIT_S, f"the end of {pid}")
 
     # ---- everything up
 
@@ -174,7 +173,7 @@ class Faulty(Deployment):
 
     def check_invariants(self) -> None:
         wait_until(
-            lambda: not self.orphans(), 30, "no process without its parent", lambda: str(self.orphans())
+            lambda: not self.orphans(), LIMIT_S, "no process without its parent", lambda: str(self.orphans())
         )
         for name in self.names:
             for account in self.json("site", "budget", "--verify", "--site", self.site(name)):
@@ -192,7 +191,7 @@ class Faulty(Deployment):
                 if not {"flwr", "tmp"} & set(path.relative_to(root).parts)
             ]
 
-        wait_until(lambda: not half(), 30, "no half-written file", lambda: str(half()))
+        wait_until(lambda: not half(), LIMIT_S, "no half-written file", lambda: str(half()))
         for log in self.logs.glob("*.log"):
             text = log.read_text(encoding="utf-8", errors="replace")
             assert "Traceback" not in text, f"{log.name}\n{text[-3000:]}"

@@ -39,7 +39,7 @@ from common.wire import (
 )
 from server.messaging.signatures import Seal
 from tests.helpers.consortium import tiny_plan
-from tests.helpers.rig import Deployment, wait_until
+from tests.helpers.rig import LIMIT_S, Deployment, wait_until
 
 SITE, OTHER = "hospital-a", "hospital-b"
 METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
@@ -101,7 +101,10 @@ class Hospital:
     def start_agent(self) -> None:
         self.pid = self.deployment.start_site(self.name, only="agent")
         wait_until(
-            lambda: self.socket.exists() and agent_health(self.socket), 90, "the agent", self.deployment.tails
+            lambda: self.socket.exists() and agent_health(self.socket),
+            LIMIT_S,
+            "the agent",
+            self.deployment.tails,
         )
 
     def question(
@@ -134,7 +137,7 @@ class Hospital:
 
     def send(self, method: str, plan: str, envelope: bytes) -> WireMessage:
         """These bytes over the socket; the answer must carry the site's signature."""
-        opened = Envelope.from_bytes(ask_agent(self.socket, method, plan, envelope, deadline_s=120))
+        opened = Envelope.from_bytes(ask_agent(self.socket, method, plan, envelope, deadline_s=LIMIT_S))
         verify(opened.statement, opened.signature, self.key)
         assert Statement.parse(opened.statement).payload_sha256 == hashlib.sha256(opened.payload).hexdigest()
         return ANSWERS[type_of(opened.payload)].from_bytes(opened.payload)

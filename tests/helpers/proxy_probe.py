@@ -71,7 +71,7 @@ TRICKS = {
 
 def connect(federation: Federation, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
     context = context or ssl.create_default_context(cafile=str(federation.ca_certificate))
-    raw = socket.create_connection(("127.0.0.1", federation.settings.port), timeout=20)
+    raw = socket.create_connection(("127.0.0.1", federation.settings.port), timeout=60)
     return context.wrap_socket(raw, server_hostname="localhost")
 
 

@@ -429,7 +429,7 @@ def test_a_failure_is_signed_and_noted_too(site: Path, monkeypatch: pytest.Monke
     for task in (TRAIN, PRIVATE, EVALUATE):
         assert code_of(ask(site, task)) == "site-failure"
     monkeypatch.setattr("client.agent.tasks.agent_for", fail)
-    for task in (DescribeTask(), REHEARSE, TRAIN):
+    for task in (DescribeTask(), REHEARSE, TRAIN):  # type: ignore[assignment]
         assert code_of(ask(site, task)) == "site-failure"
     assert len(noted(site)) == 6
     assert MARKER in (site / "state" / "site.log").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def own_files(folder: Path) -> list[bytes]:
             dataset.file_meta.TransferSyntaxUID = syntax
         dataset.save_as(path)
         paths.append(path)
-    for number, (syntax, encode) in enumerate(LOSSLESS.values()):
+    for number, (syntax, encode) in enumerate(LOSSLESS.values()):  # type: ignore[assignment]
         path = write(folder / f"{number}.dcm", modality="MR", PixelRepresentation=0)
         paths.append(encapsulated(path, [bytes(encode(stored()))], str(syntax)))
     own = [group(PlanePositionSequence=items(ImagePositionPatient=[0, 0, number])) for number in range(3)]

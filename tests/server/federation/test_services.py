@@ -213,7 +213,7 @@ class Running:
             self._keeper.start()
             self._keeper.keep()
         except FedqcError as error:
-            self.error = error
+            self.error = error  # type: ignore[assignment]
         finally:
             self._keeper.end()
 
