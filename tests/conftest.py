@@ -44,7 +44,7 @@ LONG_FIRST = (
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keep each module in one process, so that its fixtures are made once, and begin the longest modules first.
+    """Keep each module in one process, so that its fixtures are made once; begin the longest modules first.
 
     Modules that name the same `xdist_group` share a process. The order inside a module is that of
     pytest-randomly, which runs in between.

@@ -1,8 +1,8 @@
 """Print the share of public functions, methods and classes that have a docstring, and fail below the floor.
 
-The floor is `documented` under [tool.fedqc] in pyproject.toml: the share of the last commit, in per cent. Where
-the share has risen by more than half a point, raise the floor with the same commit. The last line also names
-the branch coverage that `make coverage` measured last, if it did.
+The floor is `documented` under [tool.fedqc] in pyproject.toml: the share of the last commit, in per cent.
+Where the share has risen by more than half a point, raise the floor with the same commit. The last line also
+names the branch coverage that `make coverage` measured last, if it did.
 """
 
 from __future__ import annotations

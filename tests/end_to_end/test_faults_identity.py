@@ -809,7 +809,8 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     until = time.monotonic() + 60
-    while len(nodes := list(grid.get_node_ids())) < int(context.run_config["nodes"]) and time.monotonic() < until:
+    number = int(context.run_config["nodes"])
+    while len(nodes := list(grid.get_node_ids())) < number and time.monotonic() < until:
         time.sleep(0.2)
     found = {}
     for kind in ("query.describe", "train", "evaluate"):

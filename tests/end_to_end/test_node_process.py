@@ -45,14 +45,16 @@ def main(grid, context):
         time.sleep(0.2)
     answers = []
     for number in range(int(context.run_config["messages"])):
-        question = Envelope(payload=f"question {number}".encode(), statement="from the coordinator", signature=b"s").to_record()
+        payload = f"question {number}".encode()
+        question = Envelope(payload=payload, statement="from the coordinator", signature=b"s").to_record()
         (reply,) = grid.send_and_receive([Message(question, dst_node_id=nodes[0], message_type="train")])
         if reply.has_error():
             answers.append({"error": str(reply.error)})
             continue
         payload = Envelope.from_record(reply.content).payload
         refused = type_of(payload) == "Refusal"
-        answers.append({"refused": Refusal.from_bytes(payload).code} if refused else {"answer": payload.decode()})
+        code = Refusal.from_bytes(payload).code if refused else ""
+        answers.append({"refused": code} if refused else {"answer": payload.decode()})
     with open(context.run_config["out"], "w") as file:
         json.dump(answers, file)
 """

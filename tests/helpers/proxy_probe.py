@@ -13,12 +13,8 @@ def head(
     method: str, target: str, *, version: str = "HTTP/1.1", body: bytes = b"", headers: str = ""
 ) -> bytes:
     length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
-    return (
-        f"{method} {target} {version}\r\nHost: localhost\r\n{length}{headers}Connection: close\r\n\r\n".encode(
-            "latin-1"
-        )
-        + body
-    )
+    fields = f"Host: localhost\r\n{length}{headers}Connection: close\r\n"
+    return f"{method} {target} {version}\r\n{fields}\r\n".encode("latin-1") + body
 
 
 def _dotted(path: str) -> str:

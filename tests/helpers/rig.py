@@ -55,8 +55,8 @@ def deployed_plan(**changes: Any) -> RunPlan:
 
 
 def free_port() -> int:
-    """A port that no process uses, below those that Linux hands out to outgoing connections. Each test process
-    draws from a range of its own.
+    """A port that no process uses, below those that Linux hands out to outgoing connections. Each test
+    process draws from a range of its own.
     """
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     first = 20_000 + 1000 * process
@@ -347,8 +347,8 @@ class Deployment:
             ) from None
 
     def do(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """`fedqc` with these words in this process, which must succeed. A process of its own costs two seconds
-        of imports; `call` starts one.
+        """`fedqc` with these words in this process, which must succeed. A process of its own costs two
+        seconds of imports; `call` starts one.
         """
         out, err, stop = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
         with patch.dict(os.environ, self.environment), redirect_stdout(out), redirect_stderr(err):
@@ -437,7 +437,8 @@ class Deployment:
 
     def told(self, said: subprocess.CompletedProcess[str]) -> str:
         command = " ".join(map(str, said.args))
-        return f"{command}: status {said.returncode}\n{said.stdout[-3000:]}\n{said.stderr[-3000:]}\n{self.tails()}"
+        output = f"{said.stdout[-3000:]}\n{said.stderr[-3000:]}"
+        return f"{command}: status {said.returncode}\n{output}\n{self.tails()}"
 
     def tails(self, lines: int = 25) -> str:
         """The ends of all logs there are."""
