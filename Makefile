@@ -36,7 +36,7 @@ demo: $(STAMP) $(DATA)
 # The modules are spread over all cores (one module stays in one process) and run in a random order; to repeat an
 # order: .venv/bin/python -m pytest --randomly-seed=N with the N that the first lines of the output name.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -51,7 +51,7 @@ check: $(STAMP)
 
 # Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-branch --cov-report=
+	$(BIN)/python -m pytest -n auto --cov --cov-branch --cov-report=
 	$(BIN)/coverage json --quiet -o .coverage.json
 	$(BIN)/python -c 'import json, subprocess; \
 		totals = json.load(open(".coverage.json"))["totals"]; \

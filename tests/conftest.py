@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.consortium import PATIENTS, SITES, Consortium, Finished, settle, tiny_plan, write_plan
@@ -42,20 +44,31 @@ LONG_FIRST = (
 """Modules that take longest, begun first so that no process is left alone with one of them at the end."""
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keep each module in one process, so that its fixtures are made once; begin the longest modules first.
+FEDERATION = {"tests/end_to_end/test_deployed_run.py", "tests/end_to_end/test_faults_ci.py"}
+"""Modules that use the fixture `deployment`, kept in one process so that it is started once."""
 
-    Modules that name the same `xdist_group` share a process. The order inside a module is that of
-    pytest-randomly, which runs in between.
-    """
-    modules = {item.path: item.nodeid.partition("::")[0] for item in items}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(modules[item.path]))
+
+class ModuleScheduling(LoadScopeScheduling):
+    """Keep each module in one process, so that its fixtures are made once, and FEDERATION in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "federation" if module in FEDERATION else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ModuleScheduling:
+    """Distribute by ModuleScheduling, in the order of collection."""
+    config.option.loadscopereorder = False
+    return ModuleScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Begin the longest modules first; the order inside a module stays that of pytest-randomly."""
     yield
     ranks = {name: number for number, name in enumerate(LONG_FIRST)}
-    items.sort(key=lambda item: ranks.get(modules[item.path], len(ranks)))
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -136,7 +149,7 @@ def finished(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
-    """A federation of three hospitals on real processes, for all modules of the group "federation". Started
+    """A federation of three hospitals on real processes, for the modules of FEDERATION. Started
     once: a test leaves every process of it running and names its runs as no other test does.
     """
     running = Faulty(tmp_path_factory.mktemp("federation"), sites=3)

@@ -21,9 +21,6 @@ PRIVATE, TWIN = "private", "twin"
 VARYING = ("run", "seconds", "cpu_seconds")  # of evaluation.json: what no two runs share
 
 
-pytestmark = pytest.mark.xdist_group("federation")
-
-
 @pytest.fixture(scope="module")
 def rehearsal(deployment: Deployment) -> dict[str, Any]:
     before = set((deployment.fed / "runs").glob("*/plan.yaml"))

@@ -16,8 +16,6 @@ import pytest
 from server.run.control_files import is_being_run
 from tests.helpers.faulty import A, B, C, Faulty, one_error, plan_of
 
-pytestmark = pytest.mark.xdist_group("federation")
-
 
 @pytest.fixture(autouse=True)
 def _invariants(deployment: Faulty) -> Iterator[None]:
