@@ -28,7 +28,7 @@ from common.weights import (
     resolve_initial,
 )
 from common.wire import Refusal, SiteUpdate, TrainTask
-from tests.conftest import TRAINING, Consortium, tiny_plan
+from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 
 A = TRAINING[0]
 PLAN = tiny_plan(name="crafted", arms=["federated", "federated_dp"])

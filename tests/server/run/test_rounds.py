@@ -18,7 +18,7 @@ from common.models import build
 from common.weights import LIMIT, manifest_of
 from common.wire import SiteDescription, SiteUpdate, message_type
 from server.run_folder import RunFolder
-from tests.conftest import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
 PRIVATE = tiny_plan(name="private", arms=["federated", "federated_dp"])

@@ -33,8 +33,8 @@ from server.run.conduct import conduct
 from server.run.control_files import Order, read_outcome, write_order
 from server.run.order import serve_order
 from server.run_folder import RunFolder
-from tests.client.agent.test_verification import COORDINATOR, OTHER, enrol
-from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.site_agent import COORDINATOR, OTHER, enrol
 
 A, B, C = TRAINING
 MANIFEST = manifest_of(build("small_cnn").state_dict())
@@ -74,7 +74,7 @@ def turning(turn: Turn, kind: str = "train") -> Callable[[Message, Message], Mes
         if answer.has_error() or question.metadata.message_type != kind:
             return None
         turned = turn(question, Envelope.from_record(answer.content))
-        return turned and Message(content=turned.to_record(), reply_to=question)
+        return turned and Message(content=turned.to_record(), reply_to=question)  # type: ignore[return-value]
 
     return tamper
 
@@ -442,7 +442,7 @@ def test_a_site_that_falls_silent_is_told_of_once(enrolled: Consortium, federati
 def test_why_a_run_could_not_go_on_is_written_down_without_the_text_of_a_bug(
     enrolled: Consortium, federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])
+    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])  # type: ignore[index]
     with pytest.raises(KeyError):
         serve(enrolled, federation, tiny_plan())
     failure = read_outcome(federation.folder, "one", "failure")
