@@ -332,7 +332,7 @@ def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch:
     """Folders hospital-a and hospital-d hold each other's site: the held-out one must not be pooled."""
     from server.run import conduct
 
-    pools: list[object] = []
+    pools: list[tuple[str, ...]] = []
     describe = conduct.describe_sites
 
     def noted(*words: Any, **more: Any) -> Any:
