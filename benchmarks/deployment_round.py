@@ -511,7 +511,7 @@ def untrained_guard(site: Path, layers: Layers) -> Guard:
     from client.agent.model_check import check_base, decode_base
     from client.agent.verification import TASKS, Guard
     from client.site.config import read_site
-    from common.plan import parse_plan
+    from common.plan import RunPlan
     from common.weights import GRID, Manifest, digest, encode_steps
     from common.wire import DescribeTask, SiteDescription, SiteUpdate, TrainTask, WireMessage
 
@@ -525,9 +525,9 @@ def untrained_guard(site: Path, layers: Layers) -> Guard:
     )
     held: dict[str, np.ndarray] = {}
 
-    def work(method: str, plan_json: str, payload: bytes, asked: object, job: object) -> WireMessage:
+    def work(method: str, plan: RunPlan, payload: bytes, asked: object, job: object) -> WireMessage:
         task = TASKS[method].from_bytes(payload)
-        guard._admit(task, asked, parse_plan(json.loads(plan_json)))  # type: ignore[arg-type]
+        guard._admit(task, asked, plan)  # type: ignore[arg-type]
         if isinstance(task, DescribeTask):
             return SiteDescription(
                 site=about.name, kind=about.kind, nominal_patients=about.nominal_patients, version="0"

@@ -1,14 +1,16 @@
-"""The Flower door of a hospital: decode, ask the agent, forward. Loads no torch and sees no data.
+"""The ClientApp of a hospital: decode a message, ask the agent, forward its answer. Loads no torch, no data.
 
 In a deployment the agent is another process behind a unix socket (`agent-socket` in the node config); in a
-simulation it is a few function calls away (`site-config`). Whatever goes wrong, what leaves is a `Refusal`:
-Flower would otherwise send the text of the exception.
+simulation it is called in this process (`site-config`). A failure leaves as a `Refusal`: Flower would
+otherwise send the text of the exception.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -23,31 +25,32 @@ log = logging.getLogger("fedqc.client")
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
-    return _reply("Describe", message, context)
+    return answer(message, context, functools.partial(_ask, "Describe"))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    return _reply("Train", message, context)
+    return answer(message, context, functools.partial(_ask, "Train"))
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return _reply("Evaluate", message, context)
+    return answer(message, context, functools.partial(_ask, "Evaluate"))
 
 
-def _reply(method: str, message: Message, context: Context) -> Message:
+def answer(message: Message, context: Context, ask: Callable[[Envelope, Context], Envelope]) -> Message:
+    """The answer of `ask` to a message; a refusal where it raises."""
     try:
-        answer = _ask(method, Envelope.from_record(message.content), context)
+        envelope = ask(Envelope.from_record(message.content), context)
     except NetworkError as failure:  # between the two processes of this hospital
         log.warning("%s: %s", failure.code, failure)
-        answer = _refusal(failure.code, "the node could not reach the site's agent")
+        envelope = _refusal(failure.code, "the node could not reach the site's agent")
     except Exception:
         log.exception("the site could not answer")  # of this process, on the hospital's side
-        answer = _refusal(
+        envelope = _refusal(
             "site-failure", "the site could not answer; its operator finds the cause in the node's log"
         )
-    return Message(content=answer.to_record(), reply_to=message)
+    return Message(content=envelope.to_record(), reply_to=message)
 
 
 def _ask(method: str, envelope: Envelope, context: Context) -> Envelope:
@@ -56,9 +59,8 @@ def _ask(method: str, envelope: Envelope, context: Context) -> Envelope:
     if socket:
         from client.ipc.client import ask_agent
 
-        deadline_s = float(json.loads(plan)["federation"]["deadline_s"])
         return Envelope.from_bytes(
-            ask_agent(Path(str(socket)), method, plan, envelope.to_bytes(), deadline_s=deadline_s)
+            ask_agent(Path(str(socket)), method, plan, envelope.to_bytes(), deadline_s=_deadline_s(plan))
         )
     from client.agent.verification import guard_for
 
@@ -67,8 +69,16 @@ def _ask(method: str, envelope: Envelope, context: Context) -> Envelope:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _deadline_s(plan: str) -> float:
+    """How long the coordinator waits for an answer: the one number of the plan that this process needs. The
+    agent validates the plan.
+    """
+    return float(json.loads(plan)["federation"]["deadline_s"])
+
+
 def _refusal(code: str, reason: str) -> Envelope:
-    """Unsigned: this process has no key of the site. The coordinator takes it for a failure, never for a
-    decision.
+    """Unsigned: this process has no key of the site. The coordinator counts it as a failure, not as a
+    decision of the site.
     """
     return Envelope(payload=Refusal(code=code, reason=reason).to_bytes())

@@ -1,12 +1,12 @@
-"""Every error fedqc raises on purpose, one tree, each telling who can act on it.
+"""The errors that fedqc raises on purpose: one tree, each class names who can act on it.
 
 FedqcError                         exit status   who acts
-├── ConfigError                    2             whoever typed the command, plan, policy or site.yaml
+├── ConfigError                    2             the author of the command, plan, policy or site.yaml
 │   └── PlanError                  2             the coordinator
 ├── DataError                      2             the hospital operator: the site folder cannot be used
 │   └── ImagingError               2             one DICOM file cannot be used; intake lists it and goes on
-├── NetworkError                   3             whoever runs the network
-├── RefusedError                   4             the site's policy or budget says no; carries what may be said outside
+├── NetworkError                   3             the network's administrator
+├── RefusedError                   4             the site: its policy or budget refuses, with a public reason
 ├── RunError                       1             the work itself failed
 └── InternalError                  5             a developer: please report
 

@@ -1,4 +1,4 @@
-"""Running slices through a network: the training loop in plain PyTorch, scoring, feature extraction.
+"""Train and score a network on slices, and extract its features, in plain PyTorch.
 
 One loop for a hospital, for the pooled baseline and for the public start, so that comparisons compare like
 with like.

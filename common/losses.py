@@ -1,4 +1,4 @@
-"""Losses, one number per sample: what makes clipping bound one patient.
+"""Losses by name, one number per sample, so that clipping bounds one patient.
 
 Every loss takes logits (B, A) and labels (B, A) and gives shape (B,). Sample i's loss is a function of sample
 i alone, so that its gradient is too. A loss that sums over the batch before a ratio (batch Dice, a divisor

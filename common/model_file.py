@@ -1,4 +1,4 @@
-"""A model on disk: named float32 tensors as safetensors, never pickle."""
+"""Read and write models: named float32 tensors as safetensors, never pickle."""
 
 from __future__ import annotations
 

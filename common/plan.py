@@ -1,7 +1,7 @@
-"""What a coordinator asks for: the run plan, read from YAML, hashed as canonical JSON.
+"""The run plan: what a coordinator asks for, read from YAML, validated, hashed as canonical JSON.
 
-A plan *requests*; each hospital's policy (client/site/policy.py) *caps*. A plan names only what differs from
-the defaults below, and is validated before anything is sent.
+A plan *requests*; each hospital's policy (client/site/policy.py) *caps*. A plan file names only what differs
+from the defaults below.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from common.arms import ARMS, ArmName
 from common.errors import PlanError
 from common.names import SITE_NAME
 from common.strict import StrictModel, describe_validation, strict_yaml
 
-ARM_NAMES = ("public", "local", "federated", "federated_dp", "pooled")
-Arm = Literal["public", "local", "federated", "federated_dp", "pooled"]
+DEFAULT_STRATEGY = "fedavg"
 
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
@@ -52,7 +52,11 @@ class Model(StrictModel):
 
 
 class Training(StrictModel):
-    """The same for every arm: `rounds` times `local_epochs` passes over each site's training patients."""
+    """`rounds` times `local_epochs` passes over each site's training patients, in every arm.
+
+    Batch size, learning rate, weight decay, schedule and loss are those of the arms without noise; the
+    private arm takes its step from `Privacy`, and its loss is binary cross-entropy.
+    """
 
     rounds: int = Field(default=6, ge=1, le=1000)
     local_epochs: int = Field(default=1, ge=1, le=100)
@@ -63,6 +67,16 @@ class Training(StrictModel):
         "constant"  # cosine: the learning rate falls to nothing over the rounds
     )
     loss: str = "bce"
+    # how the coordinator combines updates: a name of server/strategies/, known to the coordinator alone
+    strategy: str = Field(default=DEFAULT_STRATEGY, pattern=r"^[a-z][a-z0-9_]{0,31}$")
+
+    @model_serializer(mode="wrap")
+    def _without_default_strategy(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the default strategy out: plans written before the key existed keep their hash."""
+        values: dict[str, Any] = serialize(self)
+        if values.get("strategy") == DEFAULT_STRATEGY:
+            del values["strategy"]
+        return values
 
     def in_round(self, number: int) -> Training:
         """These settings with the learning rate of round `number`, 1..rounds."""
@@ -112,7 +126,7 @@ class RunPlan(StrictModel):
     name: str = Field(pattern=SITE_NAME)
     question: str = ""  # what the run is to answer, shown to those who approve it
     seed: int = Field(default=7, ge=0, lt=2**31)
-    arms: tuple[Arm, ...] = ("public", "federated")
+    arms: tuple[ArmName, ...] = ("public", "federated")
     held_out: tuple[str, ...] = ()  # sites that never train, scored at the end as `unseen`
     image_size: int = Field(default=128, ge=32, le=512)  # pixels
     split: Split = Split()
@@ -128,9 +142,10 @@ class RunPlan(StrictModel):
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
-        if self.model.initial == "random" and "federated_dp" in self.arms:
+        private = [arm for arm in self.arms if ARMS[arm].private]
+        if self.model.initial == "random" and private:
             raise ValueError(
-                "arms: federated_dp trains a head on public features, and model.initial = random has none"
+                f"arms: {private[0]} trains a head on public features, and model.initial = random has none"
             )
         return self
 
@@ -159,9 +174,8 @@ def parse_plan(values: object, *, where: str = "plan") -> RunPlan:
         PlanError: names the first offending field, its value and the bound; the hint counts the others.
     """
     if not isinstance(values, dict):
-        found = type(values).__name__
         raise PlanError(
-            f"{where}: expected a mapping of plan keys, found {found}",
+            f"{where}: expected a mapping of plan keys, found {type(values).__name__}",
             hint="start from configs/plans/demo.yaml",
         )
     try:

@@ -1,9 +1,9 @@
-"""Every message that crosses a hospital's wall, field by field, with its class.
+"""The messages between coordinator and hospital: each field with its class, and their bytes.
 
 PUBLIC     a function of plan, policy and ledger only.
-DP         computed from patients, clipped, noised, charged to the ledger. In a run without privacy the same field is
-           outside any guarantee; such a run needs `allow_non_private` and says *not private* in everything it
-           makes.
+DP         computed from patients, clipped, noised, charged to the ledger. In a run without privacy the same
+           field is outside any guarantee; such a run needs `allow_non_private`, and all it makes is marked
+           *not private*.
 DISCLOSED  computed from patients without noise; leaves only if the operator's policy says so.
 
 Adding a field is a privacy decision: tests/common/test_wire.py spells the list out.
@@ -35,11 +35,11 @@ class Crossing(Enum):
 PUBLIC, DP, DISCLOSED = Crossing.PUBLIC, Crossing.DP, Crossing.DISCLOSED
 
 ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
-"""Words from outside are printed on somebody's terminal: no control characters."""
-MOST_WORDS = 1000
+"""Text from outside is printed on a terminal: no control characters."""
+MAX_WORDS = 1000
 
 
-Words = Annotated[str, Field(max_length=MOST_WORDS, pattern=ONE_LINE)]
+Words = Annotated[str, Field(max_length=MAX_WORDS, pattern=ONE_LINE)]
 
 
 class WireMessage(BaseModel):
@@ -77,7 +77,7 @@ class WireMessage(BaseModel):
             ) from None
 
     def to_record(self) -> RecordDict:
-        """In an envelope that nobody signed: a simulation, where there is nobody to deceive."""
+        """In an unsigned envelope: for a simulation, which has no keys."""
         return Envelope(payload=self.to_bytes()).to_record()
 
     @classmethod
@@ -329,9 +329,9 @@ class Refusal(WireMessage):
     """
 
     site: Annotated[str, PUBLIC] = Field(default="", max_length=32)
-    run: Annotated[str, PUBLIC] = Field(default="", max_length=MOST_WORDS)
+    run: Annotated[str, PUBLIC] = Field(default="", max_length=MAX_WORDS)
     code: Annotated[str, PUBLIC] = Field(pattern=r"^[a-z0-9-]{1,40}$")
-    reason: Annotated[str, PUBLIC] = Field(max_length=MOST_WORDS, pattern=ONE_LINE)
+    reason: Annotated[str, PUBLIC] = Field(max_length=MAX_WORDS, pattern=ONE_LINE)
     # random; finds the entry in the site log
     incident: Annotated[str, PUBLIC] = Field(default="", max_length=32)
 

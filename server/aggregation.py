@@ -1,4 +1,4 @@
-"""Arithmetic on updates: no Flower, no files."""
+"""Combine integer updates: the weighted mean, exact in any order of arrival."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from common.weights import advance, mean_steps
 
 
 class FederatedMean:
-    """FedAvg (McMahan et al., AISTATS 2017) with public integer weights over integer updates.
+    """The mean of FedAvg (McMahan et al., AISTATS 2017) over integer updates, with public integer weights.
 
     The running sum is exact, so the result is the same bits whatever the order of arrival, and memory is one
     model however many sites answer.

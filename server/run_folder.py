@@ -1,11 +1,11 @@
-"""The run folder: what it holds and how it is written. Nothing else knows.
+"""The run folder: read and write plan, manifest, rounds, checkpoints, models and evaluation.
 
     runs/<run>/  plan.yaml  manifest.json  evaluation.json  model.safetensors  model_card.md  report.html
                  [arms/<arm>[/<site>]/]  rounds.jsonl  checkpoints/round-0007.safetensors  model.safetensors
 
 A plan with several arms keeps rounds, checkpoints and model of each under `arms/`; a single-arm run has no
-`arms/`. Every file is written beside its place, flushed, and renamed: a reader sees the old one or the new
-one.
+`arms/`. Every file is written to a temporary file, flushed, and renamed: a reader sees the old one or the
+new one. A strategy that carries state between rounds stores it as checkpoints/state-0007.safetensors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import yaml
 
 from common.errors import ConfigError
@@ -75,6 +76,29 @@ class ArmFolder:
 
     def save_checkpoint(self, round_number: int, flat: np.ndarray, manifest: Manifest) -> None:
         save_model(self.checkpoint_path(round_number), flat, manifest, {"round": str(round_number)})
+
+    def save_state(self, round_number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store a strategy's state after a round; nothing where it has none. To be called before
+        `save_checkpoint`, whose file says that the round is complete.
+        """
+        if arrays:
+            contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+            write_bytes(self._state_path(round_number), safetensors.numpy.save(contiguous))
+
+    def load_state(self, round_number: int) -> dict[str, np.ndarray]:
+        """What `save_state` stored after a round; empty where it stored nothing.
+
+        Raises:
+            ConfigError: the file is damaged (code `wrong-model`).
+        """
+        path = self._state_path(round_number)
+        try:
+            return safetensors.numpy.load_file(path) if path.is_file() else {}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"{path}: not a state of a strategy ({error})", code="wrong-model") from None
+
+    def _state_path(self, round_number: int) -> Path:
+        return self.path / "checkpoints" / f"state-{round_number:04d}.safetensors"
 
     def last_round(self) -> int:
         """The newest round with a checkpoint, 0 where there is none."""
@@ -147,7 +171,11 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """Raises ConfigError (code `no-such-run`) where no run lies."""
+        """Open an existing run folder.
+
+        Raises:
+            ConfigError: `path` is no run folder (code `no-such-run`).
+        """
         path = path.absolute()
         if not (path / PLAN).is_file() or not (path / MANIFEST).is_file():
             raise ConfigError(

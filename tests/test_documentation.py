@@ -17,12 +17,14 @@ from client.dicom.index import QUARANTINE_CODES
 from client.dicom.refusals import EXCLUSIONS
 from client.site.config import SiteConfig
 from client.site.policy import SitePolicy
+from common.arms import ARMS
 from common.artifacts import NAMES
 from common.cli import COMMANDS
 from common.losses import LOSSES
 from common.models import MODELS
-from common.plan import ARM_NAMES, RunPlan
-from tests.conftest import ROOT
+from common.plan import RunPlan
+from server.strategies import STRATEGIES
+from tests.helpers.command_line import ROOT
 
 ROOMS = ("server", "client", "common")
 
@@ -133,7 +135,7 @@ def test_every_key_of_a_policy_and_of_site_yaml_is_documented() -> None:
 
 
 def test_every_word_a_plan_may_choose_is_documented() -> None:
-    assert undocumented(iter([*ARM_NAMES, *MODELS, *LOSSES])) == []
+    assert undocumented(iter([*ARMS, *MODELS, *LOSSES, *STRATEGIES])) == []
 
 
 def test_every_artifact_is_documented() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 LINT = Path(sys.executable).with_name("lint-imports")
 
@@ -33,6 +33,12 @@ PLANTED = {
         "nothing that runs at a hospital needs the simulated hospitals",
     ),
     "Flower in common": ("common/counts.py", "import flwr", "Flower stays at its doors"),
+    "Flower in a run": ("server/run/conduct.py", "import flwr", "Flower stays at its doors"),
+    "the pooled baseline in the agent": (
+        "client/agent/evaluation.py",
+        "import client.pooled",
+        "nothing that runs at a hospital needs the simulated hospitals",
+    ),
     "Opacus in common": ("common/losses.py", "import opacus", "Opacus stays in client.dp"),
     "pydicom in a cohort": ("client/data/cohort.py", "import pydicom", "pydicom stays in client.dicom"),
     "gRPC in the agent's tasks": ("client/agent/tasks.py", "import grpc", "gRPC stays"),

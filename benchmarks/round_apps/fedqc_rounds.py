@@ -16,13 +16,16 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.arms import FEDERATED
 from common.plan import parse_plan
 from common.weights import Manifest
 from server.federation.registry import Federation, site_keys
 from server.messaging.requests import describe_sites
 from server.messaging.signatures import Seal
-from server.run.rounds import run_rounds
+from server.run.observers import Event, RoundClosed
+from server.run.rounds import RunContext, Stage, run_rounds
 from server.run_folder import ArmFolder
+from server.strategies import strategy_named
 
 app = ServerApp()
 
@@ -45,21 +48,22 @@ def main(grid: Grid, context: Context) -> None:
         with open(str(config["marks"]), "a", encoding="utf-8") as file:
             file.write(json.dumps({"round": number, "at": time.time(), "bytes": record.get("bytes")}) + "\n")
 
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundClosed):
+            note(event.round, event.record)
+
     sites = describe_sites(grid, seal, expected=len(seal.sites), deadline_s=60)
     note(0, {})
-    run_rounds(
-        grid,
-        seal,
+    context_of_run = RunContext(
+        grid=grid,
+        seal=seal,
         plan=plan,
         run="deployment-round",
-        arm="federated",
-        sites=sites,
-        initial=initial,
         manifest=manifest,
-        trainable=slice(0, manifest.size),
-        quorum=len(sites),
-        folder=ArmFolder(path=Path(str(config["run-dir"]))),
+        initial=initial,
+        strategy=strategy_named(plan.training.strategy),
         score_public=lambda flat: {},
-        on_answer=lambda number, site: None,
-        on_round=note,
+        observe=observe,
     )
+    folder = ArmFolder(path=Path(str(config["run-dir"])))
+    run_rounds(context_of_run, Stage(arm=FEDERATED, name=FEDERATED, sites=sites, folder=folder))

@@ -1,4 +1,4 @@
-"""Scoring models on a site's patients: only sums leave."""
+"""Score models on a site's patients: only sums leave."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The model a coordinator sends: decoded, and refused where no honest round could have made it, before data
-is read.
+"""Decode the model that a coordinator sends; refuse one that no honest round leads to, before data is read.
 
 A crafted model can turn a plain update into a copy of an image: rows that select single images, or weights
-that amplify one gradient (Boenisch et al., IEEE EuroS&P 2023; Fowl et al., ICLR 2022). Under `federated_dp`
+that amplify one gradient (Boenisch et al., IEEE EuroS&P 2023; Fowl et al., ICLR 2022). In the private arm
 the guarantee does not rest on these checks: whatever the model, a patient moves the update by the clip and no
 more. They are for arms without noise, and to notice a coordinator gone wrong.
 """
@@ -15,13 +14,13 @@ from common.errors import RefusedError
 from common.weights import REACH, Manifest, advance, decode_floats, decode_steps, digest
 from common.wire import TrainTask
 
-MOST_GROWTH = 16.0
+MAX_GROWTH = 16.0
 """A tensor's largest weight may be this many times what it was at the start, or `SMALL`, whichever is
 more.
 """
 SMALL = 0.25
-MOST_ZEROS = 0.9
-MOST_TWINS = 0.5
+MAX_ZEROS = 0.9
+MAX_TWINS = 0.5
 
 
 def decode_base(task: TrainTask, size: int, trainable: slice, held: dict[str, np.ndarray]) -> np.ndarray:
@@ -98,15 +97,15 @@ def _bound(before: np.ndarray, stop: int, frozen: slice | None) -> float:
     """How large a weight of the tensor that ends at `stop` and began as `before` may be."""
     if frozen is not None and stop > frozen.stop:
         return REACH
-    return MOST_GROWTH * max(float(np.abs(before).max(initial=0)), SMALL)
+    return MAX_GROWTH * max(float(np.abs(before).max(initial=0)), SMALL)
 
 
 def _check_first_layer(name: str, rows: np.ndarray, before: np.ndarray | None) -> None:
     """Rows that pick single images are mostly zero, or copies of one row with different thresholds."""
     zeros, twins = (0.0, 0.0) if before is None else (float(np.mean(before == 0)), _twins(before))
-    if np.mean(rows == 0) > max(MOST_ZEROS, zeros):
+    if np.mean(rows == 0) > max(MAX_ZEROS, zeros):
         raise _refusal("crafted-model", f"`{name}` is nearly all zero")
-    if _twins(rows) > max(MOST_TWINS, twins):
+    if _twins(rows) > max(MAX_TWINS, twins):
         raise _refusal("crafted-model", f"`{name}` holds the same filter many times")
 
 

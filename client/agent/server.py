@@ -18,7 +18,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from client.agent.site_log import append_site_log
 from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, METHODS, SERVICE, STOPPING
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
@@ -267,9 +267,7 @@ class _Service:
             put(last)
 
     def _log(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with suppress(OSError), (self._state / "site.log").open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} agent: {text}\n")
+        append_site_log(self._state, f"agent: {text}")
 
 
 def _running(site: Path) -> ConfigError:

@@ -1,11 +1,11 @@
-"""The last door of a hospital's agent: what comes in is verified, what goes out is signed and noted.
+"""Verify each incoming task; sign and log each answer.
 
 Once a site has joined a federation (`state/coordinator.json`), nothing is done without the coordinator's
-signature over the task, the plan and the base model, for this site, under a nonce that was never used here
+signature over the task, the plan and the base model, for this site, with a nonce that was never used here
 before. Each refusal happens before data is read. Every answer, refusals included, is signed over its final
-bytes and noted in `state/sent.jsonl` before it leaves.
+bytes and recorded in `state/sent.jsonl` before it leaves.
 
-A folder that never joined (a simulation, a rehearsal on phantoms) has no keys, and nothing to verify.
+A folder that never joined (a simulation, a rehearsal on phantoms) has no keys, and nothing is verified.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import os
 import secrets
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -26,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from client.agent.failures import DISK_FULL, refusal_for
 from client.site.approvals import is_approved
 from client.site.config import read_site
 from client.site.policy import admit_hours, admit_plan, default_policy, read_policy
-from common.errors import FedqcError, PlanError, RefusedError, RunError
+from common.arms import ARMS
+from common.errors import PlanError, RefusedError, RunError
 from common.files import append_line
 from common.plan import RunPlan, parse_plan
 from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
@@ -50,9 +50,7 @@ COORDINATOR, SIGNING_KEY, SENT, NONCES, MODELS = (
 
 @functools.lru_cache(maxsize=64)
 def guard_for(site: str) -> Guard:
-    """The guard of a site folder or its site.yaml; several, joined by the path separator, make the pooled
-    baseline of a simulation.
-    """
+    """The guard of a site folder or its site.yaml, made once a process."""
     return Guard(site)
 
 
@@ -60,13 +58,13 @@ class Guard:
     """Answers tasks for one site. One at a time: the caller (client/agent/server.py) sees to that."""
 
     def __init__(self, site: str) -> None:
-        paths = [Path(part) for part in site.split(os.pathsep)]
-        self._paths = [path / "site.yaml" if path.is_dir() else path for path in paths]
-        self._site, folder = read_site(self._paths[0])
+        path = Path(site)
+        self._path = path / "site.yaml" if path.is_dir() else path
+        self._site, folder = read_site(self._path)
         self._folder, self._state = folder, folder / self._site.state
         self._coordinator: Ed25519PublicKey | None = None
         self._key: Ed25519PrivateKey | None = None
-        if len(paths) == 1 and (self._state / COORDINATOR).is_file():
+        if (self._state / COORDINATOR).is_file():
             self._coordinator = parse_public(
                 json.loads((self._state / COORDINATOR).read_text(encoding="utf-8"))["coordinator_key"]
             )
@@ -86,19 +84,18 @@ class Guard:
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancelled: threading.Event | None = None,
     ) -> bytes:
-        """Do what the coordinator asks, or refuse. Never raises: what leaves in place of an exception is a
-        code.
+        """Carry out a task, or refuse it. Never raises: an exception leaves as the code of a refusal.
 
         Args:
             method: "Describe", "Train" or "Evaluate".
             plan_json: the run's plan, canonical JSON.
             envelope: `Envelope.to_bytes()` of a task.
-            progress: told (stage, done, total) of public steps.
-            cancelled: set when nobody waits for the answer any more.
+            progress: called with (stage, done, total) at public steps.
+            cancelled: set when the caller has gone.
         Returns:
             `Envelope.to_bytes()` of the answer, signed where the site is enrolled.
         """
-        from client.agent.tasks import DISK_FULL, Job
+        from client.agent.tasks import Job
 
         asked = Statement(kind="", payload_sha256="", nonce="")
         answer: WireMessage
@@ -107,15 +104,10 @@ class Guard:
             if self.enrolled:
                 asked = self._verified(opened, method, plan_json)
             job = Job(progress=progress, cancelled=cancelled or threading.Event())
-            answer = self._work(method, plan_json, opened.payload, asked, job)
-            payload = answer.to_bytes()
-        except RefusedError as refusal:
-            answer = Refusal(
-                site=self._site.name, run=asked.run, code=refusal.code, reason=refusal.public_reason
-            )
+            answer = self._work(method, plan_of(plan_json), opened.payload, asked, job)
             payload = answer.to_bytes()
         except Exception as failure:
-            answer = self._failure(asked.run, failure)
+            answer = self._refusal_for(failure, asked.run)
             payload = answer.to_bytes()
         if isinstance(answer, Refusal) and answer.code == DISK_FULL:  # the log is on that disk
             print(
@@ -125,12 +117,15 @@ class Guard:
             )
         try:
             return self._sealed(answer, payload, asked).to_bytes()
-        except Exception as failure:  # what cannot be noted does not leave
-            answer = self._failure(asked.run, failure)
+        except Exception as failure:  # what cannot be recorded does not leave
+            answer = self._refusal_for(failure, asked.run)
             return self._signed(answer, answer.to_bytes(), asked).to_bytes()
 
+    def _refusal_for(self, failure: Exception, run: str) -> Refusal:
+        return refusal_for(failure, site=self._site.name, run=run, state=self._state)
+
     def _verified(self, envelope: Envelope, method: str, plan_json: str) -> Statement:
-        """What the coordinator vouches for.
+        """The statement that the coordinator signed.
 
         Raises:
             RefusedError: `unsigned-task`, `bad-signature`, `wrong-site`, `wrong-plan`, `replayed-task`.
@@ -145,10 +140,10 @@ class Guard:
             raise _refusal(
                 "bad-signature", "the task's signature is not that of the coordinator this site joined"
             ) from None
-        wanted = TASKS.get(method)
+        expected = TASKS.get(method)
         if (
-            wanted is None
-            or asked.kind != wanted.__name__
+            expected is None
+            or asked.kind != expected.__name__
             or asked.payload_sha256 != payload_sha256(envelope.payload)
         ):
             raise _refusal("bad-signature", "the task is not the one that was signed")
@@ -158,16 +153,16 @@ class Guard:
             raise _refusal("wrong-plan", "the plan is not the one that was signed")
         if not self._nonces.is_new(asked.nonce):
             raise _refusal(
-                "replayed-task", "this very task was asked before; a coordinator that asks again signs anew"
+                "replayed-task",
+                "this task was answered before; a coordinator that repeats a task signs it with a new nonce",
             )
         return asked
 
-    def _work(self, method: str, plan_json: str, payload: bytes, asked: Statement, job: Job) -> WireMessage:
+    def _work(self, method: str, plan: RunPlan, payload: bytes, asked: Statement, job: Job) -> WireMessage:
         from client.agent.tasks import agent_for
 
-        plan = _plan(plan_json)
         task = TASKS[method].from_bytes(payload)
-        agent: Agent = agent_for(os.pathsep.join(map(str, self._paths)), plan_json)
+        agent: Agent = agent_for(str(self._path), plan)
         if self.enrolled:
             self._admit(task, asked, plan)
         if isinstance(task, DescribeTask):
@@ -197,7 +192,7 @@ class Guard:
                 raise _refusal("bad-signature", "the task is not the one that was signed")
             if (
                 task.arm not in plan.arms
-                or task.private != (task.arm == "federated_dp")
+                or task.private != ARMS[task.arm].private
                 or task.round > plan.training.rounds
             ):
                 # who approved it did not approve this
@@ -234,37 +229,6 @@ class Guard:
         link.symlink_to(f"{name}.safetensors")
         os.replace(link, folder / "latest.safetensors")
 
-    def _failure(self, run: str, failure: Exception) -> Refusal:
-        from client.agent.tasks import DISK_FULL, OF_THE_QUESTION, SITE_FAILURE, advice, disk_is_full
-
-        if isinstance(failure, FedqcError) and failure.code in OF_THE_QUESTION:
-            return Refusal(
-                site=self._site.name, run=run, code=failure.code, reason=OF_THE_QUESTION[failure.code]
-            )
-        incident = secrets.token_hex(6)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        try:
-            self._state.mkdir(parents=True, exist_ok=True)
-            with (self._state / "site.log").open("a", encoding="utf-8") as file:
-                file.write(f"{stamp} incident {incident}: {advice(failure)}\n{traceback.format_exc()}\n")
-        except OSError:  # a full disk must not turn into an exception outside
-            incident = ""
-        if disk_is_full(failure):
-            return Refusal(
-                site=self._site.name,
-                run=run,
-                code=DISK_FULL,
-                reason="the site's disk is full",
-                incident=incident,
-            )
-        return Refusal(
-            site=self._site.name,
-            run=run,
-            code=SITE_FAILURE,
-            reason="the site failed; see its log",
-            incident=incident,
-        )
-
     def _sealed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
         envelope = self._signed(answer, payload, asked)
         if self.enrolled:
@@ -299,7 +263,7 @@ class Guard:
 
 
 class _Nonces:
-    """Every nonce that was ever answered, one a line. Read once, appended durably before the work begins."""
+    """All nonces that were ever answered, one a line. Read once, appended durably before the work begins."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -316,12 +280,13 @@ class _Nonces:
         return True
 
 
-def _plan(text: str) -> RunPlan:
-    """The plan, which must be written as it is hashed: one plan has one text, that which the operator
+@functools.lru_cache(maxsize=64)
+def plan_of(text: str) -> RunPlan:
+    """Decode a plan, once a process. It must be canonical JSON: one plan has one text, which the operator
     approves.
 
     Raises:
-        PlanError: it is none, or is written in another way (code `bad-plan`).
+        PlanError: the text is no plan, or is not in canonical form (code `bad-plan`).
     """
     try:
         plan = parse_plan(json.loads(text))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from common.arms import ARMS
 from common.cli import Format, FormatOption
 from common.errors import ConfigError, DataError, RefusedError
 from common.names import SITE_KINDS
@@ -378,13 +379,13 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
         lines.append("training   none at this site: it only scores the finished models, on all its patients")
         return "\n".join(lines)
     for arm in plan.arms:
-        if arm == "federated_dp":
+        if ARMS[arm].private:
             epsilon, delta = rdp_epsilon([private_schedule(plan)], plan.privacy.delta), plan.privacy.delta
             lines.append(
                 f"{arm:10s} costs each patient ε {epsilon:.2f} at δ {delta:g}: "
                 f"{in_plain_words(epsilon, delta)}"
             )
-        elif arm in ("local", "federated"):
+        elif ARMS[arm].at_hospitals:
             lines.append(f"{arm:10s} NOT PRIVATE: trained without noise; {in_plain_words(math.inf, 0.0)}")
     lines.append(
         "scores     of the finished models on this site's test patients, as far as policy.yaml permits"

@@ -45,6 +45,7 @@ from client.site.policy import (
     private_schedule,
     read_policy,
 )
+from common.arms import is_private
 from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
 from common.plan import RunPlan
 from common.preprocess import DEFAULT_SIZE
@@ -421,7 +422,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         "approval", lambda: admit_plan(policy, is_approved(state, plan.sha256())), "given, or not needed"
     )
     yield _asked("hours", lambda: admit_hours(policy, datetime.now()), policy.hours or "any")
-    ready = Agent([folder / "site.yaml"], plan).describe(DescribeTask(run="", rehearse=True))
+    ready = Agent(folder / "site.yaml", plan).describe(DescribeTask(run="", rehearse=True))
     if not isinstance(ready, SiteReadiness):
         yield Check(
             check="plan",
@@ -448,7 +449,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         problem=problem,
         fix=_REFUSED if problem else "",
     )
-    if trains and "federated_dp" in ready.arms:
+    if trains and any(is_private(arm) for arm in ready.arms):
         epsilon = rdp_epsilon([private_schedule(plan)], plan.privacy.delta)
         said = f"ε {epsilon:.2f} at δ {plan.privacy.delta:g}: {in_plain_words(epsilon, plan.privacy.delta)}"
         if ready.rounds_affordable is not None:

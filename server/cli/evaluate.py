@@ -1,19 +1,16 @@
-"""The coordinator's and the evaluator's commands, and the simulation of a whole consortium."""
+"""`fedqc simulate`, `fedqc report`, `fedqc compare`: simulate a consortium, evaluate runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from common.cli import Format, FormatOption
 from common.plan import read_plan
-from server.simulation.simulate import _simulate, idle_threads
-
-if TYPE_CHECKING:
-    pass
+from server.simulation.simulate import idle_threads, run_simulation
 
 simulate = typer.Typer(add_completion=False)
 report = typer.Typer(add_completion=False)
@@ -22,33 +19,33 @@ compare = typer.Typer(add_completion=False)
 
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads; by default what is idle. The same number gives the same bits."),
+    typer.Option(
+        min=1, help="CPU threads. Default: the idle cores, at most 4. The same number gives the same bits."
+    ),
 ]
 
 
 @simulate.command()
 def simulate_command(
     plan: Annotated[Path, typer.Argument(help="Plan file, for example configs/plans/demo.yaml.")],
-    data: Annotated[Path, typer.Option(help="Folder whose subfolders with a site.yaml are the sites.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**31 - 1, help="Instead of the plan's seed.")
-    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder with one subfolder per site, each with a site.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder to create.")],
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Replaces the plan's seed.")] = None,
     threads: ThreadsOption = None,
     accept_quarantine: Annotated[
-        bool, typer.Option("--accept-quarantine", help="Go on although many files cannot be read.")
+        bool, typer.Option("--accept-quarantine", help="Continue although many files cannot be read.")
     ] = False,
     format: FormatOption = Format.text,
 ) -> int:
-    """Run a plan on all sites under DATA, in one process, and write the run folder OUT."""
+    """Run PLAN on all sites under DATA in one process, and write the run folder OUT."""
     from server.run_folder import refuse_existing
 
-    wanted = read_plan(plan)
+    run_plan = read_plan(plan)
     if seed is not None:
-        wanted = wanted.model_copy(update={"seed": seed})
+        run_plan = run_plan.model_copy(update={"seed": seed})
     refuse_existing(out)
-    return _simulate(
-        wanted, data, out, threads or idle_threads(), format, accept_quarantine=accept_quarantine
+    return run_simulation(
+        run_plan, data, out, threads or idle_threads(), format, accept_quarantine=accept_quarantine
     )
 
 
@@ -56,7 +53,7 @@ def simulate_command(
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
 ) -> None:
-    """Write RUN/report.html: one page, offline, every number of it in evaluation.json."""
+    """Write RUN/report.html, one page that needs no network. All its numbers are in evaluation.json."""
     from server.evaluation.report.page import write_report
     from server.run_folder import RunFolder
 
@@ -67,11 +64,11 @@ def report_command(
 def compare_command(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Two or more run folders; of one plan with different seeds they are pooled."),
+        typer.Argument(help="Two or more run folders. Runs of one plan with different seeds are pooled."),
     ],
     format: FormatOption = Format.text,
 ) -> None:
-    """Differences of arms over several runs, paired over test patients and seeds where the runs allow it."""
+    """Compare arms over several runs, paired over test patients and seeds where the runs allow it."""
     from server.evaluation.compare import compare_runs, compare_table
     from server.run_folder import RunFolder, without_nan
 

@@ -1,4 +1,4 @@
-"""`fedqc run`: rehearse, start, watch, stop and resume runs of a federation; resume simulations too."""
+"""`fedqc run`: check, start, watch, stop and resume runs of a federation; resume simulations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INTERRUPTED_RUN = "interrupted"
 CONNECTION = "fedqc"
 POLL_S = 1.0
 STOP_S = 30.0
-"""For a ServerApp that was told to end, which it hears with its next question to the SuperLink."""
+"""How long a ServerApp may take to notice that its run was stopped: it asks the SuperLink now and then."""
 RunArgument = Annotated[str, typer.Argument(help="Name of a run of the federation, or its folder.")]
 WaitOption = Annotated[
     float, typer.Option("--wait", min=0, help="Seconds to wait for all sites to be connected.")
@@ -48,16 +48,16 @@ def check(
     wait_s: WaitOption = 30,
     format: FormatOption = Format.text,
 ) -> int:
-    """Ask every site whether it would carry PLAN, and how far. Nothing is trained."""
+    """Ask every site whether it would take part in PLAN, and for how many rounds. Nothing is trained."""
     from server.run.control_files import Order, read_outcome
     from server.run.rehearsal import check_table
 
-    opened, wanted = open_federation(federation), read_plan(plan)
+    opened, run_plan = open_federation(federation), _read_known_plan(plan)
     name = f"check-{secrets.token_hex(4)}"
-    _submit(opened, wanted, name, Order(mode="check", wait_s=wait_s))
-    found = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
-    print(json.dumps(found, ensure_ascii=False) if format is Format.json else check_table(found))
-    return 0 if found["enough"] and not found["missing"] else PARTIAL if found["enough"] else 4
+    _submit(opened, run_plan, name, Order(mode="check", wait_s=wait_s))
+    answers = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
+    print(json.dumps(answers, ensure_ascii=False) if format is Format.json else check_table(answers))
+    return 0 if answers["enough"] and not answers["missing"] else PARTIAL if answers["enough"] else 4
 
 
 @run.command()
@@ -65,21 +65,21 @@ def start(
     plan: Annotated[Path, typer.Argument(help="Plan file.")],
     federation: FederationOption = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the run folder; by default the plan's name and the time.")
+        str | None, typer.Option(help="Name of the run folder. Default: the plan's name and the time.")
     ] = None,
     accept_missing: Annotated[
         bool, typer.Option("--accept-missing", help="Start without sites that are away or refuse.")
     ] = False,
     wait_s: WaitOption = 60,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return once the run has started; `fedqc run watch` follows it.")
+        bool, typer.Option("--detach", help="Return when the run has started; `fedqc run watch` follows it.")
     ] = False,
 ) -> int:
-    """Rehearse PLAN once more and run it. Ctrl-C stops watching, not the run."""
+    """Check PLAN once more and run it. Ctrl-C stops watching, not the run."""
     from server.run.control_files import Order
 
-    opened, wanted = open_federation(federation), read_plan(plan)
-    chosen = name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    opened, run_plan = open_federation(federation), _read_known_plan(plan)
+    chosen = name or f"{run_plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _run_folder(opened, chosen)
     if folder.exists():
         raise ConfigError(
@@ -87,7 +87,7 @@ def start(
             code="run-exists",
             hint=f"fedqc run resume {chosen}, or --name",
         )
-    _submit(opened, wanted, chosen, Order(accept_missing=accept_missing, wait_s=wait_s))
+    _submit(opened, run_plan, chosen, Order(accept_missing=accept_missing, wait_s=wait_s))
     with _run_goes_on(chosen):
         return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
 
@@ -99,19 +99,19 @@ def resume(
     ],
     federation: FederationOption = None,
     data: Annotated[
-        Path | None, typer.Option(help="Of a simulation: where the sites lie now, if they have moved.")
+        Path | None, typer.Option(help="Simulation only: folder of the sites, if they have moved.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of a simulation: CPU threads, by default as before.")
+        int | None, typer.Option(min=1, help="Simulation only: CPU threads. Default: as before.")
     ] = None,
     accept_missing: Annotated[
-        bool, typer.Option("--accept-missing", help="Go on without sites that are away or refuse.")
+        bool, typer.Option("--accept-missing", help="Continue without sites that are away or refuse.")
     ] = False,
     wait_s: WaitOption = 60,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once the run goes on.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the run has continued.")] = False,
     format: FormatOption = Format.text,
 ) -> int:
-    """Go on with a run from its last finished round, to the same weights as if it had never stopped."""
+    """Continue a run from its last finished round. The weights are the same as without the interruption."""
     from server.run_folder import RunFolder
 
     folder = _known_folder(federation, run)
@@ -140,7 +140,7 @@ def resume(
 
 @run.command("list")
 def list_runs(federation: FederationOption = None, format: FormatOption = Format.text) -> None:
-    """The federation's runs, newest first: state, round, sites."""
+    """List the federation's runs, newest first: state, round, sites."""
     opened = open_federation(federation)
     states = [
         _state(opened, path)
@@ -159,8 +159,9 @@ def list_runs(federation: FederationOption = None, format: FormatOption = Format
 
 @run.command()
 def watch(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> int:
-    """Follow a run: sites, round, scores on the public set, epsilon, time left. May be stopped and started
-    again at any time.
+    """Follow a run: sites, round, score on the public set, epsilon, time left.
+
+    Ctrl-C ends the watching, not the run.
     """
     folder = _known_folder(federation, run)
     with _run_goes_on(folder.name):
@@ -169,7 +170,7 @@ def watch(run: RunArgument, federation: FederationOption = None, format: FormatO
 
 @run.command()
 def stop(run: RunArgument, federation: FederationOption = None) -> None:
-    """Stop a run after what its sites are doing now; `fedqc run resume` goes on with it."""
+    """Stop a run. Sites finish their present task; `fedqc run resume` continues the run."""
     from server.federation.services import flower
     from server.run.control_files import forget_outcomes, is_being_run
     from server.run_folder import RunFolder
@@ -185,7 +186,20 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     # else it ended before it began; the ServerApp was ended, and can no longer say so itself
     if (folder / "plan.yaml").is_file():
         RunFolder.open(folder).update_manifest(status="stopped")
-    print(f"{folder.name}: stopped; fedqc run resume {folder.name} goes on with it")
+    print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
+
+
+def _read_known_plan(path: Path) -> RunPlan:
+    """Read a plan file; its strategy must be one that this coordinator knows, before anything is signed.
+
+    Raises:
+        PlanError: the plan does not validate, or its strategy is unknown.
+    """
+    from server.strategies import strategy_named
+
+    plan = read_plan(path)
+    strategy_named(plan.training.strategy)
+    return plan
 
 
 def _run_folder(federation: Federation, name: str) -> Path:
@@ -282,8 +296,8 @@ def _run_goes_on(name: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
         say(
-            f"{name}: no longer watched, and goes on; fedqc run watch {name} follows it, fedqc run stop "
-            f"{name} ends it"
+            f"{name}: no longer watched; the run continues; fedqc run watch {name} follows it, "
+            f"fedqc run stop {name} ends it"
         )
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
 
@@ -307,7 +321,7 @@ def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: b
 def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
     """What is known of a run from its folder."""
     from server.run.control_files import is_being_run, read_outcome
-    from server.run.progress import read_live
+    from server.run.observers import read_live
     from server.run_folder import RunFolder
 
     folder = RunFolder.open(plan_file.parent)
@@ -351,10 +365,8 @@ def _watch(federation: Federation, name: str, format: Format) -> int:
             print(line, flush=True)
             last = key
         if state["status"] == INTERRUPTED_RUN:
-            hint = f"fedqc run resume {name} goes on from the last finished round"
-            raise RunError(
-                f"{name}: its ServerApp has ended without a word", code="run-interrupted", hint=hint
-            )
+            hint = f"fedqc run resume {name} continues from the last finished round"
+            raise RunError(f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint)
         if state["status"] not in ("running", "failed"):
             return PARTIAL if state["status"] == "partial" else 0
         time.sleep(POLL_S)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
+from common.arms import ARMS
 from common.errors import ConfigError
-from common.plan import ARM_NAMES
 from server.run_folder import RunFolder, without_nan
 
 PLACES = ("home", "elsewhere", "unseen")
@@ -189,13 +189,13 @@ def set_against_first(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any
     first = evaluations[0]
     contrasts = []
     for number, evaluation in enumerate(evaluations[1:], start=1):
-        for arm in (arm for arm in ARM_NAMES if arm in first["scores"] and arm in evaluation["scores"]):
+        for arm in (arm for arm in ARMS if arm in first["scores"] and arm in evaluation["scores"]):
             for where in comparable_places(first, evaluation):
                 row = {"arm": arm, "other": arm, "where": where, "paired": False, "runs": [number, 0]}
                 contrasts.append(
                     row | unpaired(evaluation["scores"][arm][where], first["scores"][arm][where])
                 )
-    arms = [arm for arm in ARM_NAMES if any(arm in evaluation["scores"] for evaluation in evaluations)]
+    arms = [arm for arm in ARMS if any(arm in evaluation["scores"] for evaluation in evaluations)]
     places = list(
         dict.fromkeys(
             where for evaluation in evaluations for arm in evaluation["scores"].values() for where in arm

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
 from common.artifacts import NAMES
 from common.counts import Counts
 
@@ -127,11 +128,11 @@ class Study:
 
 
 COMPARISONS: tuple[tuple[str, str], ...] = (
-    ("federated", "local"),
-    ("federated", "public"),
-    ("federated_dp", "public"),
-    ("federated_dp", "federated"),
-    ("pooled", "federated"),
+    (FEDERATED, LOCAL),
+    (FEDERATED, PUBLIC),
+    (FEDERATED_DP, PUBLIC),
+    (FEDERATED_DP, FEDERATED),
+    (POOLED, FEDERATED),
 )
 
 

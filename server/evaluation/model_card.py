@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from common.arms import is_private
 from common.artifacts import ARTIFACTS
 
 
@@ -15,7 +16,7 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
         arm: the arm whose model is handed on; `model` is the plan's `model` section.
     """
     claims = {site: claim for site, claim in evaluation["privacy"].items() if claim["epsilon"] is not None}
-    private = arm == "federated_dp" and claims
+    private = is_private(arm) and claims
     guarantees = "; ".join(_guarantee(site, claim) for site, claim in claims.items())
     scores = evaluation["scores"][arm]
     sites = ", ".join(

@@ -1,4 +1,4 @@
-"""What is refused before it is averaged. A bad answer costs its site the round, never the run."""
+"""Validate answers before aggregation. An invalid answer drops its site from the round; the run continues."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from common.privacy import GaussianSteps, rdp_epsilon
 from common.weights import LIMIT, decode_steps, dequantize_int8
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
-MOST_COUNTED = 2**31
-"""Patients in one bin: more is no hospital, and sums of it could wrap around."""
+MAX_COUNT = 2**31
+"""Patients in one bin: no hospital has more, and sums of more could overflow."""
 
 
 def check_update(
@@ -43,9 +43,9 @@ def check_update(
     }
     if task.private:
         _check_guarantee(answer)
-    for claim, (found, expected) in claims.items():
-        if found != expected:
-            raise RunError(f"{site.site}: {claim} is {found!r}, expected {expected!r}", code="bad-update")
+    for claim, (value, expected) in claims.items():
+        if value != expected:
+            raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-update")
     steps = answer.update
     if codec != "plain":
         steps = dequantize_int8(steps, size) if codec == "int8" else decode_steps(steps, size)
@@ -73,10 +73,10 @@ def check_evaluation(answer: SiteEvaluation, task: EvaluateTask, site: SiteDescr
         "covariance": (answer.covariance.shape, (cells, cells)),
         "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
     }
-    for claim, (found, expected) in claims.items():
-        if found != expected:
-            raise RunError(f"{site.site}: {claim} is {found!r}, expected {expected!r}", code="bad-evaluation")
-    if answer.histograms.min() < 0 or answer.histograms.max() > MOST_COUNTED:
+    for claim, (value, expected) in claims.items():
+        if value != expected:
+            raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-evaluation")
+    if answer.histograms.min() < 0 or answer.histograms.max() > MAX_COUNT:
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
 
 

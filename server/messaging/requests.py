@@ -1,6 +1,4 @@
-"""Asking sites and hearing them, on Flower's Message API: deadlines, nodes that come back, answers that are
-really theirs.
-"""
+"""Send requests to sites and collect answers, on Flower's Message API: deadlines, retries, authentication."""
 
 from __future__ import annotations
 
@@ -22,17 +20,17 @@ from common.wire import PULLING, DescribeTask, Envelope, Refusal, SiteDescriptio
 from server.messaging.signatures import Question, Seal
 
 POLL_S = 0.25
-MOST_QUESTIONS = 20
-"""How often one site is asked one thing: the second time and later because it was away. Spread over the
-patience, so that it lasts.
+MAX_ATTEMPTS = 20
+"""How often a request is sent to one site at most. Retries, because the site was away, are spread over the
+patience.
 """
-MOST_LOST = 3
-"""How many answers of one site to one question may be lost on the way, each a quarter of the deadline, before
-it counts as failed.
+MAX_LOST = 3
+"""A site whose answers to one request were lost so often, each after a quarter of the deadline, counts as
+failed.
 """
 RETRY_S = 5.0
 ANSWER_S = 60.0
-"""How long a connected site may take to introduce itself, or to rehearse."""
+"""How long a connected site may take to describe itself, or to rehearse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back from one node: a payload that is known to be the site's, or why there is none."""
+    """The answer of one node: an authenticated payload, or the code of the failure."""
 
     node: int
     seconds: float  # since the first question
@@ -61,7 +59,7 @@ class Answer:
 
 
 AWAY = ("unavailable", "agent-unreachable", "agent-busy", "agent-failed")
-"""Failures that pass: a node or agent that is being restarted."""
+"""Failures that are retried: a node or agent that is being restarted."""
 
 
 def ask(
@@ -87,7 +85,7 @@ def ask(
         again: whether an answer asks for another question at once, for instance with the whole model.
     """
     started = time.monotonic()
-    pause_s = max(min(RETRY_S, patience_s), patience_s / MOST_QUESTIONS)
+    pause_s = max(min(RETRY_S, patience_s), patience_s / MAX_ATTEMPTS)
     attempts = dict.fromkeys(nodes, 0)
     waiting: dict[str, tuple[int, Question]] = {}
     away: dict[int, Answer] = {}
@@ -104,7 +102,7 @@ def ask(
     def is_awaited(answer: Answer) -> bool:
         node, now = answer.node, time.monotonic()
         is_enrolled = seal.counts(answer.question.statement.site)
-        return is_enrolled and attempts[node] < MOST_QUESTIONS and now - left.get(node, now) < patience_s
+        return is_enrolled and attempts[node] < MAX_ATTEMPTS and now - left.get(node, now) < patience_s
 
     def send(chosen: Sequence[int]) -> None:
         asked = [question(node, attempts[node]) for node in chosen]
@@ -134,7 +132,7 @@ def ask(
         for message_id in lost if len(lost) == 1 else ():
             node, put = waiting.pop(message_id)
             losses[node] += 1
-            if losses[node] >= MOST_LOST:
+            if losses[node] >= MAX_LOST:
                 yield Answer(
                     node=node, seconds=time.monotonic() - started, question=put, failure="bad-message"
                 )

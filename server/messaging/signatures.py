@@ -1,4 +1,4 @@
-"""The coordinator's signature on every question, and the check of every answer's.
+"""Sign each request, and verify the signature of each answer.
 
 An answer counts for a site only if it carries that site's enrolled signature over the payload, this run,
 round, plan and base model, and the nonce drawn for this very question. Flower's own sender id proves nothing

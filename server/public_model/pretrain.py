@@ -1,4 +1,4 @@
-"""The public model: what a pre-training run on phantoms learned, made ready to start hospitals from, with its
+"""Make the public starting weights from a pre-training run on phantoms: whiten the features, write model and
 card.
 
     fedqc data phantom data/public --public --patients 24000 --seed 424242
@@ -32,7 +32,7 @@ from server.public_model.public_set import Slices, draw, public_set
 from server.run_folder import MODEL, RunFolder
 
 PATIENTS, SEED = 1200, 515151
-LEAST_VARIANCE = 1e-2
+MIN_VARIANCE = 1e-2
 """Of the largest: directions that vary less are not blown up to unit variance; a private head would pay noise
 for them all the same.
 """
@@ -58,7 +58,7 @@ def whiten(model: SmallCNN, slices: Slices) -> None:
     )
     values, vectors = np.linalg.eigh(np.cov(features.T))
     values, vectors = values[::-1], vectors[:, ::-1]
-    scale = np.sqrt(np.maximum(values, LEAST_VARIANCE * values[0]))
+    scale = np.sqrt(np.maximum(values, MIN_VARIANCE * values[0]))
     weight, bias = (tensor.numpy().astype(np.float64) for tensor in (model.neck.weight, model.neck.bias))
     head, offset = (tensor.numpy().astype(np.float64) for tensor in (model.head.weight, model.head.bias))
     mean = features.mean(0)

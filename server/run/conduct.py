@@ -1,4 +1,4 @@
-"""TODO."""
+"""Conduct a run: describe the sites, train each arm, evaluate all models, write the run folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
+from common.arms import ARMS, FINAL_ARMS, PUBLIC
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
 from common.learning import get_threads
@@ -23,52 +23,37 @@ from common.model_file import load_model, save_model
 from common.models import build, fresh
 from common.plan import RunPlan
 from common.weights import Manifest, flatten, manifest_of, resolve_initial, unflatten
-from server.evaluation.estimates import report_numbers
+from server.evaluation.estimates import Study, report_numbers
 from server.evaluation.model_card import model_card
+from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
 from server.public_model.public_set import measure, public_set
+from server.run.observers import (
+    EvaluationBegan,
+    Live,
+    Observer,
+    Progress,
+    RunBegan,
+    RunFinished,
+    StageGivenUp,
+    compose,
+)
 from server.run.privacy_claims import all_refused, privacy_claims
-from server.run.progress import Live, Progress
-from server.run.rounds import ArmResult, run_rounds, score_sites
-from server.run_folder import CARD, EVALUATION, MODEL, ArmFolder, RunFolder, write_json
-
-TellOf = Callable[..., None]
-
-
-HEAD = "head."
-
-
-FINAL_MODEL = ("federated_dp", "federated", "pooled")
-"""Which arm's model the run hands on: the first of these that there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What every arm of a run has in common."""
-
-    grid: Grid
-    seal: Seal
-    plan: RunPlan
-    run: str
-    folder: RunFolder
-    manifest: Manifest
-    initial: np.ndarray
-    score_public: Callable[[np.ndarray], dict[str, float]]
-    progress: Progress
-    live: Live
-    tell_of: TellOf
+from server.run.rounds import RunContext, Stage, StageResult, run_rounds, score_sites
+from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, write_json
+from server.strategies import strategy_named
 
 
 @dataclass(kw_only=True)
 class Trained:
-    """What the arms came to. A model is named after its arm; a local one after its arm and site."""
+    """The trained arms of a run. A model is named after its arm, that of a single site after arm and site."""
 
     models: dict[str, np.ndarray] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     chosen_rounds: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)  # arms that nobody would run: a result, not a failure
+    refusals: list[str] = field(default_factory=list)  # arms that every site refused: a result, not a failure
     incomplete: set[str] = field(default_factory=set)  # what makes the run partial
 
 
@@ -79,79 +64,98 @@ def conduct(
     *,
     simulation: dict[str, str] | None = None,
     seal: Seal | None = None,
-    tell_of: TellOf = lambda event, site="", detail="": None,
+    observers: Sequence[Observer] = (),
 ) -> RunFolder:
-    """Run every arm of `plan` on the sites behind `grid`, or go on where an earlier attempt stopped.
+    """Run every arm of `plan` on the sites behind `grid`, or continue where an earlier attempt stopped.
 
     Args:
+        path: the run folder.
         simulation: where a simulation's data lie.
         seal: the federation's keys; None signs and verifies nothing.
-        tell_of: told (event, site, code) of silence and refusals.
-
+        observers: notified of each event, after progress on stderr and, in a federation, live.json.
     Raises:
-        FedqcError: what the errors module says; the run can be resumed.
+        FedqcError: the run failed; it can be resumed.
     """
     started = time.monotonic()
     seal = seal or Seal.none(plan)
-    network = build(plan.model.name)
-    loss_named(plan.training.loss)  # unknown: said before anybody is asked
-    manifest = manifest_of(network.state_dict())
+    check_names(plan)
+    manifest = manifest_of(build(plan.model.name).state_dict())
     initial = _initial_weights(plan, manifest)
-    wanted = plan.federation.quorum + len(plan.held_out)
-    connected = describe_sites(grid, seal, expected=wanted, deadline_s=min(60.0, plan.federation.deadline_s))
-    hospitals = [site for site in connected if not site.description.members]
-    pooled = [site for site in connected if site.description.members]
+    sites = describe_sites(
+        grid,
+        seal,
+        expected=plan.federation.quorum + len(plan.held_out),
+        deadline_s=min(60.0, plan.federation.deadline_s),
+    )
+    hospitals = [site for site in sites if not site.description.members]
     check_sites(plan, [site.name for site in hospitals])
     folder = open_or_create(path, plan, hospitals, simulation, signed=seal.key is not None)
-    public = public_set(plan.public_set, plan.image_size)
-
-    def score_public(flat: np.ndarray) -> dict[str, float]:
-        network.load_state_dict(unflatten(flat, manifest))
-        return measure(network, public, plan.training.loss)
-
-    training = [site for site in hospitals if site.name not in plan.held_out]
-    groups = [
-        (arm, name, sites)
-        for arm in plan.arms
-        if arm != "public"
-        for name, sites in _groups(arm, training, pooled)
-    ]
-    shared = Shared(
+    stages = _stages(plan, sites, folder)
+    units = plan.training.rounds * len(stages) + 1
+    live = [Live(folder.path, units=units)] if seal.key else []
+    context = RunContext(
         grid=grid,
         seal=seal,
         plan=plan,
         run=str(folder.manifest["run"]),
-        folder=folder,
         manifest=manifest,
         initial=initial,
-        score_public=score_public,
-        progress=Progress(plan.training.rounds * len(groups) + 1),
-        live=Live(folder.path if seal.key else None, units=plan.training.rounds * len(groups) + 1),
-        tell_of=tell_of,
+        strategy=strategy_named(plan.training.strategy),
+        score_public=_public_score(plan, manifest),
+        observe=compose(Progress(units), *live, *observers),
     )
-    shared.progress.say(
-        f"run {shared.run}: {len(training)} training sites, held out: {', '.join(plan.held_out) or 'none'}"
-    )
+    training = tuple(site.name for site in hospitals if site.name not in plan.held_out)
+    context.observe(RunBegan(run=context.run, training=training, held_out=plan.held_out))
     try:
-        trained = train_arms(shared, groups)
-        final = next(name for name in (*FINAL_MODEL, *trained.models) if name in trained.models)
-        shared.live.update(stage="evaluation", waiting=[site.name for site in hospitals])
-        study, absent = score_sites(grid, seal, plan, shared.run, hospitals, trained.models, final)
+        trained = train_arms(context, stages)
+        final = next(name for name in (*FINAL_ARMS, *trained.models) if name in trained.models)
+        context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
+        study, absent = score_sites(context, hospitals, trained.models, final=final)
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
     trained.incomplete |= {f"evaluation: {site} gave no score ({code})" for site, code in absent.items()}
-    status = "partial" if trained.incomplete else "completed"
-    evaluation = {
-        "run": shared.run,
+    evaluation = _evaluation(context, hospitals, trained, study) | {
+        "cpu_seconds": round(cpu_seconds(), 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    status = evaluation["status"]
+    save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": context.run})
+    write_bytes(
+        folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode()
+    )
+    write_json(folder.path / EVALUATION, evaluation)
+    folder.update_manifest(status=status)
+    context.observe(RunFinished(status=status, models=len(trained.models), sites=len(study.sites)))
+    return folder
+
+
+def check_names(plan: RunPlan) -> None:
+    """Check the words of a plan that name code of ours, before a site is asked.
+
+    Raises:
+        PlanError: unknown model or strategy. ConfigError: unknown loss. The hint lists the known names.
+    """
+    build(plan.model.name)
+    loss_named(plan.training.loss)
+    strategy_named(plan.training.strategy)
+
+
+def _evaluation(
+    context: RunContext, hospitals: Sequence[Site], trained: Trained, study: Study
+) -> dict[str, Any]:
+    """The content of evaluation.json, without the times."""
+    plan = context.plan
+    return {
+        "run": context.run,
         "plan": plan.name,
         "question": plan.question,
         "seed": plan.seed,
-        "status": status,
+        "status": "partial" if trained.incomplete else "completed",
         "rounds": plan.training.rounds,
         "epochs": plan.epochs,
         "arms": list(plan.arms),
-        "private_arms": [arm for arm in plan.arms if arm == "federated_dp" and arm in trained.models],
+        "private_arms": [arm for arm in plan.arms if ARMS[arm].private and arm in trained.models],
         "sites": [_about(site, plan) for site in hospitals],
         "privacy": trained.privacy,
         "curves": trained.curves,
@@ -159,22 +163,23 @@ def conduct(
         "refusals": trained.refusals,
         "incomplete": sorted(trained.incomplete),
         **report_numbers(study, plan.arms),
-        "cpu_seconds": round(cpu_seconds(), 1),
-        "seconds": round(time.monotonic() - started, 1),
     }
-    save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": shared.run})
-    write_bytes(
-        folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode()
-    )
-    write_json(folder.path / EVALUATION, evaluation)
-    folder.update_manifest(status=status)
-    shared.live.update(stage=status, waiting=[], done=1)
-    shared.progress.advance(f"evaluation of {len(trained.models)} models at {len(study.sites)} sites")
-    return folder
+
+
+def _public_score(plan: RunPlan, manifest: Manifest) -> Callable[[np.ndarray], dict[str, float]]:
+    """The measurement of a flat model on the coordinator's own phantoms."""
+    network = build(plan.model.name)
+    public = public_set(plan.public_set, plan.image_size)
+
+    def score_public(flat: np.ndarray) -> dict[str, float]:
+        network.load_state_dict(unflatten(flat, manifest))
+        return measure(network, public, plan.training.loss)
+
+    return score_public
 
 
 def _initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
-    """Where every arm starts: the plan's file, or fresh weights that follow from its seed.
+    """The weights that every arm starts from: the plan's file, or fresh ones drawn from its seed.
 
     Raises:
         ConfigError: the file is missing, is no such model, or its hash is not the plan's.
@@ -184,56 +189,39 @@ def _initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
     return flatten(fresh(plan.model.name, plan.seed).state_dict())
 
 
-def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) -> Trained:
-    """Run the rounds of every group of sites: (arm, name of its model, its sites).
+def train_arms(context: RunContext, stages: Sequence[Stage]) -> Trained:
+    """Run the rounds of every stage.
 
     Raises:
-        RefusedError: nobody would run any arm.
-        RunError: a shared arm missed its quorum. A local arm that fails makes the run partial instead.
+        RefusedError: every site refused every arm.
+        RunError: a shared arm missed its quorum. The arm of a single site that fails makes the run partial
+            instead.
     """
-    trained = Trained(models={"public": shared.initial} if "public" in shared.plan.arms else {})
-    at_start = shared.score_public(shared.initial)
-    for arm, name, sites in groups:
-        folder = shared.folder.arm(arm, name.partition("/")[2] or None)
-        shared.progress.skip(folder.last_round())
+    trained = Trained(models={PUBLIC: context.initial} if PUBLIC in context.plan.arms else {})
+    at_start = context.score_public(context.initial)
+    for stage in stages:
         try:
-            result = _train(shared, arm, name, sites, folder)
+            result = run_rounds(context, stage)
         except RefusedError as refusal:
-            trained.refusals.append(f"{name}: every site refused: {refusal.public_reason}")
-            shared.progress.say(trained.refusals[-1])
-            shared.progress.skip(shared.plan.training.rounds - folder.last_round())
-            if arm == "federated_dp":
-                trained.privacy = all_refused(sites, refusal.code, refusal.public_reason)
-            continue
+            reason = f"{stage.name}: every site refused: {refusal.public_reason}"
+            trained.refusals.append(reason)
+            _give_up(context, stage, reason)
+            if stage.kind.private:
+                trained.privacy = all_refused(stage.sites, refusal.code, refusal.public_reason)
         except RunError as failure:
-            if arm != "local":
+            if stage.kind.owner != "site":
                 raise
-            trained.incomplete.add(f"{name}: failed ({failure.code})")
-            shared.progress.say(f"{name}: failed ({failure.code})")
-            shared.progress.skip(shared.plan.training.rounds - folder.last_round())
-            continue
-        records = folder.rounds()
-        chosen = (
-            max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"]
-            if arm == "local"
-            else records[-1]["round"]
-        )
-        trained.models[name] = load_model(folder.checkpoint_path(chosen), shared.manifest)
-        trained.chosen_rounds[name] = chosen
-        trained.curves[name] = [{"round": 0, **at_start}] + [
-            {"round": record["round"], **record["public"]} for record in records
-        ]
-        trained.incomplete |= {f"{name}: {site} refused" for site in result.refused}
-        trained.incomplete |= {f"{name}: {site} failed ({code})" for site, code in result.failed.items()}
-        save_model(folder.model_path, trained.models[name], shared.manifest, {"arm": arm, "run": shared.run})
-        if arm == "federated_dp":
-            trained.privacy = privacy_claims(shared.plan, result, sites)
+            reason = f"{stage.name}: failed ({failure.code})"
+            trained.incomplete.add(reason)
+            _give_up(context, stage, reason)
+        else:
+            _keep(context, stage, result, at_start, trained)
     if not trained.models:
         if not trained.refusals:
             raise RunError(
                 f"no arm finished: {'; '.join(sorted(trained.incomplete))}",
                 code="no-quorum",
-                hint="fedqc run resume goes on",
+                hint="fedqc run resume continues it",
             )
         reason = trained.refusals[0]
         raise RefusedError(
@@ -242,63 +230,35 @@ def train_arms(shared: Shared, groups: Sequence[tuple[str, str, list[Site]]]) ->
     return trained
 
 
-def _train(shared: Shared, arm: str, name: str, sites: Sequence[Site], folder: ArmFolder) -> ArmResult:
-    rounds = shared.plan.training.rounds
-    waiting = {site.name for site in sites}
-    told: set[str] = set()
-    shared.live.update(
-        stage=name,
-        round=folder.last_round() + 1,
-        rounds=rounds,
-        waiting=sorted(waiting),
-        done=folder.last_round(),
+def _give_up(context: RunContext, stage: Stage, reason: str) -> None:
+    left = context.plan.training.rounds - stage.folder.last_round()
+    context.observe(StageGivenUp(reason=reason, rounds_left=left))
+
+
+def _keep(
+    context: RunContext, stage: Stage, result: StageResult, at_start: dict[str, float], trained: Trained
+) -> None:
+    """Add the outcome of a stage to `trained`. The round of a site's own model is chosen by the public set; a
+    shared model is that of the last round.
+    """
+    name, folder, records = stage.name, stage.folder, stage.folder.rounds()
+    chosen = (
+        max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"]
+        if stage.kind.owner == "site"
+        else records[-1]["round"]
     )
-
-    def on_answer(number: int, site: str) -> None:
-        waiting.discard(site)
-        shared.progress.note(f"{name}: round {number} of {rounds}, {site} answered")
-        shared.live.update(stage=name, round=number, waiting=sorted(waiting))
-
-    def on_round(number: int, record: dict[str, Any]) -> None:
-        waiting.update(record["invited"])
-        waiting.difference_update(record["refused"])
-        shared.live.update(
-            stage=name,
-            round=min(number + 1, rounds),
-            waiting=sorted(waiting),
-            done=1,
-            public=record["public"],
-            claims=record["claims"],
-        )
-        for event, codes in (
-            ("silence", record["failed"]),
-            ("refusal", {site: said["code"] for site, said in record["refused"].items()}),
-        ):
-            for site, code in codes.items():
-                if site not in told:
-                    told.add(site)
-                    shared.tell_of(event, site, code)
-        sites = f"{len(record['answered'])} of {len(record['invited'])} sites"
-        shared.progress.advance(
-            f"{name}: round {number} of {rounds}, {sites}, public AUROC {record['public']['auroc']:.3f}"
-        )
-
-    return run_rounds(
-        shared.grid,
-        shared.seal,
-        plan=shared.plan,
-        run=shared.run,
-        arm=arm,
-        sites=sites,
-        initial=shared.initial,
-        manifest=shared.manifest,
-        trainable=trainable_part(arm, shared.manifest),
-        quorum=min(shared.plan.federation.quorum, len(sites)),
-        folder=folder,
-        score_public=shared.score_public,
-        on_answer=on_answer,
-        on_round=on_round,
+    trained.models[name] = load_model(folder.checkpoint_path(chosen), context.manifest)
+    trained.chosen_rounds[name] = chosen
+    trained.curves[name] = [{"round": 0, **at_start}] + [
+        {"round": record["round"], **record["public"]} for record in records
+    ]
+    trained.incomplete |= {f"{name}: {site} refused" for site in result.refused}
+    trained.incomplete |= {f"{name}: {site} failed ({code})" for site, code in result.failed.items()}
+    save_model(
+        folder.model_path, trained.models[name], context.manifest, {"arm": stage.arm, "run": context.run}
     )
+    if stage.kind.private:
+        trained.privacy = privacy_claims(context.plan, result, stage.sites)
 
 
 def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
@@ -370,29 +330,42 @@ def open_or_create(
     return folder
 
 
-def trainable_part(arm: str, manifest: Manifest) -> slice:
-    """The private arm trains the head alone; every other arm all of the model."""
-    return manifest.part(HEAD) if arm == "federated_dp" else slice(0, manifest.size)
-
-
 def cpu_seconds() -> float:
     """User and system time of this process and its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def _groups(arm: str, training: Sequence[Site], pooled: Sequence[Site]) -> list[tuple[str, list[Site]]]:
-    """Model name and the sites that train it together."""
-    if arm == "local":
-        return [(f"local/{site.name}", [site]) for site in training]
-    if arm == "pooled":
-        if not pooled:
-            raise PlanError(
-                "arm `pooled` exists in simulation only: real hospitals do not pool images",
-                code="no-pooled-arm",
-            )
-        return [("pooled", list(pooled))]
-    return [(arm, list(training))]
+def _stages(plan: RunPlan, sites: Sequence[Site], folder: RunFolder) -> list[Stage]:
+    """The stages of a run, in the order of the plan's arms.
+
+    Raises:
+        PlanError: an arm trains on pooled images, and no site holds them (code `no-pooled-arm`).
+    """
+    pooled = [site for site in sites if site.description.members]
+    training = [site for site in sites if not site.description.members and site.name not in plan.held_out]
+    stages: list[Stage] = []
+    groups: list[tuple[str, str | None, list[Site]]]
+    for arm in plan.arms:
+        match ARMS[arm].trainer:
+            case "each site":
+                groups = [(f"{arm}/{site.name}", site.name, [site]) for site in training]
+            case "all sites":
+                groups = [(arm, None, training)]
+            case "pooled site":
+                if not pooled:
+                    raise PlanError(
+                        f"arm `{arm}` exists in simulation only: real hospitals do not pool images",
+                        code="no-pooled-arm",
+                    )
+                groups = [(arm, None, pooled)]
+            case _:
+                continue
+        stages += [
+            Stage(arm=arm, name=name, sites=members, folder=folder.arm(arm, site))
+            for name, site, members in groups
+        ]
+    return stages
 
 
 def _about(site: Site, plan: RunPlan) -> dict[str, Any]:

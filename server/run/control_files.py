@@ -1,4 +1,4 @@
-"""What `fedqc run` and the ServerApp tell each other through files in the federation's folder.
+"""Files in the federation's folder through which `fedqc run` and the ServerApp exchange orders and outcomes.
 
 The ServerApp gets two keys from Flower (plan and run-dir). What else a coordinator decided stands in
 `state/orders/<run>.json`; what the rehearsal found, and why a run ended early, come back beside it. The run

@@ -1,4 +1,4 @@
-"""What may be said about privacy at each site: a guarantee with its unit, or the reason why there is none."""
+"""The privacy claims of a run, by site: the guarantee with its unit, or why there is none."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from common.plan import RunPlan
 from common.privacy import ADJACENCY, UNIT, GaussianSteps, pld_epsilon
 from server.messaging.requests import Site
-from server.run.rounds import ArmResult
+from server.run.rounds import StageResult
 
 NO_CLAIM: dict[str, Any] = {"epsilon": None, "epsilon_pld": None, "delta": None, "noise_multiplier": None}
 
 
 def all_refused(sites: Sequence[Site], code: str, reason: str) -> dict[str, dict[str, Any]]:
-    """The claims of an arm that no site would run."""
+    """The claims of an arm that every site refused."""
     return {site.name: _claim(NO_CLAIM, {"code": code, "reason": reason}) for site in sites}
 
 
-def privacy_claims(plan: RunPlan, result: ArmResult, sites: Sequence[Site]) -> dict[str, dict[str, Any]]:
+def privacy_claims(plan: RunPlan, result: StageResult, sites: Sequence[Site]) -> dict[str, dict[str, Any]]:
     """Per site: what its updates guarantee, or why it refused; a site that did neither is left out.
 
     A site that took part in some rounds and then refused keeps its claim: what it spent holds whatever it

@@ -1,7 +1,7 @@
-"""A run before it is run: what every site says to the plan, and whether that is enough to start.
+"""Rehearse a run: each site's answer to the plan, and whether enough sites would take part.
 
-`fedqc run check` writes this and trains nothing; `fedqc run start` asks again, and goes on without sites only
-where it was told to.
+`fedqc run check` reports this and trains nothing; `fedqc run start` asks again, and starts without a site
+only if `--accept-missing` permits it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rehearsed(
 
 
 def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> None:
-    """Let a run start, or say who is missing.
+    """Permit a run to start.
 
     Raises:
         PlanError: too few sites for the quorum, or a held-out site is away (code `too-few-sites`), whatever

@@ -1,7 +1,7 @@
-"""The round loop in the open: ask, check, average, save; deadlines, quorum, resume.
+"""The rounds of an arm: send the model, validate answers, aggregate, save; then the evaluation of all models.
 
-Flower's `Strategy.start` has no checkpoint, no resume, no rule for how many must answer, and a wholly failed
-run ends "completed"; so the loop is ours, on Flower's Message API.
+Flower's `Strategy.start` has no checkpoint, no resume, no quorum, and a wholly failed run ends "completed";
+so this loop is ours, on Flower's Message API.
 """
 
 from __future__ import annotations
@@ -13,25 +13,56 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
+from common.arms import ARMS, Arm
 from common.counts import Counts
 from common.errors import FedqcError, RefusedError, RunError
 from common.model_file import load_model
 from common.plan import RunPlan
 from common.weights import Manifest, advance, digest, encode_floats, encode_steps
 from common.wire import EvaluateTask, Refusal, SiteEvaluation, SiteUpdate, TrainTask
-from server.aggregation import FederatedMean
 from server.evaluation.estimates import SiteScores, Study
 from server.messaging.answer_checks import check_evaluation, check_update
+from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
 from server.messaging.signatures import Question, Seal
+from server.run.observers import Observer, RoundClosed, SiteAnswered, StageBegan
 from server.run_folder import ArmFolder
+from server.strategies.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What all stages of a run share."""
+
+    grid: Grid
+    seal: Seal
+    plan: RunPlan
+    run: str  # name of the run, as it stands in every message
+    manifest: Manifest
+    initial: np.ndarray  # float32 (parameters,): where every arm starts
+    strategy: Strategy
+    score_public: Callable[[np.ndarray], dict[str, float]]  # the coordinator's own measurement of a model
+    observe: Observer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One arm at one group of sites: what is trained by rounds."""
+
+    arm: str  # a name in ARMS
+    name: str  # of its model: the arm, or arm/site
+    sites: Sequence[Site]
+    folder: ArmFolder
+
+    @property
+    def kind(self) -> Arm:
+        return ARMS[self.arm]
 
 
 @dataclass(kw_only=True)
-class ArmResult:
-    """What one arm at one group of sites came to."""
+class StageResult:
+    """Outcome of the rounds of one stage."""
 
     weights: np.ndarray  # float32 (parameters,), after the last round
     refused: dict[str, Refusal] = field(default_factory=dict)
@@ -40,106 +71,117 @@ class ArmResult:
     claims: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def run_rounds(
-    grid: Grid,
-    seal: Seal,
-    *,
-    plan: RunPlan,
-    run: str,
-    arm: str,
-    sites: Sequence[Site],
-    initial: np.ndarray,
-    manifest: Manifest,
-    trainable: slice,
-    quorum: int,
-    folder: ArmFolder,
-    score_public: Callable[[np.ndarray], dict[str, float]],
-    on_answer: Callable[[int, str], None],
-    on_round: Callable[[int, dict[str, Any]], None],
-) -> ArmResult:
-    """Rounds from the last checkpoint, or from `initial`, to the plan's last.
+def run_rounds(context: RunContext, stage: Stage) -> StageResult:
+    """Run the rounds of a stage, from its last checkpoint or from `context.initial`, to the plan's last.
 
-    Args:
-        trainable: the part of the flat model that sites send back.
-        score_public: the coordinator's own measurement of a model, put into every round's record.
-        on_answer: told each round and site whose answer has come.
-        on_round: told each finished round and its record.
     Raises:
         RefusedError: every site refused, before or at this round; carries the first reason.
-        RunError: fewer than `quorum` valid answers (code `no-quorum`).
+        RunError: fewer valid answers than the quorum, which is the plan's or all sites of a smaller stage
+            (code `no-quorum`).
     """
+    plan, folder, rounds = context.plan, stage.folder, context.plan.training.rounds
     start = folder.last_round()
     folder.forget_rounds_after(start)
-    result = ArmResult(
-        weights=load_model(folder.checkpoint_path(start), manifest) if start else initial.copy()
+    trainable = context.manifest.part(stage.kind.trainable)
+    size = trainable.stop - trainable.start
+    strategy = context.strategy
+    result = StageResult(
+        weights=load_model(folder.checkpoint_path(start), context.manifest)
+        if start
+        else context.initial.copy()
+    )
+    state = (
+        strategy.state_from_checkpoint(folder.load_state(start)) if start else strategy.initial_state(size)
     )
     for record in folder.rounds():
-        result.refused |= {site: Refusal.model_validate(said) for site, said in record["refused"].items()}
+        result.refused |= {
+            site: Refusal.model_validate(refusal) for site, refusal in record["refused"].items()
+        }
         result.failed |= record["failed"]
         result.claims |= record["claims"]
+    context.observe(
+        StageBegan(
+            stage=stage.name,
+            sites=tuple(site.name for site in stage.sites),
+            rounds=rounds,
+            rounds_done=start,
+        )
+    )
     outgoing = _Model(plan.federation.codec, trainable, result.weights)
-    for number in range(start + 1, plan.training.rounds + 1):
+    for number in range(start + 1, rounds + 1):
         began = time.monotonic()
-        invited = {site.node: site for site in sites if site.name not in result.refused}
-        this = _Round(plan=plan, run=run, arm=arm, number=number, invited=invited, model=outgoing)
+        invited = {site.node: site for site in stage.sites if site.name not in result.refused}
+        this = _Round(context, stage.arm, number, invited=invited, model=outgoing)
         answers = ask(
-            grid,
-            seal,
+            context.grid,
+            context.seal,
             list(invited),
-            functools.partial(this.question, seal),
+            functools.partial(this.question, context.seal),
             "train",
             deadline_s=plan.federation.deadline_s,
             patience_s=plan.federation.patience_s,
             again=_lacks_base,
         )
         for answer in answers:
-            on_answer(number, invited[answer.node].name)
+            context.observe(
+                SiteAnswered(stage=stage.name, round=number, rounds=rounds, site=invited[answer.node].name)
+            )
             this.take(answer)
         this.close()
         result.refused |= this.refused
         result.failed |= this.failed
         result.claims |= this.claims
-        if len(this.weights) < quorum:
-            if not this.weights and len(result.refused) == len(sites):
-                first = next(iter(result.refused.values()))
-                raise RefusedError(
-                    f"{arm}: every site refused: {first.reason}", code=first.code, public_reason=first.reason
-                )
-            missing = {name: refusal.code for name, refusal in result.refused.items()} | this.failed
-            who = ", ".join(f"{name} {code}" for name, code in sorted(missing.items()))
-            raise RunError(
-                f"{arm}, round {number}: {len(this.weights)} valid answers, the quorum is {quorum} ({who})",
-                code="no-quorum",
-                hint="fedqc run resume goes on once the sites are back",
-            )
-        result.weights = outgoing.advance(this.mean.steps(), held_by=this.weights)
+        _check_quorum(context, stage, this, result)
+        steps, state = strategy.aggregate(state, this.updates)
+        result.weights = outgoing.advance(steps, held_by=this.weights)
         record = this.record() | {
             "round_seconds": round(time.monotonic() - began, 3),
             "model_sha256": digest(result.weights),
-            "public": score_public(result.weights),
+            "public": context.score_public(result.weights),
         }
         folder.append_round(record)
-        folder.save_checkpoint(number, result.weights, manifest)
-        on_round(number, record)
+        folder.save_state(number, strategy.state_to_checkpoint(state))
+        folder.save_checkpoint(number, result.weights, context.manifest)
+        context.observe(RoundClosed(stage=stage.name, round=number, rounds=rounds, record=record))
     return result
 
 
+def _check_quorum(context: RunContext, stage: Stage, this: _Round, result: StageResult) -> None:
+    quorum = min(context.plan.federation.quorum, len(stage.sites))
+    if len(this.weights) >= quorum:
+        return
+    if not this.weights and len(result.refused) == len(stage.sites):
+        first = next(iter(result.refused.values()))
+        raise RefusedError(
+            f"{stage.arm}: every site refused: {first.reason}", code=first.code, public_reason=first.reason
+        )
+    missing = {name: refusal.code for name, refusal in result.refused.items()} | this.failed
+    sites = ", ".join(f"{name} {code}" for name, code in sorted(missing.items()))
+    raise RunError(
+        f"{stage.arm}, round {this.number}: {len(this.weights)} valid answers, the quorum is {quorum} "
+        f"({sites})",
+        code="no-quorum",
+        hint="fedqc run resume continues once the sites are back",
+    )
+
+
 class _Round:
-    """One round: the question to each site, and what came of it."""
+    """One round: the task for each site, and the answers."""
 
     def __init__(
-        self, *, plan: RunPlan, run: str, arm: str, number: int, invited: dict[int, Site], model: _Model
+        self, context: RunContext, arm: str, number: int, *, invited: dict[int, Site], model: _Model
     ) -> None:
-        self._plan, self._invited, self._model = plan, invited, model
+        self._codec, self._invited, self._model = context.plan.federation.codec, invited, model
+        self.number = number
         self._task = TrainTask(
-            run=run,
+            run=context.run,
             arm=arm,
             round=number,
-            private=arm == "federated_dp",
+            private=ARMS[arm].private,
             base_sha256=model.sha256,
             base=np.zeros(0, np.float32),
         )
-        self.mean = FederatedMean(model.num_trainable)
+        self.updates = context.strategy.accumulate(model.num_trainable)
         self.weights: dict[str, int] = {}
         self.refused: dict[str, Refusal] = {}
         self.failed: dict[str, str] = {}
@@ -173,7 +215,7 @@ class _Round:
                 self._task.base_sha256,
                 site.description,
                 self._model.num_trainable,
-                self._plan.federation.codec,
+                self._codec,
             )
         except RefusedError as refusal:
             if refusal.code in PASSING:
@@ -185,7 +227,7 @@ class _Round:
         except FedqcError as failure:
             self.failed[site.name] = failure.code
         else:
-            self.mean.add(steps, update.weight)
+            self.updates.add(steps, update.weight)
             self.weights[site.name] = update.weight
             self._moved["up"] += len(answer.payload)
             if update.added_variance:
@@ -219,7 +261,7 @@ class _Round:
 
 
 PASSING = ("outside-hours", "base-not-held")
-"""Refusals that say nothing of the next round."""
+"""Refusals that hold for one round only: the site is asked again in the next."""
 
 
 class _Model:
@@ -305,26 +347,23 @@ FAILURES = (
     ),
     *("bad-plan", "bad-message", "bad-frame"),
 )
-"""Codes of a refusal that are no decision of the site's policy."""
+"""Codes of a refusal that report a failure, not a decision of the site's policy."""
 
 
 def score_sites(
-    grid: Grid,
-    seal: Seal,
-    plan: RunPlan,
-    run: str,
-    hospitals: Sequence[Site],
-    models: dict[str, np.ndarray],
-    final: str,
+    context: RunContext, hospitals: Sequence[Site], models: dict[str, np.ndarray], *, final: str
 ) -> tuple[Study, dict[str, str]]:
-    """Have every site score all models in one message, so that comparisons are paired; the model named
-    `final` stays there.
+    """Have every site score all models in one message, so that comparisons are paired.
 
+    Args:
+        models: float32 (parameters,) by name.
+        final: the name of the model that each site keeps for its own use.
     Returns:
         the study, and the sites without a score, each with the code of its refusal or failure.
     Raises:
         RunError: no site answered.
     """
+    plan = context.plan
     names = tuple(models)
     weights = np.stack([models[name] for name in names])
     scored: dict[str, SiteScores] = {}
@@ -333,12 +372,12 @@ def score_sites(
         asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
         if not asked:
             continue
-        task = EvaluateTask(run=run, models=names, everyone=everyone, final=final, weights=weights)
+        task = EvaluateTask(run=context.run, models=names, everyone=everyone, final=final, weights=weights)
         answers = ask(
-            grid,
-            seal,
+            context.grid,
+            context.seal,
             list(asked),
-            _to_each(seal, task, asked),
+            _to_each(context.seal, task, asked),
             "evaluate",
             deadline_s=plan.federation.deadline_s,
             patience_s=plan.federation.patience_s,

@@ -1,33 +1,36 @@
-"""A consortium in one process: the same ServerApp and ClientApp, no sockets, no Ray, no threads.
+"""A Flower grid in one process: the ServerApp and ClientApp of a deployment, without sockets, Ray or threads.
 
-The only module that touches private Flower names; tests/server/simulation/test_local_grid.py fails when one
-of them moves. What it is not: no wire, no process boundary. A job runs in the caller's thread when its answer
-is pulled, one site after another, so results do not depend on timing and Ctrl-C stops at once.
+The private names of Flower that a simulation needs are imported here (those of a node: client/node/);
+tests/server/simulation/test_local_grid.py fails when one of them moves. There is no wire and no process
+boundary. A job runs in the caller's thread when its answer is pulled, one site after another, so results do
+not depend on timing and Ctrl-C stops at once.
 """
 
 from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+ClientApp = Callable[[Message, Context], Message]
+"""A Flower ClientApp, or a function like one."""
 
 NODE_UNAVAILABLE = 5
 APP_RAISED = 2
 
 
 class LocalGrid(Grid):
-    """Deliver messages to one ClientApp, playing all sites in turn.
+    """Deliver messages to one ClientApp, which answers for all nodes in turn.
 
     Args:
         app: the ClientApp.
-        sites: node id to node config (`site-config`: absolute path).
+        sites: node id -> node config (`site-config`: absolute path).
         run_config: `plan` and `run-dir`, as Flower would pass them.
     `down` may be filled with node ids that answer with Flower's error 5, as a lost SuperNode does.
     """

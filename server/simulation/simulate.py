@@ -1,13 +1,15 @@
-"""TODO."""
+"""Simulate a consortium in one process: find the sites, prepare their data, conduct the run."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.arms import ARMS
 from common.cli import Format, confirmed
 from common.errors import ConfigError, DataError
 from common.plan import RunPlan
@@ -15,20 +17,26 @@ from server.evaluation.tables import PARTIAL, summary, table
 
 if TYPE_CHECKING:
     from server.run_folder import RunFolder
+    from server.simulation.local_grid import ClientApp
 
 
 def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None, format: Format) -> int:
-    """Go on with a simulation.
+    """Continue a simulation from its last finished round.
 
+    Args:
+        data: where the sites lie now; None: where they lay before.
+        threads: CPU threads; None: as before.
+    Returns:
+        exit status.
     Raises:
-        ConfigError: nobody says where its data lie (code `no-data`).
+        ConfigError: neither `data` nor the run folder names the sites (code `no-data`).
     """
     simulation = folder.simulation
     if data is None and not simulation:
         raise ConfigError(
             f"{folder.path}: does not say where its data lie", code="no-data", hint="--data DIR"
         )
-    return _simulate(
+    return run_simulation(
         folder.plan,
         data or Path(simulation["data"]),
         folder.path,
@@ -37,20 +45,30 @@ def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None,
     )
 
 
-def _simulate(
+def run_simulation(
     plan: RunPlan, data: Path, out: Path, threads: int, format: Format, *, accept_quarantine: bool = False
 ) -> int:
+    """Run `plan` on the sites under `data` into the run folder `out`, and print the results.
+
+    Args:
+        threads: CPU threads of torch; the same number gives the same bits.
+        accept_quarantine: continue although many files cannot be read.
+    Returns:
+        exit status.
+    Raises:
+        FedqcError: the plan, the data or the run failed.
+    """
     from common.learning import set_threads
-    from server.run.conduct import check_sites, conduct
-    from server.run.progress import Progress
+    from common.progress_bar import say
+    from server.run.conduct import check_names, check_sites, conduct
     from server.simulation.local_grid import LocalGrid
 
     set_threads(threads)
     site_yamls = find_sites(data)
     read_site, prepare = _load("client.site.config:read_site"), _load("client.agent.tasks:prepare")
     names = {path: read_site(path)[0].name for path in site_yamls}
+    check_names(plan)
     check_sites(plan, list(names.values()))
-    talk = Progress(0)
     for path in site_yamls:
         try:
             cohort = prepare(path, plan, accept_quarantine=accept_quarantine)
@@ -58,13 +76,10 @@ def _simulate(
             if refusal.code != "too-many-quarantined" or not confirmed(refusal):
                 raise
             cohort = prepare(path, plan, accept_quarantine=True)
-        talk.say(f"{cohort.site.name}: {cohort.report.summary()}")
-    nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
-    if "pooled" in plan.arms:
-        training = [str(path) for path in site_yamls if names[path] not in plan.held_out]
-        nodes[len(nodes) + 1] = {"site-config": os.pathsep.join(training)}
+        say(f"{cohort.site.name}: {cohort.report.summary()}")
+    nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
-    grid = LocalGrid(_load("client.app:app"), nodes, config)
+    grid = LocalGrid(client_app(), nodes, config)
     folder = conduct(grid, plan, out, simulation={"data": str(data.absolute())})
     evaluation = folder.evaluation
     if format is Format.json:
@@ -75,8 +90,31 @@ def _simulate(
     return PARTIAL if evaluation["status"] == "partial" else 0
 
 
+def node_configs(
+    plan: RunPlan, site_yamls: Sequence[Path], *, names: Sequence[str]
+) -> dict[int, dict[str, str]]:
+    """Node id -> node config: one node a site, and one that pools the training sites if an arm needs it.
+
+    Args:
+        names: of the sites, in the order of `site_yamls`.
+    """
+    nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
+    if any(ARMS[arm].trainer == "pooled site" for arm in plan.arms):
+        training = [
+            str(path) for path, name in zip(site_yamls, names, strict=True) if name not in plan.held_out
+        ]
+        nodes[len(nodes) + 1] = {"pooled-sites": os.pathsep.join(training)}
+    return nodes
+
+
+def client_app() -> ClientApp:
+    """What answers for every node of a simulation, the pooled one included."""
+    app: ClientApp = _load("client.pooled:app")
+    return app
+
+
 def _load(reference: str) -> Any:
-    """An object by "module:name". Simulation plays both sides, and is the only place where the server names
+    """An object by "module:name". A simulation plays both sides, and is the only place where the server names
     the client.
     """
     module, _, name = reference.partition(":")
@@ -84,7 +122,7 @@ def _load(reference: str) -> Any:
 
 
 def idle_threads() -> int:
-    """How many cores seem free, 1 to 4: waiting for a busy core costs several times the work itself."""
+    """How many cores seem idle, 1 to 4: waiting for a busy core costs several times the work itself."""
     return max(1, min(4, (os.cpu_count() or 1) - round(os.getloadavg()[0])))
 
 
@@ -98,11 +136,11 @@ def find_sites(data: Path) -> list[Path]:
         raise ConfigError(
             f"--data {data}: no such folder", code="no-such-folder", hint="fedqc data phantom DIR makes one"
         )
-    found = sorted(path.absolute() for path in data.glob("*/site.yaml"))
-    if not found:
+    site_yamls = sorted(path.absolute() for path in data.glob("*/site.yaml"))
+    if not site_yamls:
         raise ConfigError(
             f"--data {data}: none of its subfolders holds a site.yaml",
             code="no-sites",
             hint="fedqc data phantom DIR makes some",
         )
-    return found
+    return site_yamls

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from common.errors import PlanError
 from common.plan import RunPlan, parse_plan, read_plan
-from tests.conftest import ROOT, tiny_plan, tiny_values
+from tests.helpers.command_line import ROOT
+from tests.helpers.consortium import tiny_plan, tiny_values
 
 PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))
 
@@ -216,3 +217,23 @@ def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing() -> None:
 def test_a_private_head_needs_public_features() -> None:
     with pytest.raises(PlanError, match="federated_dp"):
         parse_plan(tiny_values(arms=["federated_dp"], model={"initial": "random"}))
+
+
+def test_the_default_strategy_changes_no_hash() -> None:
+    """Plans that were approved before the key existed keep their hash."""
+    stated = parse_plan(tiny_values(training={"rounds": 4, "strategy": "fedavg"}))
+    silent = parse_plan(tiny_values(training={"rounds": 4}))
+    assert stated == silent
+    assert stated.canonical_json() == silent.canonical_json()
+    assert "strategy" not in stated.canonical_json()
+    other = parse_plan(tiny_values(training={"rounds": 4, "strategy": "other"}))
+    assert parse_plan(json.loads(other.canonical_json())).training.strategy == "other"
+    with pytest.raises(PlanError, match="strategy"):
+        parse_plan(tiny_values(training={"strategy": "os:system"}))
+
+
+def test_the_hash_of_a_plan_of_the_first_version_is_what_it_was() -> None:
+    assert (
+        parse_plan({"name": "demo"}).sha256()
+        == "c356194172d90553f3e1edcef59396d21bfb6a4613c793e7703279e06a10811e"
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
 from server.evaluation.report.numerals import Number, signed
 
 WIDTH = 1000
@@ -27,11 +28,11 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    "public": Style(colour="#6b6b6b", marker="cross", dash="2 4"),
-    "local": Style(colour="#c44e00", marker="triangle", dash="7 3"),
-    "federated": Style(colour="#0063a3", marker="circle"),
-    "federated_dp": Style(colour="#007f5c", marker="diamond", dash="10 3 2 3"),
-    "pooled": Style(colour="#a3478a", marker="square", dash="4 2"),
+    PUBLIC: Style(colour="#6b6b6b", marker="cross", dash="2 4"),
+    LOCAL: Style(colour="#c44e00", marker="triangle", dash="7 3"),
+    FEDERATED: Style(colour="#0063a3", marker="circle"),
+    FEDERATED_DP: Style(colour="#007f5c", marker="diamond", dash="10 3 2 3"),
+    POOLED: Style(colour="#a3478a", marker="square", dash="4 2"),
 }
 OTHER = Style(colour="#333333", marker="circle", dash="1 3")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
 from server.evaluation.estimates import COMPARISONS
 from server.evaluation.report.numerals import cut, score, signed
 from server.evaluation.report.reading import TRAINED, Estimate, Reading, title
 from server.evaluation.report.words import listing
 
-LEADS = ("federated", "federated_dp", "pooled", "local", "public")
+LEADS = (FEDERATED, FEDERATED_DP, POOLED, LOCAL, PUBLIC)
 """Whose score at an unseen site the headline gives: the first that has one."""
 
 
@@ -105,7 +106,7 @@ def remarks(reading: Reading) -> list[str]:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
-    for arm, other in (("federated", "local"), ("federated_dp", "public")):
+    for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}
         if not known:
@@ -138,7 +139,7 @@ def _at_chance(reading: Reading) -> list[str]:
     can hide them.
     """
     lines = []
-    for arm in ("federated", "federated_dp"):
+    for arm in (FEDERATED, FEDERATED_DP):
         for site in reading.held_out:
             rows = reading.evaluation["metrics"].get(arm, {}).get(site, {})
             known = {
@@ -167,7 +168,7 @@ def privacy_banner(reading: Reading) -> Banner:
     tags = [*(f"{arm}: {reading.privacy_tag(arm)}." for arm in private), *refusals]
     if not private:
         lines = [say("privacy.none")]
-        if "federated_dp" in reading.arms:
+        if FEDERATED_DP in reading.arms:
             lines += [say("privacy.none.planned"), *refusals]
         kinds = sorted({site["kind"] for site in reading.sites if site["role"] == "training"})
         if "hospital" not in kinds:

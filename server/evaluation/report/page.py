@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.arms import is_private
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.files import write_bytes
@@ -132,7 +133,7 @@ def headline_rows(reading: Reading) -> list[dict[str, Any]]:
         }
         if not reading.models_of(arm):
             row["tag"] = "–"
-            refused = arm == "federated_dp" and any(claim["refused"] for claim in reading.claims.values())
+            refused = is_private(arm) and any(claim["refused"] for claim in reading.claims.values())
             row["absent"] = reading.say("arm.refused" if refused else "arm.no_model")
         else:
             row["cells"] = [cell(reading, reading.score(arm, where), where) for where in PLACES[:3]]
@@ -340,7 +341,7 @@ def _grouped(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def claim_rows(reading: Reading) -> list[dict[str, str]]:
     """What each site was promised, or why it refused; empty where no private arm was planned."""
     say, rows = reading.say, []
-    if "federated_dp" not in reading.arms:
+    if not any(is_private(arm) for arm in reading.arms):
         return []
     for site in reading.sites:
         claim = reading.claims.get(site["site"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from common.arms import ARMS
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.i18n import Say
@@ -14,7 +15,7 @@ from server.evaluation.report.numerals import plain, rounded_up
 from server.evaluation.report.words import ENGLISH, listing
 
 Estimate = Mapping[str, float | None]
-TRAINED = ("local", "federated", "federated_dp", "pooled")
+TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.arms import FEDERATED_DP
 from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
@@ -61,13 +62,13 @@ ENGLISH: dict[str, str] = {
     "arm.public": "starting weights, not trained further",
     "arm.local": "each site alone",
     "arm.federated": "trained together, no noise",
-    "arm.federated_dp": "trained together under differential privacy",
+    f"arm.{FEDERATED_DP}": "trained together under differential privacy",
     "arm.pooled": "all images in one place (simulation only)",
     "arm.other": "",
     "who.public": "the starting weights",
     "who.local": "sites training alone",
     "who.federated": "the federated model",
-    "who.federated_dp": "the private federated model",
+    f"who.{FEDERATED_DP}": "the private federated model",
     "who.pooled": "the pooled model",
     "who.other": "{arm}",
     "arm.no_model": "no model: did not run",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.agent.model_check import MOST_GROWTH, SMALL, check_base, decode_base
+from client.agent.model_check import MAX_GROWTH, SMALL, check_base, decode_base
 from client.agent.tasks import Agent
 from common.errors import RefusedError, RunError
 from common.model_file import load_model, save_model
@@ -28,7 +28,7 @@ from common.weights import (
     resolve_initial,
 )
 from common.wire import Refusal, SiteUpdate, TrainTask
-from tests.conftest import TRAINING, Consortium, tiny_plan
+from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 
 A = TRAINING[0]
 PLAN = tiny_plan(name="crafted", arms=["federated", "federated_dp"])
@@ -116,7 +116,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(data: Path, task: TrainTask, plan: Any = PLAN) -> Refusal:
-    answer = Agent([data / A / "site.yaml"], plan).train(task)
+    answer = Agent(data / A / "site.yaml", plan).train(task)
     assert isinstance(answer, Refusal), answer
     return answer
 
@@ -139,7 +139,7 @@ def test_a_crafted_model_is_refused_before_data_is_read(
 def test_the_public_model_is_not_refused(private: bool, tiny_consortium: Path) -> None:
     """The control: with it the agent goes on to the data."""
     with pytest.raises(pytest.fail.Exception, match="data was read"):
-        Agent([tiny_consortium / A / "site.yaml"], PLAN).train(
+        Agent(tiny_consortium / A / "site.yaml", PLAN).train(
             train_task(INITIAL, private=private, run="control")
         )
 
@@ -163,7 +163,7 @@ def test_without_public_starting_weights_a_crafted_first_layer_is_seen_all_the_s
     plan = tiny_plan(name="own", arms=["federated"], model={"initial": str(data / "own.safetensors")})
     assert refusal(data, train_task(CRAFTED[name]), plan).code == "crafted-model"
     with pytest.raises(pytest.fail.Exception, match="data was read"):
-        Agent([data / A / "site.yaml"], plan).train(train_task(INITIAL))
+        Agent(data / A / "site.yaml", plan).train(train_task(INITIAL))
 
 
 @given(st.integers(0, MANIFEST.size - 1), st.floats(1.001, 1e6), st.sampled_from([-1, 1]))
@@ -171,7 +171,7 @@ def test_a_value_beyond_what_its_tensor_grows_to_is_refused_and_the_tensor_named
     position: int, times: float, sign: int
 ) -> None:
     name = next(name for name in MANIFEST.names if MANIFEST.part(name).stop > position)
-    bound = MOST_GROWTH * max(np.abs(INITIAL[MANIFEST.part(name)]).max(), SMALL)
+    bound = MAX_GROWTH * max(np.abs(INITIAL[MANIFEST.part(name)]).max(), SMALL)
     flat = INITIAL.copy()
     flat[position] = sign * times * bound
     with pytest.raises(RefusedError, match=name) as caught:
@@ -330,7 +330,7 @@ def test_a_damaged_frame_is_refused_before_data_is_read(name: str, tiny_consorti
 
 
 def test_an_agent_holds_the_model_it_was_last_sent_for_each_arm_and_no_other(data: Path) -> None:
-    agent = Agent([data / A / "site.yaml"], PLAN)
+    agent = Agent(data / A / "site.yaml", PLAN)
     steps = np.full(MANIFEST.size, 7, np.int32)
     after = advance(INITIAL, steps)
 
@@ -350,7 +350,7 @@ def test_an_agent_holds_the_model_it_was_last_sent_for_each_arm_and_no_other(dat
 
 def test_a_crafted_model_is_not_held(data: Path) -> None:
     """Else its steps could be built upon, step by step, into what is refused when sent whole."""
-    agent = Agent([data / A / "site.yaml"], PLAN)
+    agent = Agent(data / A / "site.yaml", PLAN)
     bad = CRAFTED["trap weights"]
     agent.train(train_task(bad))
     task = train_task(encode_steps(np.zeros(MANIFEST.size, np.int32)), held_sha256=digest(bad))
@@ -363,12 +363,12 @@ def test_a_crafted_model_is_not_held(data: Path) -> None:
 def test_a_model_reached_by_steps_is_checked_like_one_sent_whole(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = Agent([data / A / "site.yaml"], PLAN)
+    agent = Agent(data / A / "site.yaml", PLAN)
     with pytest.raises(pytest.fail.Exception, match="data was read"):
         agent.train(train_task(INITIAL))
     steps = np.zeros(MANIFEST.size, np.int32)
     biases = float(np.abs(INITIAL[MANIFEST.part("head.bias")]).max())
-    steps[-1] = int(2 * MOST_GROWTH * max(biases, SMALL) / GRID)
+    steps[-1] = int(2 * MAX_GROWTH * max(biases, SMALL) / GRID)
     answer = agent.train(train_task(encode_steps(steps), held_sha256=digest(INITIAL)))
     assert isinstance(answer, Refusal)
     assert answer.code == "crafted-model"

@@ -22,13 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.agent import verification as guard_module
-from client.agent.tasks import agent_for, disk_is_full
+from client.agent.failures import disk_is_full
+from client.agent.tasks import agent_for
 from client.agent.verification import Guard, guard_for
 from client.site.approvals import approve
 from common.errors import ConfigError
 from common.model_file import load_model
 from common.models import build
-from common.signing import Statement, load_key, new_key, payload_sha256, public_text, sign, verify
+from common.signing import Statement, load_key, payload_sha256, sign, verify
 from common.weights import digest, manifest_of
 from common.wire import (
     DescribeTask,
@@ -43,11 +44,10 @@ from common.wire import (
     WireMessage,
     type_of,
 )
-from tests.client.agent.test_tasks import BASE, MARKER, ledger, rows, spellings
-from tests.conftest import SITES, TRAINING, settle, tiny_plan
+from tests.helpers.consortium import TRAINING, settle, tiny_plan
+from tests.helpers.site_agent import BASE, COORDINATOR, MARKER, OTHER, enrol, ledger, rows, spellings
 
 A, B, _ = TRAINING
-COORDINATOR, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (7, 8))
 PLAN = tiny_plan(name="guarded", arms=["federated", "federated_dp"], federation={"codec": "plain"})
 JSON = PLAN.canonical_json()
 METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
@@ -58,20 +58,6 @@ EVALUATE = EvaluateTask(
 )
 REHEARSE = DescribeTask(run="r", rehearse=True)
 drawn = iter(range(10**9))
-
-
-def enrol(site: Path, coordinator: Ed25519PrivateKey = COORDINATOR) -> Ed25519PrivateKey:
-    """What `fedqc site init` and `join` leave in a site's state folder; gives the site's signing key."""
-    state = site / "state"
-    key = new_key(state / "signing.key")
-    pinned = {
-        "federation": "qc",
-        "coordinator_key": public_text(coordinator),
-        "fingerprint": "",
-        "expires": "2099-01-01",
-    }
-    (state / "coordinator.json").write_text(json.dumps(pinned), encoding="utf-8")
-    return key
 
 
 @pytest.fixture
@@ -444,7 +430,7 @@ def test_a_failure_is_signed_and_noted_too(site: Path, monkeypatch: pytest.Monke
     for task in (TRAIN, PRIVATE, EVALUATE):
         assert code_of(ask(site, task)) == "site-failure"
     monkeypatch.setattr("client.agent.tasks.agent_for", fail)
-    for task in (DescribeTask(), REHEARSE, TRAIN):
+    for task in (DescribeTask(), REHEARSE, TRAIN):  # type: ignore[assignment]
         assert code_of(ask(site, task)) == "site-failure"
     assert len(noted(site)) == 6
     assert MARKER in (site / "state" / "site.log").read_text(encoding="utf-8")
@@ -709,13 +695,6 @@ def test_signed_and_unsigned_sites_train_the_same_bits(site: Path, data: Path) -
         Guard(str(site)).answer("Train", JSON, Envelope(payload=TRAIN.to_bytes()).to_bytes())
     )
     assert opened.payload == signed.to_bytes()
-
-
-def test_several_sites_in_one_guard_are_never_enrolled(site: Path, data: Path) -> None:
-    """The pooled baseline exists in simulation only: no coordinator's task may reach two sites' data at
-    once.
-    """
-    assert not guard_for(os.pathsep.join([str(site), str(data / SITES[1])])).enrolled
 
 
 def test_a_joined_site_whose_key_others_may_read_does_not_start(site: Path) -> None:

@@ -22,7 +22,7 @@ from common.errors import FedqcError
 from common.plan import read_plan
 from common.privacy import GaussianSteps
 from common.signing import load_key, public_text
-from tests.conftest import write_plan
+from tests.helpers.consortium import write_plan
 
 STEPS = GaussianSteps(noise_multiplier=20.0, sample_rate=1.0, steps=10)
 

@@ -21,7 +21,7 @@ import yaml
 from client.node.process import Status, read_node, supernode_command
 from client.site.isolation import Isolation
 from common.errors import ConfigError
-from tests.client.site.test_isolation import needs_landlock
+from tests.helpers.kernel import needs_landlock
 
 WALL = Isolation(holds=True, how="files confined")
 

@@ -26,9 +26,22 @@ from server.run.control_files import (
     write_order,
     write_outcome,
 )
-from server.run.progress import Live, read_live
+from server.run.observers import (
+    EvaluationBegan,
+    Live,
+    Notices,
+    Progress,
+    RoundClosed,
+    RunFinished,
+    SiteAnswered,
+    StageBegan,
+    StageGivenUp,
+    compose,
+    read_live,
+)
 from server.run_folder import RunFolder
-from tests.conftest import fedqc, tiny_plan
+from tests.helpers.command_line import fedqc
+from tests.helpers.consortium import tiny_plan
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -61,17 +74,33 @@ def test_a_failure_is_kept_until_the_next_order(tmp_path: Path) -> None:
     assert read_outcome(tmp_path, "r", "failure") is None
 
 
+def record(**changes: Any) -> dict[str, Any]:
+    """A line of rounds.jsonl, as far as observers read it."""
+    return {
+        "invited": ["hospital-a", "hospital-b"],
+        "answered": ["hospital-a", "hospital-b"],
+        "refused": {},
+        "failed": {},
+        "public": {"auroc": 0.75},
+        "claims": {},
+    } | changes
+
+
+def began(**changes: Any) -> StageBegan:
+    values: dict[str, Any] = {"stage": "federated_dp", "sites": ("hospital-a", "hospital-b"), "rounds": 6}
+    return StageBegan(**(values | {"rounds_done": 0} | changes))
+
+
+def closed(number: int, **changes: Any) -> RoundClosed:
+    return RoundClosed(stage="federated_dp", round=number, rounds=6, record=record(**changes))
+
+
 def test_watch_says_who_is_waited_for_and_what_is_spent(tmp_path: Path) -> None:
     live = Live(tmp_path, units=7)
-    live.update(
-        stage="federated_dp",
-        round=2,
-        rounds=6,
-        waiting=["hospital-b"],
-        done=1,
-        claims={"hospital-a": {"epsilon": 7.5}},
-    )
-    line = watch_line(read_live(tmp_path) | {"status": "running", "public": {"auroc": 0.75}})
+    live(began())
+    live(closed(1, claims={"hospital-a": {"epsilon": 7.5}}))
+    live(SiteAnswered(stage="federated_dp", round=2, rounds=6, site="hospital-a"))
+    line = watch_line(read_live(tmp_path) | {"status": "running"})
     for part in (
         "1/7",
         "federated_dp",
@@ -81,11 +110,41 @@ def test_watch_says_who_is_waited_for_and_what_is_spent(tmp_path: Path) -> None:
         "epsilon 7.50 for the whole run",
     ):
         assert part in line
+    live(EvaluationBegan(sites=("hospital-a",)))
+    assert read_live(tmp_path)["stage"] == "evaluation"
+    live(RunFinished(status="completed", models=1, sites=2))
+    assert (read_live(tmp_path)["done"], read_live(tmp_path)["waiting"]) == (2, [])
 
 
-def test_a_simulation_writes_no_live_file(tmp_path: Path) -> None:
-    Live(None, units=1).update(stage="x")
-    assert not list(tmp_path.iterdir())
+def test_a_site_is_reported_once_a_stage(tmp_path: Path) -> None:
+    sent: list[tuple[str, str, str]] = []
+    notices = Notices(lambda *notice: sent.append(notice))
+    failing = {"failed": {"hospital-a": "no-answer"}, "refused": {"hospital-b": {"code": "budget"}}}
+    for event in (began(), closed(1, **failing), closed(2, **failing)):
+        notices(event)
+    assert sent == [("silence", "hospital-a", "no-answer"), ("refusal", "hospital-b", "budget")]
+    notices(began())
+    notices(closed(1, **failing))
+    assert len(sent) == 4
+
+
+def test_progress_counts_what_an_earlier_attempt_did(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+    observe = compose(Progress(7), seen.append)
+    for event in (
+        began(rounds_done=2),
+        closed(3),
+        StageGivenUp(reason="federated_dp: failed", rounds_left=3),
+    ):
+        observe(event)
+    observe(RunFinished(status="partial", models=1, sites=2))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[3/7] federated_dp: round 3 of 6, 2 of 2 sites, public AUROC 0.750")
+    assert lines[1:] == ["federated_dp: failed", "[7/7] evaluation of 1 models at 2 sites"]
+    assert len(seen) == 4
+
+
+def test_a_run_without_a_state_has_just_started(tmp_path: Path) -> None:
     assert read_live(tmp_path)["stage"] == "start"
 
 

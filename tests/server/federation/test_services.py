@@ -33,8 +33,8 @@ from server.federation.services import (
     serve,
     superlink_answers,
 )
-from tests.conftest import ROOT
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import ROOT
+from tests.helpers.enrolment import a_request
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
@@ -213,7 +213,7 @@ class Running:
             self._keeper.start()
             self._keeper.keep()
         except FedqcError as error:
-            self.error = error
+            self.error = error  # type: ignore[assignment]
         finally:
             self._keeper.end()
 

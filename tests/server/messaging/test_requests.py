@@ -18,10 +18,10 @@ from common.errors import RunError
 from common.signing import Statement, payload_sha256, sign
 from common.wire import DescribeTask, Envelope, Refusal, SiteDescription, SiteReadiness, WireMessage
 from server.messaging import requests
-from server.messaging.requests import AWAY, MOST_LOST, MOST_QUESTIONS, Answer, ask, describe_sites, rehearse
+from server.messaging.requests import AWAY, MAX_ATTEMPTS, MAX_LOST, Answer, ask, describe_sites, rehearse
 from server.messaging.signatures import Question, Seal
 from server.simulation.local_grid import NODE_UNAVAILABLE, LocalGrid
-from tests.conftest import tiny_plan
+from tests.helpers.consortium import tiny_plan
 
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
 SITES = {1: "a", 2: "b", 3: "c"}
@@ -245,7 +245,7 @@ def test_a_node_that_is_there_and_never_answers_well_is_asked_a_bounded_number_o
         room.replies["b"] = away
         room.asked.clear()
         outcome(room.hear(patience_s=1e5, deadline_s=5e5))
-        assert room.times("b") == MOST_QUESTIONS
+        assert room.times("b") == MAX_ATTEMPTS
 
 
 def test_the_deadline_ends_the_waiting_and_who_is_away_by_then_is_named(room: Room) -> None:
@@ -353,7 +353,7 @@ def test_sites_introduce_themselves_in_the_order_of_their_names(room: Room) -> N
     assert [(site.node, site.name) for site in sites] == [(1, "a"), (2, "b"), (3, "c")]
 
 
-@pytest.mark.parametrize(("lost", "heard"), [(MOST_LOST - 1, "SiteDescription"), (MOST_LOST, "bad-message")])
+@pytest.mark.parametrize(("lost", "heard"), [(MAX_LOST - 1, "SiteDescription"), (MAX_LOST, "bad-message")])
 def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(
     room: Room, monkeypatch: pytest.MonkeyPatch, lost: int, heard: str
 ) -> None:

@@ -27,14 +27,14 @@ from common.plan import RunPlan
 from common.signing import Statement, load_key, payload_sha256, sign
 from common.weights import manifest_of
 from common.wire import Envelope, Refusal, SiteDescription, SiteUpdate, message_type, type_of
-from server.app import _serve_order
 from server.federation.notify import Notify
 from server.messaging.signatures import Seal
 from server.run.conduct import conduct
 from server.run.control_files import Order, read_outcome, write_order
+from server.run.order import serve_order
 from server.run_folder import RunFolder
-from tests.client.agent.test_verification import COORDINATOR, OTHER, enrol
-from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.site_agent import COORDINATOR, OTHER, enrol
 
 A, B, C = TRAINING
 MANIFEST = manifest_of(build("small_cnn").state_dict())
@@ -74,7 +74,7 @@ def turning(turn: Turn, kind: str = "train") -> Callable[[Message, Message], Mes
         if answer.has_error() or question.metadata.message_type != kind:
             return None
         turned = turn(question, Envelope.from_record(answer.content))
-        return turned and Message(content=turned.to_record(), reply_to=question)
+        return turned and Message(content=turned.to_record(), reply_to=question)  # type: ignore[return-value]
 
     return tamper
 
@@ -366,7 +366,7 @@ def federation(enrolled: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "server.federation.registry.site_keys", lambda _: seal_of(enrolled, tiny_plan()).sites
     )
     monkeypatch.setattr(
-        "server.app.tell",
+        "server.run.order.tell",
         lambda _, **event: told.append({key: value for key, value in event.items() if key != "run"}),
     )
     told: list[dict[str, str]] = []
@@ -378,7 +378,7 @@ def federation(enrolled: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def serve(enrolled: Consortium, federation: Any, plan: RunPlan, **order: Any) -> Path:
     path = federation.folder / "runs" / "one"
     write_order(federation.folder, "one", Order(**{"wait_s": 0.0} | order))
-    _serve_order(enrolled.grid(plan, path), plan, path, federation)
+    serve_order(enrolled.grid(plan, path), plan, path, federation)
     return path
 
 
@@ -442,7 +442,7 @@ def test_a_site_that_falls_silent_is_told_of_once(enrolled: Consortium, federati
 def test_why_a_run_could_not_go_on_is_written_down_without_the_text_of_a_bug(
     enrolled: Consortium, federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])
+    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])  # type: ignore[index]
     with pytest.raises(KeyError):
         serve(enrolled, federation, tiny_plan())
     failure = read_outcome(federation.folder, "one", "failure")

@@ -12,7 +12,7 @@ from flwr.supercore.run import RunNotRunningException
 
 from common.errors import RunError
 from common.plan import parse_plan
-from server import app
+from server.run import order
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,19 @@ def test_each_end_has_its_code(
         raise raised
 
     monkeypatch.setattr(
-        app, "read_order", lambda *_: SimpleNamespace(mode="start", wait_s=1, accept_missing=False)
+        order, "read_order", lambda *_: SimpleNamespace(mode="start", wait_s=1, accept_missing=False)
     )
-    monkeypatch.setattr(app, "rehearse", fail)
-    monkeypatch.setattr(app, "write_outcome", lambda folder, run, kind, value: written.update({kind: value}))
+    monkeypatch.setattr(order, "rehearse", fail)
     monkeypatch.setattr(
-        app, "tell", lambda where, *, event, run, site, detail: told.append(f"{event} {detail}")
+        order, "write_outcome", lambda folder, run, kind, value: written.update({kind: value})
+    )
+    monkeypatch.setattr(
+        order, "tell", lambda where, *, event, run, site, detail: told.append(f"{event} {detail}")
     )
     monkeypatch.setattr("server.federation.registry.EnrolledKeys", lambda federation: {})
     federation: Any = SimpleNamespace(folder=tmp_path, signing_key=lambda: None, notify=None)
     with pytest.raises(type(raised)):
-        app._serve_order(
+        order.serve_order(
             SimpleNamespace(), parse_plan({"name": "x", "arms": ["federated"]}), tmp_path / "run", federation
         )  # type: ignore[arg-type]
     assert told == [f"failed {code}"]

@@ -1,0 +1,131 @@
+"""The pooled baseline of a simulation: one node that trains on the images of several sites.
+
+`app` answers for every node of a simulation: for a node with `pooled-sites` in its config it trains on all of
+them together, any other node is a hospital's `client.app`. No hospital loads this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import numpy as np
+from flwr.app import Context, Message
+
+from client.agent.failures import refusal_for
+from client.agent.tasks import (
+    Agent,
+    Job,
+    ReceivedModels,
+    TrainingSlices,
+    UpdateOwner,
+    agent_for,
+    site_update,
+    train_without_noise,
+    training_slices,
+)
+from client.agent.verification import plan_of
+from client.app import answer
+from client.app import app as hospital_app
+from common.arms import POOLED
+from common.errors import RunError
+from common.plan import RunPlan
+from common.wire import (
+    DescribeTask,
+    Envelope,
+    SiteDescription,
+    SiteUpdate,
+    TrainTask,
+    WireMessage,
+    type_of,
+)
+
+MEMBERS = "pooled-sites"
+"""Key of the node config: paths of site.yaml files, joined by the path separator."""
+NAME = POOLED
+"""Of the pooled site: that of its arm."""
+
+
+def app(message: Message, context: Context) -> Message:
+    """Answer a message as the node of `context`."""
+    if MEMBERS not in context.node_config:
+        return hospital_app(message, context)
+    return answer(message, context, _ask)
+
+
+def _ask(envelope: Envelope, context: Context) -> Envelope:
+    plan = plan_of(str(context.run_config["plan"]))
+    pooled = pooled_sites(str(context.node_config[MEMBERS]), plan)
+    return Envelope(payload=pooled.answer(envelope.payload).to_bytes())
+
+
+@functools.lru_cache(maxsize=8)
+def pooled_sites(site_yamls: str, plan: RunPlan) -> PooledSites:
+    """One pooled baseline a plan, kept between rounds."""
+    return PooledSites([agent_for(path, plan) for path in site_yamls.split(os.pathsep)], plan)
+
+
+class PooledSites:
+    """Several sites as one: describes itself and trains without noise; it is never scored."""
+
+    def __init__(self, agents: list[Agent], plan: RunPlan) -> None:
+        self._agents, self._plan = agents, plan
+        self._models = ReceivedModels(plan)
+
+    def answer(self, payload: bytes) -> WireMessage:
+        """The answer to the bytes of a task, or a refusal."""
+        run = ""
+        try:
+            if type_of(payload) == DescribeTask.__name__:
+                return self.describe()
+            task = TrainTask.from_bytes(payload)
+            run = task.run
+            return self.train(task)
+        except Exception as failure:
+            return refusal_for(failure, site=NAME, run=run, state=self._agents[0].state, plan=self._plan)
+
+    def describe(self) -> SiteDescription:
+        """The first site's description, with the names of all and the sum of their patients."""
+        described = self._agents[0].describe()
+        assert isinstance(described, SiteDescription)
+        return described.model_copy(
+            update={
+                "site": NAME,
+                "members": tuple(agent.name for agent in self._agents),
+                "nominal_patients": self._num_patients,
+            }
+        )
+
+    def train(self, task: TrainTask) -> SiteUpdate:
+        """Train one round on the training slices of all sites.
+
+        Raises:
+            RefusedError: the policy of a site does not permit training without noise.
+            RunError: the task is private (code `bad-message`).
+        """
+        if task.private:
+            raise RunError("the pooled baseline is not private", code="bad-message")
+        for agent in self._agents:
+            agent.admit(private=False)
+        base = self._models.receive(task)
+        for agent in self._agents:
+            agent.record_non_private(task)
+        steps = train_without_noise(self._plan, task, base, NAME, self._slices(), Job())
+        return site_update(
+            self._plan, task, base, steps, UpdateOwner(name=NAME, nominal_patients=self._num_patients)
+        )
+
+    @property
+    def _num_patients(self) -> int:
+        return sum(agent.site.nominal_patients for agent in self._agents)
+
+    def _slices(self) -> TrainingSlices:
+        """The training slices of all sites, side by side, in the order of the sites."""
+        parts = [training_slices(agent.cohort()) for agent in self._agents]
+        if len(parts) == 1:
+            return parts[0]
+        images, modality, labels = (
+            np.concatenate([getattr(part, name)[part.rows] for part in parts])
+            for name in ("images", "modality", "labels")
+        )
+        return TrainingSlices(images=images, modality=modality, labels=labels, rows=np.arange(len(images)))

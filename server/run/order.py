@@ -1,0 +1,72 @@
+"""Carry out an order of `fedqc run`: rehearse the plan, train it if asked, record the outcome."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.plan import RunPlan
+from server.federation.notify import tell
+from server.messaging.flower import FAILURES, Grid, as_fedqc_error
+from server.messaging.requests import rehearse
+from server.messaging.signatures import Seal
+from server.run.conduct import check_names, conduct
+from server.run.control_files import being_run, failure_of, read_order, write_outcome
+from server.run.observers import Notices
+from server.run.rehearsal import admit, rehearsed
+
+if TYPE_CHECKING:
+    from server.federation.registry import Federation
+
+
+def carry_out(grid: Grid, plan: RunPlan, path: Path) -> None:
+    """Run `plan` into the run folder `path`.
+
+    A run folder under a federation's folder is run by its order, with its keys. Elsewhere (`flwr run` on
+    nodes without a federation) nothing is signed.
+
+    Raises:
+        FedqcError: the run failed; it can be resumed.
+    """
+    if not (path.parent.parent / "federation.yaml").is_file():
+        conduct(grid, plan, path)
+        return
+    from server.federation.registry import Federation
+
+    federation = Federation.open(path.parent.parent)
+    with being_run(federation.folder, path.name):
+        serve_order(grid, plan, path, federation)
+
+
+def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -> None:
+    """Rehearse, and train unless the order asks for the rehearsal only.
+
+    The result of the rehearsal, and the failure if there is one, are written where `fedqc run` reads them.
+
+    Raises:
+        FedqcError: the run failed; also what Flower and its transport raise.
+    """
+    from server.federation.registry import EnrolledKeys
+
+    run = path.name
+
+    def notify(event: str, site: str = "", detail: str = "") -> None:
+        tell(federation.notify, event=event, run=run, site=site, detail=detail)
+
+    order = read_order(federation.folder, run)
+    try:
+        check_names(plan)
+        seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=EnrolledKeys(federation))
+        answers = rehearse(grid, seal, expected=len(seal.sites), deadline_s=order.wait_s)
+        check = rehearsed(plan, answers, list(seal.sites))
+        write_outcome(federation.folder, run, "check", check)
+        if order.mode == "check":
+            return
+        admit(plan, check, accept_missing=order.accept_missing)
+        folder = conduct(grid, plan, path, seal=seal, observers=(Notices(notify),))
+    except FAILURES as error:
+        failure = as_fedqc_error(error, run)
+        write_outcome(federation.folder, run, "failure", failure_of(failure))
+        notify("failed", detail=failure.code)
+        raise
+    notify(str(folder.manifest["status"]))
