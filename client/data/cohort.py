@@ -91,7 +91,7 @@ class Cohort:
     labels: np.ndarray  # float32 (n, artifacts): 1, 0, or nan = not assessed or cannot occur
     severities: np.ndarray  # float32 (n, artifacts), nan where unknown
     patients: np.ndarray  # int64 (n,), 0 .. number of patients - 1
-    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test
+    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test; -1: opted out since
     numbers: np.ndarray  # int64 (n,), file numbers
     vendors: tuple[str, ...]  # manufacturer of each slice, as its header says; local
     records: tuple[SliceRecord, ...]

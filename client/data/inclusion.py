@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,16 +35,13 @@ from client.data.opt_outs import is_patient_id, read_opt_outs
 from client.dicom.cache import Slices
 from client.dicom.index import SliceRecord, patient_pseudonyms
 from client.dicom.patients import AS_WRITTEN, PatientRule, is_listed, near_forms, normalised
+from client.site.policy import ETHICS_FIELDS
 from common.artifacts import MODALITIES, Modality
-from common.errors import ConfigError, RefusedError
-from common.names import SiteKind
+from common.errors import ConfigError
 from common.strict import StrictModel, describe_all, strict_yaml
 
 MAX_BYTES = 1 << 20
 OLD_AGE_KEYS = {"least": "min", "most": "max"}
-_UNSTATED = frozenset(
-    {"none", "na", "tbd", "todo", "pending", "unknown", "null", "x", "xxx", "无", "待定", "未知"}
-)
 ADMISSION_CODES: dict[str, str] = {
     "opted-out": "the patient is on the opt-out list",
     "rule-modality": "another modality than the cohort's",
@@ -114,6 +110,11 @@ class CohortRules(StrictModel):
     exclude: Exclude = Exclude()
     opt_out: _Words = ()
     opt_out_file: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def ethics(self) -> dict[str, str]:
+        """Reference of the ethics approval, and consent basis."""
+        return {name: str(getattr(self, name)) for name in ETHICS_FIELDS}
 
     @field_validator("opt_out")
     @classmethod
@@ -253,38 +254,6 @@ def read_rules(folder: Path) -> CohortRules:
             code="bad-cohort",
             hint="docs/data.md shows every field",
         ) from None
-
-
-def missing_ethics(kind: SiteKind, rules: CohortRules) -> tuple[str, ...]:
-    """The fields of cohort.yaml without which a hospital takes part in nothing; () for other kinds of
-    site.
-    """
-    if kind != "hospital":
-        return ()
-    return tuple(
-        name for name in ("ethics_approval", "consent_basis") if not _is_stated(str(getattr(rules, name)))
-    )
-
-
-def admit_ethics(kind: SiteKind, rules: CohortRules) -> None:
-    """Refuse the work of a hospital whose cohort.yaml lacks ethics approval or consent basis.
-
-    Raises:
-        RefusedError: code `ethics-missing`; the public reason is a function of cohort.yaml only.
-    """
-    if missing := missing_ethics(kind, rules):
-        raise RefusedError(
-            f"cohort.yaml: {' and '.join(missing)} must be stated at a hospital",
-            code="ethics-missing",
-            public_reason="this hospital has not stated its ethics approval and consent basis",
-            hint="fill in ethics_approval and consent_basis of cohort.yaml",
-        )
-
-
-def _is_stated(text: str) -> bool:
-    """Whether a text says something: not blank, not punctuation, not a word for nothing."""
-    word = "".join(letter for letter in unicodedata.normalize("NFKC", text).casefold() if letter.isalnum())
-    return bool(word) and word not in _UNSTATED
 
 
 def has_old_age_keys(folder: Path) -> bool:

@@ -122,7 +122,7 @@ def _rows_of(text: str, path: Path) -> list[list[str]]:
     kept = [_COMMENT.sub("", line) for line in lines]
     if kept and re.fullmatch(r"\s*\"?sep=.\"?\s*", kept[0], re.IGNORECASE):
         kept[0] = ""
-    filled = [line for line in kept if line.strip()]
+    filled = [line.strip() for line in kept if line.strip()]
     delimiter = next((one for one in _DELIMITERS if filled and one in filled[0]), "")
     if not delimiter:
         delimiter = next((one for one in _DELIMITERS if any(one in line for line in filled)), "")

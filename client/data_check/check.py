@@ -27,7 +27,7 @@ from client.data.cohort import (
     intake_report,
     open_slices,
 )
-from client.data.inclusion import OptOuts, has_old_age_keys, missing_ethics
+from client.data.inclusion import OptOuts, has_old_age_keys
 from client.data_check import screening
 from client.data_check.profile import (
     Acquisition,
@@ -46,6 +46,7 @@ from client.dicom.patients import AS_WRITTEN, alike, of_several_people, without_
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
 from client.site.config import SiteConfig, site_key
+from client.site.policy import missing_ethics
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError
 from common.plan import DEFAULT_SPLIT
@@ -529,7 +530,7 @@ def _on_consent(subject: Subject) -> list[Finding]:
         return []
     found = []
     rules, opt_outs = subject.found.admission.rules, subject.found.admission.opt_outs(subject.slices)
-    if missing := missing_ethics(subject.found.site.kind, rules):
+    if missing := missing_ethics(subject.found.site.kind, rules.ethics):
         found.append(Finding(code="ethics-missing", level="warning", values={"fields": ", ".join(missing)}))
     if opt_outs.near:
         found.append(Finding(code="opt-out-alike", level="warning", values={"patients": opt_outs.near}))

@@ -23,8 +23,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
-from pydicom.charset import convert_encodings, decode_bytes
 
+from common.names import Unit
 from common.strict import StrictModel
 
 Fallback = Literal["name-and-birth-date", "study"]
@@ -78,7 +78,7 @@ class PatientRule(StrictModel):
     join: Annotated[tuple[Join, ...], Field(strict=False)] = ()  # differences that are one patient
 
     @property
-    def unit(self) -> Literal["patient", "study"]:
+    def unit(self) -> Unit:
         """The unit of privacy: whose contribution is bounded and hidden by the noise."""
         return "study" if self.fallback == "study" else "patient"
 
@@ -296,6 +296,8 @@ def _decoded(data: bytes, encoding: str) -> str | None:
 
 
 def _declared(data: bytes, charset: str) -> str | None:
+    from pydicom.charset import convert_encodings, decode_bytes  # site.yaml is read without it
+
     if not charset.strip():
         return None
     try:

@@ -270,9 +270,12 @@ def privacy_line(run: Mapping[str, Any]) -> str:
     if not spent:
         return f"{arms}: NO GUARANTEE"
     delta = max(claim["delta"] for claim in given)
-    return (
-        f"{arms}: epsilon {spent} by site, delta {delta:g}, per {given[0]['unit']}, {given[0]['adjacency']}"
-    )
+    return f"{arms}: epsilon {spent} by site, delta {delta:g}, per {units_of(given)}, {given[0]['adjacency']}"
+
+
+def units_of(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The units of privacy of several sites: `patient`, `study`, or `patient or study`."""
+    return " or ".join(sorted({claim["unit"] for claim in claims}))
 
 
 def _epsilon(*runs: Mapping[str, Any]) -> str:

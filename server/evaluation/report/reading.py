@@ -181,7 +181,7 @@ class Reading:
             "privacy.tag",
             epsilon=self._epsilon(),
             delta=plain(max(claim["delta"] for claim in given)),
-            unit=given[0]["unit"],
+            unit=" or ".join(sorted({claim["unit"] for claim in given})),
             adjacency=given[0]["adjacency"],
         )
 

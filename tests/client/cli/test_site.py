@@ -57,6 +57,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     words = ["--name", "hospital-a", "--images", tmp_path / "images", "--labels", tmp_path / "labels.csv"]
     words += ["--nominal-patients", 200, "--cohort", "c1", "--level", "usual", "--yes"]
+    words += ["--ethics-approval", "2026-17", "--consent-basis", "broad consent"]
     done("init", "--site", folder, *words)
     return folder
 

@@ -532,6 +532,7 @@ def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None
         "coordinator",
         "modes",
         "data",
+        "ethics",
         "policy",
     }
     assert exit_status(checks) == 2
