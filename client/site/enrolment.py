@@ -260,7 +260,8 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         write_yaml(  # last: a folder with a site.yaml is complete
             folder / "site.yaml",
             values,
-            comment="Stays here; only name, kind, nominal_patients and stand_in are sent to the coordinator.",
+            comment="Stays here; only name, kind, nominal_patients, stand_in and the unit of privacy\n"
+            "(patient or study) are sent to the coordinator.",
         )
     except BaseException as error:
         for path in made:
