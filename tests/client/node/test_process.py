@@ -22,14 +22,9 @@ from client.node.process import Status, read_node, supernode_command
 from client.site.isolation import Isolation
 from common.errors import ConfigError
 from tests.helpers.kernel import needs_landlock
+from tests.helpers.ports import free_port
 
 WALL = Isolation(holds=True, how="files confined")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
