@@ -100,7 +100,9 @@ def scale(difference: Tensor, images: Tensor, params: Sequence[BeamHardening]) -
         if values.numel() < 50:
             scaled.append(torch.zeros_like(change))
             continue
-        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(max=one.max_gain * one.severity)
+        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(
+            max=one.max_gain * one.severity
+        )
         limit = max(2 * one.depth_hu, 1e-3)
         bands = limit * torch.tanh((change - one.centring * values.mean() * matter) * (gain / limit))
         scaled.append(bands * (1 - 0.8 * calibrated))
