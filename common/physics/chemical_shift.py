@@ -237,8 +237,8 @@ def fat_share(images: Tensor) -> Tensor:
 
 def _whole(layer: Tensor, bright: Tensor, reach_px: int) -> Tensor:
     """A layer without holes and islands, as a share 0..1: of the bright pixels nearby more than 80 % must be
-    of the layer for a full share, and 40 % for any. Where the layer ends within bright tissue its share fades,
-    so that the displaced fat leaves no hole with a straight edge.
+    of the layer for a full share, and 40 % for any. Where the layer ends within bright tissue its share
+    fades, so that the displaced fat leaves no hole with a straight edge.
     """
     width = 2 * reach_px + 1
     marked, of = (
