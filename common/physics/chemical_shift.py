@@ -223,8 +223,8 @@ def fat_share(images: Tensor) -> Tensor:
     # the walk stops where it is dark, or at its limit where it is still bright: there it was no layer. Where
     # what goes on being bright is solid (a tumour, liver) and not a bridge (a vein), nothing above it counts
     stopped_at_limit = _grown(kept) & bright & ~kept
-    half, solid = depth_px // 2, bright & ~kept
-    solid = _spread(~_spread(~solid, half // 2), half // 2)
+    half = depth_px // 2
+    solid = _spread(~_spread(~bright, half), half)
     spread = _walked(stopped_at_limit, kept, half) | _walked(stopped_at_limit & solid, kept, depth_px)
     layer = kept & ~spread
     # beneath the layer the signal must fall to half of what it is in the layer, and not only in its last

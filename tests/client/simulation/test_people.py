@@ -110,7 +110,7 @@ def test_as_many_patients_as_people_each_at_one_site_and_in_one_part(made: tuple
 
 
 def test_a_person_has_one_version_in_all_slices(made: tuple[Path, Path]) -> None:
-    versions = Counter()
+    versions: Counter[tuple[str, ...]] = Counter()
     for site in sorted(made[1].iterdir()):
         by_patient: dict[str, set[tuple[str, ...]]] = {}
         lines = [json.loads(line) for line in (site / "injected.jsonl").read_text().splitlines()]
@@ -388,5 +388,5 @@ def test_real_people_are_patients(folder: str, people: int, tmp_path: Path) -> N
 def test_errors_are_ours() -> None:
     for more in ({"sites": 27}, {"artifacts": ["gost"]}, {"severities": [0.1, 0.2, 0.3]}):
         with pytest.raises(FedqcError) as refused:
-            deal_of(**{"sites": 1, "seed": 1} | more)  # type: ignore[arg-type]
+            deal_of(**{"sites": 1, "seed": 1} | more)
         assert refused.value.hint
