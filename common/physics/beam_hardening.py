@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from common.physics import ct
-from common.physics.acquisition import MAX_HARDENING_GAIN as MAX_GAIN
-from common.physics.acquisition import Acquisition, uniform
+from common.physics.acquisition import MAX_HARDENING_GAIN, Acquisition, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class BeamHardening:
     centring: float
     """Share of the mean change in soft tissue that calibration removes."""
     pixel_spacing_mm: float
-    max_gain: float = MAX_GAIN
+    max_gain: float = MAX_HARDENING_GAIN
     """At severity 1."""
 
 
