@@ -136,7 +136,7 @@ def test_fat_is_found_under_the_skin_and_not_in_the_brain() -> None:
 
 
 def enhancing(*, centre: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A brain with a tumour nearly as bright as fat, whose centre lies at `centre` half-axes, and where it is."""
+    """A brain with a tumour nearly as bright as fat, `centre` half-axes from the middle, and where it is."""
     y, x = torch.arange(128)[:, None] - 64.0, torch.arange(128)[None, :] - 64.0 - centre * 0.7 * 64
     tumour = torch.sqrt(y**2 + x**2) < 14
     inside = torch.sqrt((y / 54.4) ** 2 + (x + centre * 44.8) ** 2 / 44.8**2) < 0.98
