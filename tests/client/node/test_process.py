@@ -139,7 +139,8 @@ def test_the_node_cannot_open_an_image_and_the_control_can(site: Path, tmp_path:
     (site / "node" / "new").write_bytes(b"x")
     (site / "run" / "new").write_bytes(b"x")
     print(tried(site / "images" / "1.dcm"), tried(Path(sys.argv[3])), tried(site / "node" / "new"))
-    print(subprocess.run([sys.executable, "-c", "import flwr, grpc, client.app, client.node.supernode; print('loads')"],
+    loading = "import flwr, grpc, client.app, client.node.supernode; print('loads')"
+    print(subprocess.run([sys.executable, "-c", loading],
                          cwd=site / "node", capture_output=True, text=True).stdout)
     """
     (tmp_path / "home").write_text("mine")
