@@ -245,7 +245,9 @@ def tried():
         lambda: (allowed / "mine").write_bytes(b"x"),
         lambda: (allowed / "mine").read_bytes(),
         lambda: subprocess.run(
-            [sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"], check=True, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"],
+            check=True,
+            stderr=subprocess.DEVNULL,
         ),
         lambda: (allowed / "way" / "image.dcm").read_bytes(),
     ):
