@@ -39,7 +39,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -33,6 +32,7 @@ from server.federation.registry import Federation, approve, revoke
 from server.federation.services import environment, superlink_answers
 from tests.helpers.command_line import FEDQC, fedqc
 from tests.helpers.enrolment import a_request
+from tests.helpers.ports import free_port
 from tests.helpers.proxy_probe import TRICKS, answers, head
 
 pytestmark = [
@@ -42,12 +42,6 @@ pytestmark = [
         reason="nginx is not installed",
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

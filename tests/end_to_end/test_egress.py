@@ -48,7 +48,8 @@ from common import wire
 from common.signing import Statement
 from common.weights import decode_steps
 from common.wire import Envelope, type_of
-from tests.helpers.rig import LIMIT_S, Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.ports import free_port
+from tests.helpers.rig import LIMIT_S, Deployment, deployed_plan, wait_until
 from tests.helpers.wire import LEAVES_A_HOSPITAL
 
 CAN_RUN = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nsenter") is not None

@@ -90,7 +90,8 @@ from tests.helpers.hospital import (
     small_disk,
     wrong_servers,
 )
-from tests.helpers.rig import NGINX, Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.ports import free_port
+from tests.helpers.rig import NGINX, Deployment, deployed_plan, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
 

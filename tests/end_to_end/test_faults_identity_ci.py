@@ -272,7 +272,8 @@ def test_f16_hostile_plans_are_refused_before_data_is_read(hospital: Hospital, o
             isinstance(said, SiteReadiness) and said.arms["federated_dp"] != "accept"
         ), said
     # the control: the honest plan, asked in the same way, reads data and is charged
-    assert code_of(hospital.ask(train("honest"))) == "SiteUpdate"
+    other = PLAN.model_copy(update={"question": "the honest plan, in words new to this agent"})
+    assert code_of(hospital.ask(train("honest"), other.canonical_json())) == "SiteUpdate"
     assert opened.now()
     assert len(hospital.rows()) == len(before) + 1
 

@@ -34,7 +34,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from server.federation.registry import Federation
 from server.run.control_files import is_being_run
 from tests.helpers.faulty import A, B, C, Faulty, one_error, plan_of
-from tests.helpers.rig import LIMIT_S, NGINX, free_port, wait_until
+from tests.helpers.ports import free_port
+from tests.helpers.rig import LIMIT_S, NGINX, wait_until
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import yaml
 from client.ipc.client import agent_health
 from client.site.isolation import _in_a_child, _leave_the_network
 from common.cli import SILENT
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -99,12 +99,6 @@ def until(is_so: Callable[[], bool], seconds: float, what: Callable[[], str]) ->
     while not is_so():
         assert time.monotonic() < end, what()
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def landlock_is_there() -> bool:

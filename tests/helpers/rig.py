@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from common.cli import SILENT, main
 from common.plan import RunPlan
 from tests.helpers.command_line import FEDQC
 from tests.helpers.consortium import tiny_plan
+from tests.helpers.ports import free_port
 
 MARK = "FEDQC_RIG"
 """Set in the environment of everything a deployment starts, and inherited: so each process is found again,
@@ -52,19 +52,6 @@ def deployed_plan(**changes: Any) -> RunPlan:
         "federation": {"deadline_s": 120},
     }
     return tiny_plan(**(values | changes))
-
-
-def free_port() -> int:
-    """A port that no process uses, below those that Linux hands out to outgoing connections. Each test
-    process draws from a range of its own.
-    """
-    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
-    first = 20_000 + 1000 * process
-    while True:
-        port = secrets.choice(range(first, first + 1000))
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            return port
 
 
 def wait_until(

@@ -140,7 +140,6 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- what comes in
-# ----------------------------------------------------------------------------------------------------------------------
 
 ZEROS = TRAIN.model_copy(update={"base": np.zeros_like(BASE)})
 OTHER_PLAN = tiny_plan(name="guarded", arms=["federated"], training={"rounds": 9})
@@ -331,7 +330,6 @@ def test_whatever_comes_in_a_signed_refusal_goes_out(site: Path, method: str, pl
 
 
 # --- policy
-# -----------------------------------------------------------------------------------------------------------------------------
 
 OPEN = {"allow_non_private": True, "evaluation": "synthetic", "max_epsilon": 1000.0}
 
@@ -376,7 +374,6 @@ def test_a_change_of_policy_counts_from_the_next_question(site: Path) -> None:
 
 
 # --- what goes out
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_signed_over_its_final_bytes_and_noted_before_it_leaves(site: Path) -> None:
@@ -517,7 +514,6 @@ def test_a_site_that_may_not_be_scored_still_gets_the_model(site: Path) -> None:
 
 
 # --- nothing leaves beside the answer
-# ---------------------------------------------------------------------------------------------------
 
 
 def marked_labels(site: Path) -> None:
@@ -578,7 +574,6 @@ def test_no_path_no_name_and_no_exception_text_is_in_any_answer(
 
 
 # --- disk full
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 class FullDisk:
@@ -675,7 +670,6 @@ def test_only_a_full_disk_is_a_full_disk(failure: Exception | None, full: bool) 
 
 
 # --- a folder that never joined
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_never_joined_has_nothing_to_verify_and_notes_nothing(data: Path) -> None:

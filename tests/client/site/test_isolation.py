@@ -72,7 +72,8 @@ def test_a_child_is_behind_the_wall_too(listener: int) -> None:
     code = """
     import subprocess, sys
     from client.site.isolation import isolate_network
-    child = [sys.executable, "-c", "import socket, sys; print(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))", sys.argv[1]]
+    code = "import socket, sys; print(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))"
+    child = [sys.executable, "-c", code, sys.argv[1]]
     subprocess.run(child)
     sys.stdout.flush()
     assert isolate_network().holds
@@ -243,7 +244,11 @@ def tried():
         lambda: (readable / "text").read_bytes(),
         lambda: (allowed / "mine").write_bytes(b"x"),
         lambda: (allowed / "mine").read_bytes(),
-        lambda: subprocess.run([sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"], check=True, stderr=subprocess.DEVNULL),
+        lambda: subprocess.run(
+            [sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        ),
         lambda: (allowed / "way" / "image.dcm").read_bytes(),
     ):
         try:
@@ -292,7 +297,8 @@ def test_another_process_cannot_be_used_to_read(tmp_path: Path) -> None:
     from client.site.isolation import confine_files
     other, secret = int(sys.argv[1]), Path(sys.argv[2])
     def tried():
-        for way in (f"/proc/{{other}}/root{{secret}}", f"/proc/{{other}}/cwd/image.dcm", f"/proc/{{other}}/fd/0", f"/proc/{{other}}/mem"):
+        ways = (f"/proc/{{other}}/root{{secret}}", f"/proc/{{other}}/cwd/image.dcm")
+        for way in (*ways, f"/proc/{{other}}/fd/0", f"/proc/{{other}}/mem"):
             try:
                 open(way, "rb").close()
                 print("yes")
@@ -304,7 +310,8 @@ def test_another_process_cannot_be_used_to_read(tmp_path: Path) -> None:
         except OSError:
             print("no")
     tried()
-    assert confine_files([Path(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/proc")], [Path({str(folders[0])!r})]).holds
+    readable = [Path(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/proc")]
+    assert confine_files(readable, [Path({str(folders[0])!r})]).holds
     tried()
     """
     with (folders[1] / "image.dcm").open("rb") as held:

@@ -37,6 +37,7 @@ from server.federation.nginx import (
     nginx_configuration,
 )
 from server.federation.registry import Federation
+from tests.helpers.ports import free_port
 from tests.helpers.proxy_probe import TRICKS, answers, connect, head
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
@@ -124,12 +125,6 @@ def nginx(federation: Federation, text: str, folder: Path) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:

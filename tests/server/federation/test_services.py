@@ -35,18 +35,13 @@ from server.federation.services import (
 )
 from tests.helpers.command_line import ROOT
 from tests.helpers.enrolment import a_request
+from tests.helpers.ports import free_port
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
     reason="nginx is not installed",
 )
 SLEEP = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

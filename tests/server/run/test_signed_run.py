@@ -100,7 +100,6 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 # --- the same bits
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_signed_run_is_the_unsigned_run_in_every_weight(
@@ -152,7 +151,6 @@ def test_a_signed_run_that_was_stopped_goes_on_to_the_same_bits(enrolled: Consor
 
 
 # --- codecs
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_plain_and_lossless_runs_give_the_same_bits_and_lossless_moves_fewer_bytes(
@@ -232,7 +230,6 @@ def test_a_codec_of_another_plan_costs_its_site_only(consortium: Consortium, tmp
 
 
 # --- nobody speaks for another
-# ----------------------------------------------------------------------------------------------------------
 
 
 def key_of(consortium: Consortium, name: str) -> Ed25519PrivateKey:
@@ -356,7 +353,6 @@ def test_sites_that_joined_another_coordinator_do_nothing_for_this_one(
 
 
 # --- what `fedqc run` asks for
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
