@@ -274,6 +274,8 @@ def _slices(store: _Store, wanted: _Wanted, *, built: bool) -> Slices:
 
 def _index_of(store: _Store, records: Sequence[SliceRecord], wanted: _Wanted, opted_out: Set[str]) -> str:
     """The index version: that of the last index where nothing but opt-outs came since, else a new one."""
+    if not opted_out:
+        return _fingerprint(records, wanted)
     before: dict[str, str] = json.loads(store.meta(f"members:{wanted.size}") or "{}")
     now = _members(records, wanted.key)
     gone = before.keys() - now.keys()
