@@ -15,12 +15,13 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import client.dicom.cache as cache_module
-from client.dicom.cache import is_prepared, load_or_build
+from client.dicom.cache import ADMIT_ALL, is_prepared, load_or_build
 from client.dicom.dicom import read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import SliceRecord
@@ -61,6 +62,12 @@ class WithoutPatient:
 
     def digest(self) -> str:
         return self.patient
+
+    def kept_text(self, header: dict[str, Any], /) -> dict[str, str]:
+        return ADMIT_ALL.kept_text(header)
+
+    def text_digest(self) -> str:
+        return ADMIT_ALL.text_digest()
 
 
 def folder(root: Path, count: int = 5) -> Path:
@@ -259,6 +266,7 @@ KILLED = """
 import sys, os, signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import client.dicom.cache as cache
 cache._COMMIT_S = 0.0
 def progress(stage, done, total):
