@@ -125,7 +125,7 @@ def test_simulated_slices_are_derived_and_still_used(tmp_path: Path) -> None:
 
 
 def test_how_a_slice_was_acquired_is_written(tmp_path: Path) -> None:
-    """Injected susceptibility uses the physics of the sequence: a spin echo must not become a gradient echo."""
+    """Injected susceptibility uses the physics of the sequence: a spin echo stays one."""
     common = {
         "pixel_spacing_mm": 1.0,
         "patient_id": "P1",
