@@ -61,7 +61,7 @@ OFF_BUCKET = 2.5  # the widest step between two buckets
 MANY_DUPLICATES = 0.01
 MANY_EXCLUDED = 0.2
 _OTHER_FORMATS = frozenset({"picture-file", "volume-file"})
-_OWN_FINDING = _OTHER_FORMATS | {"lossy"}
+_WITHOUT_WARNING = _OTHER_FORMATS | {"lossy", "foreign-file"}  # or with a finding of their own
 KEPT_PROFILES = 20
 SHOWN_NUMBERS = 200  # file numbers in JSON, of each list
 _PLAUSIBLE: dict[str, tuple[float, float]] = {
@@ -419,7 +419,7 @@ def _on_files(subject: Subject) -> list[Finding]:
             )
         )
     for code, count in Counter(problem.code for problem in intake.excluded).items():
-        if intake.records and count > MANY_EXCLUDED * intake.found and code not in _OWN_FINDING:
+        if intake.records and count > MANY_EXCLUDED * intake.found and code not in _WITHOUT_WARNING:
             values = {"files": count, "of": intake.found, "rule": code}
             found.append(Finding(code="many-excluded", level="warning", values=values))
     found += _on_lossy(intake)

@@ -28,9 +28,10 @@ ENGLISH: dict[str, str] = {
     "--accept-quarantine",
     "quarantined.found": "Some files could not be read: {codes}.",
     "quarantined.do": "--show-paths lists them; fedqc explain CODE explains each code.",
-    "many-excluded.found": "{files} of {of} files are left out by one rule: {rule}.",
+    "many-excluded.found": "{files} of {of} files are left out by one rule: {rule} "
+    "(fedqc explain {rule}).",
     "many-excluded.do": "If that is not intended, export the original CT and MR series, or change "
-    "cohort.yaml; fedqc explain {rule} says more.",
+    "cohort.yaml.",
     "lossy-excluded.found": "{images} images were compressed with loss and are left out: the loss hides "
     "artifacts, and makes some.",
     "lossy-excluded.do": "Export the originals; if the archive has no others, write lossy: use into "
@@ -234,8 +235,8 @@ CHINESE: dict[str, str] = {
     "too-many-quarantined.do": "先查看这些文件（--show-paths），再运行：fedqc data prepare SITE --accept-quarantine",
     "quarantined.found": "部分文件无法读取：{codes}。",
     "quarantined.do": "--show-paths 列出这些文件；代码含义见 fedqc explain CODE。",
-    "many-excluded.found": "{of} 个文件中有 {files} 个因同一规则被排除：{rule}。",
-    "many-excluded.do": "请确认是否符合预期；否则请导出原始 CT 和 MR 序列，或修改 cohort.yaml；说明见 fedqc explain {rule}。",
+    "many-excluded.found": "{of} 个文件中有 {files} 个因同一规则被排除：{rule}（fedqc explain {rule}）。",
+    "many-excluded.do": "请确认是否符合预期；否则请导出原始 CT 和 MR 序列，或修改 cohort.yaml。",
     "lossy-excluded.found": "{images} 幅图像经过有损压缩，已排除：有损压缩会掩盖伪影，也会产生伪影。",
     "lossy-excluded.do": "请导出原始图像；如存档中没有原始图像，请在 cohort.yaml 中写入 lossy: use。",
     "lossy-used.found": "{of} 个可用切片中有 {slices} 个经过有损压缩（cohort.yaml 中 lossy: use）。",

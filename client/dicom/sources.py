@@ -335,6 +335,17 @@ def _tar_gz_members(source: Source, stream: BinaryIO) -> list[Source]:
     return _tar_members(source, content, _TAR_GZ)
 
 
+class _Entry(tarfile.TarInfo):
+    """A member of a tar archive whose size is not negative: the standard library would read such a one again
+    and again (CVE-2025-8194).
+    """
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("negative size")
+        return int(super()._block(count))  # type: ignore[misc]
+
+
 def _tar_members(source: Source, stream: BinaryIO, packing: str) -> list[Source]:
     """One source for each file in a tar archive.
 
@@ -343,12 +354,12 @@ def _tar_members(source: Source, stream: BinaryIO, packing: str) -> list[Source]
     """
     entries: list[tarfile.TarInfo] = []
     try:
-        with tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as archive:
-            for entry in archive:
+        with tarfile.open(fileobj=stream, mode="r:", errorlevel=2, tarinfo=_Entry) as archive:
+            for count, entry in enumerate(archive):
                 if not entry.isdir() and not _is_hidden(entry.name):
                     entries.append(entry)
                 archive.members = []  # type: ignore[attr-defined]  # it would keep each header twice
-                if len(entries) > MAX_MEMBERS:
+                if count > 2 * MAX_MEMBERS or len(entries) > MAX_MEMBERS:
                     raise _refuse("too-large", f"{source.path}: more than {MAX_MEMBERS} files in it")
             end = stream.seek(0, os.SEEK_END)
     except ImagingError:

@@ -657,3 +657,16 @@ def test_files_of_other_formats_and_foreign_files_change_no_verdict(tmp_path: Pa
     assert not codes(found, "stop")
     assert "other-formats" in codes(found, "note")
     assert found.public()["excluded"] == {"foreign-file": 9, "picture-file": 9}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_phase_images_are_named_with_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lang: str
+) -> None:
+    folder = site(tmp_path)
+    for number in range(12):
+        header: dict[str, object] = {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}
+        write(folder / f"images/phase{number}.dcm", f"P-{number}", number + 500, "MR", **header)
+    status, out, _ = run(capsys, folder, "--lang", lang)
+    assert status == 0
+    assert "fedqc explain not-magnitude" in out

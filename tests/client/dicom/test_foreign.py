@@ -181,6 +181,17 @@ def test_a_damaged_or_empty_tar_archive_is_one_file(tmp_path: Path) -> None:
     assert not intake.used
 
 
+def test_a_member_of_negative_size_does_not_hang(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    archive = bytearray(tar_of(tmp_path / "w", "w", {"a": bytes(3000)}).read_bytes())
+    archive[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base 256, negative
+    archive[148:156] = b" " * 8
+    archive[148:156] = f"{sum(archive[:512]):06o}\0 ".encode()
+    (root / "a.tar").write_bytes(archive)
+    assert codes(intake_of(root, tmp_path / "cache")) == {"bad-archive": 1}
+
+
 def test_a_compressed_tar_above_the_limit_is_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
