@@ -110,6 +110,12 @@ class CohortRules(StrictModel):
     opt_out_file: str | None = None
 
 
+_FIELDS = (
+    f"fields: {', '.join(CohortRules.model_fields)}; of include: {', '.join(Include.model_fields)}; "
+    f"of exclude: {', '.join(Exclude.model_fields)}"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Admission:
     """The inclusion rules and the opt-outs, as a function of one slice."""
@@ -213,7 +219,7 @@ def read_admission(folder: Path, key: bytes) -> Admission:
         raise ConfigError(
             f"{path}: {describe_all(error, values=False)}",
             code="bad-cohort",
-            hint="docs/data.md shows every field",
+            hint=_FIELDS,
         ) from None
     listed = list(rules.opt_out)
     if rules.opt_out_file:

@@ -67,7 +67,8 @@ ENGLISH: dict[str, str] = {
     "labels-unreadable.found": "The label sheet cannot be read [{problem}].",
     "labels-unreadable.do": "Save it as .xlsx or as CSV UTF-8; fedqc data labels SITE gives details.",
     "labels-match-nothing.found": "None of the {rows} rows of the label sheet names a usable image.",
-    "labels-match-nothing.do": "file = path relative to the images folder, or another key of docs/labels.md.",
+    "labels-match-nothing.do": "file = path relative to the images folder; other key columns: sop_uid, series_uid, accession with "
+    "series.",
     "label-problems.found": "The label sheet has {problems} problems ({codes}).",
     "label-problems.do": "They are listed below; correct the sheet.",
     "leak.found": "The label sheet puts one patient in two parts.",
@@ -262,7 +263,7 @@ CHINESE: dict[str, str] = {
     "labels-unreadable.found": "标注表无法读取 [{problem}]。",
     "labels-unreadable.do": "请另存为 .xlsx 或 CSV UTF-8；fedqc data labels SITE 给出详情。",
     "labels-match-nothing.found": "标注表的 {rows} 行均未对应可用图像。",
-    "labels-match-nothing.do": "file 应为相对于图像文件夹的路径，或使用 docs/labels.md 中的其他键。",
+    "labels-match-nothing.do": "file 应为相对于图像文件夹的路径，或使用其他键列：sop_uid、series_uid、accession 与 series。",
     "label-problems.found": "标注表有 {problems} 处问题（{codes}）。",
     "label-problems.do": "问题列在下方；请修正标注表。",
     "leak.found": "标注表将同一患者划入两个部分。",

@@ -142,7 +142,7 @@ def find_slices(src: Path) -> Stack:
         raise DataError(
             f"{src}: no usable CT or MR slice ({why})",
             code="no-usable-images",
-            hint="docs/errors.md explains the codes",
+            hint="fedqc explain CODE explains each code",
         )
     return Stack(
         places={name: tuple(found) for name, found in places.items()},
