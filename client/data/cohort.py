@@ -132,7 +132,7 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
         raise DataError(
             f"{images_root}: none of the {intake.found} files can be used ({codes})",
             code="no-usable-images",
-            hint="docs/errors.md explains the codes",
+            hint="fedqc explain CODE explains each code",
         )
     return found
 
@@ -174,7 +174,7 @@ def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
 
 
 def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
-    """Refuse a site with more than `MAX_QUARANTINED` unreadable files, unless a person accepts that.
+    """Refuse a site with more than `MAX_QUARANTINED` unreadable slices, unless a person accepts that.
 
     What was accepted is remembered for this index, and for no more quarantined files than there were then.
     Raises:
@@ -195,8 +195,10 @@ def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
             for code, count in Counter(problem.code for problem in intake.quarantined).most_common()
         )
         raise DataError(
-            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined ({codes});"
-            f" above {MAX_QUARANTINED:.0%} a person must review them",
+            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined "
+            f"({codes}),"
+            f" {intake.share_quarantined:.0%} of the slices; above {MAX_QUARANTINED:.0%} "
+            "a person must review them",
             code="too-many-quarantined",
             hint="--show-paths of fedqc data prepare lists them; --accept-quarantine continues without",
         )

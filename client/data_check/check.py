@@ -41,7 +41,8 @@ from client.data_check.profile import (
 )
 from client.data_check.vocabulary import OTHER, WORDS, said
 from client.dicom.cache import Slices, load_or_build
-from client.dicom.index import MAX_QUARANTINED, PARTS, SliceRecord, pseudonym
+from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, SliceRecord, pseudonym
+from client.dicom.reading import KNOWN_POINTS_HU
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
 from client.site.config import SiteConfig, site_key
@@ -59,6 +60,8 @@ FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise l
 OFF_BUCKET = 2.5  # the widest step between two buckets
 MANY_DUPLICATES = 0.01
 MANY_EXCLUDED = 0.2
+_OTHER_FORMATS = frozenset({"picture-file", "volume-file"})
+_WITHOUT_WARNING = _OTHER_FORMATS | {"lossy", "foreign-file"}  # or with a finding of their own
 KEPT_PROFILES = 20
 SHOWN_NUMBERS = 200  # file numbers in JSON, of each list
 _PLAUSIBLE: dict[str, tuple[float, float]] = {
@@ -327,6 +330,7 @@ def examine(
         *_on_files(subject),
         *_on_patients(subject, intake, names.tolist()),
         *_on_labels(intake, counts, has_labels=has_labels),
+        *_on_intensities(subject, series),
         *_on_images(subject, scanners, duplicates, outliers),
         *_on_time(trends, drift),
     ]
@@ -399,6 +403,7 @@ def _on_files(subject: Subject) -> list[Finding]:
         values = {
             "files": len(intake.quarantined),
             "of": intake.found,
+            "share": f"{intake.share_quarantined:.0%}",
             "codes": codes,
             "limit": f"{MAX_QUARANTINED:.0%}",
         }
@@ -414,14 +419,81 @@ def _on_files(subject: Subject) -> list[Finding]:
             )
         )
     for code, count in Counter(problem.code for problem in intake.excluded).items():
-        if intake.records and count > MANY_EXCLUDED * intake.found:
+        if intake.records and count > MANY_EXCLUDED * intake.found and code not in _WITHOUT_WARNING:
             values = {"files": count, "of": intake.found, "rule": code}
             found.append(Finding(code="many-excluded", level="warning", values=values))
+    found += _on_lossy(intake)
+    others = Counter(problem.code for problem in intake.excluded if problem.code in _OTHER_FORMATS)
+    if others:
+        level: Level = "note" if intake.records else "warning"
+        found.append(Finding(code="other-formats", level=level, values={"codes": _listed(others)}))
     if intake.shared_uids:
         found.append(
             Finding(code="uid-under-two-patients", level="warning", values={"images": intake.shared_uids})
         )
     return found
+
+
+def _on_lossy(intake: Intake) -> list[Finding]:
+    """Images that were compressed with loss, whether cohort.yaml takes them or not."""
+    left_out = sum(problem.code == "lossy" for problem in intake.excluded)
+    left_out += intake.excluded_slices.get("lossy", 0)
+    used = sum(record.lossy for record in intake.records)
+    found = []
+    if left_out:
+        many = left_out > MANY_EXCLUDED * (left_out + len(intake.records))
+        found.append(
+            Finding(code="lossy-excluded", level="warning" if many else "note", values={"images": left_out})
+        )
+    if used:
+        values = {"slices": used, "of": len(intake.records)}
+        found.append(Finding(code="lossy-used", level="note", values=values))
+    return found
+
+
+def _on_intensities(subject: Subject, series: np.ndarray) -> list[Finding]:
+    """CT series whose values cannot be Hounsfield units, by the shares of air and soft tissue; blank slices.
+
+    A series counts as a whole, because the first or the last slice may show air alone. It is named where the
+    values fit a known mistake, and nowhere else: a small field of view has no air, a lung little tissue.
+    Args:
+        series: int (slices,).
+    """
+    slices = subject.slices
+    rows = np.array([[measured[1], *measured[4:]] for measured in slices.measures], np.float64).reshape(
+        -1, 1 + len(KNOWN_POINTS_HU)
+    )
+    is_ct = np.array([record.modality == "CT" for record in slices.intake.records], bool)
+    wrong: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for one in np.unique(series[is_ct & (rows[:, 0] > 0)]):
+        own = rows[(series == one) & is_ct & (rows[:, 0] > 0), 1:]
+        if cause := _cause_of_wrong_units(own):
+            wrong[cause] += len(own)
+            number[cause] += 1
+    found = [
+        Finding(code=cause, level="warning", values={"slices": count, "series": number[cause]})
+        for cause, count in wrong.items()
+    ]
+    if blank := int((rows[:, 0] == 0).sum()):
+        found.append(Finding(code="blank-slices", level="warning", values={"slices": blank}))
+    return found
+
+
+def _cause_of_wrong_units(shares: np.ndarray) -> str:
+    """The code of the mistake that the values of a CT series fit, or "".
+
+    Args:
+        shares: float (slices, 4), of air, tissue, shifted and dense; see `KNOWN_POINTS_HU`.
+    """
+    air, tissue, shifted, dense = shares.mean(0)
+    if shares[:, 1].max() < 0.08 and air > 0.85:
+        return "hu-too-low"
+    if dense > 0.15 and air < 0.02 and tissue > 0.05:
+        return "hu-wrong-sign"
+    if max(shifted, dense) > 0.15 and air < 0.02:
+        return "hu-too-high"
+    return ""
 
 
 def _is_accepted(subject: Subject) -> bool:

@@ -131,7 +131,7 @@ def test_a_patient_leaks_across_folders_only_as_an_error(tmp_path: Path) -> None
 def test_check_reconciles_and_names_nobody(tmp_path: Path) -> None:
     site(tmp_path / "SITEFOLDER")
     images = tmp_path / "SITEFOLDER/images"
-    (images / "p000/SECRETNAME.txt").write_text("x")
+    (images / "p000/SECRETNAME").write_bytes(bytes(300))
     shutil.copy(images / "p000/0.dcm", images / "p000/copy.dcm")
     (images / "p001/0.dcm").write_bytes((images / "p001/0.dcm").read_bytes()[:-10])
     report = check_site(tmp_path / "SITEFOLDER/site.yaml", size=16)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -600,3 +600,73 @@ def test_real_folders_give_a_report(capsys: pytest.CaptureFixture[str], tmp_path
     assert report["found"] == report["used"] + len(report["quarantined"]) + report["duplicates"] + sum(
         report["excluded"].values()
     )
+
+
+def body(seed: int) -> np.ndarray:
+    """A head in Hounsfield units: air, soft tissue with fat, dense bone."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    image = np.full((64, 64), -1000.0)
+    image[x**2 + y**2 < 27**2] = 40
+    image[(x - 8) ** 2 + y**2 < 30] = 900
+    image[(x + 9) ** 2 + (y - 6) ** 2 < 20] = -90
+    return image + np.random.default_rng(seed).normal(0, 8, image.shape)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (lambda hu: hu, None),
+        (lambda hu: hu - 1024, "hu-too-low"),  # rescaled twice
+        (lambda hu: hu + 1024, "hu-too-high"),  # the offset was added, and is not subtracted
+        (lambda hu: hu + 2048, "hu-too-high"),
+        (lambda hu: np.where(hu < 0, hu + 4096, hu), "hu-wrong-sign"),  # 12 bits with a sign, read without
+        (lambda hu: np.where(hu < -800, -1000, 30.0 * (hu > 500) - 600), None),  # lung and bone: unknown
+        (lambda hu: hu[20:44, 20:44], None),  # no air in a small field of view
+        (lambda hu: np.full_like(hu, 7.0), "blank-slices"),
+    ],
+)
+def test_values_that_cannot_be_hounsfield_units_are_named(
+    tmp_path: Path, wrong: Callable[[np.ndarray], np.ndarray], expected: str | None
+) -> None:
+    for patient in range(3):
+        write(tmp_path / f"images/{patient}.dcm", f"P{patient}", patient, image=wrong(body(patient)))
+    found = codes(examined(tmp_path / "images"), "warning")
+    assert {code for code in found if code.startswith(("hu-", "blank"))} == ({expected} - {None})
+
+
+def test_an_archive_that_compresses_with_loss_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = site(tmp_path, header={"LossyImageCompression": "01", "ImageType": ["DERIVED", "PRIMARY"]})
+    status, out, _ = run(capsys, folder)
+    assert status == 2
+    assert "lossy: use" in out
+    (folder / "cohort.yaml").write_text("lossy: use\n")
+    found = examined(folder)
+    assert found.intake.intake.used == 24
+    assert "lossy-used" in codes(found, "note")
+    assert not codes(found, "stop")
+
+
+def test_files_of_other_formats_and_foreign_files_change_no_verdict(tmp_path: Path) -> None:
+    folder = site(tmp_path)
+    for number in range(9):
+        (folder / f"images/{number}.exe").write_bytes(b"MZ" + bytes(200))
+        (folder / f"images/{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    found = examined(folder)
+    assert not codes(found, "stop")
+    assert "other-formats" in codes(found, "note")
+    assert found.public()["excluded"] == {"foreign-file": 9, "picture-file": 9}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_phase_images_are_named_with_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lang: str
+) -> None:
+    folder = site(tmp_path)
+    for number in range(12):
+        header: dict[str, object] = {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}
+        write(folder / f"images/phase{number}.dcm", f"P-{number}", number + 500, "MR", **header)
+    status, out, _ = run(capsys, folder, "--lang", lang)
+    assert status == 0
+    assert "fedqc explain not-magnitude" in out
