@@ -100,12 +100,14 @@ class PooledSites:
         """Train one round on the training slices of all sites.
 
         Raises:
-            RefusedError: the policy of a site does not permit training without noise.
+            RefusedError: the policy of a site does not permit training without noise, or a hospital does not
+                state its ethics approval.
             RunError: the task is private (code `bad-message`).
         """
         if task.private:
             raise RunError("the pooled baseline is not private", code="bad-message")
         for agent in self._agents:
+            agent.renew_consent()
             agent.admit(private=False)
         base = self._models.receive(task)
         for agent in self._agents:

@@ -11,5 +11,8 @@ SiteKind = Literal["hospital", "public", "synthetic"]
 """What the images of a site are: of patients, openly published, or generated."""
 SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 
+Unit = Literal["patient", "study"]
+"""The unit of privacy at a site: whose contribution is bounded, and hidden by the noise."""
+
 MAX_PATIENTS = 10_000_000
 """Of one site: 800 such sites at the largest update still sum within 64 bits."""

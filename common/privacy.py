@@ -34,7 +34,6 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-UNIT = "patient"
 ADJACENCY = "add/remove"
 
 SMALLEST_NOISE_MULTIPLIER = (

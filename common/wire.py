@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from common.errors import RunError
-from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
+from common.names import MAX_PATIENTS, SITE_NAME, SiteKind, Unit
 
 
 class Crossing(Enum):
@@ -260,19 +260,26 @@ class EvaluateTask(WireMessage):
 
 
 class SiteDescription(WireMessage):
-    """Who answers: all of it is what the operator wrote into site.yaml."""
+    """Who answers: all of it is a function of what the operator wrote into site.yaml and cohort.yaml, and of
+    the approval of the plan.
+    """
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[SiteKind, PUBLIC]
     members: Annotated[tuple[str, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
     nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     stand_in: Annotated[Words, PUBLIC] = ""  # what a "patient" is here, when it is not a person
+    # PUBLIC: the operator's choice in site.yaml; an epsilon without its unit says nothing
+    unit: Annotated[Unit, PUBLIC] = "patient"
+    # PUBLIC: a hospital's keyed hash of its ethics reference, its consent basis and who approved the plan
+    # when. It commits the hospital to a record that only the hospital can read or guess; of no patient
+    ethics: Annotated[str, PUBLIC] = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     version: Annotated[Words, PUBLIC]
 
 
 class SiteReadiness(WireMessage):
-    """A rehearsal's answer: a function of plan, policy, ledger, installed software and machine; no patient is
-    looked at.
+    """A rehearsal's answer: a function of plan, policy, ledger, ethics fields of cohort.yaml, installed
+    software and machine; no patient is looked at.
     """
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)

@@ -34,7 +34,7 @@ def evaluate(
     Returns:
         int64 (K, 2, A, BINS) with positives first, and float64 (K*A, K*A).
     """
-    rows = np.arange(len(cohort.part)) if everyone else np.flatnonzero(cohort.part == 2)
+    rows = np.flatnonzero(cohort.part >= 0 if everyone else cohort.part == 2)
     model = build(model_name)
     manifest = manifest_of(model.state_dict())
     histograms = np.zeros((len(weights), 2, len(NAMES), BINS), np.int64)

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from client.agent.consent import Consent
 from client.agent.evaluation import evaluate
 from client.agent.failures import refusal_for
 from client.agent.model_check import check_base, decode_base
@@ -111,7 +112,9 @@ class Agent:
         self.site = read_site(site_yaml)[0]
         self.state = site_yaml.parent / self.site.state
         self._cohort: Cohort | None = None
-        self._features: tuple[str, np.ndarray] = ("", np.zeros(0))
+        self._consent = Consent(site_yaml.parent, self.site)
+        # of the frozen backbone with this digest: rows of the cohort, and their features
+        self._features: tuple[str, np.ndarray, np.ndarray] = ("", np.zeros(0, np.int64), np.zeros(0))
         self._models = ReceivedModels(plan)
 
     @property
@@ -131,17 +134,43 @@ class Agent:
             kind=self.site.kind,
             nominal_patients=self.site.nominal_patients,
             stand_in=self.site.stand_in or "",
+            unit=self.site.patients.unit,
+            ethics=self._consent.hash_of(self._plan.sha256()) if self.site.kind == "hospital" else "",
             version=version("fedqc"),
         )
 
     def train(self, task: TrainTask, job: Job | None = None) -> WireMessage:
         """The site's update of one round, or a refusal."""
         work = self._train_private if task.private else self._train
-        return self._guarded(task.run, lambda: work(task, job or Job()))
+
+        def checked() -> WireMessage:
+            self.renew_consent()
+            return work(task, job or Job())
+
+        return self._guarded(task.run, checked)
 
     def evaluate(self, task: EvaluateTask, job: Job | None = None) -> WireMessage:
         """The site's scores of the task's models, or a refusal."""
-        return self._guarded(task.run, lambda: self._evaluate(task, job or Job()))
+
+        def checked() -> WireMessage:
+            self.renew_consent()
+            return self._evaluate(task, job or Job())
+
+        return self._guarded(task.run, checked)
+
+    def renew_consent(self) -> None:
+        """Read cohort.yaml again, and leave out who has opted out since: also of what is in memory.
+
+        Raises: as `Consent.admit`.
+        """
+        self._consent.admit()
+        if self._cohort is None:
+            return
+        self._cohort = self._consent.subtracted(self._cohort)
+        backbone, rows, features = self._features
+        kept = self._cohort.part[rows] >= 0
+        if not kept.all():
+            self._features = backbone, rows[kept], features[kept]
 
     def _guarded(self, run: str, work: Callable[[], WireMessage]) -> WireMessage:
         try:
@@ -160,6 +189,7 @@ class Agent:
             if not ARMS[arm].at_hospitals:
                 continue
             try:
+                self._consent.admit()
                 self.admit(private=ARMS[arm].private)
             except RefusedError as refusal:
                 arms[arm], reasons[arm] = refusal.code, refusal.public_reason
@@ -174,6 +204,7 @@ class Agent:
                         f"{self._plan.training.rounds} rounds"
                     )
         try:
+            self._consent.admit()
             admit_evaluation(self.policy, self._evaluation_mode(), kind=self.site.kind)
             evaluation = "accept"
         except RefusedError as refusal:
@@ -379,16 +410,17 @@ class Agent:
             DataError, ConfigError: the folder cannot be used; with local detail that is never sent.
         """
         if self._cohort is None:
-            self._cohort = prepare(self._path, self._plan)
+            self._cohort = self._consent.subtracted(prepare(self._path, self._plan))
         return self._cohort
 
     def _cached_features(self, model: object, backbone: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The frozen backbone does not change between private rounds, so its features are computed once."""
         fingerprint = digest(backbone)
-        if self._features[0] != fingerprint:
+        if self._features[0] != fingerprint or not np.array_equal(self._features[1], rows):
             cohort = self.cohort()
-            self._features = fingerprint, extract_features(model, cohort.images, cohort.modality, rows)  # type: ignore[arg-type]
-        return self._features[1]
+            features = extract_features(model, cohort.images, cohort.modality, rows)  # type: ignore[arg-type]
+            self._features = fingerprint, rows, features
+        return self._features[2]
 
     @functools.cache  # noqa: B019 - agents live as long as the process
     def _schedule(self) -> GaussianSteps:

@@ -309,7 +309,8 @@ def check(
         bool,
         typer.Option(
             "--show-paths",
-            help="List quarantined files, and the header texts behind names like other-3f2a, on stderr.",
+            help="List on stderr: quarantined files, files of patients whose IDs need a look, header texts "
+            "behind names like other-3f2a.",
         ),
     ] = False,
     lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",

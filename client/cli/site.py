@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from client.site.config import SiteConfig
     from client.site.ledger import Ledger
     from client.site.policy import SitePolicy
+    from common.names import Unit
     from common.plan import RunPlan
 
 site = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -109,12 +110,12 @@ def init(
     chosen_level = asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
     is_hospital = chosen_kind == "hospital"
     ethics = (
-        asked("ethics-approval", ethics_approval, "Number of the ethics approval (stays at the site)", "")
+        asked("ethics-approval", ethics_approval, "Reference of the ethics approval (stays at the site)")
         if is_hospital
         else ""
     )
     consent = (
-        asked("consent-basis", consent_basis, "Legal basis for using these images (stays at the site)", "")
+        asked("consent-basis", consent_basis, "Legal basis for using these images (stays at the site)")
         if is_hospital
         else ""
     )
@@ -189,14 +190,18 @@ def approve(
     yes: YesOption = False,
 ) -> int:
     """Show a plan in plain words, and approve exactly this plan."""
+    from client.data.inclusion import read_rules
     from client.site.approvals import approve as note_approval
     from client.site.approvals import is_approved
     from client.site.config import read_site
+    from client.site.policy import admit_ethics
     from common.plan import read_plan
 
     where = site_folder(folder)
     read = read_plan(plan)
     config, _ = read_site(where)
+    ethics = read_rules(where).ethics
+    admit_ethics(config.kind, ethics)
     say(plan_text(read, config, where))
     if is_approved(where / config.state, read.sha256()):
         say("this plan is already approved")
@@ -204,7 +209,7 @@ def approve(
     if not yes and not typer.confirm("Approve exactly this plan?", err=True):
         say("not approved; nothing was changed")
         return 4
-    note_approval(where, read)
+    note_approval(where, read, ethics=ethics)
     say("approved")
     return 0
 
@@ -359,6 +364,7 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     from client.site.policy import in_plain_words, private_schedule
     from common.privacy import rdp_epsilon
 
+    unit = config.patients.unit
     pinned = coordinator_of(folder / config.state)
     asks = (
         f"the federation {pinned['federation']} (fingerprint {pinned['fingerprint']})"
@@ -382,11 +388,13 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
         if ARMS[arm].private:
             epsilon, delta = rdp_epsilon([private_schedule(plan)], plan.privacy.delta), plan.privacy.delta
             lines.append(
-                f"{arm:10s} costs each patient ε {epsilon:.2f} at δ {delta:g}: "
-                f"{in_plain_words(epsilon, delta)}"
+                f"{arm:10s} costs each {unit} ε {epsilon:.2f} at δ {delta:g}: "
+                f"{in_plain_words(epsilon, delta, unit)}"
             )
         elif ARMS[arm].at_hospitals:
-            lines.append(f"{arm:10s} NOT PRIVATE: trained without noise; {in_plain_words(math.inf, 0.0)}")
+            lines.append(
+                f"{arm:10s} NOT PRIVATE: trained without noise; {in_plain_words(math.inf, 0.0, unit)}"
+            )
     lines.append(
         "scores     of the finished models on this site's test patients, as far as policy.yaml permits"
     )
@@ -419,14 +427,14 @@ def budgets(folder: Path) -> list[dict[str, Any]]:
         path = state / ledger_file_name(cohort)
         # nothing was ever spent; make no ledger by looking
         if not path.exists() and not path.with_name(f"{path.name}.head").exists():
-            found.append(_account(cohort, None, policy))
+            found.append(_account(cohort, None, policy, config.patients.unit))
             continue
         with Ledger.open(path, cohort=cohort, key=key) as ledger:
-            found.append(_account(cohort, ledger, policy))
+            found.append(_account(cohort, ledger, policy, config.patients.unit))
     return found
 
 
-def _account(cohort: str, ledger: Ledger | None, policy: SitePolicy) -> dict[str, Any]:
+def _account(cohort: str, ledger: Ledger | None, policy: SitePolicy, unit: Unit) -> dict[str, Any]:
     from common.privacy import rdp_epsilon
 
     rows = ledger.rows() if ledger else []
@@ -438,6 +446,7 @@ def _account(cohort: str, ledger: Ledger | None, policy: SitePolicy) -> dict[str
         "left": max(0.0, policy.max_epsilon - spent),
         "max_epsilon": policy.max_epsilon,
         "delta": delta,
+        "unit": unit,
         "rows": len(rows),
         "has_non_private": any(row.kind == "non-private" for row in rows),
         "entries": [
@@ -493,12 +502,12 @@ def _budget_text(account: dict[str, Any]) -> str:
     spent, most = account["spent"], account["max_epsilon"]
     lines = [
         (
-            f"cohort {account['cohort']}: ε {spent:.2f} of {most:g} spent, {account['left']:.2f} left, at δ "
-            f"{account['delta']:g}"
+            f"cohort {account['cohort']}: ε {spent:.2f} of {most:g} spent, {account['left']:.2f} left, per "
+            f"{account['unit']}, at δ {account['delta']:g}"
         )
     ]
     if spent:
-        lines.append(_wrapped(f"  in words: {in_plain_words(spent, account['delta'])}"))
+        lines.append(_wrapped(f"  in words: {in_plain_words(spent, account['delta'], account['unit'])}"))
     if account["has_non_private"]:
         lines.append(
             _wrapped(

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from client.data.inclusion import read_admission
+from client.data.inclusion import Admission, read_admission
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
+from client.dicom.patients import without_id
 from client.labels.label_sheet import ImageName, MatchedLabels, match_labels, read_labels
 from client.site.config import SiteConfig, read_site, site_key
 from common.artifacts import MODALITIES, NAMES, applies_to
@@ -90,7 +91,7 @@ class Cohort:
     labels: np.ndarray  # float32 (n, artifacts): 1, 0, or nan = not assessed or cannot occur
     severities: np.ndarray  # float32 (n, artifacts), nan where unknown
     patients: np.ndarray  # int64 (n,), 0 .. number of patients - 1
-    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test
+    part: np.ndarray  # int8 (n,), position in PARTS: 0 train, 1 validation, 2 test; -1: opted out since
     numbers: np.ndarray  # int64 (n,), file numbers
     vendors: tuple[str, ...]  # manufacturer of each slice, as its header says; local
     records: tuple[SliceRecord, ...]
@@ -106,6 +107,7 @@ class SiteSlices:
     folder: Path
     key: bytes
     slices: Slices
+    admission: Admission
 
     @property
     def images_root(self) -> Path:
@@ -140,7 +142,7 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
 def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
     """As `site_slices`, for a report: a site of which nothing can be used is not refused."""
     site, folder, key = _opened(site_yaml)
-    admission = read_admission(folder, key)
+    admission = read_admission(folder, key, site.patients)
     slices = load_or_build(
         folder / site.images,
         key,
@@ -149,7 +151,7 @@ def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
         admit=admission,
         **how,
     )
-    return SiteSlices(site=site, folder=folder, key=key, slices=slices)
+    return SiteSlices(site=site, folder=folder, key=key, slices=slices, admission=admission)
 
 
 def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
@@ -171,6 +173,24 @@ def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
             hint="site.yaml: move one of the two",
         )
     return site, folder, site_key(state)
+
+
+def admit_patients(found: SiteSlices) -> None:
+    """Refuse a hospital of whose patients some have no PatientID, unless site.yaml says what stands for one.
+
+    Raises:
+        DataError: `patient-id-missing`.
+    """
+    if found.site.kind != "hospital":
+        return
+    slices = without_id(found.slices.intake.records, found.site.patients)
+    if slices:
+        raise DataError(
+            f"{found.site.name}: {slices} of {len(found.slices.intake.records)} slices have no PatientID, or "
+            "a placeholder in its place: who is one patient is not known",
+            code="patient-id-missing",
+            hint="export with pseudonyms, or name a fallback in site.yaml: docs/data.md#patients",
+        )
 
 
 def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
@@ -226,14 +246,15 @@ def load_cohort(
             nothing: for a report.
     Raises:
         ConfigError: site.yaml or cohort.yaml.
-        DataError: as `site_slices`; `too-many-quarantined`; `leak` (the sheet puts one patient in two parts);
-            or one of `client.labels.label_sheet`.
+        DataError: as `site_slices`; `patient-id-missing`; `too-many-quarantined`; `leak` (the sheet puts
+            one patient in two parts); or one of `client.labels.label_sheet`.
     """
     site, folder, key = _opened(site_yaml)
     table = read_labels(folder / site.labels, key=key)  # first: decoding may take an hour
     found = site_slices(site_yaml, size=size)
     slices = found.slices
     if quarantine != "ignore":
+        admit_patients(found)
         admit_quarantine(found, accept=quarantine == "accept")
     intake, records = slices.intake, slices.intake.records
     modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)

@@ -14,7 +14,7 @@ The file never leaves the hospital.
     exclude:                          # a slice must fit none of them
       series_description: [LOC, SCREEN]
     lossy: exclude                    # or: use, images that were compressed with loss
-    opt_out: ["0012345"]              # PatientIDs; or opt_out_file: one a line
+    opt_out: ["0012345"]              # PatientIDs; or opt_out_file, see `opt_outs.py`
     opt_out_file: opted-out.txt
 
 Whether a slice is admitted depends on its own header alone, never on another patient's.
@@ -30,9 +30,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from client.data.opt_outs import is_patient_id, read_opt_outs
+from client.dicom.cache import Slices
 from client.dicom.index import SliceRecord, patient_pseudonyms
+from client.dicom.patients import AS_WRITTEN, PatientRule, is_listed, near_forms, normalised
+from client.site.policy import ETHICS_FIELDS
 from common.artifacts import MODALITIES, Modality
 from common.errors import ConfigError
 from common.strict import StrictModel, describe_all, strict_yaml
@@ -107,7 +111,26 @@ class CohortRules(StrictModel):
     exclude: Exclude = Exclude()
     lossy: Literal["exclude", "use"] = "exclude"
     opt_out: _Words = ()
-    opt_out_file: str | None = None
+    opt_out_file: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def ethics(self) -> dict[str, str]:
+        """Reference of the ethics approval, and consent basis."""
+        return {name: str(getattr(self, name)) for name in ETHICS_FIELDS}
+
+    @field_validator("opt_out")
+    @classmethod
+    def _are_ids(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(is_patient_id(entry) for entry in listed):
+            raise ValueError("an entry is no PatientID")
+        return listed
+
+    @field_validator("opt_out_file", mode="before")
+    @classmethod
+    def _names_a_file(cls, name: Any) -> Any:
+        if name is None:  # the key without a value: a list was meant
+            raise ValueError("names no file")
+        return name
 
 
 _FIELDS = (
@@ -121,12 +144,37 @@ class Admission:
     """The inclusion rules and the opt-outs, as a function of one slice."""
 
     rules: CohortRules
-    opted_out: frozenset[str]  # pseudonyms
+    opted_out: frozenset[str]  # pseudonyms and normalised forms, see `patients.is_listed`
+    near_opted_out: frozenset[str] = frozenset()  # forms that differ from these in writing
+    listed: int = 0  # IDs on the list
+    patients: PatientRule = AS_WRITTEN
+
+    def has_opted_out(self, record: SliceRecord) -> bool:
+        """Whether the patient of a slice is on the opt-out list."""
+        return is_listed(record, self.opted_out)
+
+    def is_near(self, record: SliceRecord) -> bool:
+        """Whether the list holds an ID that differs from this patient's only in zeros, separators or
+        issuer.
+        """
+        return not self.has_opted_out(record) and any(
+            form in self.near_opted_out for form in record.patient_near
+        )
+
+    def opt_outs(self, slices: Slices) -> OptOuts:
+        """The opt-out list against the patients of a folder."""
+        records = slices.intake.records
+        return OptOuts(
+            listed=self.listed,
+            found=len(slices.opted_out),
+            near=len({record.patient for record in records if self.is_near(record)}),
+            without_id=sum(record.patient_origin != "id" for record in records) if self.listed else 0,
+        )
 
     def __call__(self, record: SliceRecord) -> str:
         """A code of `ADMISSION_CODES` by which the slice is left out, or ""."""
         include, exclude = self.rules.include, self.rules.exclude
-        if record.patient in self.opted_out:
+        if self.has_opted_out(record):
             return "opted-out"
         if record.modality not in include.modality:
             return "rule-modality"
@@ -199,18 +247,51 @@ class Admission:
         ).hexdigest()
 
 
-def read_admission(folder: Path, key: bytes) -> Admission:
+@dataclass(frozen=True, kw_only=True)
+class OptOuts:
+    """Counts of an opt-out list. Local."""
+
+    listed: int  # IDs on the list
+    found: int  # patients of the folder who are on it: their images are not used
+    near: int  # patients in use whose ID differs from a listed one only in zeros, separators or issuer
+    without_id: int  # slices in use that cannot be compared with the list
+
+
+def read_admission(folder: Path, key: bytes, patients: PatientRule = AS_WRITTEN) -> Admission:
     """The rules of FOLDER/cohort.yaml; without the file, all patients are admitted.
 
+    Args:
+        patients: how the site names its patients.
     Raises:
-        ConfigError: `bad-cohort`, naming file, field and what is allowed; no value of a list of patients.
+        ConfigError: `bad-cohort`, naming file, field and what is allowed; `bad-opt-out`, naming the line. No
+            value of a list of patients.
+    """
+    rules = read_rules(folder)
+    entries: list[tuple[str, ...]] = [(entry,) for entry in rules.opt_out]
+    if rules.opt_out_file:
+        entries += read_opt_outs(folder / rules.opt_out_file)
+    names = [name.strip() for entry in entries for name in entry]
+    return Admission(
+        rules=rules,
+        opted_out=frozenset(name for one in names for name in patient_pseudonyms(one, key, patients)),
+        near_opted_out=frozenset(form for one in names for form in near_forms(one, key)),
+        listed=len({normalised(entry[0]) for entry in entries}),
+        patients=patients,
+    )
+
+
+def read_rules(folder: Path) -> CohortRules:
+    """The fields of FOLDER/cohort.yaml; the opt-out file is not read.
+
+    Raises:
+        ConfigError: `bad-cohort`.
     """
     path = folder / "cohort.yaml"
     if not path.exists():
-        return Admission(rules=CohortRules(), opted_out=frozenset())
+        return CohortRules()
     try:
         value = strict_yaml(_text(path))
-        rules = CohortRules.model_validate(value or {})
+        return CohortRules.model_validate(value or {})
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" line {mark.line + 1}:"
@@ -221,14 +302,6 @@ def read_admission(folder: Path, key: bytes) -> Admission:
             code="bad-cohort",
             hint=_FIELDS,
         ) from None
-    listed = list(rules.opt_out)
-    if rules.opt_out_file:
-        listing = _text(folder / rules.opt_out_file).decode("utf-8-sig", "replace").splitlines()
-        listed += [line.strip() for line in listing if line.strip() and not line.startswith("#")]
-    return Admission(
-        rules=rules,
-        opted_out=frozenset(name for patient in listed for name in patient_pseudonyms(patient, key)),
-    )
 
 
 def has_old_age_keys(folder: Path) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from client.data.cohort import SiteSlices, admit_quarantine, site_slices
 from client.data.inclusion import ADMISSION_CODES
 from client.dicom.index import meaning
+from client.dicom.patients import without_id
 from common.errors import DataError
 from common.progress_bar import Progress, progress_shown, say
 
@@ -51,6 +53,8 @@ def report(found: SiteSlices, *, size: int, show_paths: bool) -> dict[str, Any]:
         "size": size,
         "cache_bytes": len(intake.records) * size * size * 2,
         "patients": len({record.patient for record in intake.records}),
+        "opt_out": asdict(found.admission.opt_outs(found.slices)),
+        "patient_id_missing": without_id(intake.records, found.site.patients),
         **intake.public(),
     }
     if show_paths:
@@ -84,6 +88,14 @@ def report_text(said: dict[str, Any]) -> str:
         for problem in said["quarantined"]
         if "detail" in problem
     ]
+    opt_out = said["opt_out"]
+    lines.append(f"opt-out list: listed {opt_out['listed']}, found {opt_out['found']} in this folder")
+    if opt_out["near"]:
+        lines.append(f"  [opt-out-alike] {opt_out['near']} patients in use: see fedqc data check")
+    if opt_out["without_id"]:
+        lines.append(f"  [opt-out-without-id] {opt_out['without_id']} slices: see fedqc data check")
+    if said["patient_id_missing"]:
+        lines.append(f"  [patient-id-missing] {said['patient_id_missing']} slices: see fedqc data check")
     lines.append(
         f"index {said['index']}: {said['slices']['used']} slices of {said['patients']} patients, "
         f"{said['cache_bytes'] >> 20} MiB"

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from client.data.cohort import (
     intake_report,
     open_slices,
 )
-from client.data.inclusion import has_old_age_keys
+from client.data.inclusion import OptOuts, has_old_age_keys
 from client.data_check import screening
 from client.data_check.profile import (
     Acquisition,
@@ -42,10 +42,12 @@ from client.data_check.profile import (
 from client.data_check.vocabulary import OTHER, WORDS, said
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, SliceRecord, pseudonym
+from client.dicom.patients import AS_WRITTEN, alike, of_several_people, without_id
 from client.dicom.reading import KNOWN_POINTS_HU
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
 from client.site.config import SiteConfig, site_key
+from client.site.policy import missing_ethics
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError
 from common.plan import DEFAULT_SPLIT
@@ -136,6 +138,12 @@ class Readiness:
         levels = {finding.level for finding in self.findings}
         return "not ready" if "stop" in levels else "ready with warnings" if "warning" in levels else "ready"
 
+    @property
+    def opt_outs(self) -> OptOuts | None:
+        """The opt-out list against this folder; None without a site.yaml."""
+        found = self.subject.found
+        return found.admission.opt_outs(found.slices) if found else None
+
     @cached_property
     def numbers(self) -> np.ndarray:
         """File number of each slice, int64."""
@@ -172,6 +180,12 @@ class Readiness:
         found = self.intake.public()
         if self.subject.site is None:
             found |= {"patients_by_part": {}, "labels": {}, "label_problems": {}, "split": None}
+            found |= {"opt_out": None, "unit": "patient"}
+        else:
+            found |= {
+                "opt_out": asdict(self.opt_outs) if self.opt_outs else None,
+                "unit": self.subject.site.patients.unit,
+            }
         duplicates = self.duplicates
         return found | {
             "verdict": self.verdict,
@@ -328,7 +342,8 @@ def examine(
     has_labels = bool(table.rows)
     findings += [
         *_on_files(subject),
-        *_on_patients(subject, intake, names.tolist()),
+        *_on_patients(subject, intake, names.tolist(), of_patients),
+        *_on_consent(subject),
         *_on_labels(intake, counts, has_labels=has_labels),
         *_on_intensities(subject, series),
         *_on_images(subject, scanners, duplicates, outliers),
@@ -368,7 +383,27 @@ def paths_text(subject: Subject) -> list[str]:
         for field in WORDS
         if (word := said(field, record, subject.key)).startswith(f"{OTHER}-")
     }
-    return lines + [f"{word} = {text!r}" for word, text in sorted(behind.items())]
+    return [
+        *lines,
+        *(f"{word} = {text!r}" for word, text in sorted(behind.items())),
+        *_patients_text(subject),
+    ]
+
+
+def _patients_text(subject: Subject) -> list[str]:
+    """Of each patient whose ID needs a look, one file: the IDs themselves are not kept."""
+    records = subject.slices.intake.records
+    first = {record.patient: record.path for record in reversed(records)}
+    lines = [
+        f"patient-ids-alike, group {number}: {first[patient]}"
+        for number, group in enumerate(alike(records), start=1)
+        for patient in group
+    ]
+    lines += [f"patient-id-of-several: {first[patient]}" for patient in sorted(of_several_people(records))]
+    if subject.found is not None:
+        close = {record.patient for record in records if subject.found.admission.is_near(record)}
+        lines += [f"opt-out-alike: {first[patient]}" for patient in sorted(close)]
+    return lines
 
 
 def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list[Finding]]:
@@ -507,13 +542,42 @@ def _is_accepted(subject: Subject) -> bool:
     return True
 
 
-def _on_patients(subject: Subject, intake: IntakeReport, names: list[str]) -> list[Finding]:
+def _on_patients(
+    subject: Subject, intake: IntakeReport, names: list[str], parts: np.ndarray | None
+) -> list[Finding]:
+    """Who is one patient, and whether there are enough.
+
+    Args:
+        names: pseudonyms.
+        parts: int8 (names,), positions in PARTS; None where patients are in no part.
+    """
     found = []
     records = subject.slices.intake.records
+    rule = subject.site.patients if subject.site else AS_WRITTEN
+    if missing := without_id(records, rule):
+        is_hospital = subject.site is not None and subject.site.kind == "hospital"
+        values: dict[str, Any] = {"slices": missing, "of": len(records)}
+        level: Level = "stop" if is_hospital else "warning"
+        found.append(Finding(code="patient-id-missing", level=level, values=values))
+    elif stand_ins := without_id(records, AS_WRITTEN):
+        values = {"slices": stand_ins, "of": len(records), "fallback": rule.fallback, "unit": rule.unit}
+        found.append(Finding(code="patient-fallback", level="note", values=values))
     nobody = pseudonym("", subject.key)
     if nobody in names:
         unknown = sum(record.patient == nobody for record in records)
         found.append(Finding(code="no-patient-id", level="warning", values={"slices": unknown}))
+    if groups := alike(records):
+        part_of = dict(zip(names, parts.tolist(), strict=True)) if parts is not None else {}
+        values = {
+            "groups": len(groups),
+            "patients": sum(map(len, groups)),
+            "across_split": sum(len({part_of.get(patient) for patient in group}) > 1 for group in groups),
+        }
+        found.append(Finding(code="patient-ids-alike", level="warning", values=values))
+    if several := of_several_people(records):
+        found.append(
+            Finding(code="patient-id-of-several", level="warning", values={"patients": len(several)})
+        )
     if subject.site is None or not records or not intake.patients_by_part:
         return found
     if intake.patients < FEW_PATIENTS:
@@ -529,6 +593,24 @@ def _on_patients(subject: Subject, intake: IntakeReport, names: list[str]) -> li
         found.append(
             Finding(code="nominal-patients", level="warning", values={"patients": train, "nominal": nominal})
         )
+    return found
+
+
+def _on_consent(subject: Subject) -> list[Finding]:
+    """The opt-out list against the folder, and the approval to use the images."""
+    if subject.found is None:
+        return []
+    found = []
+    rules, opt_outs = subject.found.admission.rules, subject.found.admission.opt_outs(subject.slices)
+    if missing := missing_ethics(subject.found.site.kind, rules.ethics):
+        found.append(Finding(code="ethics-missing", level="warning", values={"fields": ", ".join(missing)}))
+    if opt_outs.near:
+        found.append(Finding(code="opt-out-alike", level="warning", values={"patients": opt_outs.near}))
+    if opt_outs.without_id:
+        values = {"slices": opt_outs.without_id}
+        found.append(Finding(code="opt-out-without-id", level="warning", values=values))
+    if opt_outs.listed and not opt_outs.found:
+        found.append(Finding(code="opt-out-not-found", level="note", values={"listed": opt_outs.listed}))
     return found
 
 

@@ -118,6 +118,8 @@ def _verdict(found: Readiness, say: Say) -> list[str]:
         f" {len(intake.duplicates)} {say('duplicate')}, {len(intake.excluded)} {say('exclusion')};"
         f" {counted(say, len(intake.records), 'slices')}, {counted(say, found.intake.patients, 'patients')}",
     ]
+    if (opt_outs := found.opt_outs) is not None:
+        lines.append(say("opt-out", listed=opt_outs.listed, found=opt_outs.found))
     for finding in found.findings:
         lines.append(
             f"  {say(finding.level)} [{finding.code}]: {finding_text(finding.code, finding.values, say)}"

@@ -74,6 +74,33 @@ ENGLISH: dict[str, str] = {
     "leak.do": "Give all rows of a patient the same part; fedqc data prepare SITE names the files.",
     "no-patient-id.found": "{slices} slices have no patient ID: all of them count as one patient.",
     "no-patient-id.do": "Export them with a PatientID; a pseudonym is enough.",
+    "patient-id-missing.found": "{slices} of {of} slices have no patient ID, or a placeholder such as UNKNOWN "
+    "in its place: one person may count as several patients.",
+    "patient-id-missing.do": "Export them with a PatientID (a pseudonym is enough), or name in site.yaml what "
+    "stands for it: patients.fallback, name-and-birth-date or study (docs/data.md).",
+    "patient-fallback.found": "{slices} of {of} slices have no patient ID: {fallback} stands for it. The unit "
+    "of privacy is the {unit}.",
+    "patient-fallback.do": "Nothing, if this is meant.",
+    "patient-ids-alike.found": "{patients} patients have IDs that differ only in leading zeros, case, width, "
+    "character set, separators or issuer ({groups} groups, {across_split} of them in two parts of the split).",
+    "patient-ids-alike.do": "--show-paths names a file of each. The same person: join them in site.yaml, "
+    "patients.join (zeros, case, width, charset, spaces, issuer). Two people: nothing.",
+    "patient-id-of-several.found": "{patients} patient IDs occur with two birth dates or two sexes.",
+    "patient-id-of-several.do": "Ask who exported them: several people under one ID count as one patient. "
+    "--show-paths names a file of each.",
+    "ethics-missing.found": "cohort.yaml does not state {fields}: this hospital refuses every task.",
+    "ethics-missing.do": "Fill in the reference of the ethics approval and the consent basis.",
+    "opt-out-alike.found": "{patients} patients in use have an ID that differs from one on the opt-out list "
+    "only in leading zeros, separators or issuer.",
+    "opt-out-alike.do": "Compare list and archive (--show-paths names a file of each). If a patient opted out, "
+    "write the ID into the list as the header has it.",
+    "opt-out-without-id.found": "{slices} slices have no patient ID and cannot be compared with the opt-out "
+    "list.",
+    "opt-out-without-id.do": "Remove by hand the files of patients who opted out.",
+    "opt-out-not-found.found": "None of the {listed} patients of the opt-out list is in this folder.",
+    "opt-out-not-found.do": "Confirm that the list has the IDs of these headers: pseudonyms, if they were "
+    "de-identified.",
+    "opt-out": "opt-out list: listed {listed}, found {found} in this folder",
     "few-patients.found": "{patients} patients: under differential privacy a model learns little from "
     "fewer than {least}.",
     "few-patients.do": "Add patients, or take part as a site that only evaluates.",
@@ -269,6 +296,26 @@ CHINESE: dict[str, str] = {
     "leak.do": "同一患者的所有行应填写相同的划分；fedqc data prepare SITE 指出相关文件。",
     "no-patient-id.found": "{slices} 个切片没有患者信息：它们全部算作一名患者。",
     "no-patient-id.do": "导出时请保留 PatientID；假名即可。",
+    "patient-id-missing.found": "{of} 个切片中有 {slices} 个没有患者编号，或只有 UNKNOWN 之类的占位符：同一人可能被计为多名患者。",
+    "patient-id-missing.do": "导出时请保留 PatientID（假名即可），或在 site.yaml 中指定替代："
+    "patients.fallback（name-and-birth-date 或 study）（docs/data.md）。",
+    "patient-fallback.found": "{of} 个切片中有 {slices} 个没有患者编号，以 {fallback} 代替。隐私单位为 {unit}。",
+    "patient-fallback.do": "如符合本意，无需处理。",
+    "patient-ids-alike.found": "{patients} 名患者的编号仅在前导零、大小写、全半角、字符集、分隔符或签发机构上不同"
+    "（{groups} 组，其中 {across_split} 组分属两个部分）。",
+    "patient-ids-alike.do": "--show-paths 为每名患者列出一个文件。如为同一人，请在 site.yaml 中合并："
+    "patients.join (zeros, case, width, charset, spaces, issuer)；如为不同的人，无需处理。",
+    "patient-id-of-several.found": "{patients} 个患者编号对应两个出生日期或两种性别。",
+    "patient-id-of-several.do": "请向导出者核实：多人共用一个编号会被计为一名患者。--show-paths 为每个编号列出一个文件。",
+    "ethics-missing.found": "cohort.yaml 未填写 {fields}：本医院将拒绝所有任务。",
+    "ethics-missing.do": "请填写伦理批件编号和知情同意依据。",
+    "opt-out-alike.found": "{patients} 名在用患者的编号与退出名单中的编号仅在前导零、分隔符或签发机构上不同。",
+    "opt-out-alike.do": "请核对名单与归档（--show-paths 为每名患者列出一个文件）。如患者已退出，请按图像头中的写法填入名单。",
+    "opt-out-without-id.found": "{slices} 个切片没有患者编号，无法与退出名单核对。",
+    "opt-out-without-id.do": "请手工移除已退出患者的文件。",
+    "opt-out-not-found.found": "退出名单中的 {listed} 名患者均不在此文件夹中。",
+    "opt-out-not-found.do": "请确认名单使用的是图像头中的编号；如已去标识化，应为假名。",
+    "opt-out": "退出名单：共 {listed} 人，此文件夹中找到 {found} 人",
     "few-patients.found": "共 {patients} 名患者：在差分隐私下少于 {least} 名很难训练模型。",
     "few-patients.do": "请增加患者，或作为仅评估的站点参加。",
     "nominal-patients.found": "训练患者 {patients} 名，而 site.yaml 中 nominal_patients 为 {nominal}。",

@@ -24,6 +24,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -37,6 +38,7 @@ import numpy as np
 from client.dicom.codecs import supported_syntaxes
 from client.dicom.dicom import MAX_FRAMES
 from client.dicom.index import FileFacts, Intake, SliceRecord, account, identifier, pseudonym
+from client.dicom.patients import AS_WRITTEN, PatientRule, named_by, under_key
 from client.dicom.reading import (
     DIGEST_CHARACTERS,
     HEADERS_AT_ONCE,
@@ -86,7 +88,14 @@ CREATE TABLE IF NOT EXISTS slices (
 
 
 class Criteria(Protocol):
-    """A cohort's inclusion criteria. They see a slice's header, never another's."""
+    """A cohort's inclusion criteria, and who a patient is. They see a slice's header, never another's."""
+
+    @property
+    def patients(self) -> PatientRule:
+        """How the site names its patients."""
+
+    def has_opted_out(self, record: SliceRecord, /) -> bool:
+        """Whether the patient of a slice is on the opt-out list."""
 
     def __call__(self, record: SliceRecord, /) -> str:
         """The code by which a slice is left out, or ""."""
@@ -105,6 +114,11 @@ class Criteria(Protocol):
 
 class _AdmitAll:
     """The criteria where there is no cohort.yaml."""
+
+    patients = AS_WRITTEN
+
+    def has_opted_out(self, record: SliceRecord, /) -> bool:
+        return False
 
     def __call__(self, record: SliceRecord, /) -> str:
         return "lossy" if record.lossy else ""
@@ -153,7 +167,10 @@ class Slices:
     # int16 (records, size, size), read-only; a memory map, or `StoredSlices`, which is asked in the same way
     images: np.ndarray
     measures: list[list[Any]]  # of each slice, see `reading.measures`
-    fingerprint: str  # the index version: keyed digest of which slices of which patients these are
+    # the index version: keyed digest of which slices of which patients these are. Patients who opted out of
+    # an index are subtracted from it; it stays the same index
+    fingerprint: str
+    opted_out: frozenset[str]  # patients of the folder who are on the opt-out list
     built: bool  # whether anything was read now
 
 
@@ -260,6 +277,8 @@ def _open(cache_dir: Path, wanted: _Wanted, *, built: bool) -> Slices | None:
         with closing(_Store(cache_dir, wanted)) as store:
             if store.meta("versions") != store.versions or store.meta(f"state:{wanted.size}") != wanted.state:
                 return None
+            if store.meta("patients") != wanted.admit.patients.digest():
+                return None  # its headers were read under another rule, or by an earlier version
             return _slices(store, wanted, built=built)
     except (sqlite3.DatabaseError, OSError, ValueError, TypeError, KeyError):
         return None
@@ -267,7 +286,14 @@ def _open(cache_dir: Path, wanted: _Wanted, *, built: bool) -> Slices | None:
 
 def _slices(store: _Store, wanted: _Wanted, *, built: bool) -> Slices:
     pack = store.pack(wanted.size)
-    intake = account(wanted.root, store.files(wanted), lambda record: store.where(wanted.size, record))
+    opted_out: set[str] = set()
+
+    def watched() -> Iterator[FileFacts]:
+        for facts in store.files(wanted):
+            opted_out.update(one.patient for one, _ in facts.slices if wanted.admit.has_opted_out(one))
+            yield facts
+
+    intake = account(wanted.root, watched(), lambda record: store.where(wanted.size, record))
     rows = np.array([record.row for record in intake.records], np.int64)
     if len(rows) and rows.max() >= len(pack):
         raise ValueError("fewer slices in the cache than its database says")
@@ -276,9 +302,31 @@ def _slices(store: _Store, wanted: _Wanted, *, built: bool) -> Slices:
         intake=intake,
         images=pack[: len(rows)] if in_order else StoredSlices(pack, rows),  # type: ignore[arg-type]
         measures=store.measures(wanted.size, intake.records),
-        fingerprint=_fingerprint(intake.records, wanted),
+        fingerprint=_index_of(store, intake.records, wanted, opted_out),
+        opted_out=frozenset(opted_out),
         built=built,
     )
+
+
+def _index_of(store: _Store, records: Sequence[SliceRecord], wanted: _Wanted, opted_out: Set[str]) -> str:
+    """The index version: that of the last index where nothing but opt-outs came since, else a new one."""
+    before: dict[str, str] = json.loads(store.meta(f"members:{wanted.size}") or "{}")
+    now = _members(records, wanted.key)
+    gone = before.keys() - now.keys()
+    if gone and gone <= opted_out and all(before.get(patient) == digest for patient, digest in now.items()):
+        return store.meta(f"index:{wanted.size}")
+    return _fingerprint(records, wanted)
+
+
+def _members(records: Iterable[SliceRecord], key: bytes) -> dict[str, str]:
+    """For each patient a keyed digest of which slices these are."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        lines[record.patient].append(f"{record.content}:{record.frame}\n")
+    return {
+        patient: hmac.digest(key, "".join(sorted(own)).encode(), "sha256").hex()[:16]
+        for patient, own in lines.items()
+    }
 
 
 def _fingerprint(records: Iterable[SliceRecord], wanted: _Wanted) -> str:
@@ -316,6 +364,8 @@ def _read_headers(
 ) -> None:
     """Read the headers of the files that are new, changed, or had a problem that may have passed."""
     known = store.known()
+    if store.meta("patients") != wanted.admit.patients.digest():
+        known = {}  # who is a patient stands in the header only; decoded slices are kept
     todo = []
     for source in sources:
         state, code = known.get(_text(source.file), (None, ""))
@@ -334,6 +384,7 @@ def _read_headers(
         progress("headers", done, len(todo))
     for source, outcome in long:
         store.put_headers(source, _all_headers(workers, source, outcome))
+    store.read_under(wanted.admit.patients)
     store.commit()
 
 
@@ -563,6 +614,10 @@ class _Store:
             number=number, file=file, path=where, member=member, size_bytes=size_bytes, mtime_ns=mtime_ns
         )
 
+    def read_under(self, rule: PatientRule) -> None:
+        """All headers have been read under this rule."""
+        self._set("patients", rule.digest())
+
     def has_slices(self) -> bool:
         return self._db.execute("SELECT 1 FROM slices LIMIT 1").fetchone() is not None
 
@@ -738,8 +793,9 @@ class _Store:
     def note(self, wanted: _Wanted, slices: Slices) -> None:
         """The cache is complete for this state of the folder; a new index is written down."""
         patients = sorted({record.patient for record in slices.intake.records})
-        if self.meta(f"index:{wanted.size}") != slices.fingerprint:
-            before = set(json.loads(self.meta(f"patients:{wanted.size}") or "[]"))
+        before = set(json.loads(self.meta(f"patients:{wanted.size}") or "[]"))
+        is_new = self.meta(f"index:{wanted.size}") != slices.fingerprint
+        if is_new or before != set(patients):  # in the second case patients opted out, or no longer do
             line = {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "index": slices.fingerprint,
@@ -750,8 +806,10 @@ class _Store:
                 "patients_gone": len(before - set(patients)),
             }
             append_line(self._folder / "indexes.jsonl", json.dumps(line))
-            self._set(f"index:{wanted.size}", slices.fingerprint)
             self._set(f"patients:{wanted.size}", json.dumps(patients))
+        if is_new or not self.meta(f"members:{wanted.size}"):  # an earlier version kept none
+            self._set(f"index:{wanted.size}", slices.fingerprint)
+            self._set(f"members:{wanted.size}", json.dumps(_members(slices.intake.records, wanted.key)))
         self._set(f"state:{wanted.size}", wanted.state)
         self.commit()
 
@@ -787,19 +845,21 @@ _IDENTIFIERS = {
     "scanner": "scanner",
 }
 _OF_THE_CACHE = frozenset({"number", "file", "root", "place", "row", "content"})
+_OF_THE_PATIENT = frozenset({"patient", "patient_origin", "patient_forms", "patient_near", "birth", "sex"})
 _OWN = frozenset({"image", "frame", "instance_number", "slice_position_mm"})
 """Fields that every slice has for itself."""
 _OF_THE_HEADER = tuple(
     field.name
     for field in fields(SliceRecord)
-    if field.name not in _OF_THE_CACHE | {"patient", *_IDENTIFIERS.values()}
+    if field.name not in _OF_THE_CACHE | _OF_THE_PATIENT | {*_IDENTIFIERS.values()}
 )
 
 
 def _under_key(header: dict[str, Any], key: bytes, admit: Criteria) -> dict[str, Any]:
     """What is kept of a header: identifiers as pseudonyms, of date and description what a rule needs."""
     kept = {name: header[name] for name in _OF_THE_HEADER} | admit.kept_text(header)
-    kept["patient"] = pseudonym(header["patient_key"], key)
+    kept["patient"] = pseudonym(named_by(header, admit.patients)[1], key)
+    kept |= under_key(header, key, admit.patients)
     for name, short in _IDENTIFIERS.items():
         kept[short] = identifier(short, header[name], key)
     return kept
@@ -813,6 +873,8 @@ def _shared(values: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:
         known: the values of the slices before, to which these are added.
     """
     spacing = values["pixel_spacing_mm"]
+    for name in ("patient_forms", "patient_near"):
+        values[name] = tuple(values[name])
     values["pixel_spacing_mm"] = None if spacing is None else (spacing[0], spacing[1])
     return {
         name: value if name in _OWN else known.setdefault((type(value), value), value)

@@ -185,6 +185,10 @@ _KEYWORDS = (
     "Manufacturer",
     "ManufacturerModelName",
     "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "SpecificCharacterSet",
     "PatientAge",
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -255,6 +259,11 @@ class SliceHeader:
     sop_class: str
     sop_uid: str  # of the file: all its slices share it
     patient_key: str  # PatientID; else the study, the series; "" where nothing tells patients apart
+    patient_id: str  # bytes of PatientID, each as one character of Latin-1; see `patients.readings`
+    patient_name: str  # likewise
+    charset: str  # of both, as declared
+    birth_date: str  # YYYYMMDD
+    sex: str
     study_uid: str
     series_uid: str
     accession: str
@@ -852,6 +861,11 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         sop_class=sop_class or next(uid for uid, kind in SOP_CLASSES.items() if kind == modality),
         sop_uid=text(elements, "SOPInstanceUID"),
         patient_key=_patient_key(elements),
+        patient_id=_stripped(elements, "PatientID"),
+        patient_name=_stripped(elements, "PatientName"),
+        charset="\\".join(texts(elements, "SpecificCharacterSet")),
+        birth_date=date(elements, "PatientBirthDate"),
+        sex=text(elements, "PatientSex").upper(),
         study_uid=text(elements, "StudyInstanceUID"),
         series_uid=text(elements, "SeriesInstanceUID"),
         accession=printable(text(elements, "AccessionNumber")),
@@ -1011,11 +1025,15 @@ def _patient_key(elements: Elements) -> str:
     From the raw bytes, so that a wrong character set cannot make a patient unreadable.
     """
     for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
-        raw = raw_bytes(elements, keyword) or ""
-        found = (raw.decode("latin-1") if isinstance(raw, bytes) else raw).strip(" \0\t\r\n")
-        if found:
-            return f"{keyword}:{found}"
+        if identifier := _stripped(elements, keyword):
+            return f"{keyword}:{identifier}"
     return ""
+
+
+def _stripped(elements: Elements, keyword: str) -> str:
+    """The bytes of a text, each as one character of Latin-1, without surrounding blanks."""
+    raw = raw_bytes(elements, keyword) or ""
+    return (raw.decode("latin-1") if isinstance(raw, bytes) else raw).strip(" \0\t\r\n")
 
 
 def _slice_position(elements: Elements) -> float | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from client.dicom.patients import AS_WRITTEN, Origin, PatientRule, joined_key, keyed, normalised, readings
 from client.dicom.refusals import CODES, EXCLUSIONS
 from client.dicom.sources import ARCHIVE_CODES, Source
 from client.dicom.workers import WORKER_CODES
@@ -87,6 +88,12 @@ class SliceRecord:
     body_part: str
     age_years: float | None
     lossy: bool = False  # compressed with loss
+    # of the patient, see `patients`; keyed digests, which never leave the hospital
+    patient_origin: Origin = "id"
+    patient_forms: tuple[str, ...] = ()
+    patient_near: tuple[str, ...] = ()
+    birth: str = ""
+    sex: str = ""
 
     @property
     def path(self) -> Path:
@@ -304,16 +311,21 @@ def identifier(kind: str, value: str, key: bytes) -> str:
     return pseudonym(f"{kind}:{plain}", key) if plain else ""
 
 
-def patient_pseudonyms(patient_id: str, key: bytes) -> frozenset[str]:
+def patient_pseudonyms(patient_id: str, key: bytes, rule: PatientRule = AS_WRITTEN) -> frozenset[str]:
     """The pseudonyms of the patient whose headers carry this PatientID, in whichever character set they were
-    written.
+    written, and the digest of its normalised form.
+
+    Args:
+        rule: the site's; IDs that it joins have the pseudonym of the joined one.
     """
-    found = set()
+    found = {keyed("patient-normalised", normalised(patient_id), key)}
     for charset in ("utf-8", "gb18030", "latin-1"):
         try:
-            found.add(pseudonym(f"PatientID:{patient_id.strip().encode(charset).decode('latin-1')}", key))
+            raw = patient_id.strip().encode(charset).decode("latin-1")
         except UnicodeEncodeError:
             continue
+        joined = joined_key(raw, readings(raw)[0], rule)
+        found |= {pseudonym(f"PatientID:{raw}", key), pseudonym(joined or f"PatientID:{raw}", key)}
     return frozenset(found)
 
 

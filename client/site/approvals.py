@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import hmac
 import json
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -17,12 +19,13 @@ from common.plan import RunPlan
 APPROVALS = "approvals"
 
 
-def approve(site: Path, plan: RunPlan) -> Path:
+def approve(site: Path, plan: RunPlan, *, ethics: Mapping[str, str] | None = None) -> Path:
     """Record that exactly this plan is approved, when, and by which user of this machine. A second approval
     changes nothing.
 
     Args:
         site: the site folder.
+        ethics: reference of the ethics approval and consent basis, as cohort.yaml states them.
     Raises:
         ConfigError: `no-such-site`, or `not-writable`.
     """
@@ -36,7 +39,7 @@ def approve(site: Path, plan: RunPlan) -> Path:
         "plan_sha256": plan.sha256(),
         "at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "by": _user(),
-    }
+    } | dict(ethics or {})
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_as_owner(path, json.dumps(note, indent=1, ensure_ascii=False).encode())
@@ -51,13 +54,30 @@ def approve(site: Path, plan: RunPlan) -> Path:
 
 def is_approved(state: Path, plan_sha256: str) -> bool:
     """Whether the plan of that hash was approved here. A damaged note, or one of another plan, is none."""
+    return bool(approval_of(state, plan_sha256))
+
+
+def approval_of(state: Path, plan_sha256: str) -> dict[str, str]:
+    """Who approved the plan of that hash here, when, and on which ethical basis; empty where nobody did."""
     if not re.fullmatch(r"[0-9a-f]{64}", plan_sha256):
-        return False
+        return {}
     try:
         note = json.loads(_path(state, plan_sha256).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(note, dict) and note.get("plan_sha256") == plan_sha256
+        return {}
+    if not isinstance(note, dict) or note.get("plan_sha256") != plan_sha256:
+        return {}
+    return {str(name): str(value) for name, value in note.items()}
+
+
+def ethics_hash(record: Mapping[str, str], key: bytes) -> str:
+    """The hash of an ethics record that may leave the hospital: 64 hexadecimal digits.
+
+    It is keyed, so that the record cannot be guessed from it; with the site key the hospital can show later
+    which record it was.
+    """
+    text = json.dumps(dict(record), sort_keys=True, ensure_ascii=False)
+    return hmac.digest(key, b"ethics:" + text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
 def _path(state: Path, plan_sha256: str) -> Path:

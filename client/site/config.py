@@ -9,6 +9,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
+from client.dicom.patients import AS_WRITTEN, PatientRule
 from client.labels.reader_agreement import Rule
 from common.errors import ConfigError
 from common.files import write_new
@@ -38,6 +39,7 @@ class SiteConfig(StrictModel):
         None  # where "patients" are not persons: one plain sentence that says what they are
     )
     policy: str | None = None
+    patients: PatientRule = AS_WRITTEN  # who is one patient, and who is one without a PatientID
 
 
 def read_site(path: Path) -> tuple[SiteConfig, Path]:

@@ -27,10 +27,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
+from client.dicom.patients import NEW_SITE_JOIN
 from client.ipc.protocol import MAX_SOCKET_PATH_BYTES
 from client.site.config import SiteConfig, read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
-from client.site.policy import SitePolicy, in_plain_words
+from client.site.policy import SitePolicy, in_plain_words, missing_ethics
 from common.enrolment import Kit, Request, read_kit, same_fingerprint, write_request
 from common.errors import ConfigError
 from common.files import write_as_owner
@@ -144,7 +145,7 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         the request's path.
     Raises:
         ConfigError: `site-exists` (nothing of the operator's is ever overwritten), `no-such-folder`,
-            `unknown-level`, `bad-site`, `not-writable`. Nothing is left behind.
+            `unknown-level`, `ethics-missing`, `bad-site`, `not-writable`. Nothing is left behind.
     """
     from client.site.config import BUCKETS
 
@@ -186,8 +187,13 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         warn(
             f"{run}: too long a path for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes); the site cannot start"
         )
-    if new.kind == "hospital" and not (new.ethics_approval and new.consent_basis):
-        warn("cohort.yaml: ethics approval or consent basis is empty; fill it in before the first run")
+    ethics = {"ethics_approval": new.ethics_approval, "consent_basis": new.consent_basis}
+    if missing := missing_ethics(new.kind, ethics):
+        raise ConfigError(
+            f"{' and '.join(missing)}: must be stated at a hospital",
+            code="ethics-missing",
+            hint="--ethics-approval and --consent-basis; both stay at the site",
+        )
     values: dict[str, Any] = {
         "name": new.name,
         "kind": new.kind,
@@ -196,6 +202,7 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         "labels": _from(folder, labels),
         "nominal_patients": new.nominal_patients,
         "policy": "policy.yaml",
+        "patients": {"join": list(NEW_SITE_JOIN)},
     } | ({"stand_in": new.stand_in} if new.stand_in else {})
     try:
         SiteConfig.model_validate(values)
@@ -253,7 +260,8 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         write_yaml(  # last: a folder with a site.yaml is complete
             folder / "site.yaml",
             values,
-            comment="Stays here; only name, kind, nominal_patients and stand_in are sent to the coordinator.",
+            comment="Stays here; only name, kind, nominal_patients, stand_in and the unit of privacy\n"
+            "(patient or study) are sent to the coordinator.",
         )
     except BaseException as error:
         for path in made:

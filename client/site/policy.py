@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from collections.abc import Mapping
 from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
@@ -19,13 +21,15 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import ConfigError, RefusedError
-from common.names import SITE_KINDS, SiteKind
+from common.names import SITE_KINDS, SiteKind, Unit
 from common.plan import RunPlan
 from common.privacy import GaussianSteps, noise_multiplier_for
 from common.strict import StrictModel, describe_all, strict_yaml
 
 Evaluation = Literal["dp", "disclosed", "synthetic", "none"]
 
+ETHICS_FIELDS = ("ethics_approval", "consent_basis")
+_NOTHING = frozenset({"none", "na", "tbd", "todo", "pending", "unknown", "null", "xxx", "无", "待定", "未知"})
 _HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9])")
 _LOOSENESS: dict[str, int] = {"none": 0, "synthetic": 1, "dp": 2, "disclosed": 3}
 
@@ -119,6 +123,39 @@ def read_policy(path: Path | str) -> SitePolicy:
             code="bad-policy",
             hint=f"known fields: {', '.join(SitePolicy.model_fields)}",
         ) from error
+
+
+def missing_ethics(kind: SiteKind, stated: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields of cohort.yaml without which a hospital takes part in nothing; () for other kinds of site.
+
+    Args:
+        stated: `ETHICS_FIELDS` and their values.
+    """
+    if kind != "hospital":
+        return ()
+    return tuple(name for name in ETHICS_FIELDS if not _says_something(stated.get(name, "")))
+
+
+def admit_ethics(kind: SiteKind, stated: Mapping[str, str]) -> None:
+    """Admit the work of a site that states its ethics approval and consent basis, or of one that is no
+    hospital.
+
+    Raises:
+        RefusedError: `ethics-missing`; the public reason is a function of cohort.yaml only.
+    """
+    if missing := missing_ethics(kind, stated):
+        raise RefusedError(
+            f"cohort.yaml: {' and '.join(missing)} must be stated at a hospital",
+            code="ethics-missing",
+            public_reason="this hospital has not stated its ethics approval and consent basis",
+            hint="fill in ethics_approval and consent_basis of cohort.yaml",
+        )
+
+
+def _says_something(text: str) -> bool:
+    """Whether a text is more than blanks, punctuation or a word for nothing."""
+    word = "".join(letter for letter in unicodedata.normalize("NFKC", text).casefold() if letter.isalnum())
+    return bool(word) and word not in _NOTHING
 
 
 def admit_training(
@@ -237,19 +274,19 @@ def private_schedule(plan: RunPlan, rounds: int | None = None) -> GaussianSteps:
     )
 
 
-def in_plain_words(epsilon: float, delta: float) -> str:
-    """What (epsilon, delta) per patient means to somebody who has never met the letters.
+def in_plain_words(epsilon: float, delta: float, unit: Unit = "patient") -> str:
+    """What (epsilon, delta) per patient, or per study, means to somebody who has never met the letters.
 
     A guesser who knows everything else and tosses a fair coin for whether the patient took part is right with
     probability at most (exp(epsilon) + delta) / (1 + exp(epsilon)).
     Reference: Kairouz, Oh, Viswanath 2015 (arXiv 1311.0776), the trade-off region of (epsilon, delta).
     """
     if not math.isfinite(epsilon):
-        return "no limit: whether one patient took part may become certain"
+        return f"no limit: whether one {unit} took part may become certain"
     right = 100 * (1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))))
     shown = f"{math.ceil(right)}" if right <= 99 else f"{math.ceil(right * 100) / 100:g}"
     text = (
-        f"who sees all that is sent and guesses whether one patient took part is right at most {shown} "
+        f"who sees all that is sent and guesses whether one {unit} took part is right at most {shown} "
         "times in 100 (a coin: 50)"
     )
     if right > 99:

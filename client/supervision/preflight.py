@@ -32,12 +32,14 @@ from urllib.request import getproxies, proxy_bypass
 import yaml
 
 from client.data.cohort import admit_quarantine, check_site, site_slices
+from client.data.inclusion import read_rules
 from client.dicom.index import MAX_QUARANTINED
 from client.site.approvals import is_approved
 from client.site.config import SiteConfig, read_site
 from client.site.enrolment import coordinator_of
 from client.site.policy import (
     SitePolicy,
+    admit_ethics,
     admit_hours,
     admit_plan,
     default_policy,
@@ -93,12 +95,13 @@ def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT
         *check_encryption([state, folder / config.images]),
         check_modes(folder, config),
         check_data(folder, plan),
+        check_ethics(folder, config),
     ]
     try:
         policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
     except ConfigError as error:
         return [*checks, Check(check="policy", ok=False, problem=error.message, fix=error.hint)]
-    said = f"ε at most {policy.max_epsilon:g}, δ at most {policy.max_delta:g}"
+    said = f"ε at most {policy.max_epsilon:g} per {config.patients.unit}, δ at most {policy.max_delta:g}"
     checks.append(Check(check="policy", ok=True, found=said))
     return [*checks, *(check_plan(folder, config, policy, plan) if plan else ())]
 
@@ -412,6 +415,22 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
     return Check(check="data", ok=True, found=said)
 
 
+def check_ethics(folder: Path, config: SiteConfig) -> Check:
+    """Ethics approval and consent basis, without which a hospital refuses every task."""
+    if config.kind != "hospital":
+        return Check(check="ethics", ok=None, found=f"not needed at a site of kind {config.kind}")
+    try:
+        admit_ethics(config.kind, read_rules(folder).ethics)
+    except FedqcError as error:
+        return Check(
+            check="ethics",
+            ok=False,
+            problem=f"{error.code}: {error.message}",
+            fix=error.hint or "docs/data.md",
+        )
+    return Check(check="ethics", ok=True, found="approval and consent basis stated in cohort.yaml")
+
+
 def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPlan) -> Iterator[Check]:
     """What this site would answer to each part of the plan, and what the plan would cost."""
     from client.agent.tasks import Agent
@@ -451,7 +470,8 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
     )
     if trains and any(is_private(arm) for arm in ready.arms):
         epsilon = rdp_epsilon([private_schedule(plan)], plan.privacy.delta)
-        said = f"ε {epsilon:.2f} at δ {plan.privacy.delta:g}: {in_plain_words(epsilon, plan.privacy.delta)}"
+        delta, unit = plan.privacy.delta, config.patients.unit
+        said = f"ε {epsilon:.2f} per {unit} at δ {delta:g}: {in_plain_words(epsilon, delta, unit)}"
         if ready.rounds_affordable is not None:
             said += (
                 f". The remaining budget covers {ready.rounds_affordable} of {plan.training.rounds} rounds"

@@ -387,7 +387,8 @@ def watch_line(state: dict[str, Any]) -> str:
         parts.append(f"public AUROC {public['auroc']:.3f}")
     epsilons = [claim["epsilon"] for claim in state["claims"].values()]
     if epsilons:
-        parts.append(f"epsilon {max(epsilons):.2f} for the whole run")
+        units = sorted({claim.get("unit", "patient") for claim in state["claims"].values()})
+        parts.append(f"epsilon {max(epsilons):.2f} per {' or '.join(units)} for the whole run")
     if 0 < state["done"] < state["units"]:
         left = state["seconds"] / state["done"] * (state["units"] - state["done"])
         parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")

@@ -270,9 +270,12 @@ def privacy_line(run: Mapping[str, Any]) -> str:
     if not spent:
         return f"{arms}: NO GUARANTEE"
     delta = max(claim["delta"] for claim in given)
-    return (
-        f"{arms}: epsilon {spent} by site, delta {delta:g}, per {given[0]['unit']}, {given[0]['adjacency']}"
-    )
+    return f"{arms}: epsilon {spent} by site, delta {delta:g}, per {units_of(given)}, {given[0]['adjacency']}"
+
+
+def units_of(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The units of privacy of several sites: `patient`, `study`, or `patient or study`."""
+    return " or ".join(sorted({claim["unit"] for claim in claims}))
 
 
 def _epsilon(*runs: Mapping[str, Any]) -> str:
@@ -287,7 +290,12 @@ def _epsilon(*runs: Mapping[str, Any]) -> str:
 def _label(arm: str, *runs: Mapping[str, Any]) -> str:
     """An arm's name, with its epsilon where it is private in any of the runs."""
     private = [run for run in runs if arm in run["private_arms"]]
-    return f"{arm} (epsilon {_epsilon(*private) or 'NOT BOUNDED'})" if private else arm
+    if not private:
+        return arm
+    spent = _epsilon(*private)
+    units = units_of([claim for run in private for claim in run["privacy"].values() if not claim["refused"]])
+    per = "" if not spent or units == "patient" else f" per {units}"
+    return f"{arm} (epsilon {spent or 'NOT BOUNDED'}{per})"
 
 
 def _seeds_lines(result: Mapping[str, Any]) -> list[str]:

@@ -312,7 +312,10 @@ def open_or_create(
                 name: version(name) for name in ("fedqc", "flwr", "torch", "opacus", "numpy", "pydicom")
             }
             | {"python": ".".join(map(str, sys.version_info[:3]))},
-            "sites": [_about(site, plan) for site in sites],
+            "sites": [
+                _about(site, plan) | {"unit": site.description.unit, "ethics": site.description.ethics}
+                for site in sites
+            ],
         }
         return RunFolder.create(path, plan, manifest, simulation)
     folder = RunFolder.open(path)

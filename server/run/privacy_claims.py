@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.plan import RunPlan
-from common.privacy import ADJACENCY, UNIT, GaussianSteps, pld_epsilon
+from common.privacy import ADJACENCY, GaussianSteps, pld_epsilon
 from server.messaging.requests import Site
 from server.run.rounds import StageResult
 
@@ -15,7 +15,7 @@ NO_CLAIM: dict[str, Any] = {"epsilon": None, "epsilon_pld": None, "delta": None,
 
 def all_refused(sites: Sequence[Site], code: str, reason: str) -> dict[str, dict[str, Any]]:
     """The claims of an arm that every site refused."""
-    return {site.name: _claim(NO_CLAIM, {"code": code, "reason": reason}) for site in sites}
+    return {site.name: _claim(site, NO_CLAIM, {"code": code, "reason": reason}) for site in sites}
 
 
 def privacy_claims(plan: RunPlan, result: StageResult, sites: Sequence[Site]) -> dict[str, dict[str, Any]]:
@@ -34,12 +34,12 @@ def privacy_claims(plan: RunPlan, result: StageResult, sites: Sequence[Site]) ->
                 noise_multiplier=claim["noise_multiplier"], sample_rate=plan.privacy.sample_rate, steps=steps
             )
             claims[site.name] = _claim(
-                claim | {"epsilon_pld": pld_epsilon([schedule], claim["delta"])}, refused
+                site, claim | {"epsilon_pld": pld_epsilon([schedule], claim["delta"])}, refused
             )
         elif refusal is not None:
-            claims[site.name] = _claim(NO_CLAIM, refused)
+            claims[site.name] = _claim(site, NO_CLAIM, refused)
     return claims
 
 
-def _claim(numbers: dict[str, Any], refused: dict[str, str] | None) -> dict[str, Any]:
-    return {"unit": UNIT, "adjacency": ADJACENCY, **numbers, "refused": refused}
+def _claim(site: Site, numbers: dict[str, Any], refused: dict[str, str] | None) -> dict[str, Any]:
+    return {"unit": site.description.unit, "adjacency": ADJACENCY, **numbers, "refused": refused}

@@ -68,7 +68,7 @@ class StageResult:
     refused: dict[str, Refusal] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # site -> code of its last failure
     # site -> what its private updates guarantee
-    claims: dict[str, dict[str, float]] = field(default_factory=dict)
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def run_rounds(context: RunContext, stage: Stage) -> StageResult:
@@ -185,7 +185,7 @@ class _Round:
         self.weights: dict[str, int] = {}
         self.refused: dict[str, Refusal] = {}
         self.failed: dict[str, str] = {}
-        self.claims: dict[str, dict[str, float]] = {}
+        self.claims: dict[str, dict[str, Any]] = {}
         self._seconds: dict[str, float] = {}
         self._variances: dict[str, float] = {}
         self._moved = {"down": 0, "up": 0}
@@ -237,6 +237,7 @@ class _Round:
                     "noise_multiplier": update.noise_multiplier,
                     "epsilon": update.epsilon,
                     "delta": update.delta,
+                    "unit": site.description.unit,
                 }
 
     def close(self) -> None:

@@ -46,6 +46,8 @@ MESSAGES: tuple[WireMessage, ...] = (
         nominal_patients=50,
         version="0.1.0",
         stand_in="体模",
+        unit="study",
+        ethics="ab" * 32,
         members=("a", "b"),
     ),
     SiteUpdate(

@@ -51,6 +51,8 @@ def settle(site: Path, policy: Mapping[str, object] | None = None, **fields: obj
         (site / "policy.yaml").write_text(yaml.safe_dump(dict(policy)), encoding="utf-8")
         values["policy"] = "policy.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    if values["kind"] == "hospital" and not (site / "cohort.yaml").exists():
+        (site / "cohort.yaml").write_text("ethics_approval: 2026-17\nconsent_basis: broad consent\n")
 
 
 def node_configs(data: Path, names: Sequence[str] = SITES) -> dict[int, dict[str, str]]:

@@ -22,6 +22,8 @@ LEAVES_A_HOSPITAL = {
         "members": PUBLIC,
         "nominal_patients": PUBLIC,
         "stand_in": PUBLIC,
+        "unit": PUBLIC,
+        "ethics": PUBLIC,
         "version": PUBLIC,
     },
     "SiteReadiness": {

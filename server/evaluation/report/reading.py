@@ -181,7 +181,7 @@ class Reading:
             "privacy.tag",
             epsilon=self._epsilon(),
             delta=plain(max(claim["delta"] for claim in given)),
-            unit=given[0]["unit"],
+            unit=self._units(),
             adjacency=given[0]["adjacency"],
         )
 
@@ -190,12 +190,19 @@ class Reading:
         if not self.is_private(arm):
             return ""
         epsilon = self._epsilon()
-        return self.say("privacy.tag.short", epsilon=epsilon) if epsilon else self.say("privacy.tag.none")
+        if not epsilon:
+            return self.say("privacy.tag.none")
+        short, units = self.say("privacy.tag.short", epsilon=epsilon), self._units()
+        return short if units == "patient" else f"{short} / {units}"
 
     def label(self, model: str) -> str:
         """A model's or arm's name with its epsilon, for figures."""
         tag = self.short_tag(model)
         return f"{model} ({tag})" if tag else model
+
+    def _units(self) -> str:
+        """The units of privacy of the sites that took part: `patient`, `study`, or `patient or study`."""
+        return " or ".join(sorted({claim["unit"] for claim in self.claims.values() if not claim["refused"]}))
 
     def _epsilon(self) -> str:
         spent = [

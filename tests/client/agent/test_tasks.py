@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+import yaml
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.agent.tasks import Agent, agent_for
 from client.data.cohort import load_cohort
+from client.dp.dp_sgd import train_private_head
+from client.site.approvals import approve
 from client.site.config import read_site
 from client.site.ledger import ledger_file_name
 from common.learning import score
@@ -27,6 +31,7 @@ from common.wire import (
     Refusal,
     SiteDescription,
     SiteEvaluation,
+    SiteReadiness,
     SiteUpdate,
     TrainTask,
     WireMessage,
@@ -415,3 +420,127 @@ def test_a_broken_site_yaml_leaves_a_trace_for_the_operator(
     assert "unknown_key" in caplog.text or (
         log.is_file() and "unknown_key" in log.read_text(encoding="utf-8")
     )
+
+
+# consent
+
+
+def patient_ids(data: Path) -> dict[str, str]:
+    """PatientID of each file of a site, by its path below the images folder."""
+    images = data / A / "images"
+    return {
+        path.relative_to(images).as_posix(): str(pydicom.dcmread(path, stop_before_pixels=True).PatientID)
+        for path in sorted(images.rglob("*.dcm"))
+    }
+
+
+def opt_out(data: Path, *patients: str) -> None:
+    (data / A / "cohort.yaml").write_text("opt_out_file: out.csv\n")
+    (data / A / "out.csv").write_text("PatientID;Date\n" + "".join(f"{one};2024\n" for one in patients))
+
+
+def test_who_opts_out_between_two_rounds_is_in_no_further_step(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def spy(
+        weight: np.ndarray, bias: np.ndarray, features: np.ndarray, labels: np.ndarray, *rest: Any, **how: Any
+    ) -> Any:
+        trained.append((features.copy(), rest[0].copy()))
+        return train_private_head(weight, bias, features, labels, *rest, **how)
+
+    monkeypatch.setattr("client.dp.dp_sgd.train_private_head", spy)
+    one = agent(data)
+    first = update_of(one.train(train_task()))
+    cohort = one.cohort()
+    ids = patient_ids(data)
+    number = int(cohort.patients[np.flatnonzero(cohort.part == 0)[0]])
+    gone = cohort.patients == number
+    (patient,) = {ids[cohort.records[row].file] for row in np.flatnonzero(gone)}
+    opt_out(data, patient.lower() + " ")
+    with ledger(data) as opened:
+        fingerprints = {row.fingerprint for row in opened.rows()}
+    update_of(one.train(train_task(round=2)))
+    features, patients = trained[1]
+    rows_before = np.flatnonzero(cohort.part == 0)
+    np.testing.assert_array_equal(features, trained[0][0][~gone[rows_before]])
+    assert number not in patients
+    assert len(patients) < len(trained[0][1])
+    assert len(one._features[2]) == len(features), "no feature of the patient stays in memory"
+    with ledger(data) as opened:
+        assert {row.fingerprint for row in opened.rows()} == fingerprints
+    assert update_of(one.train(train_task())).to_bytes() == first.to_bytes(), "a stored answer stays"
+    opt_out(data)  # a list that shrinks gives nobody back while the agent runs
+    one.renew_consent()
+    assert (one.cohort().part[gone] == -1).all()
+    assert (
+        load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4)).fingerprint == cohort.fingerprint
+    )
+    opt_out(data, patient)
+    fresh = load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4))
+    assert (fresh.fingerprint, len(fresh.records)) == (cohort.fingerprint, int((~gone).sum()))
+
+
+def test_who_opts_out_is_not_scored(data: Path) -> None:
+    one = agent(data)
+    before = one.evaluate(evaluate_task())
+    assert isinstance(before, SiteEvaluation)
+    cohort = one.cohort()
+    opt_out(data, *{patient_ids(data)[cohort.records[row].file] for row in np.flatnonzero(cohort.part == 2)})
+    after = one.evaluate(evaluate_task())
+    assert isinstance(after, SiteEvaluation)
+    assert (before.histograms.sum() > 0, after.histograms.sum()) == (True, 0)
+
+
+def test_a_list_that_is_damaged_meanwhile_stops_the_site(data: Path) -> None:
+    one = agent(data)
+    update_of(one.train(non_private()))
+    opt_out(data, "P1")
+    (data / A / "out.csv").write_bytes(f"{MARKER}\n\xff\xff\n".encode("latin-1"))
+    for answer in (one.train(non_private(round=2)), one.evaluate(evaluate_task())):
+        assert refusal_of(answer).code == "site-failure"
+        assert not any(spelling in answer.to_bytes() for spelling in spellings(MARKER))
+    assert "the opt-out list" in (data / A / "state" / "site.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "ethics_approval: E1\n", "consent_basis: broad\n", "ethics_approval: '-'\nconsent_basis: b\n"],
+)
+def test_a_hospital_without_ethics_or_consent_refuses_every_task(data: Path, text: str | None) -> None:
+    settle(data / A, kind="hospital", policy={"allow_non_private": True, "evaluation": "disclosed"})
+    (data / A / "cohort.yaml").unlink()
+    if text is not None:
+        (data / A / "cohort.yaml").write_text(text)
+    one = agent(data)
+    for answer in (one.train(train_task()), one.train(non_private()), one.evaluate(evaluate_task())):
+        assert refusal_of(answer).code == "ethics-missing"
+        assert "ethics approval" in refusal_of(answer).reason
+    ready = one.describe(DescribeTask(rehearse=True))
+    assert isinstance(ready, SiteReadiness)
+    assert {*ready.arms.values(), ready.evaluation} == {"ethics-missing"}
+    assert not rows(data)
+    settle(data / A, kind="synthetic")
+    assert isinstance(agent(data).evaluate(evaluate_task()), SiteEvaluation)
+
+
+def test_reference_and_approval_leave_as_a_keyed_hash_only(data: Path) -> None:
+    settle(data / A, kind="hospital", patients={"fallback": "study"})
+    ethics = {"ethics_approval": MARKER, "consent_basis": "broad consent"}
+    (data / A / "cohort.yaml").write_text(yaml.safe_dump(ethics))
+    hashes = []
+    for _ in range(2):
+        described = agent(data).describe()
+        assert isinstance(described, SiteDescription)
+        assert described.unit == "study"
+        assert not any(spelling in described.to_bytes() for spelling in spellings(MARKER))
+        hashes.append(described.ethics)
+        note = json.loads(approve(data / A, PLAN, ethics=ethics).read_text())
+    assert (note["ethics_approval"], note["consent_basis"]) == (MARKER, "broad consent")
+    assert hashes[0] != hashes[1], "who approved, and when, is part of the record"
+    assert all(len(one) == 64 for one in hashes)
+    settle(data / A, kind="synthetic")
+    described = agent(data).describe()
+    assert isinstance(described, SiteDescription)
+    assert described.ethics == ""

@@ -57,6 +57,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     words = ["--name", "hospital-a", "--images", tmp_path / "images", "--labels", tmp_path / "labels.csv"]
     words += ["--nominal-patients", 200, "--cohort", "c1", "--level", "usual", "--yes"]
+    words += ["--ethics-approval", "2026-17", "--consent-basis", "broad consent"]
     done("init", "--site", folder, *words)
     return folder
 
@@ -202,6 +203,28 @@ def test_the_budget_says_what_was_spent_on_what(site: Path) -> None:
     text = done("budget", "--site", site, "--verify").stdout
     assert "times in 100" in text
     assert "verified: 2 entries" in text
+
+
+def test_a_site_whose_unit_is_the_study_says_so_beside_every_epsilon(site: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((site / "site.yaml").read_text()) | {"patients": {"fallback": "study"}}
+    (site / "site.yaml").write_text(yaml.safe_dump(values))
+    spend(site)
+    (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    assert account["unit"] == "study"
+    text = done("budget", "--site", site).stdout
+    assert "per study" in text
+    assert "one study took part" in " ".join(text.split())
+    path = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
+    assert "costs each study" in typed("approve", path, "--site", site, given="n\n").output
+
+
+def test_a_plan_is_not_approved_without_ethics_approval(site: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path / "plan.yaml")
+    done("approve", path, "--site", site, "--yes")
+    (note,) = (site / "state" / "approvals").glob("*.json")
+    assert json.loads(note.read_text())["ethics_approval"] == "2026-17"
+    (site / "cohort.yaml").write_text("ethics_approval: ''\nconsent_basis: broad\n")
+    assert refused("approve", path, "--site", site, "--yes").code == "ethics-missing"
 
 
 def test_a_run_without_privacy_is_never_hidden_by_a_number(site: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import client.dicom.cache as cache_module
-from client.data.cohort import admit_quarantine, check_site, open_slices
+from client.data.cohort import admit_quarantine, check_site, load_cohort, open_slices
 from client.data_check.check import Readiness, examine, look, paths_text
 from client.data_check.page import render
 from client.data_check.text import report_text
@@ -272,6 +272,105 @@ def test_a_patient_that_nobody_names(tmp_path: Path) -> None:
     write(folder / "images/p000/0.dcm", "P-0", 0, PatientID="", StudyInstanceUID="", SeriesInstanceUID="")
     (one,) = [finding for finding in examined(folder).findings if finding.code == "no-patient-id"]
     assert one.values == {"slices": 1}
+
+
+def edited(folder: Path, patient: int, **header: object) -> None:
+    """The same change in all headers of a patient."""
+    for path in sorted((folder / f"images/p{patient:03}").glob("*.dcm")):
+        dataset = pydicom.dcmread(path)
+        for keyword, value in header.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(path)
+
+
+@pytest.mark.parametrize("patient_id", ["", "ANONYMOUS", "0000", "Unknown"])
+def test_a_hospital_without_patient_ids_stops_until_a_fallback_is_named(
+    tmp_path: Path, patient_id: str
+) -> None:
+    folder = site(tmp_path, kind="hospital")
+    for patient in (0, 1):
+        edited(folder, patient, PatientID=patient_id, PatientName="Li^Wei", PatientBirthDate="19700301")
+    edited(folder, 1, StudyInstanceUID=make_uid(b"another study"))
+    found = examined(folder)
+    assert "patient-id-missing" in codes(found, "stop")
+    with pytest.raises(DataError) as caught:
+        load_cohort(folder, size=SIZE)
+    assert caught.value.code == "patient-id-missing"
+    expected = {"name-and-birth-date": (11, "patient"), "study": (12, "study")}
+    for fallback, (patients, unit) in expected.items():
+        fields = {"kind": "hospital", "patients": {"fallback": fallback}}
+        (folder / "site.yaml").write_text(yaml.safe_dump(SITE | fields))
+        found = examined(folder)
+        assert (found.intake.patients, found.public()["unit"]) == (patients, unit)
+        assert codes(found) & {"patient-id-missing", "patient-fallback"} == {"patient-fallback"}
+    (folder / "site.yaml").write_text(yaml.safe_dump(SITE))
+    assert "patient-id-missing" in codes(examined(folder), "warning"), "generated images stop nothing"
+
+
+def test_alike_ids_are_listed_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = site(tmp_path)
+    edited(folder, 0, PatientID="SECRET-00100")
+    edited(folder, 3, PatientID="secret-100")
+    (one,) = [finding for finding in examined(folder).findings if finding.code == "patient-ids-alike"]
+    assert (one.level, one.values) == ("warning", {"groups": 1, "patients": 2, "across_split": 0})
+    edited(folder, 0, PatientID="P-0")
+    edited(folder, 1, PatientID="SECRET-00100")  # train, and the other one in test
+    (one,) = [finding for finding in examined(folder).findings if finding.code == "patient-ids-alike"]
+    assert one.values["across_split"] == 1
+    _, out, err = run(capsys, folder, "--show-paths")
+    assert [f"images/p{patient:03}" in err and f"p{patient:03}" not in out for patient in (1, 3)] == [
+        True,
+        True,
+    ]
+    assert "SECRET" not in (out + err).upper().replace(str(tmp_path).upper(), "")
+    joined = {"patients": {"join": ["zeros", "case"]}, "labels": "none.csv"}
+    (folder / "site.yaml").write_text(yaml.safe_dump(SITE | joined))
+    found = examined(folder)
+    assert found.intake.patients == 11
+    assert "patient-ids-alike" not in codes(found)
+
+
+def test_one_id_on_two_people(tmp_path: Path) -> None:
+    folder = site(tmp_path)
+    path = folder / "images/p000/0.dcm"
+    edited(folder, 0, PatientBirthDate="19700301")
+    dataset = pydicom.dcmread(path)
+    dataset.PatientBirthDate = "19800301"
+    dataset.save_as(path)
+    (one,) = [finding for finding in examined(folder).findings if finding.code == "patient-id-of-several"]
+    assert one.values == {"patients": 1}
+
+
+def test_the_opt_out_list_is_always_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = site(tmp_path)
+    assert "opt-out list: listed 0, found 0 in this folder" in run(capsys, folder)[1]
+    edited(folder, 0, PatientID="SECRET-0100")
+    edited(folder, 1, PatientID="SECRET-77")
+    edited(folder, 2, PatientID="")
+    (folder / "cohort.yaml").write_text("opt_out_file: out.csv\n")
+    (folder / "out.csv").write_bytes(
+        "PatientID;Date\r\nsecret-100;1\r\nSECRET-７７;2\r\nX1;3\r\n".encode("utf-16")
+    )
+    _, out, err = run(capsys, folder, "--format", "json")
+    assert json.loads(out)["opt_out"] == {"listed": 3, "found": 1, "near": 1, "without_id": 2}
+    text = run(capsys, folder)[1]
+    assert "opt-out list: listed 3, found 1 in this folder" in text
+    assert "[opt-out-alike]" in text
+    assert "[opt-out-without-id]" in text
+    assert "SECRET" not in (out + text + err).upper().replace(str(tmp_path).upper(), "")
+    assert json.loads(out)["excluded"]["opted-out"] == 2
+    (folder / "out.csv").write_text("X1\n")
+    assert "opt-out-not-found" in codes(examined(folder), "note")
+    (folder / "out.csv").write_text("X1\nsee the secretary\n")
+    with pytest.raises(ConfigError, match="line 2"):
+        examined(folder)
+
+
+def test_a_hospital_without_ethics_approval_is_told(tmp_path: Path) -> None:
+    folder = site(tmp_path, kind="hospital")
+    assert "ethics-missing" in codes(examined(folder), "warning")
+    (folder / "cohort.yaml").write_text("ethics_approval: E1\nconsent_basis: broad\n")
+    assert "ethics-missing" not in codes(examined(folder))
 
 
 # any folder

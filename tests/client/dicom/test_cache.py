@@ -28,6 +28,7 @@ from client.dicom.cache import ADMIT_ALL, is_prepared, load_or_build
 from client.dicom.dicom import read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import SliceRecord
+from client.dicom.patients import AS_WRITTEN
 from client.dicom.reading import HEADERS_AT_ONCE
 from client.dicom.workers import Outcome
 from common.errors import DataError
@@ -64,6 +65,11 @@ class WithoutPatient:
 
     def __call__(self, record: SliceRecord, /) -> str:
         return "opted-out" if record.patient == self.patient else ""
+
+    patients = AS_WRITTEN
+
+    def has_opted_out(self, record: SliceRecord, /) -> bool:
+        return record.patient == self.patient
 
     def digest(self) -> str:
         return self.patient
@@ -204,6 +210,39 @@ def test_what_no_index_refers_to_leaves_the_disk_and_is_noted(tmp_path: Path) ->
     ]
     # without the rule he is back
     assert load_or_build(images, KEY, cache, 16).fingerprint == first.fingerprint
+
+
+def test_a_cache_of_a_version_that_knew_less_of_patients_goes_on_with_the_same_index(tmp_path: Path) -> None:
+    images, cache = folder(tmp_path / "images"), tmp_path / "cache"
+    first = load_or_build(images, KEY, cache, 16)
+    before = {path.name: path.stat().st_mtime_ns for path in cache.glob("slices-*")}
+    lacking = ("patient_origin", "patient_forms", "patient_near", "birth", "sex")
+    with closing(sqlite3.connect(cache / "store.sqlite3")) as database:
+        database.execute("DELETE FROM meta WHERE name = 'patients' OR name LIKE 'members:%'")
+        for file, text in database.execute("SELECT file, slices FROM files").fetchall():
+            slices = json.loads(text)
+            for values, _ in slices:
+                for name in lacking:
+                    del values[name]
+            database.execute("UPDATE files SET slices = ? WHERE file = ?", (json.dumps(slices), file))
+        database.commit()
+    second = load_or_build(images, KEY, cache, 16)
+    assert second.built
+    assert (second.fingerprint, second.intake) == (first.fingerprint, first.intake)
+    assert {path.name: path.stat().st_mtime_ns for path in cache.glob("slices-*")} == before
+    assert len((cache / "indexes.jsonl").read_text().splitlines()) == 1
+    gone = second.intake.records[1].patient  # and from now on opt-outs are subtracted from it
+    third = load_or_build(images, KEY, cache, 16, admit=WithoutPatient(gone))
+    assert (third.fingerprint, len(third.intake.records), third.opted_out) == (first.fingerprint, 4, {gone})
+    assert not load_or_build(images, KEY, cache, 16, admit=WithoutPatient(gone)).built
+
+
+def test_an_image_that_goes_with_an_opt_out_makes_a_new_index(tmp_path: Path) -> None:
+    images, cache = folder(tmp_path / "images"), tmp_path / "cache"
+    first = load_or_build(images, KEY, cache, 16)
+    gone = first.intake.records[1].patient
+    (images / "3.dcm").unlink()
+    assert load_or_build(images, KEY, cache, 16, admit=WithoutPatient(gone)).fingerprint != first.fingerprint
 
 
 def test_a_cache_is_prepared_for_the_sizes_it_was_made_for(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_storage_folder_of_orthanc_is_read(tmp_path: Path) -> None:
 def tar_of(
     path: Path, mode: str, members: dict[str, bytes], change: Callable[..., None] | None = None
 ) -> Path:
-    with tarfile.open(path, mode) as archive:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -154,7 +154,7 @@ def test_each_file_of_a_tar_archive_counts(tmp_path: Path, suffix: str, mode: st
         "/abs": b"x",
         "in.zip": b"PK\x03\x04" + bytes(600),
     }
-    with tarfile.open(root / f"a.{suffix}", mode, format=form) as archive:
+    with tarfile.open(root / f"a.{suffix}", mode, format=form) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

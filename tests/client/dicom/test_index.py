@@ -137,7 +137,10 @@ def test_the_patient_of_an_opt_out_list_is_the_one_of_the_header_in_any_characte
     for charset in ("utf-8", "gb18030"):
         raw = "病人7".encode(charset).decode("latin-1")
         assert pseudonym(f"PatientID:{raw}", KEY) in patient_pseudonyms(" 病人7 ", KEY)
-    assert patient_pseudonyms("P1", KEY) == {pseudonym("PatientID:P1", KEY)}
+    assert patient_pseudonyms("P1", KEY) == {
+        pseudonym("PatientID:P1", KEY),
+        pseudonym("patient-normalised:P1", KEY),
+    }
 
 
 def test_the_public_form_names_nobody(tmp_path: Path) -> None:

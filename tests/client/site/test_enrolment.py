@@ -188,9 +188,23 @@ def test_an_init_that_fails_midway_can_be_repeated(tmp_path: Path, monkeypatch: 
 
 def test_what_is_unusual_is_said_and_allowed(tmp_path: Path) -> None:
     said: list[str] = []
-    made(tmp_path / "site", nominal_patients=137, ethics_approval="", warn=said.append)
+    made(tmp_path / "site", nominal_patients=137, warn=said.append)
     assert read_site(tmp_path / "site")[0].nominal_patients == 137
-    assert [word in " ".join(said) for word in ("137", "labels.csv", "ethics")] == [True, True, True]
+    assert [word in " ".join(said) for word in ("137", "labels.csv")] == [True, True]
+
+
+@pytest.mark.parametrize("field", ["ethics_approval", "consent_basis"])
+@pytest.mark.parametrize("value", ["", " \t", "-", "n/a", "TBD"])
+def test_a_hospital_without_ethics_or_consent_is_not_made(tmp_path: Path, field: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(tmp_path / "site", **{field: value})
+    assert caught.value.code == "ethics-missing"
+    assert not (tmp_path / "site").exists()
+    made(tmp_path / "site", **{field: value}, kind="public")
+
+
+def test_a_new_site_joins_ids_that_differ_in_writing_only(site: Path) -> None:
+    assert read_site(site)[0].patients.join == ("width", "case", "spaces", "charset")
 
 
 def test_levels_are_ordered_and_say_epsilon_and_delta() -> None:

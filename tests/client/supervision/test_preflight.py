@@ -33,6 +33,7 @@ from client.supervision.preflight import (
     check_disk,
     check_encryption,
     check_enrolment,
+    check_ethics,
     check_modes,
     contact,
     exit_status,
@@ -518,6 +519,18 @@ def test_a_coordinator_who_is_half_there_is_a_network_problem(data: Path, author
     assert exit_status(checks) == 3
 
 
+def test_ethics_approval_and_consent_are_asked_of_hospitals_only(tmp_path: Path) -> None:
+    config, folder = read_site(bare_site(tmp_path / "site"))
+    assert (check_ethics(folder, config).ok, "ethics-missing" in check_ethics(folder, config).problem) == (
+        False,
+        True,
+    )
+    (folder / "cohort.yaml").write_text("ethics_approval: E1\nconsent_basis: broad\n")
+    assert check_ethics(folder, config).ok
+    (folder / "cohort.yaml").unlink()
+    assert check_ethics(folder, config.model_copy(update={"kind": "public"})).ok is None
+
+
 def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None:
     site = bare_site(tmp_path / "site")
     (site / "node" / "node.key").chmod(0o644)
@@ -532,6 +545,7 @@ def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None
         "coordinator",
         "modes",
         "data",
+        "ethics",
         "policy",
     }
     assert exit_status(checks) == 2

@@ -107,7 +107,7 @@ def test_watch_says_who_is_waited_for_and_what_is_spent(tmp_path: Path) -> None:
         "round 2 of 6",
         "waiting for hospital-b",
         "0.750",
-        "epsilon 7.50 for the whole run",
+        "epsilon 7.50 per patient for the whole run",
     ):
         assert part in line
     live(EvaluationBegan(sites=("hospital-a",)))

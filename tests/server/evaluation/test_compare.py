@@ -228,6 +228,19 @@ def test_the_table_says_not_private_or_epsilon(tmp_path, three_seeds):
     assert "they add up" in table
 
 
+def test_a_site_whose_unit_is_the_study_is_said_beside_every_epsilon(tmp_path):
+    claim = {"epsilon": 7.901, "delta": 1e-5, "unit": "patient", "adjacency": "add/remove", "refused": None}
+    runs = []
+    for seed in (5, 6):
+        privacy = {"alder": claim, "birch": claim | {"unit": "study"}}
+        values = evaluation(seed, private_arms=["federated_dp"], privacy=privacy)
+        values["scores"]["federated_dp"] = values["scores"]["federated"]
+        runs.append(folder(tmp_path, values, PLAN.model_copy(update={"seed": seed})))
+    lines = [line for line in compare_table(compare_runs(runs)).splitlines() if "epsilon 7.91" in line]
+    assert len(lines) >= 3
+    assert all("per patient or study" in line for line in lines)
+
+
 def test_epsilon_stands_beside_private_scores_in_the_table(tmp_path):
     claim = {"epsilon": 7.901, "delta": 1e-5, "unit": "patient", "adjacency": "add/remove", "refused": None}
     runs = []

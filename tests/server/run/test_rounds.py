@@ -243,8 +243,11 @@ def test_a_stricter_policy_refuses_and_the_others_go_on(consortium: Consortium, 
     settle(
         consortium.data / B, policy={"max_epsilon": 1.0, "allow_non_private": True, "evaluation": "synthetic"}
     )
+    settle(consortium.data / C, patients={"fallback": "study"})
     folder = consortium.conduct(PRIVATE, out)
     found = evaluation(folder)
+    units = {A: "patient", B: "patient", C: "study"}
+    assert {site["site"]: site["unit"] for site in folder.manifest["sites"]}.items() >= units.items()
     assert found["status"] == "partial"
     assert found["incomplete"] == [f"federated_dp: {B} refused"]
     assert found["private_arms"] == ["federated_dp"]
@@ -258,7 +261,7 @@ def test_a_stricter_policy_refuses_and_the_others_go_on(consortium: Consortium, 
         assert claim["refused"] is None
         assert 7 < claim["epsilon"] <= 8
         assert 0 < claim["epsilon_pld"] <= claim["epsilon"]
-        assert (claim["delta"], claim["unit"], claim["adjacency"]) == (1e-5, "patient", "add/remove")
+        assert (claim["delta"], claim["unit"], claim["adjacency"]) == (1e-5, units[site], "add/remove")
     assert [record["answered"] for record in folder.arm("federated_dp").rounds()] == [[A, C], [A, C]]
 
 
