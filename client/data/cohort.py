@@ -309,6 +309,7 @@ def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
             accession=record.accession,
             series_number=record.series_number,
             frame=record.frame + 1,
+            patient=record.patient,
         )
         for record in records
     ]
