@@ -26,6 +26,7 @@ from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.ledger import Ledger, ledger_file_name
 from common.errors import ConfigError, DataError
 from common.i18n import speaker
+from common.plan import Split
 from common.progress_bar import progress_shown
 from tests.conftest import typed
 from tests.helpers.translations import assert_same_sentences
@@ -377,7 +378,7 @@ def test_the_profile_of_the_last_training_is_kept_and_compared_with(
         ledger.record_non_private(request="run", purpose="federated", fingerprint=trained.slices.fingerprint)
     for number in range(3):
         write(folder / f"images/more{number}.dcm", f"M-{number}", 500 + number)
-        found = examined(folder, against="own", split=(1.0, 0.0, 0.0))
+        found = examined(folder, against="own", plan_split=Split(train=1, test=0))
         assert found.drift is not None
         assert found.drift.source == "ledger"
     kept = {path.name for path in (folder / "state").glob("profile-*.json")}
