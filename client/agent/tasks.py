@@ -10,7 +10,8 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -225,19 +226,26 @@ class Agent:
         Raises:
             DataError: `nothing-assessed`, `assessed-differs`, `data-changed`; never sent anywhere.
         """
-        try:
+        with self._data_read_again_if_refused():
             admit_assessed(self.cohort())
-            return self.bind_data(run)
-        except DataError:
-            self._cohort, self._features = None, ("", np.zeros(0))  # read again once the operator has acted
-            raise
+        return self.bind_data(run)
 
     def bind_data(self, run: str) -> bool:
         """As `client.site.run_data.bind_data`, for the data of this site."""
         cohort = self.cohort()
-        return bind_data(
-            self.state, run, self._plan.sha256(), data_digests(cohort), opted_out=cohort.opted_out
-        )
+        with self._data_read_again_if_refused():
+            return bind_data(
+                self.state, run, self._plan.sha256(), data_digests(cohort), opted_out=cohort.opted_out
+            )
+
+    @contextmanager
+    def _data_read_again_if_refused(self) -> Iterator[None]:
+        """Forget data that were refused: the operator corrects them while the agent runs."""
+        try:
+            yield
+        except DataError:
+            self._cohort, self._features = None, ("", np.zeros(0))
+            raise
 
     def record_non_private(self, task: TrainTask) -> None:
         """Record training without noise in the ledger of a hospital, before it begins."""
