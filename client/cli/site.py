@@ -71,7 +71,7 @@ def init(
     stand_in: Annotated[str, typer.Option(help="If the patients are not persons: what they are.")] = "",
     assessed: Annotated[
         str | None,
-        typer.Option(help="Artifacts that your readers assessed, separated by commas; none: only evaluate."),
+        typer.Option(help="Artifacts that your readers assessed, separated by commas; none: do not train."),
     ] = None,
     yes: YesOption = False,
 ) -> None:

@@ -334,7 +334,7 @@ def admit_assessed(cohort: Cohort) -> None:
         raise DataError(
             f"{cohort.site.name}: no image of a training patient has a label: the site would teach nothing",
             code="nothing-assessed",
-            hint="fill in the label sheet, or take part as a site that only evaluates (docs/deploy.md)",
+            hint="fill in the label sheet: fedqc data labels SITE",
         )
 
 

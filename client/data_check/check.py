@@ -518,7 +518,7 @@ def _on_labels(
 def _on_assessed(site: SiteConfig, present: np.ndarray, parts: np.ndarray) -> list[Finding]:
     """What `assessed` of site.yaml declares against the labels of the sheet."""
     if site.assessed == ():
-        return [Finding(code="only-evaluates", level="note", values={})]
+        return [Finding(code="none-assessed", level="warning", values={})]
     found = []
     labelled = {name for place, name in enumerate(NAMES) if not np.isnan(present[:, place]).all()}
     if missing := [name for name in site.assessed or () if name not in labelled]:

@@ -193,7 +193,8 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             f"{new.nominal_patients} patients is not one of {', '.join(map(str, BUCKETS))}: an exact count "
             "reveals who is in it"
         )
-    if (neighbour := _site_beside(folder, images, labels)) is not None and not (state / "site.key").exists():
+    neighbour = None if new.kind == "synthetic" else _site_beside(folder, images, labels)
+    if neighbour is not None and not (state / "site.key").exists():
         warn(
             f"{state}: gets a new site key; the split of the patients and reader workbooks of the site in "
             f"{neighbour} depend on its own key: fedqc site init --site {neighbour} adopts that site"

@@ -41,7 +41,7 @@ def test_a_site_without_a_label_refuses_by_the_common_code(data: Path, task: obj
     assert rows(data) == [], "refused before the ledger, and before the first round"
     log = (data / A / "state" / "site.log").read_text(encoding="utf-8")
     assert "would teach nothing" in log
-    assert "only evaluates" in log
+    assert "fedqc data labels SITE" in log
 
 
 def test_an_artifact_that_is_declared_and_not_labelled_is_a_contradiction(data: Path) -> None:

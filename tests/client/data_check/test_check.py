@@ -659,7 +659,7 @@ def test_how_many_training_patients_reach_the_next_bucket(tmp_path: Path) -> Non
     [
         (["metal", "motion", "beam_hardening"], "", "stop", "assessed-differs"),
         (["metal"], "", "warning", "assessed-more"),
-        ([], "", "note", "only-evaluates"),
+        ([], "", "warning", "none-assessed"),
         (None, "blank", "stop", "nothing-assessed"),
         (["metal"], "blank", "stop", "assessed-differs"),
     ],

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client.site.enrolment import LEVELS
 from common.cli import Format
 from common.errors import DataError, RefusedError
 from common.learning import get_threads
 from server.cli.run import run as run_commands
 from server.run_folder import RunFolder
 from server.simulation.simulate import resume_simulation, run_simulation
-from tests.conftest import TRAINING, Consortium, settle, tiny_plan
+from tests.conftest import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
 
@@ -57,6 +58,18 @@ def test_a_plan_with_another_split_than_a_site_does_not_start(data: Path, tmp_pa
     assert (caught.value.code, caught.value.exit_status) == ("split-differs", 4)
     plan = tiny_plan(split={}, training={"rounds": 1})
     assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 0
+
+
+def test_a_hospital_that_only_evaluates_is_scored_and_spends_nothing(data: Path, tmp_path: Path) -> None:
+    """The steps of docs/deploy.md: privacy level usual with `evaluation: disclosed`, and held out."""
+    policy = LEVELS["usual"].policy.model_dump(exclude_none=True) | {"evaluation": "disclosed"}
+    settle(data / HELD_OUT, kind="hospital", policy=policy)
+    plan = tiny_plan(training={"rounds": 1})
+    assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 0
+    evaluation = RunFolder.open(tmp_path / "run").evaluation
+    assert (evaluation["status"], evaluation["incomplete"]) == ("completed", [])
+    assert list((data / HELD_OUT / "state").glob("ledger-*")) == []
+    assert not (data / HELD_OUT / "state" / "split.json").exists()
 
 
 @pytest.fixture
