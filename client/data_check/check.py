@@ -46,11 +46,12 @@ from client.dicom.patients import AS_WRITTEN, alike, of_several_people, without_
 from client.dicom.reading import KNOWN_POINTS_HU
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
-from client.site.config import SiteConfig, site_key
+from client.site.config import SiteConfig, next_bucket, site_key
 from client.site.policy import missing_ethics
+from client.site.split import SiteSplit, split_of_site
 from common.artifacts import MODALITIES, NAMES, applies_to
-from common.errors import ConfigError, DataError, FedqcError
-from common.plan import DEFAULT_SPLIT
+from common.errors import ConfigError, DataError, FedqcError, RefusedError
+from common.plan import Split
 from common.preprocess import DEFAULT_SIZE
 from common.progress_bar import Progress
 
@@ -120,6 +121,7 @@ class Readiness:
     subject: Subject
     intake: IntakeReport
     has_labels: bool  # whether there is a sheet that could be read
+    split: SiteSplit | None  # what a run would use; None: a folder without site.yaml, or it cannot be used
     problems: tuple[SheetProblem, ...]
     findings: tuple[Finding, ...]
     profile: Profile
@@ -159,6 +161,12 @@ class Readiness:
         ]
         return (min(dates), max(dates)) if dates else None
 
+    @property
+    def next_bucket(self) -> tuple[int, int] | None:
+        """How many more training patients reach the next bucket, and that bucket."""
+        parts = self.intake.patients_by_part
+        return next_bucket(parts["train"]) if self.subject.site is not None and parts else None
+
     def scanner_rows(self) -> list[dict[str, Any]]:
         """Each scanner by number: maker and model in words that may be shown, slices, patients."""
         records, rows = self.subject.slices.intake.records, []
@@ -186,6 +194,12 @@ class Readiness:
                 "opt_out": asdict(self.opt_outs) if self.opt_outs else None,
                 "unit": self.subject.site.patients.unit,
             }
+        found |= {"split_shares": None, "next_bucket": None}
+        if self.split is not None:
+            shares = dict(zip(PARTS, self.split.shares, strict=True))
+            found["split_shares"] = shares | {"from": self.split.origin}
+        if (missing := self.next_bucket) is not None:
+            found["next_bucket"] = {"patients": missing[0], "bucket": missing[1]}
         duplicates = self.duplicates
         return found | {
             "verdict": self.verdict,
@@ -280,13 +294,13 @@ def state_of_folder(path: Path) -> Path:
 def examine(
     subject: Subject,
     *,
-    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    plan_split: Split | None = None,
     against: Literal["nothing", "own"] | Path = "nothing",
 ) -> Readiness:
     """All findings on what was read. Of the pixels nothing is read.
 
     Args:
-        split: shares of train, validation and test.
+        plan_split: the shares that a plan asks for; see client/site/split.py for those that are used.
         against: a profile to compare with: the site's own training patients', or that of a file.
     Raises:
         DataError: `no-profile`, `bad-profile`.
@@ -316,11 +330,15 @@ def examine(
             )
         )
     of_patients: np.ndarray | None = None
-    if subject.site is not None:
+    split: SiteSplit | None = None
+    if subject.found is not None:
         try:
+            split = split_of_site(subject.found.site, subject.found.folder, plan_split)
             of_patients = assign_parts(
-                patients, names.tolist(), records=records, labels=matched, key=key, split=split
+                patients, names.tolist(), records=records, labels=matched, key=key, split=split.shares
             )
+        except (ConfigError, RefusedError) as error:
+            findings.append(Finding(code=error.code, level="stop", values={"problem": error.message}))
         except DataError as error:
             findings.append(Finding(code=error.code, level="stop", values={}))
     intake = intake_report(slices.intake, matched, modality=modality, patients=len(names), parts=of_patients)
@@ -340,12 +358,14 @@ def examine(
     drift = None if against == "nothing" or not records else _compared(subject, acquisition, against)
     counts = {} if of_patients is None else _artifact_patients(matched, patients, parts)
     has_labels = bool(table.rows)
+    is_readable = has_labels and not any(finding.level == "stop" for finding in findings)
     findings += [
         *_on_files(subject),
         *_on_patients(subject, intake, names.tolist(), of_patients),
         *_on_consent(subject),
         *_on_labels(intake, counts, has_labels=has_labels),
         *_on_intensities(subject, series),
+        *(_on_assessed(subject.site, matched.present, parts) if subject.site and is_readable else ()),
         *_on_images(subject, scanners, duplicates, outliers),
         *_on_time(trends, drift),
     ]
@@ -354,6 +374,7 @@ def examine(
         subject=subject,
         intake=intake,
         has_labels=has_labels,
+        split=split,
         problems=tuple(sorted(problems, key=lambda problem: (problem.row, problem.column or 0))),
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.level))),
         profile=acquisition.profile(),
@@ -641,8 +662,25 @@ def _on_labels(
         found.append(Finding(code="without-label", level="note", values=values))
     if lost := len(labels.rows_without_image):
         found.append(Finding(code="rows-without-image", level="warning", values={"rows": lost}))
+    if zeros := len(labels.lost_zeros):
+        found.append(Finding(code="lost-zeros", level="warning", values={"rows": zeros}))
     if wrong := len(labels.wrong_modality):
         found.append(Finding(code="wrong-modality", level="warning", values={"rows": wrong}))
+    return found
+
+
+def _on_assessed(site: SiteConfig, present: np.ndarray, parts: np.ndarray) -> list[Finding]:
+    """What `assessed` of site.yaml declares against the labels of the sheet."""
+    if site.assessed == ():
+        return [Finding(code="none-assessed", level="warning", values={})]
+    found = []
+    labelled = {name for place, name in enumerate(NAMES) if not np.isnan(present[:, place]).all()}
+    if missing := [name for name in site.assessed or () if name not in labelled]:
+        found.append(Finding(code="assessed-differs", level="stop", values={"artifacts": ", ".join(missing)}))
+    if np.isnan(present[parts == PARTS.index("train")]).all() and (parts >= 0).any():
+        found.append(Finding(code="nothing-assessed", level="stop", values={}))
+    if site.assessed and (more := [name for name in NAMES if name in labelled - set(site.assessed)]):
+        found.append(Finding(code="assessed-more", level="warning", values={"artifacts": ", ".join(more)}))
     return found
 
 

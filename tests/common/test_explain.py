@@ -11,7 +11,7 @@ from client.dicom.index import QUARANTINE_CODES
 from client.dicom.refusals import EXCLUSIONS
 from common.cli import main
 from common.explain import entries
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str, str]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from client.data.cohort import check_site, load_cohort
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.dicom.index import split_of
 from client.dicom.sources import find_files
 from client.site.config import read_site, site_key
 from common.artifacts import INDEX, NAMES
@@ -238,9 +239,9 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
         read_site(tmp_path)
 
 
-def test_split_shares_are_checked(tmp_path: Path) -> None:
+def test_split_shares_are_checked() -> None:
     with pytest.raises(DataError):
-        load_cohort(site(tmp_path), size=16, split=(0.0, 0.0, 0.0))
+        split_of("patient", bytes(32), 0.0, 0.0, 0.0)
 
 
 @needs_real_data
