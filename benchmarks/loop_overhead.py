@@ -162,9 +162,9 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
 
     set_threads(1)
     plan = read_plan(plan_file)
-    split = (plan.split.train, plan.split.validation, plan.split.test)
     cohorts = [
-        load_cohort(path, size=plan.image_size, split=split) for path in sorted(data.glob("*/site.yaml"))
+        load_cohort(path, size=plan.image_size, plan_split=plan.split)
+        for path in sorted(data.glob("*/site.yaml"))
     ]
     model = build(plan.model.name)
     manifest = manifest_of(model.state_dict())

@@ -43,6 +43,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "client.cli.site:site",
         "Set up, run and audit a hospital's site.",
     ),
+    "explain": (
+        "common.explain:explain",
+        "Explain a code of an error, a refusal or a file that is not used.",
+    ),
     "data": ("client.cli.data:data", "Generate, check, prepare and label image data; simulate artifacts."),
 }
 

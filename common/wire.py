@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 import safetensors.numpy
@@ -47,6 +47,9 @@ class WireMessage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    LATER_FLAGS: ClassVar[tuple[str, ...]] = ()
+    """Fields that came later and are sent only where they are true: other messages stay as they were."""
+
     @classmethod
     def array_fields(cls) -> tuple[str, ...]:
         return tuple(
@@ -57,7 +60,8 @@ class WireMessage(BaseModel):
 
     def _parts(self) -> tuple[str, dict[str, np.ndarray]]:
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.array_fields()}
-        scalars = self.model_dump(mode="json", exclude=set(arrays))
+        absent = {name for name in self.LATER_FLAGS if not getattr(self, name)}
+        scalars = self.model_dump(mode="json", exclude=set(arrays) | absent)
         return json.dumps({"type": type(self).__name__, **scalars}, sort_keys=True), arrays
 
     @classmethod
@@ -301,6 +305,8 @@ class SiteReadiness(WireMessage):
 class SiteUpdate(WireMessage):
     """What a hospital learned in one round, in whole steps of `common.weights.GRID`, plain or as a frame."""
 
+    LATER_FLAGS = ("data_changed",)
+
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[str, PUBLIC]
     arm: Annotated[str, PUBLIC]
@@ -313,6 +319,8 @@ class SiteUpdate(WireMessage):
         None  # of the whole run's schedule at this site; None: not private
     )
     delta: Annotated[float | None, PUBLIC] = None
+    # the site's data changed during the run, and its operator accepted that; what changed is not sent
+    data_changed: Annotated[bool, PUBLIC] = False
     added_variance: Annotated[float, DP] = (
         0.0  # that an int8 codec put on each value, in weight units squared
     )
@@ -322,10 +330,14 @@ class SiteUpdate(WireMessage):
 class SiteEvaluation(WireMessage):
     """Patient-level sums for each model, and the covariance of their AUROCs on the same patients."""
 
+    LATER_FLAGS = ("data_changed",)
+
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[str, PUBLIC]
     models: Annotated[tuple[str, ...], PUBLIC]
     mode: Annotated[Literal["disclosed", "synthetic"], PUBLIC]
+    # the site's data changed during the run, and its operator accepted that; what changed is not sent
+    data_changed: Annotated[bool, PUBLIC] = False
     histograms: Annotated[np.ndarray, DISCLOSED]  # int64 (models, 2: positive and negative, artifacts, bins)
     covariance: Annotated[np.ndarray, DISCLOSED]  # float64 (models * artifacts, models * artifacts)
 

@@ -10,7 +10,8 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from client.agent.consent import Consent
 from client.agent.evaluation import evaluate
 from client.agent.failures import refusal_for
 from client.agent.model_check import check_base, decode_base
-from client.data.cohort import Cohort, load_cohort
+from client.data.cohort import Cohort, admit_assessed, data_digests, load_cohort
 from client.dicom.cache import is_prepared
 from client.site.answer_store import AnswerKey, Outbox
 from client.site.config import SiteConfig, read_site, site_key
@@ -35,9 +36,11 @@ from client.site.policy import (
     private_schedule,
     read_policy,
 )
+from client.site.run_data import accept_changed_data, bind_data, check_data
+from client.site.split import split_of_site
 from common.arms import ARMS, HEAD
 from common.artifacts import NAMES
-from common.errors import RefusedError, RunError
+from common.errors import DataError, RefusedError, RunError
 from common.learning import extract_features, seed_for, train_epochs
 from common.model_file import load_model
 from common.models import as_classifier, build
@@ -104,6 +107,10 @@ def agent_for(site_yaml: str, plan: RunPlan) -> Agent:
     return Agent(Path(site_yaml), plan)
 
 
+# digest of the backbone, rows of the cohort, features of these rows
+_NO_FEATURES: tuple[str, np.ndarray, np.ndarray] = ("", np.zeros(0, np.int64), np.zeros(0))
+
+
 class Agent:
     """What one site does for one plan."""
 
@@ -114,7 +121,7 @@ class Agent:
         self._cohort: Cohort | None = None
         self._consent = Consent(site_yaml.parent, self.site)
         # of the frozen backbone with this digest: rows of the cohort, and their features
-        self._features: tuple[str, np.ndarray, np.ndarray] = ("", np.zeros(0, np.int64), np.zeros(0))
+        self._features = _NO_FEATURES
         self._models = ReceivedModels(plan)
 
     @property
@@ -223,11 +230,19 @@ class Agent:
         )
 
     def admit(self, *, private: bool) -> None:
-        """Check the plan's training against the site's policy.
+        """Check the plan's training against the site's policy, its split and what its readers assessed.
 
         Raises:
-            RefusedError: the policy does not permit it.
+            RefusedError: the policy does not permit it; `split-differs`; `nothing-assessed`.
+            ConfigError: `split-fixed`.
         """
+        if self.site.assessed == ():
+            raise RefusedError(
+                f"{self.name}: site.yaml declares that no artifact was assessed",
+                code="nothing-assessed",
+                public_reason="no artifact was assessed at this site, so that it would teach nothing",
+            )
+        split_of_site(self.site, self._path.parent, self._plan.split)
         admit_training(
             self.policy,
             private=private,
@@ -237,6 +252,35 @@ class Agent:
             nominal_patients=self.site.nominal_patients,
             rounds=self._plan.training.rounds,
         )
+
+    def admit_data(self, run: str) -> bool:
+        """Check the site's data before a round: something to learn from, and unchanged since the run's first.
+
+        Returns:
+            whether data changed during this run, and the operator accepted it.
+        Raises:
+            DataError: `nothing-assessed`, `assessed-differs`, `data-changed`; never sent anywhere.
+        """
+        with self._data_read_again_if_refused():
+            admit_assessed(self.cohort())
+        return self.bind_data(run)
+
+    def bind_data(self, run: str) -> bool:
+        """As `client.site.run_data.bind_data`, for the data of this site."""
+        cohort = self.cohort()
+        with self._data_read_again_if_refused():
+            return bind_data(
+                self.state, run, self._plan.sha256(), data_digests(cohort), opted_out=cohort.opted_out
+            )
+
+    @contextmanager
+    def _data_read_again_if_refused(self) -> Iterator[None]:
+        """Forget data that were refused: the operator corrects them while the agent runs."""
+        try:
+            yield
+        except DataError:
+            self._cohort, self._features = None, _NO_FEATURES
+            raise
 
     def record_non_private(self, task: TrainTask) -> None:
         """Record training without noise in the ledger of a hospital, before it begins."""
@@ -291,10 +335,11 @@ class Agent:
     def _train(self, task: TrainTask, job: Job) -> SiteUpdate:
         self.admit(private=False)
         base = self._models.receive(task)
+        has_changed = self.admit_data(task.run)
         self.record_non_private(task)
         cohort = self.cohort()
         steps = train_without_noise(self._plan, task, base, self.name, training_slices(cohort), job)
-        return site_update(self._plan, task, base, steps, self._owner)
+        return site_update(self._plan, task, base, steps, self._owner, data_changed=has_changed)
 
     @property
     def _owner(self) -> UpdateOwner:
@@ -307,14 +352,15 @@ class Agent:
             return SiteUpdate.from_bytes(stored)
         self.admit(private=True)
         base = self._models.receive(task)
+        has_changed = self.admit_data(task.run)
         with _ledger(self.site, self._path.parent) as ledger:
-            return self._train_charged(task, base, ledger, outbox, job)
+            update = self._train_charged(task, base, ledger, job)
+            answer = update.model_copy(update={"data_changed": has_changed})
+            return SiteUpdate.from_bytes(outbox.put(_question(task), answer.to_bytes()))
 
-    def _train_charged(
-        self, task: TrainTask, base: np.ndarray, ledger: Ledger, outbox: Outbox, job: Job
-    ) -> SiteUpdate:
-        """Reserve, train, commit, store, and only then answer: in this order a crash can over-count, never
-        under-count.
+    def _train_charged(self, task: TrainTask, base: np.ndarray, ledger: Ledger, job: Job) -> SiteUpdate:
+        """Reserve, train and commit; the caller stores the update, and only then answers: in this order a
+        crash can over-count, never under-count.
         """
         # brings Opacus: a second of CPU and 100 MiB that other arms do without
         from client.dp.dp_sgd import PrivateSteps, train_private_head
@@ -355,7 +401,7 @@ class Agent:
         before = base[manifest.part(HEAD)].astype(np.float64)
         after = np.concatenate([trained.weight.ravel(), trained.bias.ravel()])
         # of a noised result: post-processing, costs nothing
-        update = site_update(
+        return site_update(
             plan,
             task,
             base,
@@ -365,7 +411,6 @@ class Agent:
             epsilon=rdp_epsilon([total], privacy.delta),
             delta=privacy.delta,
         )
-        return SiteUpdate.from_bytes(outbox.put(_question(task), update.to_bytes()))
 
     def _evaluate(self, task: EvaluateTask, job: Job) -> SiteEvaluation:
         if task.everyone and self.name not in self._plan.held_out:
@@ -383,6 +428,7 @@ class Agent:
             )
         mode = self._evaluation_mode()
         admit_evaluation(self.policy, mode, kind=self.site.kind)
+        has_changed = self.bind_data(task.run)
         histograms, covariance = evaluate(
             self.cohort(),
             self._plan.model.name,
@@ -398,6 +444,7 @@ class Agent:
             mode=mode,
             histograms=histograms,
             covariance=covariance,
+            data_changed=has_changed,
         )
 
     def _evaluation_mode(self) -> Literal["disclosed", "synthetic"]:
@@ -513,13 +560,21 @@ class UpdateOwner:
 
 
 def site_update(
-    plan: RunPlan, task: TrainTask, base: np.ndarray, steps: np.ndarray, owner: UpdateOwner, **claim: float
+    plan: RunPlan,
+    task: TrainTask,
+    base: np.ndarray,
+    steps: np.ndarray,
+    owner: UpdateOwner,
+    *,
+    data_changed: bool = False,
+    **claim: float,
 ) -> SiteUpdate:
     """The answer to a training task.
 
     Args:
         base: float32 (parameters,), what the update starts from.
         steps: int32 (trainable parameters,), whole grid steps; noised already in a private arm.
+        data_changed: whether the site's data changed during the run, and its operator accepted that.
         claim: noise multiplier, epsilon and delta of a private update.
     """
     codec, added = plan.federation.codec, 0.0
@@ -537,6 +592,7 @@ def site_update(
         weight=owner.nominal_patients,
         private=task.private,
         added_variance=added,
+        data_changed=data_changed,
         update=steps,
         **claim,
     )
@@ -561,13 +617,40 @@ def policy_of(site: SiteConfig, folder: Path) -> SitePolicy:
     return read_policy(folder / site.policy) if site.policy else default_policy(site.kind)
 
 
+def check_run_data(cohort: Cohort, run: str, plan: RunPlan, *, accept: bool) -> tuple[str, ...]:
+    """Compare a site's data with those of the run's first round, before a simulation continues.
+
+    Args:
+        accept: accept other data, as an operator does by `fedqc site approve --changed-data`.
+    Returns:
+        what was accepted; () where nothing changed.
+    Raises:
+        DataError: the data changed, and nobody accepted that (code `data-changed`).
+    """
+    state = cohort.folder / cohort.site.state
+    try:
+        check_data(state, run, data_digests(cohort), opted_out=cohort.opted_out)
+    except DataError as refusal:
+        if accept:
+            return accept_changed_data(state, run, plan.sha256())
+        refusal.hint = "restore the data, or continue with these: fedqc run resume RUN --accept-changed-data"
+        raise
+    return ()
+
+
 def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False) -> Cohort:
-    """Open a site's data as the plan asks for it, building the cache where there is none.
+    """Open a site's data as the plan asks for it, building the cache where there is none. The split of a site
+    that trains is kept from then on.
 
     Raises:
         DataError, ConfigError: what is wrong with the folder, with local detail; never sent anywhere.
+        RefusedError: `split-differs`.
     """
-    split = (plan.split.train, plan.split.validation, plan.split.test)
+    trains = read_site(site_yaml)[0].name not in plan.held_out
     return load_cohort(
-        site_yaml, size=plan.image_size, split=split, quarantine="accept" if accept_quarantine else "refuse"
+        site_yaml,
+        size=plan.image_size,
+        plan_split=plan.split if trains else None,
+        quarantine="accept" if accept_quarantine else "refuse",
+        fix=trains,
     )

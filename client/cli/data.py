@@ -294,6 +294,7 @@ def check(
         Path | None,
         typer.Option("--html", help="Also write an HTML page with contact sheets. It shows patient images."),
     ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Check for this plan: its image size and split.")] = None,
     against_training: Annotated[
         bool,
         typer.Option("--against-training", help="Compare with the patients this site last trained on."),
@@ -324,15 +325,18 @@ def check(
     from client.data_check.text import report_text
     from client.data_check.words import LANGUAGES
     from common.i18n import speaker
+    from common.plan import read_plan
+    from common.preprocess import DEFAULT_SIZE
     from common.progress_bar import progress_shown
 
     speak = speaker(lang, LANGUAGES)
+    read = None if plan is None else read_plan(plan)
     with progress_shown() as progress:
-        subject = look(folder, progress=progress)
+        subject = look(folder, size=read.image_size if read else DEFAULT_SIZE, progress=progress)
     if subject.found is None:
         say(f"no site.yaml: checking images only; cache: {subject.state}")
     against: Any = training_profile or ("own" if against_training else "nothing")
-    found = examine(subject, against=against)
+    found = examine(subject, plan_split=None if read is None else read.split, against=against)
     print(
         json.dumps(found.public(), ensure_ascii=False) if format is Format.json else report_text(found, speak)
     )

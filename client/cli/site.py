@@ -6,6 +6,7 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -69,10 +70,17 @@ def init(
         str | None, typer.Option(help="Legal basis for using these images; stays at the site.")
     ] = None,
     stand_in: Annotated[str, typer.Option(help="If the patients are not persons: what they are.")] = "",
+    assessed: Annotated[
+        str | None,
+        typer.Option(help="Artifacts that your readers assessed, separated by commas; none: do not train."),
+    ] = None,
     yes: YesOption = False,
 ) -> None:
-    """Make a site: site.yaml, cohort.yaml, policy.yaml, keys, ledger, request.zip. Overwrites nothing."""
-    from client.site.enrolment import LEVELS, NewSite, init_site
+    """Make a site: site.yaml, cohort.yaml, policy.yaml, keys, ledger, request.zip. Overwrites nothing.
+
+    A site.yaml in the folder is adopted: only what it lacks is asked for, and its site key is kept.
+    """
+    from client.site.enrolment import LEVELS, NewSite, existing_cohort, existing_site, init_site
     from common.enrolment import read_request
 
     def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
@@ -87,6 +95,17 @@ def init(
         return str(typer.prompt(question, default=default, err=True))
 
     folder = folder or Path(os.environ.get("FEDQC_SITE", "."))
+    adopted = existing_site(folder)
+    if adopted is not None:
+        say(f"{folder / 'site.yaml'}: adopted; only missing keys are added")
+        name, kind, cohort = name or adopted.name, kind or adopted.kind, cohort or adopted.cohort
+        images, labels = images or folder / adopted.images, labels or folder / adopted.labels
+        nominal_patients = nominal_patients or adopted.nominal_patients
+        stand_in = stand_in or adopted.stand_in or ""
+    legal = existing_cohort(folder)
+    ethics_approval = ethics_approval or legal.get("ethics_approval") or None
+    consent_basis = consent_basis or legal.get("consent_basis") or None
+    has_policy = (folder / ((adopted and adopted.policy) or "policy.yaml")).is_file()
     chosen_kind = asked("kind", kind, "Kind of site (hospital, public, synthetic)", "hospital")
     if chosen_kind not in SITE_KINDS:
         raise ConfigError(
@@ -104,10 +123,12 @@ def init(
     bucket = asked("nominal-patients", given, "About how many patients: 50, 100, 200, 500, 1000 …")
     if not bucket.isdigit() or int(bucket) < 1:
         raise ConfigError(f"--nominal-patients {bucket!r}: not a number of patients", code="bad-argument")
-    if level is None and not yes:
+    if level is None and not yes and not has_policy:
         for word, known in LEVELS.items():
             say(f"\n{word}\n  " + known.explanation.replace("\n", "\n  "))
-    chosen_level = asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
+    chosen_level = (
+        "" if has_policy else asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
+    )
     is_hospital = chosen_kind == "hospital"
     ethics = (
         asked("ethics-approval", ethics_approval, "Reference of the ethics approval (stays at the site)")
@@ -119,6 +140,9 @@ def init(
         if is_hospital
         else ""
     )
+    declared = adopted.assessed if adopted else None
+    if declared is None:
+        declared = _declared(assessed, Path(chosen["labels"]), asked)
     new = NewSite(
         **chosen,
         nominal_patients=int(bucket),
@@ -127,12 +151,41 @@ def init(
         ethics_approval=ethics_approval or ethics,
         consent_basis=consent_basis or consent,
         stand_in=stand_in,
+        assessed=declared,
     )
     request = init_site(folder, new, warn=lambda text: say(f"note: {text}"))
-    say(f"{folder}: privacy level {chosen_level}")
-    say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
+    if has_policy:
+        say(f"{folder}: the existing policy is kept" + (f"; --level {level} is not applied" if level else ""))
+    else:
+        say(f"{folder}: privacy level {chosen_level}")
+        say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
     say(f"send {request} to the coordinator, and its fingerprint another way (telephone, letter):")
     print(read_request(request).fingerprint)
+
+
+def _declared(
+    given: str | None, labels: Path, asked: Callable[[str, str | None, str, str | None], str]
+) -> tuple[str, ...] | None:
+    """The artifacts that the operator declares as assessed; None where there is no answer yet.
+
+    Those that have an answer in the label sheet are proposed.
+    """
+    from client.labels.label_sheet import inspect_labels
+    from common.artifacts import NAMES
+
+    proposed: list[str] = []
+    if given is None:
+        try:
+            rows = inspect_labels(labels)[0].rows
+        except DataError:
+            return None
+        proposed = [
+            name for place, name in enumerate(NAMES) if any(row.present[place] in (0, 1) for row in rows)
+        ]
+        if not proposed:
+            return None
+    text = asked("assessed", given, "Artifacts that your readers assessed", ", ".join(proposed))
+    return tuple(word.strip() for word in text.split(",") if word.strip() and word.strip() != "none")
 
 
 @site.command()
@@ -187,9 +240,17 @@ def check(
 def approve(
     plan: Annotated[Path, typer.Argument(help="Plan from the coordinator.")],
     folder: SiteOption = None,
+    changed_data: Annotated[
+        str | None,
+        typer.Option(
+            "--changed-data",
+            metavar="RUN",
+            help="Accept that images, labels or split changed since the first round of this run.",
+        ),
+    ] = None,
     yes: YesOption = False,
 ) -> int:
-    """Show a plan in plain words, and approve exactly this plan."""
+    """Show a plan in plain words, and approve exactly this plan; or accept changed data in a run of it."""
     from client.data.inclusion import read_rules
     from client.site.approvals import approve as note_approval
     from client.site.approvals import is_approved
@@ -200,6 +261,8 @@ def approve(
     where = site_folder(folder)
     read = read_plan(plan)
     config, _ = read_site(where)
+    if changed_data is not None:
+        return _accept_change(where / config.state, changed_data, read, yes=yes)
     ethics = read_rules(where).ethics
     admit_ethics(config.kind, ethics)
     say(plan_text(read, config, where))
@@ -211,6 +274,23 @@ def approve(
         return 4
     note_approval(where, read, ethics=ethics)
     say("approved")
+    return 0
+
+
+def _accept_change(state: Path, run: str, plan: RunPlan, *, yes: bool) -> int:
+    from client.site.run_data import accept_changed_data, runs_refused
+
+    pending = next((one for one in runs_refused(state) if one.run == run), None)
+    if pending is not None:
+        say(
+            f"run {run}, begun {pending.since}: other {' and '.join(pending.changes)} than in its first round"
+        )
+        say("the report will say that data of this site changed during the run, and not what changed")
+        if not yes and not typer.confirm("Continue this run with the present data?", err=True):
+            say("not accepted; nothing was changed")
+            return 4
+    accept_changed_data(state, run, plan.sha256())
+    say("accepted; the coordinator can resume the run")
     return 0
 
 
@@ -249,6 +329,7 @@ def status(
     """
     from client.site.config import read_site
     from client.site.enrolment import coordinator_of
+    from client.site.run_data import runs_refused
     from client.supervision.supervisor import AFTER_ROUND, is_running, state_of
 
     where = site_folder(folder, _one_of(only))
@@ -263,6 +344,11 @@ def status(
     except DataError as error:
         say(f"{error.message}; see fedqc site sent")
         sent = []
+    try:
+        refused = runs_refused(where / config.state)
+    except DataError as error:
+        say(error.message)
+        refused = []
     found: dict[str, Any] = {
         "site": config.name,
         "federation": pinned["federation"] if pinned else None,
@@ -270,6 +356,7 @@ def status(
         "supervised": is_running(where),
         "stopping": (where / "run" / AFTER_ROUND).exists(),
         "last_sent": sent[-1] if sent else None,
+        "data_changed": [{"run": one.run, "changes": list(one.changes)} for one in refused],
     } | state_of(where)
     if format is Format.json:
         print(json.dumps(found, ensure_ascii=False))
@@ -540,6 +627,11 @@ def _status_text(found: dict[str, Any]) -> str:
         lines.append(f"last error  {found['last_error']}")
     if found["stopping"]:
         lines.append("stopping    after the current job")
+    lines += [
+        f"refused     run {one['run']}: {' and '.join(one['changes'])} changed since its first round; "
+        f"restore the data, or fedqc site approve PLAN --changed-data {one['run']}"
+        for one in found["data_changed"]
+    ]
     if found["last_sent"]:
         last = found["last_sent"]
         lines.append(f"last sent   {last['at']}, {last['purpose']}, {last['bytes']} bytes")

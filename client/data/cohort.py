@@ -11,6 +11,8 @@ codes.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -26,10 +28,12 @@ from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, Part, SliceRecord
 from client.dicom.patients import without_id
 from client.labels.label_sheet import ImageName, MatchedLabels, match_labels, read_labels
 from client.site.config import SiteConfig, read_site, site_key
+from client.site.run_data import DataDigests
+from client.site.split import Shares, fix_split, split_of_site
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.files import write_bytes
-from common.plan import DEFAULT_SPLIT
+from common.plan import Split
 from common.preprocess import DEFAULT_SIZE
 
 
@@ -96,6 +100,7 @@ class Cohort:
     vendors: tuple[str, ...]  # manufacturer of each slice, as its header says; local
     records: tuple[SliceRecord, ...]
     fingerprint: str  # of the images folder, keyed; local
+    opted_out: frozenset[str]  # patients whose images are left out because they opted out
     report: IntakeReport
 
 
@@ -134,7 +139,7 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
         raise DataError(
             f"{images_root}: none of the {intake.found} files can be used ({codes})",
             code="no-usable-images",
-            hint="docs/errors.md explains the codes",
+            hint="fedqc explain CODE explains each code",
         )
     return found
 
@@ -194,7 +199,7 @@ def admit_patients(found: SiteSlices) -> None:
 
 
 def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
-    """Refuse a site with more than `MAX_QUARANTINED` unreadable files, unless a person accepts that.
+    """Refuse a site with more than `MAX_QUARANTINED` unreadable slices, unless a person accepts that.
 
     What was accepted is remembered for this index, and for no more quarantined files than there were then.
     Raises:
@@ -215,8 +220,10 @@ def admit_quarantine(found: SiteSlices, *, accept: bool) -> None:
             for code, count in Counter(problem.code for problem in intake.quarantined).most_common()
         )
         raise DataError(
-            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined ({codes});"
-            f" above {MAX_QUARANTINED:.0%} a person must review them",
+            f"{found.site.name}: {len(intake.quarantined)} of {intake.found} files are quarantined "
+            f"({codes}),"
+            f" {intake.share_quarantined:.0%} of the slices; above {MAX_QUARANTINED:.0%} "
+            "a person must review them",
             code="too-many-quarantined",
             hint="--show-paths of fedqc data prepare lists them; --accept-quarantine continues without",
         )
@@ -231,23 +238,30 @@ def load_cohort(
     site_yaml: Path,
     *,
     size: int = DEFAULT_SIZE,
-    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    plan_split: Split | None = None,
     quarantine: Literal["refuse", "accept", "ignore"] = "refuse",
+    fix: bool = False,
 ) -> Cohort:
     """Index, decode (once, then from the cache), label and split a site.
 
     Args:
         site_yaml: the file, or the folder that holds it.
         size: side of the stored slices in pixels.
-        split: shares of train, validation and test; patients whose rows have a `part` follow the sheet.
+        plan_split: the shares that a plan asks for; `client/site/split.py` gives those that are used.
+            Patients whose rows have a `part` follow the sheet.
         quarantine: what to do where many files cannot be read, see `admit_quarantine`. "ignore" accepts
             nothing: for a report.
+        fix: keep the split as that of the site's first run.
     Raises:
-        ConfigError: site.yaml or cohort.yaml.
+        ConfigError: site.yaml or cohort.yaml; `split-fixed`.
+        RefusedError: `split-differs`.
         DataError: as `site_slices`; `patient-id-missing`; `too-many-quarantined`; `leak` (the sheet puts
             one patient in two parts); or one of `client.labels.label_sheet`.
     """
     site, folder, key = _opened(site_yaml)
+    split = split_of_site(site, folder, plan_split)
+    if fix:
+        fix_split(site, folder, split)
     table = read_labels(folder / site.labels, key=key)  # first: decoding may take an hour
     found = site_slices(site_yaml, size=size)
     slices = found.slices
@@ -261,7 +275,9 @@ def load_cohort(
     names = sorted({record.patient for record in records})
     dense = {name: position for position, name in enumerate(names)}
     patients = np.array([dense[record.patient] for record in records], np.int64)
-    parts_of_patients = assign_parts(patients, names, records=records, labels=matched, key=key, split=split)
+    parts_of_patients = assign_parts(
+        patients, names, records=records, labels=matched, key=key, split=split.shares
+    )
     report = intake_report(intake, matched, modality=modality, patients=len(names), parts=parts_of_patients)
     return Cohort(
         site=site,
@@ -276,6 +292,7 @@ def load_cohort(
         vendors=tuple(record.manufacturer for record in records),
         records=records,
         fingerprint=slices.fingerprint,
+        opted_out=getattr(slices, "opted_out", frozenset()),
         report=report,
     )
 
@@ -307,7 +324,7 @@ def intake_report(
 
 
 def check_site(
-    site_yaml: Path, *, size: int = DEFAULT_SIZE, split: tuple[float, float, float] = DEFAULT_SPLIT
+    site_yaml: Path, *, size: int = DEFAULT_SIZE, plan_split: Split | None = None
 ) -> dict[str, Any]:
     """The intake report of a site for `fedqc data check --format json`: counts, file and row numbers and
     codes; no identifier.
@@ -316,7 +333,47 @@ def check_site(
     state folder.
     Raises: as `load_cohort`.
     """
-    return load_cohort(site_yaml, size=size, split=split, quarantine="ignore").report.public()
+    return load_cohort(site_yaml, size=size, plan_split=plan_split, quarantine="ignore").report.public()
+
+
+def admit_assessed(cohort: Cohort) -> None:
+    """Refuse a site that would teach nothing, or whose sheet contradicts what site.yaml declares.
+
+    Raises:
+        DataError: `assessed-differs` (an artifact that `assessed` declares has no label), `nothing-assessed`
+            (no training patient has a label).
+    """
+    missing = [
+        name for name in cohort.site.assessed or () if np.isnan(cohort.labels[:, NAMES.index(name)]).all()
+    ]
+    if missing:
+        raise DataError(
+            f"{cohort.site.name}: site.yaml declares {', '.join(missing)} as assessed, and no image has such "
+            "a label",
+            code="assessed-differs",
+            hint="fill in the label sheet, or remove it from assessed in site.yaml",
+        )
+    if np.isnan(cohort.labels[cohort.part == PARTS.index("train")]).all():
+        raise DataError(
+            f"{cohort.site.name}: no image of a training patient has a label: the site would teach nothing",
+            code="nothing-assessed",
+            hint="fill in the label sheet: fedqc data labels SITE",
+        )
+
+
+def data_digests(cohort: Cohort) -> DataDigests:
+    """What a run depends on at this site, as keyed digests: index, labels and part of each patient."""
+    key = site_key(cohort.folder / cohort.site.state)
+    labels: dict[str, Any] = {}
+    for at, record in enumerate(cohort.records):
+        digest = labels.setdefault(record.patient, hmac.new(key, b"labels:", hashlib.sha256))
+        digest.update(f"{record.image}#{record.frame}:".encode("utf-8", "surrogatepass"))
+        digest.update(cohort.labels[at].tobytes() + cohort.severities[at].tobytes())
+    return DataDigests(
+        images=cohort.fingerprint,
+        labels={patient: digest.hexdigest()[:32] for patient, digest in labels.items()},
+        split={record.patient: PARTS[cohort.part[at]] for at, record in enumerate(cohort.records)},
+    )
 
 
 def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
@@ -330,6 +387,7 @@ def image_names(records: Sequence[SliceRecord]) -> list[ImageName]:
             accession=record.accession,
             series_number=record.series_number,
             frame=record.frame + 1,
+            patient=record.patient,
         )
         for record in records
     ]
@@ -342,7 +400,7 @@ def assign_parts(
     records: Sequence[SliceRecord],
     labels: MatchedLabels,
     key: bytes,
-    split: tuple[float, float, float],
+    split: Shares,
 ) -> np.ndarray:
     """Part of each patient, int8 (patients,): the sheet's where it has one, else the keyed hash.
 

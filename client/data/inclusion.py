@@ -13,6 +13,7 @@ The file never leaves the hospital.
       series_description: [T1, MPRAGE]   # one of these words occurs in it
     exclude:                          # a slice must fit none of them
       series_description: [LOC, SCREEN]
+    lossy: exclude                    # or: use, images that were compressed with loss
     opt_out: ["0012345"]              # PatientIDs; or opt_out_file, see `opt_outs.py`
     opt_out_file: opted-out.txt
 
@@ -24,9 +25,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -108,6 +109,7 @@ class CohortRules(StrictModel):
     consent_basis: str = ""
     include: Include = Include()
     exclude: Exclude = Exclude()
+    lossy: Literal["exclude", "use"] = "exclude"
     opt_out: _Words = ()
     opt_out_file: Annotated[str, Field(min_length=1)] | None = None
 
@@ -129,6 +131,12 @@ class CohortRules(StrictModel):
         if name is None:  # the key without a value: a list was meant
             raise ValueError("names no file")
         return name
+
+
+_FIELDS = (
+    f"fields: {', '.join(CohortRules.model_fields)}; of include: {', '.join(Include.model_fields)}; "
+    f"of exclude: {', '.join(Exclude.model_fields)}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +192,45 @@ class Admission:
             word in description for word in excluded
         ):
             return "rule-description"
-        return ""
+        return "lossy" if record.lossy and self.rules.lossy == "exclude" else ""
+
+    def kept_text(self, header: dict[str, Any]) -> dict[str, str]:
+        """What the cache keeps of a header's description and date: as little as gives these rules the same
+        answer.
+
+        Returns:
+            series_description: the words of the rules that occur in it, one a line. study_date: YYYYMMDD, the
+            first day of the month that these rules treat alike.
+        """
+        description = str(header["series_description"]).upper()
+        words = [word for word in self._description_words() if word in description]
+        return {"series_description": "\n".join(words), "study_date": self._coarse(str(header["study_date"]))}
+
+    def text_digest(self) -> str:
+        """A digest of what `kept_text` depends on; "" where no rule names a word or a date."""
+        dates = self.rules.include.study_date
+        words, bounds = self._description_words(), dates.model_dump(mode="json") if dates else None
+        if not (words or bounds):
+            return ""
+        return hashlib.sha256(json.dumps([words, bounds]).encode()).hexdigest()
+
+    def _description_words(self) -> list[str]:
+        rules = self.rules
+        return sorted({*_upper(rules.include.series_description), *_upper(rules.exclude.series_description)})
+
+    def _coarse(self, study_date: str) -> str:
+        dates = self.rules.include.study_date
+        first = study_date[:6] + "01"
+        if not study_date or dates is None or _is_within(study_date, dates) == _is_within(first, dates):
+            return first if study_date else ""
+        day_after_last = dates.last + timedelta(days=1) if dates.last and dates.last < date.max else None
+        bounds = (bound.isoformat().replace("-", "") for bound in (dates.first, day_after_last) if bound)
+        same = (
+            bound
+            for bound in bounds
+            if first < bound <= study_date and _is_within(bound, dates) == _is_within(study_date, dates)
+        )
+        return next(same, study_date)
 
     def digest(self) -> str:
         """A digest of the rules: equal digests admit the same slices.
@@ -194,6 +240,8 @@ class Admission:
         rules = self.rules.model_dump(mode="json", include={"include", "exclude"})
         if ages := rules["include"]["age_years"]:
             rules["include"]["age_years"] = {old: ages[new] for old, new in OLD_AGE_KEYS.items()}
+        if self.rules.lossy != "exclude":  # the default is not digested, so that existing caches stay valid
+            rules["lossy"] = self.rules.lossy
         return hashlib.sha256(
             json.dumps([rules, sorted(self.opted_out)], sort_keys=True).encode()
         ).hexdigest()
@@ -252,7 +300,7 @@ def read_rules(folder: Path) -> CohortRules:
         raise ConfigError(
             f"{path}: {describe_all(error, values=False)}",
             code="bad-cohort",
-            hint="docs/data.md shows every field",
+            hint=_FIELDS,
         ) from None
 
 

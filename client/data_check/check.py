@@ -41,15 +41,17 @@ from client.data_check.profile import (
 )
 from client.data_check.vocabulary import OTHER, WORDS, said
 from client.dicom.cache import Slices, load_or_build
-from client.dicom.index import MAX_QUARANTINED, PARTS, SliceRecord, pseudonym
+from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, SliceRecord, pseudonym
 from client.dicom.patients import AS_WRITTEN, alike, of_several_people, without_id
+from client.dicom.reading import KNOWN_POINTS_HU
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
-from client.site.config import SiteConfig, site_key
+from client.site.config import SiteConfig, next_bucket, site_key
 from client.site.policy import missing_ethics
+from client.site.split import SiteSplit, split_of_site
 from common.artifacts import MODALITIES, NAMES, applies_to
-from common.errors import ConfigError, DataError, FedqcError
-from common.plan import DEFAULT_SPLIT
+from common.errors import ConfigError, DataError, FedqcError, RefusedError
+from common.plan import Split
 from common.preprocess import DEFAULT_SIZE
 from common.progress_bar import Progress
 
@@ -61,6 +63,8 @@ FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise l
 OFF_BUCKET = 2.5  # the widest step between two buckets
 MANY_DUPLICATES = 0.01
 MANY_EXCLUDED = 0.2
+_OTHER_FORMATS = frozenset({"picture-file", "volume-file"})
+_WITHOUT_WARNING = _OTHER_FORMATS | {"lossy", "foreign-file"}  # or with a finding of their own
 KEPT_PROFILES = 20
 SHOWN_NUMBERS = 200  # file numbers in JSON, of each list
 _PLAUSIBLE: dict[str, tuple[float, float]] = {
@@ -117,6 +121,7 @@ class Readiness:
     subject: Subject
     intake: IntakeReport
     has_labels: bool  # whether there is a sheet that could be read
+    split: SiteSplit | None  # what a run would use; None: a folder without site.yaml, or it cannot be used
     problems: tuple[SheetProblem, ...]
     findings: tuple[Finding, ...]
     profile: Profile
@@ -156,6 +161,12 @@ class Readiness:
         ]
         return (min(dates), max(dates)) if dates else None
 
+    @property
+    def next_bucket(self) -> tuple[int, int] | None:
+        """How many more training patients reach the next bucket, and that bucket."""
+        parts = self.intake.patients_by_part
+        return next_bucket(parts["train"]) if self.subject.site is not None and parts else None
+
     def scanner_rows(self) -> list[dict[str, Any]]:
         """Each scanner by number: maker and model in words that may be shown, slices, patients."""
         records, rows = self.subject.slices.intake.records, []
@@ -183,6 +194,12 @@ class Readiness:
                 "opt_out": asdict(self.opt_outs) if self.opt_outs else None,
                 "unit": self.subject.site.patients.unit,
             }
+        found |= {"split_shares": None, "next_bucket": None}
+        if self.split is not None:
+            shares = dict(zip(PARTS, self.split.shares, strict=True))
+            found["split_shares"] = shares | {"from": self.split.origin}
+        if (missing := self.next_bucket) is not None:
+            found["next_bucket"] = {"patients": missing[0], "bucket": missing[1]}
         duplicates = self.duplicates
         return found | {
             "verdict": self.verdict,
@@ -277,13 +294,13 @@ def state_of_folder(path: Path) -> Path:
 def examine(
     subject: Subject,
     *,
-    split: tuple[float, float, float] = DEFAULT_SPLIT,
+    plan_split: Split | None = None,
     against: Literal["nothing", "own"] | Path = "nothing",
 ) -> Readiness:
     """All findings on what was read. Of the pixels nothing is read.
 
     Args:
-        split: shares of train, validation and test.
+        plan_split: the shares that a plan asks for; see client/site/split.py for those that are used.
         against: a profile to compare with: the site's own training patients', or that of a file.
     Raises:
         DataError: `no-profile`, `bad-profile`.
@@ -313,11 +330,15 @@ def examine(
             )
         )
     of_patients: np.ndarray | None = None
-    if subject.site is not None:
+    split: SiteSplit | None = None
+    if subject.found is not None:
         try:
+            split = split_of_site(subject.found.site, subject.found.folder, plan_split)
             of_patients = assign_parts(
-                patients, names.tolist(), records=records, labels=matched, key=key, split=split
+                patients, names.tolist(), records=records, labels=matched, key=key, split=split.shares
             )
+        except (ConfigError, RefusedError) as error:
+            findings.append(Finding(code=error.code, level="stop", values={"problem": error.message}))
         except DataError as error:
             findings.append(Finding(code=error.code, level="stop", values={}))
     intake = intake_report(slices.intake, matched, modality=modality, patients=len(names), parts=of_patients)
@@ -337,11 +358,14 @@ def examine(
     drift = None if against == "nothing" or not records else _compared(subject, acquisition, against)
     counts = {} if of_patients is None else _artifact_patients(matched, patients, parts)
     has_labels = bool(table.rows)
+    is_readable = has_labels and not any(finding.level == "stop" for finding in findings)
     findings += [
         *_on_files(subject),
         *_on_patients(subject, intake, names.tolist(), of_patients),
         *_on_consent(subject),
         *_on_labels(intake, counts, has_labels=has_labels),
+        *_on_intensities(subject, series),
+        *(_on_assessed(subject.site, matched.present, parts) if subject.site and is_readable else ()),
         *_on_images(subject, scanners, duplicates, outliers),
         *_on_time(trends, drift),
     ]
@@ -350,6 +374,7 @@ def examine(
         subject=subject,
         intake=intake,
         has_labels=has_labels,
+        split=split,
         problems=tuple(sorted(problems, key=lambda problem: (problem.row, problem.column or 0))),
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.level))),
         profile=acquisition.profile(),
@@ -434,6 +459,7 @@ def _on_files(subject: Subject) -> list[Finding]:
         values = {
             "files": len(intake.quarantined),
             "of": intake.found,
+            "share": f"{intake.share_quarantined:.0%}",
             "codes": codes,
             "limit": f"{MAX_QUARANTINED:.0%}",
         }
@@ -449,14 +475,81 @@ def _on_files(subject: Subject) -> list[Finding]:
             )
         )
     for code, count in Counter(problem.code for problem in intake.excluded).items():
-        if intake.records and count > MANY_EXCLUDED * intake.found:
+        if intake.records and count > MANY_EXCLUDED * intake.found and code not in _WITHOUT_WARNING:
             values = {"files": count, "of": intake.found, "rule": code}
             found.append(Finding(code="many-excluded", level="warning", values=values))
+    found += _on_lossy(intake)
+    others = Counter(problem.code for problem in intake.excluded if problem.code in _OTHER_FORMATS)
+    if others:
+        level: Level = "note" if intake.records else "warning"
+        found.append(Finding(code="other-formats", level=level, values={"codes": _listed(others)}))
     if intake.shared_uids:
         found.append(
             Finding(code="uid-under-two-patients", level="warning", values={"images": intake.shared_uids})
         )
     return found
+
+
+def _on_lossy(intake: Intake) -> list[Finding]:
+    """Images that were compressed with loss, whether cohort.yaml takes them or not."""
+    left_out = sum(problem.code == "lossy" for problem in intake.excluded)
+    left_out += intake.excluded_slices.get("lossy", 0)
+    used = sum(record.lossy for record in intake.records)
+    found = []
+    if left_out:
+        many = left_out > MANY_EXCLUDED * (left_out + len(intake.records))
+        found.append(
+            Finding(code="lossy-excluded", level="warning" if many else "note", values={"images": left_out})
+        )
+    if used:
+        values = {"slices": used, "of": len(intake.records)}
+        found.append(Finding(code="lossy-used", level="note", values=values))
+    return found
+
+
+def _on_intensities(subject: Subject, series: np.ndarray) -> list[Finding]:
+    """CT series whose values cannot be Hounsfield units, by the shares of air and soft tissue; blank slices.
+
+    A series counts as a whole, because the first or the last slice may show air alone. It is named where the
+    values fit a known mistake, and nowhere else: a small field of view has no air, a lung little tissue.
+    Args:
+        series: int (slices,).
+    """
+    slices = subject.slices
+    rows = np.array([[measured[1], *measured[4:]] for measured in slices.measures], np.float64).reshape(
+        -1, 1 + len(KNOWN_POINTS_HU)
+    )
+    is_ct = np.array([record.modality == "CT" for record in slices.intake.records], bool)
+    wrong: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for one in np.unique(series[is_ct & (rows[:, 0] > 0)]):
+        own = rows[(series == one) & is_ct & (rows[:, 0] > 0), 1:]
+        if cause := _cause_of_wrong_units(own):
+            wrong[cause] += len(own)
+            number[cause] += 1
+    found = [
+        Finding(code=cause, level="warning", values={"slices": count, "series": number[cause]})
+        for cause, count in wrong.items()
+    ]
+    if blank := int((rows[:, 0] == 0).sum()):
+        found.append(Finding(code="blank-slices", level="warning", values={"slices": blank}))
+    return found
+
+
+def _cause_of_wrong_units(shares: np.ndarray) -> str:
+    """The code of the mistake that the values of a CT series fit, or "".
+
+    Args:
+        shares: float (slices, 4), of air, tissue, shifted and dense; see `KNOWN_POINTS_HU`.
+    """
+    air, tissue, shifted, dense = shares.mean(0)
+    if shares[:, 1].max() < 0.08 and air > 0.85:
+        return "hu-too-low"
+    if dense > 0.15 and air < 0.02 and tissue > 0.05:
+        return "hu-wrong-sign"
+    if max(shifted, dense) > 0.15 and air < 0.02:
+        return "hu-too-high"
+    return ""
 
 
 def _is_accepted(subject: Subject) -> bool:
@@ -569,8 +662,25 @@ def _on_labels(
         found.append(Finding(code="without-label", level="note", values=values))
     if lost := len(labels.rows_without_image):
         found.append(Finding(code="rows-without-image", level="warning", values={"rows": lost}))
+    if zeros := len(labels.lost_zeros):
+        found.append(Finding(code="lost-zeros", level="warning", values={"rows": zeros}))
     if wrong := len(labels.wrong_modality):
         found.append(Finding(code="wrong-modality", level="warning", values={"rows": wrong}))
+    return found
+
+
+def _on_assessed(site: SiteConfig, present: np.ndarray, parts: np.ndarray) -> list[Finding]:
+    """What `assessed` of site.yaml declares against the labels of the sheet."""
+    if site.assessed == ():
+        return [Finding(code="none-assessed", level="warning", values={})]
+    found = []
+    labelled = {name for place, name in enumerate(NAMES) if not np.isnan(present[:, place]).all()}
+    if missing := [name for name in site.assessed or () if name not in labelled]:
+        found.append(Finding(code="assessed-differs", level="stop", values={"artifacts": ", ".join(missing)}))
+    if np.isnan(present[parts == PARTS.index("train")]).all() and (parts >= 0).any():
+        found.append(Finding(code="nothing-assessed", level="stop", values={}))
+    if site.assessed and (more := [name for name in NAMES if name in labelled - set(site.assessed)]):
+        found.append(Finding(code="assessed-more", level="warning", values={"artifacts": ", ".join(more)}))
     return found
 
 

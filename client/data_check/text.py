@@ -151,7 +151,8 @@ def _labels(found: Readiness, say: Say) -> list[str]:
     intake = found.intake
     if found.subject.site is None or not intake.patients_by_part:
         return []
-    lines = [f"{say('labels')} ({say('split')}: {intake.labels.split})"]
+    split = "" if found.split is None else f"; {found.split}"
+    lines = [f"{say('labels')} ({say('split')}: {intake.labels.split}{split})"]
     lines += table(
         [
             (
@@ -160,6 +161,9 @@ def _labels(found: Readiness, say: Say) -> list[str]:
             )
         ]
     )
+    if (missing := found.next_bucket) is not None:
+        key = "next-bucket.one" if missing[0] == 1 else "next-bucket"
+        lines.append(f"  {say(key, patients=missing[0], bucket=missing[1])}")
     if not found.has_labels:
         return lines
     rows: list[tuple[object, ...]] = [(say("slices"), say("present"), say("absent"), say("not_assessed"))]

@@ -3,7 +3,8 @@
 A cache is a folder of its own, readable by its owner only, which never leaves the hospital:
 
     store.sqlite3      header facts of each file, and the row of each slice; no path outside the
-                       images folder, no raw identifier
+                       images folder, no raw identifier, no day of a study unless a rule divides its
+                       month, no free text but the words that a rule names
     slices-128-1.i16   the slices one after the other, int16, memory mapped; named by size and generation
     indexes.jsonl      each index ever made: when, how many slices and patients, how many came and went
 
@@ -35,9 +36,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from client.dicom.codecs import supported_syntaxes
+from client.dicom.dicom import MAX_FRAMES
 from client.dicom.index import FileFacts, Intake, SliceRecord, account, identifier, pseudonym
 from client.dicom.patients import AS_WRITTEN, PatientRule, named_by, under_key
-from client.dicom.reading import DIGEST_CHARACTERS, item_of, read
+from client.dicom.reading import (
+    DIGEST_CHARACTERS,
+    HEADERS_AT_ONCE,
+    MEASURES,
+    item_of,
+    measures,
+    read,
+)
 from client.dicom.sources import Source, expand_archives, find_files
 from client.dicom.workers import Outcome, Workers
 from common.errors import DataError
@@ -46,12 +55,20 @@ from common.preprocess import PREPROCESS_VERSION
 from common.progress_bar import Progress
 
 FORMAT = 3
+HEADERS_FORMAT = 2
+"""Raised when other facts are read from a header, or other rules exclude. Every header is then read again;
+slices that were decoded stay.
+"""
 RETRIED_CODES = frozenset({"unreadable", "changed", "too-slow", "out-of-memory", "decoder-crashed"})
 """Problems that may be gone the next time, though the file is the same: it is read again whenever the cache
 is brought up to date.
 """
 
-_FRAMES_AT_ONCE = 64  # of one file: a worker's limit on time and memory is for about one image
+# of one file: a worker's limit on time and memory is for about one image. More where frames are small, as the
+# file is searched for its frames each time
+_FRAMES_AT_ONCE = 64
+_MAX_FRAMES_AT_ONCE = 1024
+_PIXELS_AT_ONCE = _FRAMES_AT_ONCE << 18  # of 512 x 512
 _COMMIT_S = 1.0  # between two points from which a killed build goes on
 _ABOUT_BYTES = 4 << 10  # in the database, of one slice
 _CHECK_BYTES = 16  # of a slice's own digest
@@ -86,17 +103,34 @@ class Criteria(Protocol):
     def digest(self) -> str:
         """Equal digests admit the same slices."""
 
+    def kept_text(self, header: dict[str, Any], /) -> dict[str, str]:
+        """What the criteria need of `series_description` and `study_date`: as little as gives the same
+        answer.
+        """
+
+    def text_digest(self) -> str:
+        """Equal digests keep the same of every header."""
+
 
 class _AdmitAll:
+    """The criteria where there is no cohort.yaml."""
+
     patients = AS_WRITTEN
 
     def has_opted_out(self, record: SliceRecord, /) -> bool:
         return False
 
     def __call__(self, record: SliceRecord, /) -> str:
-        return ""
+        return "lossy" if record.lossy else ""
 
     def digest(self) -> str:
+        return ""
+
+    def kept_text(self, header: dict[str, Any], /) -> dict[str, str]:
+        date = str(header["study_date"])
+        return {"series_description": "", "study_date": date[:6] + "01" if date else ""}
+
+    def text_digest(self) -> str:
         return ""
 
 
@@ -224,7 +258,9 @@ class _Wanted:
 
 def _state_of(listing: Sequence[Source], key: bytes, rules: str, size: int) -> str:
     state = hmac.new(
-        key, f"{FORMAT}:{PREPROCESS_VERSION}:{size}:{supported_syntaxes()}:{rules}\n".encode(), hashlib.sha256
+        key,
+        f"{FORMAT}:{HEADERS_FORMAT}:{PREPROCESS_VERSION}:{size}:{supported_syntaxes()}:{rules}\n".encode(),
+        hashlib.sha256,
     )
     for source in listing:
         state.update(
@@ -319,6 +355,7 @@ def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, progress: Progress, ve
         _check_room(cache_dir, missing, wanted.size)
         _decode(store, workers, missing, wanted, progress)
         store.compact(wanted.size, {(record.content, record.frame) for record in _admitted(store, wanted)})
+        store.complete_measures(wanted.size)
         slices = _slices(store, wanted, built=True)
         store.note(wanted, slices)
         return slices
@@ -340,11 +377,42 @@ def _read_headers(
             todo.append(source)
     digest = store.has_slices()  # then a file that is new here may be one that was decoded under another name
     outcomes = workers.map(item_of(source, digest=digest) for source in todo)
+    long: list[tuple[Source, Outcome]] = []  # of more slices than one answer holds
     for done, (source, outcome) in enumerate(zip(todo, outcomes, strict=True), start=1):
-        store.put_headers(source, outcome)
+        if _lacking(outcome):
+            long.append((source, outcome))
+        else:
+            store.put_headers(source, outcome)
         progress("headers", done, len(todo))
+    for source, outcome in long:
+        store.put_headers(source, _all_headers(workers, source, outcome))
     store.read_under(wanted.admit.patients)
     store.commit()
+
+
+def _lacking(outcome: Outcome) -> int:
+    """Headers of the file that the answer does not hold; 0 for a failure or an answer of another form."""
+    value = outcome.value
+    if outcome.failure or not isinstance(value, dict) or not isinstance(value.get("headers"), list):
+        return 0
+    count = value.get("slices")
+    return max(count - len(value["headers"]), 0) if isinstance(count, int) and count <= MAX_FRAMES else 0
+
+
+def _all_headers(workers: Workers, source: Source, start: Outcome) -> Outcome:
+    """The headers of a file of many slices, asked for in pieces; the first failure where one fails."""
+    count, headers = start.value["slices"], list(start.value["headers"])
+    firsts = range(len(headers), count, HEADERS_AT_ONCE)
+    for outcome in workers.map(item_of(source, first=first) for first in firsts):
+        if outcome.failure:
+            return outcome
+        value = outcome.value
+        if not isinstance(value, dict) or value.get("slices") != count or not value.get("headers"):
+            return Outcome(failure="changed")
+        headers += value["headers"]
+    if len(headers) != count:
+        return Outcome(failure="changed")
+    return Outcome(value=start.value | {"headers": headers})
 
 
 def _admitted(store: _Store, wanted: _Wanted) -> Iterator[SliceRecord]:
@@ -375,8 +443,10 @@ def _missing(store: _Store, wanted: _Wanted) -> Iterator[_Piece]:
     )
     for number, group in groupby(lacking, key=lambda record: record.number):
         records = list(group)
-        for place in range(0, len(records), _FRAMES_AT_ONCE):
-            piece = records[place : place + _FRAMES_AT_ONCE]
+        at_once = _PIXELS_AT_ONCE // (records[0].rows * records[0].columns)
+        at_once = min(max(at_once, _FRAMES_AT_ONCE), _MAX_FRAMES_AT_ONCE)
+        for place in range(0, len(records), at_once):
+            piece = records[place : place + at_once]
             yield _Piece(
                 number=number,
                 modality=piece[0].modality,
@@ -451,7 +521,7 @@ class _Store:
     """
 
     def __init__(self, cache_dir: Path, wanted: _Wanted) -> None:
-        self._folder, self._key, self._patients = cache_dir, wanted.key, wanted.admit.patients
+        self._folder, self._key, self._admit = cache_dir, wanted.key, wanted.admit
         self._roots = (wanted.root, Path(os.path.realpath(wanted.root)))
         path = cache_dir / "store.sqlite3"
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -461,6 +531,7 @@ class _Store:
         self._committed_at = time.monotonic()
         mark = hmac.digest(wanted.key, b"cache", "sha256").hex()
         self.versions = json.dumps([FORMAT, PREPROCESS_VERSION, mark, supported_syntaxes()])
+        self.headers = json.dumps([HEADERS_FORMAT, wanted.admit.text_digest()])
 
     def make_tables(self) -> None:
         """Make the tables; throw away what another key, preprocessing or set of codecs made, and what the
@@ -474,8 +545,36 @@ class _Store:
             for path in self._folder.glob("slices-*"):
                 path.unlink()
             self._set("versions", self.versions)
+        if self.meta("headers") != self.headers:
+            self._db.execute("DELETE FROM files")
+            self._set("headers", self.headers)
+            self._db.commit()
+            self._db.execute("VACUUM")  # what was kept before does not stay in free pages
         for (size,) in self._db.execute("SELECT DISTINCT size FROM slices").fetchall():
             self._db.execute("DELETE FROM slices WHERE size = ? AND row >= ?", (size, len(self.pack(size))))
+        self._db.commit()
+
+    def complete_measures(self, size: int) -> None:
+        """Measure again the slices of a cache of an earlier version, which kept fewer measures."""
+        rows = self._db.execute(
+            "SELECT content, frame, row, measures FROM slices WHERE size = ?", (size,)
+        ).fetchall()
+        short = [one for one in rows if len(json.loads(one[3])) < MEASURES]
+        if not short:
+            return
+        pack = self.pack(size)
+        modality: dict[str, Any] = {}
+        for content, slices in self._db.execute("SELECT content, slices FROM files WHERE content != ''"):
+            for values, _ in json.loads(slices)[:1]:
+                modality[content] = values["modality"]
+        done = []
+        for content, frame, row, _ in short:
+            if content in modality:
+                measured = json.dumps(measures(np.asarray(pack[row]), modality[content]))
+                done.append((measured, size, content, frame))
+        self._db.executemany(
+            "UPDATE slices SET measures = ? WHERE size = ? AND content = ? AND frame = ?", done
+        )
         self._db.commit()
 
     def close(self) -> None:
@@ -592,7 +691,7 @@ class _Store:
             try:
                 slices = json.dumps(
                     [
-                        [_under_key(header, self._key, self._patients), str(left_out)]
+                        [_under_key(header, self._key, self._admit), str(left_out)]
                         for header, left_out in outcome.value["headers"]
                     ]
                 )
@@ -758,11 +857,11 @@ _OF_THE_HEADER = tuple(
 )
 
 
-def _under_key(header: dict[str, Any], key: bytes, rule: PatientRule) -> dict[str, Any]:
-    """What is kept of a header: identifiers as pseudonyms."""
-    kept = {name: header[name] for name in _OF_THE_HEADER}
-    kept["patient"] = pseudonym(named_by(header, rule)[1], key)
-    kept |= under_key(header, key, rule)
+def _under_key(header: dict[str, Any], key: bytes, admit: Criteria) -> dict[str, Any]:
+    """What is kept of a header: identifiers as pseudonyms, of date and description what a rule needs."""
+    kept = {name: header[name] for name in _OF_THE_HEADER} | admit.kept_text(header)
+    kept["patient"] = pseudonym(named_by(header, admit.patients)[1], key)
+    kept |= under_key(header, key, admit.patients)
     for name, short in _IDENTIFIERS.items():
         kept[short] = identifier(short, header[name], key)
     return kept

@@ -125,6 +125,25 @@ def decode_frame(stored: bytes, syntax: str, rows: int, columns: int, layout: La
     )
 
 
+def is_lossy(head: bytes, syntax: str) -> bool:
+    """Whether a codestream loses something: JPEG but for its lossless processes, JPEG-LS with a bound above 0
+    on its error, JPEG 2000 and HTJ2K with the irreversible wavelet. A reversible one may have been cut short;
+    only the header knows.
+
+    Args:
+        head: the first bytes, up to the data.
+    Reference: ITU T.81 B.2.2 (SOF3), T.87 C.2.3 (NEAR), T.800 A.6.1 (SGcod, transformation).
+    """
+    if syntax in _JPEG_2000:
+        at = head.find(b"\xff\x52")  # COD: length, style, progression, layers, component transform, levels …
+        return at >= 0 and head[at + 13 : at + 14] == b"\0"
+    if syntax in _JPEG_LS:
+        at = head.find(b"\xff\xda")  # SOS: length, components, two bytes for each, NEAR
+        components = head[at + 4] if 0 <= at < len(head) - 4 else 0
+        return at >= 0 and head[at + 5 + 2 * components : at + 6 + 2 * components] not in {b"\0", b""}
+    return syntax in _JPEG and syntax not in _LOSSLESS_JPEG
+
+
 def starts_codestream(fragment: bytes) -> bool:
     """Whether a codestream (JPEG, JPEG-LS, JPEG 2000 or its JP2 wrapping) begins with this fragment."""
     return fragment[:3] == b"\xff\xd8\xff" or fragment[:4] in {b"\xff\x4f\xff\x51", b"\0\0\0\x0c"}

@@ -41,7 +41,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pydicom
@@ -58,8 +58,10 @@ from client.dicom.codecs import (
     Layout,
     check_syntax,
     decode_frame,
+    is_lossy,
     starts_codestream,
 )
+from client.dicom.content import Content, is_localizer, is_reformat, not_anatomy
 from client.dicom.elements import (
     Elements,
     age_years,
@@ -67,6 +69,7 @@ from client.dicom.elements import (
     elements_of,
     holds,
     integer,
+    is_empty,
     items_of,
     numbers,
     positive,
@@ -78,7 +81,16 @@ from client.dicom.elements import (
     whole,
     words,
 )
-from client.dicom.mosaic import MOSAIC_TYPES, PRIVATE_TAGS, Grid, grid_of, tile_positions_mm
+from client.dicom.frame_items import FrameItems, read_frame_items
+from client.dicom.mosaic import (
+    MOSAIC_TYPES,
+    PRIVATE_TAGS,
+    Grid,
+    grid_of,
+    private_count,
+    private_tags,
+    tile_positions_mm,
+)
 from client.dicom.refusals import CODES, EXCLUSIONS, refusal
 from common.artifacts import Modality
 from common.errors import ImagingError
@@ -87,9 +99,10 @@ MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 64 << 20
 MAX_ELEMENT_BYTES = 64 << 20
 MAX_SIDE = 4096
-MAX_FRAMES = 4096
+MAX_FRAMES = 65_535  # PS3.5: an implementation limit of many scanners, whose frame counters have 16 bits
 MAX_DECODED_BYTES = 2 << 30
 MAX_FRAGMENTS = 1 << 18
+_CODESTREAM_HEAD = 4096
 PLAUSIBLE_FRAMES = 100_000
 MIN_HU = -1500.0
 """Nothing is less dense than air; what lies this far below it is a scanner's filling outside the round field
@@ -105,12 +118,17 @@ ENHANCED_CLASSES: dict[str, Modality] = {
     "1.2.840.10008.5.1.4.1.1.4.4": "MR",  # legacy converted
 }
 _ALL_CLASSES = SOP_CLASSES | ENHANCED_CLASSES
+NO_PIXELS = "the header ends without pixel data"
 WRITER = "FEDQC"
 """ImplementationVersionName of the files that `dicom_write` makes."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, _PIXEL_DATA})
+_PER_FRAME = 0x52009230
+_STOPS = _PIXEL_TAGS | {_PER_FRAME}
 _UNDEFINED = 0xFFFFFFFF
+_LOSSY_DERIVATION = "113040"  # DCM, Lossy Compression
+_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _UID = re.compile(r"[0-9A-Za-z._-]{1,64}")  # wider than the standard: some anonymizers write hashes
 
 _FRAME_KEYWORDS = (
@@ -133,6 +151,13 @@ _FRAME_KEYWORDS = (
     "SequenceVariant",
     "SequenceName",
     "MagneticFieldStrength",
+    "PixelBandwidth",
+    "RescaleType",
+    "ComplexImageComponent",
+    "PixelPresentation",
+    "AcquisitionContrast",
+    "VolumetricProperties",
+    "VolumeBasedCalculationTechnique",
 )
 """What a functional group may say about a frame; everything else is taken from the top level."""
 _GROUPS = (
@@ -146,6 +171,7 @@ _GROUPS = (
     "MRImageFrameTypeSequence",
     "MRFOVGeometrySequence",
     "MREchoSequence",
+    "MRImagingModifierSequence",
     "MRTimingAndRelatedParametersSequence",
     "CTXRayDetailsSequence",
     "CTReconstructionSequence",
@@ -190,13 +216,22 @@ _KEYWORDS = (
     "PixelPaddingRangeLimit",
     "BurnedInAnnotation",
     "ModalityLUTSequence",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "DerivationCodeSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     "ExtendedOffsetTable",
 )
 # plain integers: pydicom's tags compare slowly
 _FRAME_TAGS = frozenset(int(Tag(keyword)) for keyword in _FRAME_KEYWORDS)
-_WANTED = frozenset(int(Tag(keyword)) for keyword in _KEYWORDS) | frozenset(PRIVATE_TAGS)
+_GE_KIND = (0x0043, "GEMS_PARM_01", 0x2F)
+_WANTED = (
+    frozenset(int(Tag(keyword)) for keyword in _KEYWORDS)
+    | frozenset(PRIVATE_TAGS)
+    | frozenset(private_tags(_GE_KIND))
+)
 _TAGS: list[BaseTag | int] = list(_WANTED)
 
 # pydicom warns with the offending value in the text; such a value may be a patient's. It must not reach a
@@ -257,6 +292,12 @@ class SliceHeader:
     image_type: tuple[str, ...]  # the frame type, where frames have one
     burned_in: bool
     simulated: bool  # written by fedqc itself
+    scanning_sequence: tuple[str, ...] = ()  # MR: SE, IR, GR, EP, RM
+    sequence_variant: tuple[str, ...] = ()
+    pixel_bandwidth_hz: float | None = None  # MR, of one pixel
+    lossy: bool = False  # compressed with loss at any time, as the header or the codestream says
+    derived_otherwise: bool = False  # the header names a derivation that is no compression
+    not_anatomy: str = ""  # the code by which it is no magnitude image of anatomy; see `content.py`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +313,7 @@ class _Parsed:
     words: bool  # pixel data of VR OW
     # start and length of the encapsulated items; the first is the offset table
     items: tuple[tuple[int, int], ...]
+    frame_items: FrameItems | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +329,12 @@ class _Image:
     grid: Grid | None
     slices: int
     shared: Elements  # what holds for all frames
-    own: Sequence[Dataset]  # functional groups of each frame, or nothing
+    own: FrameItems | None  # functional groups of each frame, if any
     fragments: tuple[tuple[tuple[int, int], ...], ...]  # of each compressed frame
+    lossy_stream: bool  # the first codestream loses something
 
 
-def read_headers(stream: BinaryIO, size: int) -> tuple[SliceHeader, ...]:
+def read_headers(stream: BinaryIO, size: int, frames: slice = slice(None)) -> tuple[SliceHeader, ...]:
     """The header of each slice of a file, in order, without its pixels; checks that the file is long enough
     to hold them.
 
@@ -299,11 +342,13 @@ def read_headers(stream: BinaryIO, size: int) -> tuple[SliceHeader, ...]:
     Args:
         stream: seekable, read from its beginning.
         size: its length in bytes.
+        frames: which slices, all by default; `number_of_frames` of each header is the count of the file. Of
+            the others nothing but their places is read (about half a millisecond each is saved).
     Raises:
         ImagingError: the file cannot be used, `code` says why (`CODES`, `EXCLUSIONS`).
     """
     with _boundary():
-        return tuple(_headers_of(_describe(_parse(stream, size))))
+        return tuple(_headers_of(_describe(_parse(stream, size)), frames))
 
 
 def read_slices(
@@ -319,8 +364,7 @@ def read_slices(
     Args:
         stream, size: as in `read_headers`.
         frames: numbers of the slices to decode, in any order; all by default. Nothing else is decoded. The
-            header is parsed at each call (about a millisecond for each frame of an enhanced image), so ask
-            for all the slices that are wanted at once.
+            file is searched for its frames at each call (some microseconds a frame), so ask for many at once.
     Raises:
         ImagingError: the file, or the slice that comes next, cannot be used; the others may be asked for
             again. `changed` if there is no slice of that number.
@@ -367,27 +411,39 @@ def read_pixels(path: Path, frame: int = 0) -> np.ndarray:
         return next(image for _, image in read_slices(stream, size, [frame]))
 
 
-def exclusion(header: SliceHeader) -> str | None:
+def exclusion(header: SliceHeader, *, lossy: Literal["exclude", "use"] = "exclude") -> str | None:
     """The code of `EXCLUSIONS` by which this readable slice is left out, or None.
 
-    Only originals (value 1 of ImageType) and primary images (value 2) enter; a value that is absent excludes
-    nothing. DERIVED are multiplanar and projection images, diffusion maps and averages, and whatever an
-    archive compressed with loss: their artifacts are not the scanner's. The derived slices that fedqc writes
-    itself (real images with simulated artifacts) are made to be used.
-    Reference: DICOM PS3.3 C.7.6.1.1.2.
+    Only originals (value 1 of ImageType) and primary images (value 2) of anatomy (`content.py`) enter; a
+    value that is absent excludes nothing. DERIVED are multiplanar and projection images, maps and averages:
+    their artifacts are not the scanner's. The standard also makes an image DERIVED when it is compressed with
+    loss; `lossy` decides about those, and about images that say ORIGINAL and are compressed with loss, alike.
+    The derived slices that fedqc writes itself (real images with simulated artifacts) are made to be used.
+    Reference: DICOM PS3.3 C.7.6.1.1.2, C.7.6.1.1.5.
     """
-    return _excluded(header.image_type, burned_in=header.burned_in, simulated=header.simulated)
+    if code := _never_used(header.image_type, burned_in=header.burned_in):
+        return code
+    derived = header.image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not header.simulated
+    only_compressed = (
+        header.lossy
+        and not header.derived_otherwise
+        and not header.not_anatomy
+        and not is_reformat(header.image_type)
+    )
+    if derived and not only_compressed:
+        return "derived"
+    if header.not_anatomy:
+        return header.not_anatomy
+    return "lossy" if header.lossy and lossy == "exclude" else None
 
 
-def _excluded(image_type: tuple[str, ...], *, burned_in: bool, simulated: bool) -> str | None:
+def _never_used(image_type: tuple[str, ...], *, burned_in: bool) -> str | None:
     if burned_in:
         return "burned-in"
-    if "LOCALIZER" in image_type:
+    if is_localizer(image_type):
         return "localizer"
     if image_type[1:2] not in {(), ("",), ("PRIMARY",)}:
         return "secondary"
-    if image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not simulated:
-        return "derived"
     return None
 
 
@@ -470,7 +526,7 @@ def _parse(stream: BinaryIO, size: int) -> _Parsed:
     seen: list[tuple[int, str | None, int, int]] = []  # tag, VR, length, where the value begins
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in _PIXEL_TAGS:
+        if tag in _STOPS:
             seen.append((int(tag), vr, length, source.tell()))
             return True
         if length != _UNDEFINED and source.tell() + length > size:
@@ -481,6 +537,18 @@ def _parse(stream: BinaryIO, size: int) -> _Parsed:
 
     dataset = read_partial(source, stop_when=at_pixels, specific_tags=_TAGS)
     top, meta = elements_of(dataset), elements_of(dataset.file_meta)
+    big_endian = text(meta, "TransferSyntaxUID") == BIG_ENDIAN
+    frame_items = None
+    if seen and seen[0][0] == _PER_FRAME:
+        _, vr, length, start = seen.pop()
+        frame_items = read_frame_items(
+            source, start, size, length=length, implicit=vr is None, big_endian=big_endian
+        )
+        source.seek(frame_items.end)
+        rest = read_dataset(source, vr is None, not big_endian, stop_when=at_pixels, specific_tags=_TAGS)
+        top |= elements_of(rest)
+        if seen and seen[0][0] == _PER_FRAME:
+            raise refusal("unreadable", "two sequences of functional groups")
     sop_class = _check_object(top, meta, has_pixels=bool(seen))
     tag, vr, length, start = seen[0]
     if tag != _PIXEL_DATA:
@@ -499,6 +567,7 @@ def _parse(stream: BinaryIO, size: int) -> _Parsed:
         length=length,
         words=vr != "OB",
         items=items,
+        frame_items=frame_items,
     )
 
 
@@ -556,7 +625,7 @@ def _check_object(top: Elements, meta: Elements, *, has_pixels: bool) -> str:
     if sop_class and sop_class not in _ALL_CLASSES:
         raise refusal("unsupported-object", EXCLUSIONS["unsupported-object"])
     if not has_pixels:
-        raise refusal("truncated", "the header ends without pixel data")
+        raise refusal("truncated", NO_PIXELS)
     if not sop_class and text(top, "Modality") not in SOP_CLASSES.values():
         raise refusal("no-modality", EXCLUSIONS["no-modality"])
     return sop_class
@@ -576,7 +645,7 @@ def _describe(parsed: _Parsed) -> _Image:
             "bad-geometry", "SamplesPerPixel or PhotometricInterpretation is not one of a grey image"
         )
     rows, columns = integer(top, "Rows"), integer(top, "Columns")
-    frames = integer(top, "NumberOfFrames", default=1)
+    frames = integer(top, "NumberOfFrames", default=1) or 1  # 0: written for one, as empty is
     if not (rows >= 1 and columns >= 1 and 1 <= frames <= PLAUSIBLE_FRAMES):
         raise refusal("bad-geometry", "Rows, Columns or NumberOfFrames is impossible")
     if max(rows, columns) > MAX_SIDE or frames > MAX_FRAMES:
@@ -592,7 +661,7 @@ def _describe(parsed: _Parsed) -> _Image:
     sop_uid = text(top, "SOPInstanceUID")
     if sop_uid and not _UID.fullmatch(sop_uid):
         raise refusal("unreadable", "SOPInstanceUID is not a UID")
-    shared, own = _functional_groups(top, frames) if enhanced else (top, ())
+    shared, own = _functional_groups(parsed, frames) if enhanced else (top, None)
     syntax = text(meta, "TransferSyntaxUID")
     fragments = _fragments_of_frames(parsed, syntax, frames, rows * columns * layout.allocated // 8)
     return _Image(
@@ -607,34 +676,42 @@ def _describe(parsed: _Parsed) -> _Image:
         shared=shared,
         own=own,
         fragments=fragments,
+        lossy_stream=bool(fragments) and is_lossy(_first_bytes(parsed, fragments[0]), syntax),
     )
 
 
-def _headers_of(image: _Image) -> Iterator[SliceHeader]:
+def _first_bytes(parsed: _Parsed, fragments: Sequence[tuple[int, int]]) -> bytes:
+    """The beginning of a codestream, with all markers that come before its data."""
+    start, length = fragments[0]
+    return _read(parsed.source, start, min(length, _CODESTREAM_HEAD))
+
+
+def _headers_of(image: _Image, frames: slice) -> Iterator[SliceHeader]:
     if image.grid is None:
-        for number in range(image.slices):
+        for number in range(image.slices)[frames]:
             header = _header_of(_view(image, number), image, rows=image.rows, columns=image.columns)
             yield replace(header, frame=number, number_of_frames=image.slices)
         return
     one = _header_of(image.shared, image, rows=image.grid.rows, columns=image.grid.columns)
-    for number, place in enumerate(tile_positions_mm(image.shared, image.grid, one.slice_position_mm)):
-        yield replace(one, frame=number, number_of_frames=image.slices, slice_position_mm=place)
+    places = tile_positions_mm(image.shared, image.grid, one.slice_position_mm)
+    for number in range(image.slices)[frames]:
+        yield replace(one, frame=number, number_of_frames=image.slices, slice_position_mm=places[number])
 
 
 def _view(image: _Image, number: int) -> Elements:
     """What holds for a slice: the functional groups of its frame, else the shared ones, else the top
     level.
     """
-    return {**image.shared, **_grouped(image.own[number])} if image.own else image.shared
+    return {**image.shared, **_grouped(image.own[number])} if image.own is not None else image.shared
 
 
-def _functional_groups(top: Elements, frames: int) -> tuple[Elements, Sequence[Dataset]]:
+def _functional_groups(parsed: _Parsed, frames: int) -> tuple[Elements, FrameItems | None]:
     """The top level under what is shared by all frames, and the item of each frame, if they have any."""
-    own = items_of(top, "PerFrameFunctionalGroupsSequence")
-    if own and len(own) != frames:
+    own = parsed.frame_items or None
+    if own is not None and len(own) != frames:
         raise refusal("bad-geometry", "PerFrameFunctionalGroupsSequence does not have an item for each frame")
-    shared = dict(top)
-    for item in items_of(top, "SharedFunctionalGroupsSequence")[:1]:
+    shared = dict(parsed.top)
+    for item in items_of(parsed.top, "SharedFunctionalGroupsSequence")[:1]:
         shared |= _grouped(item)
     return shared, own
 
@@ -645,7 +722,8 @@ def _grouped(groups: Dataset) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for keyword in _GROUPS:
         for item in items_of(elements, keyword)[:1]:
-            found |= {tag: element for tag, element in elements_of(item).items() if tag in _FRAME_TAGS}
+            inner = elements_of(item)
+            found |= {tag: inner[tag] for tag in inner if tag in _FRAME_TAGS and not is_empty(inner, tag)}
     return found
 
 
@@ -749,11 +827,16 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
     image_type = _image_type(elements)
     burned_in = text(elements, "BurnedInAnnotation").upper() == "YES"
     simulated = text(meta, "ImplementationVersionName") == WRITER
+    lossy = _is_lossy(elements, image)
+    other = _not_anatomy(elements, image, modality, image_type)
     try:
         slope, intercept = _rescale(elements, modality, layout)
     except ImagingError:
         # maps and projections often have no rescale
-        code = _excluded(image_type, burned_in=burned_in, simulated=simulated)
+        code = _never_used(image_type, burned_in=burned_in)
+        if code is None and image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not (simulated or lossy):
+            code = "derived"
+        code = code or other
         if code is None:
             raise
         raise refusal(code, EXCLUSIONS[code]) from None
@@ -813,7 +896,68 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         image_type=image_type,
         burned_in=burned_in,
         simulated=simulated,
+        scanning_sequence=_codes(elements, "ScanningSequence"),
+        sequence_variant=_codes(elements, "SequenceVariant"),
+        pixel_bandwidth_hz=positive(elements, "PixelBandwidth"),
+        lossy=lossy,
+        derived_otherwise=_is_derived_otherwise(elements),
+        not_anatomy=other or "",
     )
+
+
+def _codes(elements: Elements, keyword: str) -> tuple[str, ...]:
+    """The values of a coded text of several values, those that the standard allows in it."""
+    values = (value.upper() for value in texts(elements, keyword))
+    return tuple(value for value in values if _CODE_STRING.fullmatch(value))
+
+
+def _not_anatomy(
+    elements: Elements, image: _Image, modality: Modality, image_type: tuple[str, ...]
+) -> str | None:
+    return not_anatomy(
+        Content(
+            modality=modality,
+            image_type=image_type,
+            is_frame=image.parsed.sop_class in ENHANCED_CLASSES,
+            component=text(elements, "ComplexImageComponent"),
+            presentation=text(elements, "PixelPresentation"),
+            contrast=text(elements, "AcquisitionContrast"),
+            calculation=text(elements, "VolumeBasedCalculationTechnique"),
+            volumetric=text(elements, "VolumetricProperties"),
+            rescale_type=text(elements, "RescaleType"),
+            ge_kind=private_count(elements, _GE_KIND),
+        )
+    )
+
+
+def _is_lossy(elements: Elements, image: _Image) -> bool:
+    """Whether the image was ever compressed with loss: LossyImageCompression says so; where it says nothing,
+    a method or a ratio above 1 does; and the codestream, whatever the header says.
+
+    Reference: DICOM PS3.3 C.7.6.1.1.5.
+    """
+    flag = text(elements, "LossyImageCompression")
+    if flag in {"01", "1", "YES"} or image.lossy_stream:
+        return True
+    if flag in {"00", "0", "NO"}:
+        return False
+    methods = [method for method in texts(elements, "LossyImageCompressionMethod") if method]
+    ratios = value_of(elements, "LossyImageCompressionRatio")
+    many = ratios if isinstance(ratios, Sequence) and not isinstance(ratios, str | bytes) else [ratios]
+    return bool(methods) or any(_above_one(ratio) for ratio in many)
+
+
+def _above_one(value: Any) -> bool:
+    try:
+        return float(value) > 1
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_derived_otherwise(elements: Elements) -> bool:
+    """Whether DerivationCodeSequence names derivations, and none of them is lossy compression."""
+    codes = [text(elements_of(item), "CodeValue") for item in items_of(elements, "DerivationCodeSequence")]
+    return bool(codes) and _LOSSY_DERIVATION not in codes
 
 
 def _layout(elements: Elements) -> Layout:
@@ -851,8 +995,9 @@ def _stored_value(elements: Elements, keyword: str, allocated: int, signed: bool
 
 
 def _rescale(elements: Elements, modality: Modality, layout: Layout) -> tuple[float, float]:
-    """Slope and intercept; 1 and 0 where absent, which unsigned CT may not be. Present but empty, double,
-    zero or not finite is `bad-rescale`."""
+    """Slope and intercept. Where absent, 1 and 0, but not in CT of unsigned values; where empty, 1 and 0 in
+    MR only: a CT image cannot be without (PS3.3 C.8.2.1 asks for both). `bad-rescale` otherwise, and where
+    not one finite number or zero."""
     if holds(elements, "ModalityLUTSequence") and not holds(elements, "RescaleSlope"):
         raise refusal("bad-rescale", "a modality lookup table instead of a rescale slope")
     if modality == "CT" and not layout.signed and not holds(elements, "RescaleIntercept"):
@@ -862,7 +1007,7 @@ def _rescale(elements: Elements, modality: Modality, layout: Layout) -> tuple[fl
         )
     values = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
     for keyword in values:
-        if holds(elements, keyword):
+        if holds(elements, keyword) and not (modality == "MR" and is_empty(elements, keyword)):
             found = numbers(elements, keyword, 1)
             if found is None:
                 raise refusal("bad-rescale", f"{keyword} is not one finite number")

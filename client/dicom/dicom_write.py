@@ -40,7 +40,9 @@ class HeaderFacts:
         slope, intercept: value = stored × slope + intercept.
         bits_stored, signed: range of the stored integers.
         phase_encoding: "ROW" or "COL", MR only.
-        kvp: tube voltage in kV, CT only.
+        kvp, kernel: tube voltage in kV and reconstruction kernel, CT only.
+        scanning_sequence, sequence_variant, echo_time_ms, repetition_time_ms, pixel_bandwidth_hz,
+            field_strength_t: how the slice was acquired, MR only. A simulator chooses its physics by them.
         derived: made from a real image: the header then says DERIVED; nothing of the real header is copied.
     """
 
@@ -62,6 +64,12 @@ class HeaderFacts:
     phase_encoding: str | None = None
     field_strength_t: float | None = None
     kvp: float | None = None
+    kernel: str = ""
+    scanning_sequence: tuple[str, ...] = ("GR",)
+    sequence_variant: tuple[str, ...] = ("NONE",)
+    echo_time_ms: float | None = None
+    repetition_time_ms: float | None = None
+    pixel_bandwidth_hz: float | None = None
     description: str = ""
     derived: bool = False
 
@@ -173,17 +181,25 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
     }
     if facts.modality == "CT":
         fields |= {
-            "KVP": "" if facts.kvp is None else format_number_as_ds(float(facts.kvp)),
+            "KVP": _number(facts.kvp),
             "RescaleType": "HU",
         }
+        if facts.kernel:
+            fields["ConvolutionKernel"] = facts.kernel.replace("\\", " ")[:16].strip()
     else:
         fields |= {
-            "ScanningSequence": "GR",
-            "SequenceVariant": "NONE",
+            "ScanningSequence": list(facts.scanning_sequence),
+            "SequenceVariant": list(facts.sequence_variant),
             "ScanOptions": "",
             "MRAcquisitionType": "2D",
         }
-        fields |= {"RepetitionTime": "", "EchoTime": "", "EchoTrainLength": ""}
+        fields |= {
+            "RepetitionTime": _number(facts.repetition_time_ms),
+            "EchoTime": _number(facts.echo_time_ms),
+            "EchoTrainLength": "",
+        }
+        if facts.pixel_bandwidth_hz is not None:
+            fields["PixelBandwidth"] = _number(facts.pixel_bandwidth_hz)
         if facts.phase_encoding is not None:
             fields["InPlanePhaseEncodingDirection"] = facts.phase_encoding
         if facts.field_strength_t is not None:
@@ -202,6 +218,10 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else format_number_as_ds(float(value))
 
 
 def _corner(

@@ -21,6 +21,7 @@ Elements = Mapping[int, tuple[Dataset, DataElement | RawDataElement]]
 group of one frame.
 """
 
+_KEPT_EMPTY = frozenset({0x00281052, 0x00281053})  # RescaleIntercept, RescaleSlope
 _TEXTS = frozenset({"AS", "CS", "DA", "DS", "LO", "SH", "UI"})
 _ASCII = re.compile(rb"[ -~]*[ \0]*")
 _WHOLE = re.compile(rb" *(?:0|-?[1-9]\d{0,8})[ \0]?")
@@ -29,8 +30,36 @@ _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
 
 
 def elements_of(dataset: Dataset) -> dict[int, tuple[Dataset, DataElement | RawDataElement]]:
-    """The elements of one data set, those of its sequences apart."""
-    return {int(tag): (dataset, element) for tag, element in dataset.items()}
+    """The elements of one data set, those of its sequences apart. An element without a value is left out:
+    empty says no more than absent (PS3.5 7.4), and anonymizers empty what they were to delete.
+    """
+    return {
+        int(tag): (dataset, element)
+        for tag, element in dataset.items()
+        if int(tag) in _KEPT_EMPTY or not _is_empty(element)
+    }
+
+
+def is_empty(elements: Elements, keyword: str | int) -> bool:
+    """Whether the element is there without a value. Known of the rescale only, which CT must have."""
+    tag = tag_for_keyword(keyword) if isinstance(keyword, str) else keyword
+    return tag is not None and tag in elements and _is_empty(elements[tag][1])
+
+
+def _is_empty(element: DataElement | RawDataElement) -> bool:
+    value = element.value
+    if value is None or (isinstance(value, bytes | str | Sequence) and not len(value)):
+        return True
+    if not isinstance(element, RawDataElement) or not isinstance(value, bytes) or len(value) > 64:
+        return False
+    vr = _vr_of(element)
+    if vr == "UN" and dictionary_has_tag(element.tag):
+        vr = dictionary_VR(element.tag)
+    return vr in _TEXTS | {"IS"} and not value.strip(b" \0")
+
+
+def _vr_of(element: RawDataElement) -> str:
+    return element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
 
 
 def holds(elements: Elements, keyword: str) -> bool:
@@ -72,10 +101,7 @@ def _plain_value(element: RawDataElement) -> str | list[str] | int | None:
     That is text in printable ASCII, which means the same in every character set, also of decimal numbers; and
     one whole number.
     """
-    value, vr = (
-        element.value or b"",
-        element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else ""),
-    )
+    value, vr = element.value or b"", _vr_of(element)
     if vr in _TEXTS and _ASCII.fullmatch(value) and (value or vr != "DS"):
         texts = value.decode("ascii").rstrip(" \0").split("\\")
         return texts[0] if len(texts) == 1 else texts

@@ -33,7 +33,7 @@ QUARANTINE_CODES: dict[str, str] = CODES | ARCHIVE_CODES | WORKER_CODES
 reasons not to use one.
 """
 MAX_QUARANTINED = 0.05
-"""The share of quarantined files above which somebody must have looked before the rest is used."""
+"""The share of quarantined slices above which a person must have looked before the rest is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,12 @@ class SliceRecord:
     sequence: str
     echo_time_ms: float | None
     repetition_time_ms: float | None
-    study_date: str  # YYYYMMDD, or ""
-    series_description: str
+    # YYYYMMDD, or "": the cache keeps the month, and the side of a bound of cohort.yaml, not the day
+    study_date: str
+    series_description: str  # of it, the words that cohort.yaml names
     body_part: str
     age_years: float | None
+    lossy: bool = False  # compressed with loss
     # of the patient, see `patients`; keyed digests, which never leave the hospital
     patient_origin: Origin = "id"
     patient_forms: tuple[str, ...] = ()
@@ -134,6 +136,8 @@ class Intake:
     shared_uids: int
     excluded_slices: dict[str, int]  # code -> slices left out of files of which others are used, too
     flow: tuple[Step, ...]
+    quarantined_slices: int = 0  # a file whose header cannot be read counts as one
+    image_slices: int = 0  # of all CT and MR images, used or not, and of quarantined files
 
     def __post_init__(self) -> None:
         total = self.used + len(self.quarantined) + len(self.duplicates) + len(self.excluded)
@@ -142,8 +146,10 @@ class Intake:
 
     @property
     def share_quarantined(self) -> float:
-        """Of the files found; 0 where there are none."""
-        return len(self.quarantined) / self.found if self.found else 0.0
+        """Of the slices; 0 where there are none. A file of 4,500 frames counts 4,500 times, and a file that
+        is no image (a report, a viewer's program) does not count.
+        """
+        return self.quarantined_slices / self.image_slices if self.image_slices else 0.0
 
     def public(self) -> dict[str, object]:
         """The account without a path or an identifier."""
@@ -180,14 +186,16 @@ def account(
         name: _Tally()
         for name in ("found", "readable", "CT and MR, original and primary", "in the cohort", "used")
     }
-    found = 0
+    found = bad_slices = slices = 0
     for facts in files:
         found += 1
+        slices += len(facts.slices) or (bool(facts.code) and facts.code not in EXCLUSIONS)
         number, code = facts.source.number, facts.code
         everything = [record for record, _ in facts.slices]
         steps["found"].add(everything)
         if code and code not in EXCLUSIONS:
             quarantined.append(_problem(facts.source, code))
+            bad_slices += len(facts.slices) or 1
             continue
         steps["readable"].add(everything)
         diagnostic = [(record, left_out) for record, left_out in facts.slices if left_out not in EXCLUSIONS]
@@ -201,11 +209,14 @@ def account(
         kept = [(record, pixels(record)) for record in used]
         if any(at is None for _, at in kept):
             quarantined.append(_problem(facts.source, "unreadable"))
+            bad_slices += len(facts.slices)
             continue
         partly.update(left_out for _, left_out in facts.slices if left_out)
         candidates.append([replace(record, row=at[0]) for record, at in kept if at is not None])
         digests[number] = tuple(at[1] for _, at in kept if at is not None)
     files_kept, conflicts, duplicates = _settle_same_uid(candidates, digests)
+    in_conflict = {problem.number for problem in conflicts}
+    bad_slices += sum(len(records) for records in candidates if records[0].number in in_conflict)
     for records in files_kept:
         steps["used"].add(records)
     owners: dict[str, set[str]] = defaultdict(set)
@@ -222,6 +233,8 @@ def account(
         duplicates=tuple(duplicates),
         shared_uids=sum(len(patients) > 1 for patients in owners.values()),
         excluded_slices=dict(partly),
+        quarantined_slices=bad_slices,
+        image_slices=slices,
         flow=tuple(
             Step(name=name, files=tally.files, slices=tally.slices, patients=len(tally.patients))
             for name, tally in steps.items()

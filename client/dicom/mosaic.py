@@ -29,11 +29,19 @@ _UIH_COUNT = (0x0065, "Image Private Header", 0x50)
 _UIH_TILES = (0x0065, "Image Private Header", 0x51)
 MAX_TILES = 1024
 
+
+def private_tags(element: tuple[int, str, int]) -> tuple[int, ...]:
+    """Every tag that a private element, and the name of its creator, may have (PS3.5 7.8.1).
+
+    Args:
+        element: group, name of the creator, element within the creator's block.
+    """
+    group, _, low = element
+    return tuple(tag for block in _BLOCKS for tag in (group << 16 | block, group << 16 | block << 8 | low))
+
+
 PRIVATE_TAGS: tuple[int, ...] = tuple(
-    tag
-    for group, _, element in (_SIEMENS_COUNT, _SIEMENS_CSA, _UIH_COUNT, _UIH_TILES)
-    for block in _BLOCKS
-    for tag in (group << 16 | block, group << 16 | block << 8 | element)
+    tag for element in (_SIEMENS_COUNT, _SIEMENS_CSA, _UIH_COUNT, _UIH_TILES) for tag in private_tags(element)
 )
 """What a header must be read with for the functions below."""
 
@@ -61,8 +69,8 @@ def grid_of(elements: Elements, rows: int, columns: int) -> Grid | None:
 
     Siemens uses a square grid of ceil(sqrt(count)), United Imaging as many rows of that width as it needs.
     """
-    siemens = _count(elements, _SIEMENS_COUNT) or _csa_count(_private(elements, _SIEMENS_CSA))
-    count = siemens or _count(elements, _UIH_COUNT)
+    siemens = private_count(elements, _SIEMENS_COUNT) or _csa_count(_private(elements, _SIEMENS_CSA))
+    count = siemens or private_count(elements, _UIH_COUNT)
     if not count or not 1 <= count <= MAX_TILES:
         return None
     across = math.isqrt(count - 1) + 1
@@ -110,8 +118,8 @@ def _tile_items(elements: Elements) -> Sequence[Any]:
     return () if tag is None else items_of(elements, tag)
 
 
-def _count(elements: Elements, wanted: tuple[int, str, int]) -> int | None:
-    """A number that may be binary, text, or bytes of unknown VR."""
+def private_count(elements: Elements, wanted: tuple[int, str, int]) -> int | None:
+    """The number in a private element, which may be binary, text, or bytes of unknown VR; else None."""
     value = _private(elements, wanted)
     if isinstance(value, bytes):
         digits = value.strip(b" \0")

@@ -1,7 +1,7 @@
 """Read one file in a child process (see `workers.Workers`): its headers, or its slices in stored form.
 
-An item names a source; with "frames" it asks for these slices, without for the headers. What a header says
-comes back as it stands there: the child has no key to make pseudonyms with.
+An item names a source; with "frames" it asks for these slices, without for a part of the headers. What a
+header says comes back as it stands there: the child has no key to make pseudonyms with.
 """
 
 from __future__ import annotations
@@ -13,23 +13,34 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from client.dicom.dicom import exclusion, read_headers, read_slices
+from client.dicom.dicom import NO_PIXELS, exclusion, read_headers, read_slices
+from client.dicom.foreign import HEAD_BYTES, foreign_code, is_uuid
+from client.dicom.refusals import refusal
 from client.dicom.sources import Source, open_source
+from common.artifacts import Modality
+from common.errors import ImagingError
 from common.preprocess import normalize_image, to_stored
 
 HASH_SIDE = 8
 """A slice's difference hash has this many bits a side."""
 DIGEST_CHARACTERS = 32
 """Of a SHA-256 in hexadecimal, which processors have instructions for: half the time of BLAKE2."""
+HEADERS_AT_ONCE = 2000  # of one file: a header takes a millisecond, and an answer stays below 4 MiB
+KNOWN_POINTS_HU = {"air": (-1100, -850), "tissue": (-150, 150), "shifted": (850, 1250), "dense": (2000, 3072)}
+"""Ranges of which `measures` gives the shares: air; soft tissue; soft tissue in an image whose offset of 1024
+was not subtracted; what is denser than bone.
+"""
+MEASURES = 4 + len(KNOWN_POINTS_HU)
 _BLOCK = 1 << 20
 
 
 def item_of(source: Source, **wanted: Any) -> dict[str, Any]:
-    """The item for `read`: a source's headers; its slices with `frames`, `size` and `modality`; the digest of
-    its bytes with `digest`.
+    """The item for `read`: `HEADERS_AT_ONCE` of a source's headers from `first` on; its slices with `frames`,
+    `size` and `modality`; the digest of its bytes with `digest`.
     """
     about = {
         "path": str(source.path),
+        "name": source.file,
         "member": source.member,
         "size_bytes": source.size_bytes,
         "mtime_ns": source.mtime_ns,
@@ -41,16 +52,16 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     """The headers of a file, or some of its slices.
 
     Returns:
-        for headers: {"headers": [[fields of SliceHeader, code of its exclusion or ""], ...], "content"}; no
-        array. for slices: {"pixels": [digest of each image in physical units], "measures": [of each, see
-        `measures`], "content"}, and one int16 array (slices, size, size). "content" is the digest of the
-        file's bytes, "" where it was not asked for.
+        for headers: {"headers": [[fields of SliceHeader, code of its exclusion or ""], ...], "slices" (of
+        the whole file), "content"}; no array. for slices: {"pixels": [digest of each image in physical
+        units], "measures": [of each, see `measures`], "content"}, and one int16 array (slices, size, size).
+        "content" is the digest of the file's bytes, "" where it was not asked for.
     Raises:
         ImagingError: the file cannot be used.
     """
     source = Source(
         number=0,
-        file="",
+        file=item["name"],
         path=Path(item["path"]),
         member=item["member"],
         size_bytes=item["size_bytes"],
@@ -60,8 +71,15 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     with open_source(source) as (stream, size):
         content = _digest(stream) if item.get("digest") else ""
         if "frames" not in item:
+            first = item.get("first", 0)
+            headers = _headers(stream, size, item["name"], slice(first, first + HEADERS_AT_ONCE))
             return {
-                "headers": [[vars(header), exclusion(header) or ""] for header in read_headers(stream, size)],
+                "headers": [
+                    # loss is for the cohort to judge: see `client.data.inclusion`
+                    [vars(header), exclusion(header, lossy="use") or ""]
+                    for header in headers
+                ],
+                "slices": headers[0].number_of_frames if headers else 0,
                 "content": content,
             }, ()
         frames, side, modality = item["frames"], item["size"], item["modality"]
@@ -72,13 +90,29 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
             digest.update(np.ascontiguousarray(image).data)
             pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
             stored[place] = to_stored(normalize_image(image, modality, side), modality)
-            measured.append(measures(stored[place]))
+            measured.append(measures(stored[place], modality))
     return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
 
 
-def measures(stored: np.ndarray) -> list[float | str]:
+def _headers(stream: BinaryIO, size: int, name: str, frames: slice) -> tuple[Any, ...]:
+    """The headers; a file that is no DICOM image and is recognised as such is excluded, not damaged."""
+    try:
+        return read_headers(stream, size, frames)
+    except ImagingError as error:
+        code = None
+        if error.code == "not-dicom":
+            stream.seek(0)
+            code = foreign_code(name, stream.read(HEAD_BYTES))
+        elif error.message.endswith(NO_PIXELS) and is_uuid(name):
+            code = "foreign-file"  # Orthanc keeps the header of each file a second time, up to its pixels
+        if code is None:
+            raise
+        raise refusal(code, "recognised as no DICOM image") from None
+
+
+def measures(stored: np.ndarray, modality: Modality) -> list[float | str]:
     """Image statistics of one slice as it is stored: mean and standard deviation (stored units), detail,
-    difference hash.
+    difference hash; of CT the shares of pixels within each range of `KNOWN_POINTS_HU`, of MR zeros.
 
     Detail is the standard deviation of the discrete Laplacian over that of the image: low in blurred slices,
     high in noisy ones. The hash (64 bits, hexadecimal) compares neighbours in an 8 x 9 thumbnail;
@@ -98,6 +132,10 @@ def measures(stored: np.ndarray) -> list[float | str]:
         spread,
         float(laplacian.std()) / spread if spread > 0 else 0.0,
         bits.tobytes().hex(),
+        *(
+            float(((stored >= low) & (stored <= high)).mean()) if modality == "CT" else 0.0
+            for low, high in KNOWN_POINTS_HU.values()
+        ),
     ]
 
 

@@ -27,9 +27,16 @@ EXCLUSIONS: dict[str, str] = {
     "burned-in": "the header says that text is burned into the pixels",
     "localizer": "a localizer (scout), not a diagnostic slice",
     "secondary": "a secondary image: screenshot, reformat or dose screen",
-    "derived": (
-        "computed from other images, or compressed with loss: no longer what the scanner reconstructed"
+    "derived": "computed from other images: no longer what the scanner reconstructed",
+    "lossy": "compressed with loss, which hides or makes artifacts; cohort.yaml, lossy: use, takes them",
+    "not-magnitude": "an MR phase, real or imaginary image",
+    "parameter-map": "a map of a quantity (ADC, FA, T1, T2, field, velocity, fat fraction, perfusion)",
+    "projection": "a projection (MIP, minIP), a rendering or a reformatted CT image",
+    "combined": "a sum, difference or mean of images",
+    "spectral-map": (
+        "a CT image of one energy or material (monoenergetic, iodine, effective Z, virtual non-contrast)"
     ),
+    "not-hounsfield": "a CT image whose RescaleType is not Hounsfield units",
     "mosaic": "many slices tiled in one image, and the header does not say how (Siemens MOSAIC, UIH VFRAME)",
     "unsupported-object": (
         "not a CT or MR image (report, plan, segmentation, secondary capture, another modality)"
@@ -37,6 +44,11 @@ EXCLUSIONS: dict[str, str] = {
     "no-modality": "neither the SOP class nor the modality says CT or MR",
     "colour": "a colour image",
     "dicomdir": "a DICOMDIR, the table of contents of a medium",
+    "foreign-file": "no image: a program, document, text, database or video, as on a patient CD",
+    "picture-file": "a picture (PNG, JPEG, TIFF, BMP, GIF), not DICOM: export the series as DICOM",
+    "volume-file": (
+        "a volume or array (NIfTI, NRRD, MetaImage, NumPy, HDF5), not DICOM: use the series it was made of"
+    ),
 }
 """The file is in order, and not an original, primary, grey CT or MR slice: left out by rule, and counted."""
 

@@ -1,16 +1,19 @@
-"""List the files of a folder of images, also inside zip archives, and read their bytes.
+"""List the files of a folder of images, also inside zip and tar archives, and read their bytes.
 
 The account is complete: what is not followed or cannot be read is a `Source` too, with the code of its
 problem. Two kinds of entry are left out on purpose: hidden ones (a file or folder whose name begins with a
 dot: `.DS_Store`, `._x`, an editor's swap file), on the disk and inside an archive, and folders, which count
     through what they hold.
 
-Archives are known by their content, never by their name. Each file inside a zip archive counts, the archive
-itself does not; a gzip file is one file. Nothing is unpacked onto a disk: what was compressed lives in
-memory, within limits that hold against what really comes out of the decompressor, whatever the archive says
-about itself.
+Archives are known by their content, never by their name. Each file inside a zip or tar archive counts, the
+archive itself does not; a gzip file is one file, unless a tar archive is in it. A compressed tar archive can
+only be read from its beginning, so it is expanded into memory, once in each process, up to the limit of one
+file; an attachment that Orthanc compressed is expanded as a gzip file is. Nothing is unpacked onto a disk:
+what was compressed lives in memory, within limits that hold against what really comes out of the
+decompressor, whatever the archive says about itself.
 
-Reference: PKWARE APPNOTE 6.3.10 (4.3.7 local header, 4.4 fields), RFC 1951 (deflate), RFC 1952 (gzip).
+Reference: PKWARE APPNOTE 6.3.10 (4.3.7 local header, 4.4 fields), RFC 1951 (deflate), RFC 1952 (gzip),
+    POSIX.1 (ustar, pax).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import os
 import re
 import stat
 import struct
+import tarfile
 import unicodedata
 import zipfile
 import zlib
@@ -31,6 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from client.dicom.foreign import compressed_length, is_uuid
 from common.errors import ImagingError
 
 ARCHIVE_CODES: dict[str, str] = {
@@ -38,12 +43,10 @@ ARCHIVE_CODES: dict[str, str] = {
         "a link, pipe, socket or device, which is not followed; or a name that leads out of its archive"
     ),
     "encrypted": "a file inside an archive that is protected by a password",
-    "bad-archive": "a zip or gzip archive that is damaged, or that contradicts itself",
+    "bad-archive": "a zip, tar or gzip archive that is damaged, or that contradicts itself",
     "empty-archive": "an archive without a file in it",
     "nested-archive": "an archive inside an archive",
-    "unsupported-archive": (
-        "packed by a method other than deflate; unpack it and pack it again, or leave it unpacked"
-    ),
+    "unsupported-archive": ("packed by a method other than deflate (bzip2, xz, zstd, 7z, RAR); unpack it"),
 }
 _HINTS = ARCHIVE_CODES | {
     "too-large": "above the limit for a file or an archive; unpack a large archive before reading it",
@@ -65,6 +68,8 @@ _BLOCK = 1 << 20
 _HEAD = 132  # the DICOM preamble and "DICM"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # a first member, or the end of an empty table of contents
 _GZIP = b"\x1f\x8b"
+_TAR_BLOCK = 512
+_TAR, _TAR_GZ = "tar", "tgz"  # of a member: how its archive is packed
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _ENCRYPTED, _PATCHED, _UTF8 = 0x0001 | 0x0040 | 0x2000, 0x0020, 0x0800  # bits of a member's flags
 # A document or a program (a viewer on a patient's CD) that happens to be a zip: one file, not hundreds.
@@ -84,7 +89,8 @@ class Source:
     file: str
     path: Path  # the file on the disk; of a link, what it leads to
     member: str = (
-        ""  # where it lies in the archive: "offset:packed bytes:method:CRC-32"; "" for a file on the disk
+        ""  # where it lies in the archive: "offset:packed bytes:method:CRC-32", or "offset:bytes:tar" (:tgz,
+        # in the expanded archive); "" for a file on the disk
     )
     size_bytes: int  # on the disk; inside an archive, expanded, as the archive declares it
     mtime_ns: int  # of the file on the disk
@@ -273,17 +279,130 @@ def _is_archive(head: bytes) -> bool:
 
 
 def _looked_into(source: Source) -> list[Source]:
-    """The members of a zip archive; of any other file, itself."""
+    """The members of a zip or tar archive; of any other file, itself."""
     try:
         with _opened(source.path) as stream:
-            head = stream.read(_HEAD)
+            head = stream.read(_TAR_BLOCK)
             if _is_archive(head) and not head.startswith(_GZIP):
                 return _members(source, stream.fileno())
+            if _is_tar(head):
+                stream.seek(0)
+                return _tar_members(source, stream, _TAR)
+            if _is_archive(head):
+                stream.seek(0)
+                with gzip.GzipFile(fileobj=stream) as inflater:
+                    if _is_tar(_beginning(inflater)):
+                        return _tar_gz_members(source, stream)
     except ImagingError as error:
         return [replace(source, problem=error.code)]
     except OSError as error:
         return [replace(source, problem=_problem_of(error))]
     return [replace(source, problem="too-large")] if source.size_bytes > MAX_FILE_BYTES else [source]
+
+
+def _is_tar(head: bytes) -> bool:
+    """By the checksum of the first header, which tar archives of all kinds have. A DICOM file stays one."""
+    if len(head) < _TAR_BLOCK or head[128:132] == b"DICM" or not head[0]:
+        return False
+    try:
+        stated = int(head[148:156].strip(b" \0") or b"-1", 8)
+    except ValueError:
+        return False
+    return stated == sum(head[:148]) + 8 * 32 + sum(head[156:_TAR_BLOCK])
+
+
+def _beginning(inflater: gzip.GzipFile) -> bytes:
+    """The first block of a gzip file, or nothing where it is damaged, which reading it will tell."""
+    try:
+        return inflater.read(_TAR_BLOCK)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _tar_gz_members(source: Source, stream: BinaryIO) -> list[Source]:
+    """The members of a compressed tar archive.
+
+    Raises:
+        ImagingError: `too-large`, above the limit of one file when expanded; as `_tar_members`.
+    """
+    stream.seek(0)
+    try:
+        content = _expanded_gzip(stream, source)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise _refuse("bad-archive", f"{source.path}: the compressed data is damaged") from None
+    assert content is not None
+    content.seek(0)
+    return _tar_members(source, content, _TAR_GZ)
+
+
+class _Entry(tarfile.TarInfo):
+    """A member of a tar archive whose size is not negative: the standard library would read such a one again
+    and again (CVE-2025-8194).
+    """
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("negative size")
+        return int(super()._block(count))  # type: ignore[misc]
+
+
+def _tar_members(source: Source, stream: BinaryIO, packing: str) -> list[Source]:
+    """One source for each file in a tar archive.
+
+    Raises:
+        ImagingError: `bad-archive`, `empty-archive` or `too-large`, about the archive as a whole.
+    """
+    entries: list[tarfile.TarInfo] = []
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", errorlevel=2, tarinfo=_Entry) as archive:
+            for count, entry in enumerate(archive):
+                if not entry.isdir() and not _is_hidden(entry.name):
+                    entries.append(entry)
+                archive.members = []  # type: ignore[attr-defined]  # it would keep each header twice
+                if count > 2 * MAX_MEMBERS or len(entries) > MAX_MEMBERS:
+                    raise _refuse("too-large", f"{source.path}: more than {MAX_MEMBERS} files in it")
+            end = stream.seek(0, os.SEEK_END)
+    except ImagingError:
+        raise
+    except Exception as error:  # the standard library raises many kinds about a damaged archive
+        raise _refuse("bad-archive", f"{source.path}: damaged ({type(error).__name__})") from None
+    if not entries:
+        raise _refuse("empty-archive", f"{source.path}: no file in it")
+    if sum(entry.size for entry in entries) > MAX_ARCHIVE_BYTES:
+        raise _refuse("too-large", f"{source.path}: more than {MAX_ARCHIVE_BYTES} bytes in it")
+    found = []
+    for entry in entries:
+        name = _tar_name(entry)
+        problem = ""
+        if not (entry.isreg() or entry.issparse()) or _is_unsafe(name):
+            problem = "unsafe-path"
+        elif entry.issparse():
+            problem = "unsupported-archive"
+        elif entry.size > MAX_FILE_BYTES:
+            problem = "too-large"
+        elif entry.offset_data + entry.size > end:
+            problem = "truncated"
+        found.append(
+            replace(
+                source,
+                file=f"{source.file}!/{_printable(_normal(name))}",
+                member=f"{entry.offset_data}:{entry.size}:{packing}",
+                size_bytes=entry.size,
+                problem=problem,
+            )
+        )
+    return found
+
+
+def _tar_name(entry: tarfile.TarInfo) -> str:
+    """The member's name with forward slashes; bytes that are no UTF-8 are taken for GB 18030."""
+    raw = entry.name.encode("utf-8", "surrogateescape")
+    for charset in ("utf-8", "gb18030"):
+        try:
+            return raw.decode(charset).replace("\\", "/")
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("latin-1").replace("\\", "/")
 
 
 class _TableOfContents(io.BufferedReader):
@@ -381,17 +500,20 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in {".", ".."} for part in name.split("/"))
 
 
-def _member_problem(entry: zipfile.ZipInfo, name: str) -> str:
-    """The code of what speaks against a member before any of it is decompressed, or ""."""
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if (
-        kind not in {0, stat.S_IFREG}
-        or not name
+def _is_unsafe(name: str) -> bool:
+    """Whether a name leads out of its archive."""
+    return (
+        not name
         or "\0" in name
         or name.startswith("/")
-        or _DRIVE.match(name)
+        or _DRIVE.match(name) is not None
         or ".." in name.split("/")
-    ):
+    )
+
+
+def _member_problem(entry: zipfile.ZipInfo, name: str) -> str:
+    """The code of what speaks against a member before any of it is decompressed, or ""."""
+    if stat.S_IFMT(entry.external_attr >> 16) not in {0, stat.S_IFREG} or _is_unsafe(name):
         return "unsafe-path"
     if entry.flag_bits & _ENCRYPTED:
         return "encrypted"
@@ -426,7 +548,12 @@ def _overlapping(entries: Sequence[zipfile.ZipInfo], start_of_directory: int) ->
 def _expanded(stream: BinaryIO, source: Source) -> io.BytesIO | None:
     """The decompressed content, at its beginning; None for a file that is not compressed."""
     try:
-        content = _expanded_member(stream, source) if source.member else _expanded_gzip(stream, source)
+        if source.member.endswith((_TAR, _TAR_GZ)):
+            content: io.BytesIO | None = _tar_member(stream, source)
+        elif source.member:
+            content = _expanded_member(stream, source)
+        else:
+            content = _expanded_gzip(stream, source) or _expanded_attachment(stream, source)
     except zlib.error:
         raise _refuse("bad-archive", f"{source.path}: the compressed data is damaged") from None
     except EOFError:
@@ -437,7 +564,8 @@ def _expanded(stream: BinaryIO, source: Source) -> io.BytesIO | None:
         raise _refuse("unreadable", f"{source.path}: cannot be read ({type(error).__name__})") from None
     if content is not None:
         content.seek(0)
-        if _is_archive(content.read(_HEAD)):
+        head = content.read(_TAR_BLOCK)
+        if (_is_archive(head) and not _is_document(head)) or _is_tar(head):
             raise _refuse("nested-archive", f"{source.path}: an archive inside an archive")
         content.seek(0)
     return content
@@ -457,6 +585,59 @@ def _expanded_gzip(stream: BinaryIO, source: Source) -> io.BytesIO | None:
         raise _refuse(
             "bad-archive", f"{source.path}: the gzip data is damaged, or something else follows it"
         ) from None
+
+
+def _expanded_attachment(stream: BinaryIO, source: Source) -> io.BytesIO | None:
+    """A DICOM file that Orthanc keeps compressed: its length in 8 bytes, then zlib data (RFC 1950).
+
+    Reference: Orthanc book, "Storage area", StorageCompression.
+    """
+    head = stream.read(_HEAD)
+    stream.seek(0)
+    length = compressed_length(head) if is_uuid(source.file) else None
+    if length is None:
+        return None
+    limit = min(MAX_FILE_BYTES, _expansion_limit(source.size_bytes))
+    if length > limit:
+        raise _refuse("too-large", f"{source.path}: expands beyond {limit} bytes")
+    stream.seek(8)
+    beyond = _refuse("bad-archive", f"{source.path}: longer than it says")
+    blocks = iter(lambda: stream.read(_BLOCK), b"")
+    content = _collected(_inflated(blocks, wbits=zlib.MAX_WBITS), length, beyond)
+    if content.tell() < length:
+        raise EOFError
+    return content
+
+
+_last_tar: tuple[tuple[Path, int, int], io.BytesIO] | None = None
+"""The last compressed tar archive, expanded: its members are asked for one after the other."""
+
+
+def _tar_member(stream: BinaryIO, source: Source) -> io.BytesIO:
+    """One file of a tar archive."""
+    global _last_tar  # noqa: PLW0603
+    offset, length = map(int, source.member.split(":")[:2])
+    if length > MAX_FILE_BYTES:
+        raise _refuse("too-large", f"{source.path}: a file in it is above {MAX_FILE_BYTES} bytes")
+    archive = stream
+    if source.member.endswith(_TAR_GZ):
+        size = os.fstat(stream.fileno()).st_size
+        key = (source.path, size, source.mtime_ns)
+        if _last_tar is None or _last_tar[0] != key:
+            _last_tar = None  # before the next one takes memory
+            expanded = _expanded_gzip(stream, replace(source, size_bytes=size))
+            if expanded is None:
+                raise _refuse("changed", f"{source.path}: no compressed archive any more")
+            _last_tar = (key, expanded)
+        archive = _last_tar[1]
+    archive.seek(offset)
+    beyond = _refuse("bad-archive", f"{source.path}: a file in it is longer than its header says")
+    return _collected(_blocks(archive, length), length, beyond)
+
+
+def _is_document(head: bytes) -> bool:
+    """A zip that may be a document or program: inside an archive it is not looked into, and is no image."""
+    return head.startswith(_ZIP) and any(mark.encode() in head for mark in _DOCUMENT_MARKS)
 
 
 def _expanded_member(stream: BinaryIO, source: Source) -> io.BytesIO:
@@ -508,11 +689,11 @@ def _blocks(stream: BinaryIO, count: int) -> Iterator[bytes]:
         yield block
 
 
-def _inflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """A raw deflate stream, in blocks of at most `_BLOCK` however much a byte may stand for; EOFError where
-    its end is missing.
+def _inflated(blocks: Iterator[bytes], *, wbits: int = -zlib.MAX_WBITS) -> Iterator[bytes]:
+    """A deflate stream, raw or as `wbits` says, in blocks of at most `_BLOCK` however much a byte may stand
+    for; EOFError where its end is missing.
     """
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater = zlib.decompressobj(wbits)
     while not inflater.eof:
         packed = inflater.unconsumed_tail or next(blocks, b"")
         block = inflater.decompress(packed, _BLOCK)

@@ -8,8 +8,11 @@ same as absent). Columns may be in any order and carry Chinese names and synonym
 `common/artifacts.py`. docs/labels.md tells the whole of it.
 
 A row names every image that fits *all* of the keys it fills, and is as specific as the most specific of them:
-frame, image, series, study. Of one reader's rows about an image the most specific that assessed an artifact
-counts. Readers are settled by `client/labels/reader_agreement.py`.
+frame, image, series, study. A key is looked up as it stands, then as the site's own pseudonym; only if no
+image has either, other spellings of it are tried. A row that names images of two patients is a problem.
+
+Of one reader's rows about an image the most specific that assessed an artifact counts. Readers are settled by
+`client/labels/reader_agreement.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -35,9 +40,11 @@ from client.labels.spreadsheet import (
     Cell,
     Found,
     Grid,
+    NumberText,
     SheetProblem,
     SheetProblems,
     Spoilt,
+    other_readings,
     read_grid,
 )
 from common.artifacts import INDEX, NAMES, parse_name
@@ -89,6 +96,7 @@ _SEVERITY_SUFFIXES = ("_severity", " severity", "_严重程度", "严重程度")
 _UID = re.compile(r"\d+(\.\d+)+")
 # the site's pseudonym of a UID, as merged workbooks have it: no UID, which has dots
 _OWN_NAME = re.compile(r"[0-9a-f]{16}")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _WHOLE = re.compile(r"(-?\d{1,10})(\.0+)?")
 _EXPONENT = re.compile(r"-?\d+(\.\d+)?e\+?\d+", re.IGNORECASE)  # what a spreadsheet makes of a long number
 _PSEUDONYM = re.compile(r"reader-[0-9a-f]{8}")
@@ -110,6 +118,7 @@ class ImageName:
     accession: str = ""
     series_number: int | None = None
     frame: int = 1  # counts from 1
+    patient: str = ""  # whose image it is; a row may name images of one patient only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +156,7 @@ class LabelRow:
     severity: tuple[float, ...]
     part: Part | None
     sheet: int = 1  # the place of its file, where several were read
+    suspects: tuple[SheetProblem, ...] = ()  # keys in an unusual form: problems unless an image has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +164,8 @@ class LabelTable:
     path: Path
     rows: tuple[LabelRow, ...]  # in the order of the sheet
     artifacts: tuple[str, ...]  # those that have a column
+    # the sheet in other encodings that its bytes may be in: `best_reading` chooses
+    other_readings: tuple[LabelTable, ...] = ()
 
     @property
     def readers(self) -> tuple[tuple[str, bool], ...]:
@@ -176,6 +188,8 @@ class MatchedLabels:
     parts: tuple[Part | None, ...]
     rows_without_image: tuple[int, ...]
     images_without_label: int
+    # rows with an accession number from which that of another study differs by leading zeros only
+    lost_zeros: tuple[int, ...]
     # rows that claim an artifact which none of their images can show; the claim is dropped
     wrong_modality: tuple[int, ...]
     rule: Rule
@@ -230,7 +244,9 @@ def inspect_labels(
         DataError: `labels-missing` or `bad-label` where no sheet can be read at all.
     """
     found = Found(sheet=sheet)
-    return table_of(read_grid(path, found), path, found, key=key), tuple(found.problems)
+    table = table_of(read_grid(path, found), path, found, key=key)
+    others = [table_of(grid, path, Found(sheet=sheet), key=key) for grid in other_readings(path)]
+    return replace(table, other_readings=tuple(others)), tuple(found.problems)
 
 
 def table_of(grid: Grid, path: Path, found: Found, *, key: bytes | None) -> LabelTable:
@@ -280,7 +296,8 @@ def table_of(grid: Grid, path: Path, found: Found, *, key: bytes | None) -> Labe
                 title="reader",
                 expected="who read it: a sheet with readers names one in every row",
             )
-        row_key = _key(cells, number, found) if has_key else None
+        suspects: list[SheetProblem] = []
+        row_key = _key(cells, number, found, suspects) if has_key else None
         if row_key is None:
             continue
         row = LabelRow(
@@ -292,6 +309,7 @@ def table_of(grid: Grid, path: Path, found: Found, *, key: bytes | None) -> Labe
             severity=severity,
             part=part,
             sheet=found.sheet,
+            suspects=tuple(suspects),
         )
         first = first_of.setdefault((row_key, row.reader, row.is_panel), number)
         if first != number:
@@ -374,10 +392,13 @@ def match_labels(
             are raw.
     Raises:
         SheetProblems: `duplicate-label` (rows with different keys name one image, by one reader), `leak` (two
-            parts for one image).
+            parts for one image), `ambiguous-key` (a row names images of two patients), `not-text` or
+            `bad-label` (a key that no image has, in a form that a spreadsheet makes).
         DataError: `labels-match-nothing`.
     """
     matched, problems = inspect_match(table, images, may_occur, rule, key=key)
+    if problems:
+        raise SheetProblems(problems, [table.path])
     if table.rows and len(matched.rows_without_image) == len(table.rows):
         raise DataError(
             f"{table.path}: none of the {len(table.rows)} rows names one of the {len(images)} usable images",
@@ -387,8 +408,6 @@ def match_labels(
                 "or another key of docs/labels.md"
             ),
         )
-    if problems:
-        raise SheetProblems(problems, [table.path])
     return matched
 
 
@@ -403,6 +422,7 @@ def inspect_match(
     """As `match_labels`, but gives the problems beside what could be matched."""
     names = [ImageName(file=image) if isinstance(image, str) else image for image in images]
     directory = _Directory(names, key)
+    table = _best_reading(table, directory)
     readers = table.readers
     is_panel = np.array([panel for _, panel in readers], bool)
     shape = (len(readers), len(names), len(NAMES))
@@ -413,15 +433,23 @@ def inspect_match(
     labelled = np.zeros(len(names), bool)
     owners: dict[tuple[int, int], np.ndarray] = {}
     lost: list[int] = []
+    zeros: list[int] = []
     wrong: set[int] = set()
     found = {row.sheet: Found(sheet=row.sheet) for row in table.rows}
     reader_at = {reader: place for place, reader in enumerate(readers)}
+    keeps_zeros = any(row.key.accession.startswith("0") for row in table.rows)
     # the more specific overwrites
     order = sorted(range(len(table.rows)), key=lambda place: table.rows[place].key.level)
     for place in order:
         row = table.rows[place]
-        positions = directory.find(row.key)
+        positions, is_ambiguous = directory.find(row.key)
+        if not keeps_zeros and directory.has_lost_zeros(row.key, positions):
+            zeros.append(row.row)
+        if is_ambiguous:
+            found[row.sheet].add(row.row, None, code="ambiguous-key", expected=_ONE_PATIENT)
+            continue
         if not positions.size:
+            found[row.sheet].problems += row.suspects
             lost.append(row.row)
             continue
         labelled[positions] = True
@@ -458,6 +486,7 @@ def inspect_match(
         severity=settled.severity,
         parts=tuple(None if part < 0 else PARTS[part] for part in parts.tolist()),
         rows_without_image=tuple(sorted(lost)),
+        lost_zeros=tuple(sorted(zeros)),
         images_without_label=int((~labelled).sum()),
         wrong_modality=tuple(sorted(wrong)),
         rule=rule,
@@ -468,6 +497,21 @@ def inspect_match(
         disputed=settled.disputed,
         incomplete=settled.incomplete,
     ), tuple(problems)
+
+
+def best_reading(table: LabelTable, images: Sequence[ImageName], *, key: bytes | None) -> LabelTable:
+    """The sheet in the encoding in which most of its rows name an image."""
+    return _best_reading(table, _Directory(images, key)) if table.other_readings else table
+
+
+def _best_reading(table: LabelTable, directory: _Directory) -> LabelTable:
+    if not table.other_readings:
+        return table
+
+    def rows_matched(reading: LabelTable) -> int:
+        return sum(bool(directory.find(row.key)[0].size) for row in reading.rows)
+
+    return max((replace(table, other_readings=()), *table.other_readings), key=rows_matched)
 
 
 def to_csv(rows: Iterable[LabelRow]) -> str:
@@ -532,34 +576,129 @@ class _Directory:
             for name in _NAMING:
                 self._at[name][_comparable(name, getattr(image, name))].append(position)
 
-    def find(self, key: RowKey) -> np.ndarray:
-        """Positions of the images that fit every filled key, int64."""
-        filled = [(name, self._wanted(name, getattr(key, name))) for name in _NAMING if getattr(key, name)]
-        (name, wanted), *rest = filled
-        positions = self._at[name].get(wanted, [])
-        for name, wanted in rest:
-            positions = [
-                at for at in positions if _comparable(name, getattr(self._images[at], name)) == wanted
-            ]
+    def find(self, key: RowKey) -> tuple[np.ndarray, bool]:
+        """Positions of the images that fit every filled key, int64; and whether the row is ambiguous: they
+        belong to several patients, or a key in no image's spelling fits several.
+        """
+        positions: Sequence[int] | None = None
+        values: dict[str, list[str]] = {}
+        for name in _NAMING:
+            if text := getattr(key, name):
+                values[name] = self._values(name, text)
+                if positions is None:
+                    positions = sorted(at for value in values[name] for at in self._at[name][value])
+                else:
+                    positions = [at for at in positions if self._value(name, at) in values[name]]
+        positions = positions or []
         if key.series is not None:
             positions = [at for at in positions if self._images[at].series_number == key.series]
         if key.frame is not None:
             positions = [at for at in positions if self._images[at].frame == key.frame]
-        return np.array(positions, np.int64)
+        is_ambiguous = len({self._images[at].patient for at in positions}) > 1 or any(
+            len(fitting) > 1 and len({self._value(name, at) for at in positions}) > 1
+            for name, fitting in values.items()
+        )
+        return np.array(positions, np.int64), is_ambiguous
 
-    def _wanted(self, name: str, text: str) -> str:
-        """What a cell is looked up by: an identifier as the cache names it."""
-        if self._key is None or name == "file" or _OWN_NAME.fullmatch(text):
+    def has_lost_zeros(self, key: RowKey, positions: np.ndarray) -> bool:
+        """Whether another patient's study has the row's accession number with more leading zeros, which
+        spreadsheets drop.
+        """
+        if not key.accession.isdecimal() or key.file or key.sop_uid or key.series_uid or key.study_uid:
+            return False
+        named = {self._images[at].patient for at in positions.tolist()}
+        return any(
+            self._images[at].patient not in named
+            for value in self._existing("accession", _zero_padded(key.accession))
+            for at in self._at["accession"][value]
+        )
+
+    def _values(self, name: str, text: str) -> list[str]:
+        """The images' values of key `name` that a cell names: as it stands, else as the site's pseudonym,
+        else in every other spelling.
+        """
+        if exact := self._existing(name, [text]):
+            return exact
+        if name != "file" and _OWN_NAME.fullmatch(text.lower()) and text.lower() in self._at[name]:
+            return [text.lower()]
+        if name == "file":
+            folded = {_folded(spelling) for spelling in _spellings(name, text)}
+            return sorted({value for one in folded for value in self._folded_files.get(one, ())})
+        fitting = self._existing(name, _spellings(name, text))
+        if fitting and (whole := _WITH_FRACTION.fullmatch(text)):
+            fitting += self._existing(name, _zero_padded(whole[1]))
+        return sorted(set(fitting))
+
+    def _existing(self, name: str, texts: Iterable[str]) -> list[str]:
+        known = self._at[name]
+        return [value for text in texts if (value := self._named(name, text)) and value in known]
+
+    def _named(self, name: str, text: str) -> str:
+        """How the images' list holds what a cell says: an identifier under the cache's name."""
+        if self._key is None or name == "file":
             return _comparable(name, text)
         return identifier(_CACHE_NAMES[name], text, self._key)
 
+    def _value(self, name: str, position: int) -> str:
+        return _comparable(name, getattr(self._images[position], name))
+
+    @cached_property
+    def _folded_files(self) -> dict[str, set[str]]:
+        """File names without case and width; one that is not UTF-8 on the disk also in other encodings."""
+        folded: dict[str, set[str]] = defaultdict(set)
+        for value in self._at["file"]:
+            readings = [value]
+            with suppress(UnicodeEncodeError):
+                value.encode()
+                folded[_folded(value)].add(value)
+                continue
+            for encoding in ("gb18030", "cp1252", "latin-1"):
+                with suppress(UnicodeError):
+                    readings.append(value.encode("utf-8", "surrogateescape").decode(encoding))
+            for reading in readings:
+                folded[_folded(reading)].add(value)
+        return folded
+
 
 _CACHE_NAMES = {"sop_uid": "image", "series_uid": "series", "study_uid": "study", "accession": "accession"}
+_ONE_PATIENT = (
+    "images of one patient; its keys fit those of several: add another key, such as study_uid or file"
+)
+_WITH_FRACTION = re.compile(r"(\d+)\.0+")  # a number that a program wrote as one with a fraction
+_MAX_ACCESSION = 16  # characters of an SH element, DICOM PS3.5 table 6.2-1
+_HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 
 
 def _comparable(field: str, text: str) -> str:
     """Accession numbers in plain width; a file name as either way of writing its accents gives it."""
     return unicodedata.normalize("NFC" if field == "file" else "NFKC", text).strip()
+
+
+def _spellings(name: str, text: str) -> list[str]:
+    """What a spreadsheet, an export or a keyboard may have made `text` of."""
+    plain = unicodedata.normalize("NFKC", text)
+    plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf").strip()
+    if quoted := re.fullmatch(
+        r'="(.*)"', plain
+    ):  # how some programs keep a spreadsheet from reading a number
+        plain = quoted[1]
+    plain = plain.lstrip("'\u2018\u2019`\u00b4").strip()
+    spellings = [plain, plain.translate(_HYPHENS)]
+    if name == "file":
+        return [*spellings, *(PurePosixPath(one.replace("\\", "/")).as_posix() for one in spellings if one)]
+    if name == "accession":
+        if whole := _WITH_FRACTION.fullmatch(plain):
+            spellings.append(whole[1])
+        spellings += [one.upper() for one in spellings] + [one.lower() for one in spellings]
+    return list(dict.fromkeys(filter(None, spellings)))
+
+
+def _zero_padded(digits: str) -> list[str]:
+    return [digits.zfill(length) for length in range(len(digits) + 1, _MAX_ACCESSION + 1)]
+
+
+def _folded(file: str) -> str:
+    return unicodedata.normalize("NFKC", file).casefold().replace("\\", "/").strip()
 
 
 def _columns(header: Sequence[Cell], found: Found) -> dict[int, Column]:
@@ -639,8 +778,14 @@ def _choice(
     return known.get(text)
 
 
-def _key(cells: dict[Column, tuple[int, Cell]], row: int, found: Found) -> RowKey | None:
-    """What the row names; None where that is missing or cannot be understood."""
+def _key(
+    cells: dict[Column, tuple[int, Cell]], row: int, found: Found, suspects: list[SheetProblem]
+) -> RowKey | None:
+    """What the row names; None where that is missing or cannot be understood.
+
+    Args:
+        suspects: gets what is unusual about a key; it is a problem only if no image has that key.
+    """
     before = len(found.problems)
     texts = {kind: text_of(cells, (kind, ""), row, found) for kind in _KEYS}
     named = any(texts[kind] for kind in _NAMING)
@@ -648,18 +793,32 @@ def _key(cells: dict[Column, tuple[int, Cell]], row: int, found: Found) -> RowKe
     def wrong(kind: str, expected: str, code: str = "bad-label") -> None:
         found.add(row, cells[kind, ""][0], code=code, title=kind, expected=expected)
 
+    def suspect(kind: str, expected: str, code: str) -> None:
+        column = cells[kind, ""][0]
+        suspects.append(
+            SheetProblem(sheet=found.sheet, row=row, column=column, title=kind, code=code, expected=expected)
+        )
+
+    for kind in _NAMING:
+        if isinstance(cells.get((kind, ""), (0, ""))[1], NumberText):
+            wrong(
+                kind,
+                "text; the spreadsheet holds a number, without leading zeros: format the column as text and "
+                "type it again",
+                "not-text",
+            )
     for kind in ("sop_uid", "series_uid", "study_uid"):
         if texts[kind] and not (
             _OWN_NAME.fullmatch(texts[kind]) or (_UID.fullmatch(texts[kind]) and len(texts[kind]) <= 64)
         ):
             spoilt = _EXPONENT.fullmatch(texts[kind]) is not None
-            wrong(
+            suspect(
                 kind,
                 "a DICOM UID; format the column as text before typing or pasting",
                 "not-text" if spoilt else "bad-label",
             )
     if _EXPONENT.fullmatch(texts["accession"]):
-        wrong(
+        suspect(
             "accession",
             "the whole number; the spreadsheet shortened it: format the column as text and type it again",
             "not-text",
@@ -672,9 +831,11 @@ def _key(cells: dict[Column, tuple[int, Cell]], row: int, found: Found) -> RowKe
             else:
                 numbers[kind] = int(whole[1])
     cell = cells.get(("file", ""), (0, ""))[1]
-    file = "" if isinstance(cell, Spoilt) else cell.strip().replace("\\", "/")
-    relative = PurePosixPath(file)
-    if file and (relative.is_absolute() or ".." in relative.parts or file[1:2] == ":" or not relative.parts):
+    file = "" if isinstance(cell, Spoilt) else cell.strip()
+    relative = PurePosixPath(file.replace("\\", "/"))
+    if file and (
+        relative.is_absolute() or ".." in relative.parts or _DRIVE.match(file) or not relative.parts
+    ):
         wrong("file", "a path relative to the images folder, without ..")
     if numbers["frame"] is not None and not (file or texts["sop_uid"]):
         wrong("frame", "blank where neither file nor sop_uid says of which file")

@@ -1,14 +1,15 @@
 """Read a CSV or Excel file as rows of cells; problems are reported without the content of a cell.
 
-CSV in UTF-8 or GB 18030, separated by commas, semicolons or tabs, or an .xlsx workbook. A workbook is opened
-within limits and for its values only: nothing in it is computed or followed, and a cell that holds a formula
-is a problem, not a value.
+CSV in UTF-8, UTF-16, GB 18030 or Windows-1252, separated by commas, semicolons or tabs, or an .xlsx workbook.
+A workbook is opened within limits and for its values only: nothing in it is computed or followed, and a cell
+that holds a formula is a problem, not a value.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ MAX_UNPACKED_BYTES = 256 << 20  # of all members of a workbook together
 MAX_MEMBERS = 20_000  # a workbook of ours holds one picture a row
 MAX_ROWS = 1 << 20  # what Excel holds
 MAX_CELLS = 20 << 20  # a hostile row may claim 16 384 cells each
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # in no text that a person typed
 _EXACT = 1e15  # Excel keeps 15 digits: a longer number is not what was typed
 
 
@@ -34,6 +36,12 @@ class Spoilt(Enum):
     date = "text; the spreadsheet made a date of it: format the column as text and type it again"
     formula = "a value, not a formula: copy the column and paste it as values"
     error = "a value, not an error of the spreadsheet"
+
+
+class NumberText(str):
+    """The text of a cell that a workbook holds as a number or a truth value: leading zeros and digits beyond
+    the fifteenth are lost, so that it is no identifier.
+    """
 
 
 Cell = str | Spoilt
@@ -135,6 +143,19 @@ def read_grid(path: Path, found: Found) -> Grid:
     return _csv_of(content, path, found)
 
 
+def other_readings(path: Path) -> list[Grid]:
+    """The cells of a CSV in every further encoding that its bytes may be in; see `_encodings`. Usually none.
+
+    Problems are those of the first reading: separators and digits are the same in all.
+
+    Raises: as `read_grid`.
+    """
+    content = _content_of(path)
+    if is_workbook(content):
+        return []
+    return [_csv_of(content, path, Found(), encoding) for encoding in _encodings(content, path)[1:]]
+
+
 def read_pages(path: Path) -> dict[str, Grid] | None:
     """Every page of an .xlsx workbook by its name; None where the file is not a workbook.
 
@@ -214,20 +235,16 @@ def _cell_of(cell: Any) -> Cell:
     if kind == "e":
         return Spoilt.error
     if isinstance(value, bool):
-        return str(value)
+        return NumberText(value)
     if isinstance(value, (int, float)):
-        return (
-            str(int(value))
-            if abs(value) < _EXACT and value == int(value)
-            else f"{value:e}"
-            if abs(value) >= _EXACT
-            else repr(value)
-        )
+        if abs(value) >= _EXACT:
+            return NumberText(f"{value:e}")
+        return NumberText(int(value) if value == int(value) else repr(value))
     return value.strip() if isinstance(value, str) else Spoilt.date
 
 
-def _csv_of(content: bytes, path: Path, found: Found) -> Grid:
-    text = _decoded(content, path)
+def _csv_of(content: bytes, path: Path, found: Found, encoding: str | None = None) -> Grid:
+    text = content.decode(encoding or _encodings(content, path)[0])
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)  # the first of them where none occurs
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
@@ -253,15 +270,32 @@ def _content_of(path: Path) -> bytes:
         ) from error
 
 
-def _decoded(content: bytes, path: Path) -> str:
-    """UTF-8, or GB 18030 as Chinese spreadsheets save it."""
-    if b"\0" not in content:  # UTF-16, an old .xls and other files that are no text
-        for encoding in ("utf-8-sig", "gb18030"):
-            try:
-                return content.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-    raise _not_a_sheet(path, "is neither UTF-8 nor GB 18030 text nor an .xlsx workbook")
+def _encodings(content: bytes, path: Path) -> list[str]:
+    """The encodings in which a file may be text, the likeliest first.
+
+    Only UTF-8 and UTF-16 can be recognised. Other bytes may be GB 18030, as Chinese spreadsheets write, and
+    Windows-1252, as western ones do: the reading that names more of the images is the right one.
+
+    Raises:
+        DataError: none fits (code `bad-label`).
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        candidates = [["utf-16"]]
+    elif b"\0" in content:  # without a mark; also an old .xls and other files that are no text
+        candidates = [["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]]
+    else:
+        candidates = [["utf-8-sig"], ["gb18030", "cp1252"], ["latin-1"]]
+    for group in candidates:
+        if fitting := [encoding for encoding in group if _is_text(content, encoding)]:
+            return fitting
+    raise _not_a_sheet(path, "is not text in UTF-8, UTF-16, GB 18030 or Windows-1252, nor an .xlsx workbook")
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
+    try:
+        return _CONTROL.search(content.decode(encoding)) is None
+    except UnicodeDecodeError:
+        return False
 
 
 def _not_a_sheet(path: Path, found: str) -> DataError:

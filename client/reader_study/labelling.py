@@ -23,14 +23,14 @@ from client.labels.label_sheet import (
     LabelTable,
     MatchedLabels,
     RowKey,
+    best_reading,
     inspect_labels,
     inspect_match,
     reader_pseudonym,
-    table_of,
     to_csv,
 )
 from client.labels.reader_agreement import agreement
-from client.labels.spreadsheet import Found, SheetProblem, SheetProblems, read_grid, read_pages
+from client.labels.spreadsheet import Found, SheetProblem, SheetProblems, read_pages
 from client.reader_study.workbooks import (
     About,
     Item,
@@ -358,7 +358,9 @@ def _read_all(
                     )
         else:
             pers.add("image")
-            table = table_of(read_grid(path, found), path, found, key=ours.key)
+            table, more = inspect_labels(path, key=ours.key, sheet=sheet)
+            table = best_reading(table, ours.names, key=ours.key)
+            found.problems += more
             rows += [
                 replace(row, reader=row.reader or reader_pseudonym(UNNAMED, ours.key)) for row in table.rows
             ]

@@ -42,7 +42,7 @@ from client.dicom.sources import find_files
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
 from client.simulation.phantom_sites import write_site_yaml
-from client.simulation.real_slices import Simulated, acquisition_of, as_square, body_of
+from client.simulation.real_slices import Simulated, acquisition_of, as_square, body_of, scanning_sequence
 from client.site.config import nominal_bucket
 from common.artifacts import ARTIFACTS, NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
@@ -759,6 +759,12 @@ def write_image(
             phase_encoding=None if is_ct else header.phase_encoding,
             field_strength_t=None if is_ct else header.field_strength_t,
             kvp=header.kvp if is_ct else None,
+            kernel=header.kernel if is_ct else "",
+            scanning_sequence=scanning_sequence(header),
+            sequence_variant=header.sequence_variant or ("NONE",),
+            echo_time_ms=header.echo_time_ms,
+            repetition_time_ms=header.repetition_time_ms,
+            pixel_bandwidth_hz=header.pixel_bandwidth_hz,
             description="real slice, artifacts simulated",
             derived=True,
         ),

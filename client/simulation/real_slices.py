@@ -153,7 +153,7 @@ def find_slices(src: Path, *, max_files: int | None = MAX_FILES, progress: Progr
         raise DataError(
             f"{src}: no usable CT or MR slice ({why})",
             code="no-usable-images",
-            hint="docs/errors.md explains the codes",
+            hint="fedqc explain CODE explains each code",
         )
     return Stack(
         places={name: tuple(found) for name, found in places.items()},
@@ -218,7 +218,7 @@ def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acq
         fields["field_tesla"] = header.field_strength_t or 1.5
         fields["echo_time_ms"] = header.echo_time_ms or 10.0
         fields["sequence"] = pulse_sequence(header)
-        fields["spin_echo"] = re.search(rf"\bse\b|{_DIFFUSION}", _words(header)) is not None
+        fields["spin_echo"] = _is_spin_echo(header)
     else:
         fields["hardening_gain"] = HARDENING_GAIN
     return acquire(image, header.modality, **fields)
@@ -242,6 +242,21 @@ def pulse_sequence(header: SliceHeader) -> str:
     ):
         return "EPI"
     return "GRE" if re.search(r"\bgr\b|(?<![a-z])(gre|flash|spgr|tfl)", words) else "SE"
+
+
+def scanning_sequence(header: SliceHeader) -> tuple[str, ...]:
+    """ScanningSequence (0018,0020) for a slice that is written anew: as in the source, and what
+    `acquisition_of` concluded from its description, which is not copied.
+    """
+    kind = {"EPI": "EP", "GRE": "GR", "SE": "SE"}[pulse_sequence(header)]
+    concluded = [kind] if kind != "SE" or not header.scanning_sequence else []
+    if _is_spin_echo(header):
+        concluded.append("SE")
+    return tuple(dict.fromkeys((*header.scanning_sequence, *concluded)))
+
+
+def _is_spin_echo(header: SliceHeader) -> bool:
+    return re.search(rf"\bse\b|{_DIFFUSION}", _words(header)) is not None
 
 
 def body_of(image: Tensor, modality: Modality) -> Tensor:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from client.dicom.patients import AS_WRITTEN, PatientRule
 from client.labels.reader_agreement import Rule
+from common.artifacts import NAMES, parse_name
 from common.errors import ConfigError
 from common.files import write_new
 from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
+from common.plan import Split
 from common.strict import StrictModel, describe_all, strict_yaml
 
 MAX_SITE_BYTES = 64 << 10
@@ -32,6 +34,9 @@ class SiteConfig(StrictModel):
     images: _PathText = "images"
     labels: _PathText = "labels.csv"
     consensus: Rule = "agree"  # how several readers become one label: client/labels/reader_agreement.py
+    # artifacts that this site's readers assessed; None: not declared. A site that assessed none never trains
+    assessed: tuple[str, ...] | None = None
+    split: Split | None = None  # shares of patients, kept from the first run on: client/site/split.py
     # public bucket, chosen by the operator: never computed from the data
     nominal_patients: int = Field(ge=1, le=MAX_PATIENTS)
     state: _PathText = "state"
@@ -40,6 +45,22 @@ class SiteConfig(StrictModel):
     )
     policy: str | None = None
     patients: PatientRule = AS_WRITTEN  # who is one patient, and who is one without a PatientID
+
+    @field_validator("assessed", mode="before")
+    @classmethod
+    def _are_artifacts(cls, names: object) -> object:
+        """Known artifacts by their names here, in one order."""
+        if names is None:
+            return None
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected a list of artifacts: {', '.join(NAMES)}; [] if none was assessed")
+        try:
+            known = [parse_name(name) for name in names]
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+        if len(set(known)) < len(known):
+            raise ValueError("names an artifact twice")
+        return tuple(name for name in NAMES if name in known)
 
 
 def read_site(path: Path) -> tuple[SiteConfig, Path]:
@@ -110,6 +131,14 @@ def site_key(state: Path) -> bytes:
 
 
 BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+def next_bucket(patients: int) -> tuple[int, int] | None:
+    """How many more patients reach the next bucket, and that bucket; None above the largest. Local: it is
+    computed from the data.
+    """
+    above = next((bucket for bucket in BUCKETS if bucket > patients), None)
+    return None if above is None else (above - patients, above)
 
 
 def nominal_bucket(patients: float) -> int:

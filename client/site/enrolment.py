@@ -1,6 +1,6 @@
 """Make a site folder and its request (`init_site`); join a federation with the coordinator's kit (`join`).
 
-    site.yaml cohort.yaml policy.yaml     the operator's, never overwritten
+    site.yaml cohort.yaml policy.yaml     the operator's, never overwritten; missing keys are added
     state/    0700, the agent's           signing.key, site.key, ledger; coordinator.json once it has joined
     node/     0700, the network side's    node.key, runtime.secret; node.yaml and ca.crt once it has joined
     run/      0750                        the socket between the two
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -31,11 +32,12 @@ from client.dicom.patients import NEW_SITE_JOIN
 from client.ipc.protocol import MAX_SOCKET_PATH_BYTES
 from client.site.config import SiteConfig, read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
-from client.site.policy import SitePolicy, in_plain_words, missing_ethics
+from client.site.policy import SitePolicy, in_plain_words, missing_ethics, read_policy
 from common.enrolment import Kit, Request, read_kit, same_fingerprint, write_request
 from common.errors import ConfigError
 from common.files import write_as_owner
 from common.names import SiteKind
+from common.plan import Split
 from common.processes import free_ports
 from common.signing import load_key, new_key, public_text, write_secret
 from common.strict import describe_validation, strict_yaml
@@ -129,7 +131,8 @@ class NewSite:
     images: Path | str  # folder; relative paths are relative to the working directory
     labels: Path | str  # label sheet, likewise
     nominal_patients: int  # a public bucket the operator picks, never a count
-    level: str  # a name in `LEVELS`
+    level: str  # a name in `LEVELS`; "" where there is a policy already
+    assessed: tuple[str, ...] | None = None  # artifacts that the readers assessed; None: not declared
     stand_in: str = ""  # where "patients" are not persons, what they are
     ethics_approval: str = ""  # these two go into cohort.yaml, which stays here
     consent_basis: str = ""
@@ -138,32 +141,42 @@ class NewSite:
 def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambda text: None) -> Path:
     """Make a site folder: configuration, policy, keys, ledger and `request.zip`.
 
+    A site.yaml, cohort.yaml, policy or site key that is there already is kept: reader workbooks and the split
+    of the patients depend on the key.
+
     Args:
-        folder: created if it does not exist; may already hold images and labels.
+        folder: created if it does not exist; may already hold images, labels and a site.yaml.
         warn: called with each unusual value, one line each.
     Returns:
         the request's path.
     Raises:
-        ConfigError: `site-exists` (nothing of the operator's is ever overwritten), `no-such-folder`,
-            `unknown-level`, `ethics-missing`, `bad-site`, `not-writable`. Nothing is left behind.
+        ConfigError: `site-exists` (this folder has its keys: `site init` has been here), `bad-argument`
+            (site.yaml has another value), `no-such-folder`, `unknown-level`, `ethics-missing`, `bad-site`,
+            `not-writable`. Nothing is left behind.
     """
     from client.site.config import BUCKETS
 
     folder, images, labels = folder.absolute(), Path(new.images).absolute(), Path(new.labels).absolute()
-    if new.level not in LEVELS:
-        raise ConfigError(
-            f"unknown privacy level {new.level!r}", code="unknown-level", hint=f"known: {', '.join(LEVELS)}"
-        )
-    state, node, run = folder / "state", folder / "node", folder / "run"
-    made = [folder / file for file in ("site.yaml", "cohort.yaml", "policy.yaml", "request.zip")]
-    made += [state / "signing.key", state / "coordinator.json", node / "node.key", node / "runtime.secret"]
-    existing = next((path for path in made if path.exists()), None)
+    adopted = existing_site(folder)
+    state, node, run = folder / (adopted.state if adopted else "state"), folder / "node", folder / "run"
+    policy_path = folder / (adopted.policy if adopted and adopted.policy else "policy.yaml")
+    keys = [folder / "request.zip", state / "signing.key", state / "coordinator.json"]
+    keys += [node / "node.key", node / "runtime.secret"]
+    existing = next((path for path in keys if path.exists()), None)
     if existing is not None:
         raise ConfigError(
             f"{existing}: already exists",
             code="site-exists",
-            hint="nothing was changed; choose another folder",
+            hint="nothing was changed: this site has been set up; fedqc site check shows what is left to do",
         )
+    if new.level not in LEVELS and not (new.level == "" and policy_path.is_file()):
+        raise ConfigError(
+            f"unknown privacy level {new.level!r}", code="unknown-level", hint=f"known: {', '.join(LEVELS)}"
+        )
+    if adopted is not None:
+        _refuse_other_values(folder, adopted, new, images, labels)
+    operators = [folder / "site.yaml", folder / "cohort.yaml", policy_path]
+    made = [*keys, *(path for path in operators if not path.exists())]
     if not images.is_dir():
         raise ConfigError(
             f"{images}: no such folder",
@@ -181,14 +194,22 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             f"{new.nominal_patients} patients is not one of {', '.join(map(str, BUCKETS))}: an exact count "
             "reveals who is in it"
         )
+    neighbour = None if new.kind == "synthetic" else _site_beside(folder, images, labels)
+    if neighbour is not None and not (state / "site.key").exists():
+        warn(
+            f"{state}: gets a new site key; the split of the patients and reader workbooks of the site in "
+            f"{neighbour} depend on its own key: fedqc site init --site {neighbour} adopts that site"
+        )
     if not labels.is_file():
         warn(f"{labels}: does not exist yet; a site without labels cannot train")
     if len(os.fsencode(run / "agent.sock")) > MAX_SOCKET_PATH_BYTES:
         warn(
             f"{run}: too long a path for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes); the site cannot start"
         )
-    ethics = {"ethics_approval": new.ethics_approval, "consent_basis": new.consent_basis}
-    if missing := missing_ethics(new.kind, ethics):
+    stated = {"ethics_approval": new.ethics_approval, "consent_basis": new.consent_basis}
+    kept = {name: value for name, value in existing_cohort(folder).items() if name in stated and value}
+    legal = kept | {name: value for name, value in stated.items() if value}
+    if missing := missing_ethics(new.kind, {name: str(legal.get(name, "")) for name in stated}):
         raise ConfigError(
             f"{' and '.join(missing)}: must be stated at a hospital",
             code="ethics-missing",
@@ -203,7 +224,10 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         "nominal_patients": new.nominal_patients,
         "policy": "policy.yaml",
         "patients": {"join": list(NEW_SITE_JOIN)},
-    } | ({"stand_in": new.stand_in} if new.stand_in else {})
+        "split": _split_of(state),
+    }
+    values |= {"stand_in": new.stand_in} if new.stand_in else {}
+    values |= {} if new.assessed is None else {"assessed": list(new.assessed)}
     try:
         SiteConfig.model_validate(values)
         Request.model_validate(
@@ -218,6 +242,17 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         )
     except ValidationError as error:
         raise ConfigError(f"site.yaml: {describe_validation(error)}", code="bad-site") from None
+    known = existing_cohort(folder)
+    unset = {"policy", "split", "assessed"} - (adopted.model_fields_set if adopted else set())
+    lacking = {
+        folder / "site.yaml": {name: value for name, value in values.items() if name in unset},
+        folder / "cohort.yaml": {name: text for name, text in legal.items() if not known.get(name)},
+    }
+    additions = {
+        path: _with_keys(path, keys_of) for path, keys_of in lacking.items() if keys_of and path.exists()
+    }
+    if policy_path.exists():
+        read_policy(policy_path)
     try:
         for path, mode in (
             (folder, 0o755),
@@ -229,22 +264,25 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             path.mkdir(mode=mode, parents=True, exist_ok=True)
         for path, mode in ((state, 0o700), (node, 0o700), (run, 0o750)):
             path.chmod(mode)
-        cohort_values = {
-            "name": new.cohort,
-            "ethics_approval": new.ethics_approval,
-            "consent_basis": new.consent_basis,
-        }
-        write_yaml(
-            folder / "cohort.yaml",
-            cohort_values,
-            comment="Stays here. The legal basis for using these patients' images.",
-        )
-        level = LEVELS[new.level]
-        write_yaml(
-            folder / "policy.yaml",
-            level.policy.model_dump(exclude_none=True),
-            comment=f"Stays here. What this site permits. Privacy level: {new.level}.\n{level.explanation}",
-        )
+        if not (folder / "cohort.yaml").exists():
+            cohort_values = {
+                "name": new.cohort,
+                "ethics_approval": new.ethics_approval,
+                "consent_basis": new.consent_basis,
+            }
+            write_yaml(
+                folder / "cohort.yaml",
+                cohort_values,
+                comment="Stays here. The legal basis for using these patients' images.",
+            )
+        if not policy_path.exists():
+            level = LEVELS[new.level]
+            write_yaml(
+                policy_path,
+                level.policy.model_dump(exclude_none=True),
+                comment="Stays here. What this site permits. "
+                f"Privacy level: {new.level}.\n{level.explanation}",
+            )
         request = Request(
             site=new.name,
             kind=new.kind,
@@ -257,12 +295,15 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         write_secret(node / "runtime.secret", secrets.token_bytes(RUNTIME_SECRET_BYTES))
         Ledger.open(state / ledger_file_name(new.cohort), cohort=new.cohort, key=site_key(state)).close()
         write_request(folder / "request.zip", request, load_key(state / "signing.key"))
-        write_yaml(  # last: a folder with a site.yaml is complete
-            folder / "site.yaml",
-            values,
-            comment="Stays here; only name, kind, nominal_patients, stand_in and the unit of privacy\n"
-            "(patient or study) are sent to the coordinator.",
-        )
+        if adopted is None:
+            write_yaml(  # last: a folder with a site.yaml is complete
+                folder / "site.yaml",
+                values,
+                comment="Stays here; only name, kind, nominal_patients, stand_in and the unit of privacy\n"
+                "(patient or study) are sent to the coordinator.",
+            )
+        for path, text in additions.items():
+            write_as_owner(path, text.encode(), mode=stat.S_IMODE(path.stat().st_mode))
     except BaseException as error:
         for path in made:
             path.unlink(missing_ok=True)
@@ -272,6 +313,97 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             ) from None
         raise
     return folder / "request.zip"
+
+
+def existing_site(folder: Path) -> SiteConfig | None:
+    """The site.yaml that an operator wrote before `site init`; None where there is none.
+
+    Raises:
+        ConfigError: it has a wrong value (code `bad-site`).
+    """
+    return read_site(folder)[0] if (folder / "site.yaml").is_file() else None
+
+
+def existing_cohort(folder: Path) -> dict[str, Any]:
+    """The keys of an existing cohort.yaml; {} where there is none, or it cannot be read."""
+    try:
+        values = strict_yaml((folder / "cohort.yaml").read_bytes())
+    except (OSError, yaml.YAMLError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _refuse_other_values(folder: Path, adopted: SiteConfig, new: NewSite, images: Path, labels: Path) -> None:
+    """Raises ConfigError (code `bad-argument`) where an argument contradicts the existing site.yaml."""
+    pairs = {
+        "name": (new.name, adopted.name),
+        "kind": (new.kind, adopted.kind),
+        "cohort": (new.cohort, adopted.cohort),
+        "nominal_patients": (new.nominal_patients, adopted.nominal_patients),
+        "images": (images.resolve(), (folder / adopted.images).resolve()),
+        "labels": (labels.resolve(), (folder / adopted.labels).resolve()),
+        "stand_in": (new.stand_in or (adopted.stand_in or ""), adopted.stand_in or ""),
+        "assessed": (adopted.assessed if new.assessed is None else new.assessed, adopted.assessed),
+    }
+    for name, (given, written) in pairs.items():
+        if given != written and name in adopted.model_fields_set | {"images", "labels"}:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {given}: {folder / 'site.yaml'} says {written}",
+                code="bad-argument",
+                hint="nothing was changed; leave the option out, or edit site.yaml",
+            )
+
+
+def _site_beside(folder: Path, *paths: Path) -> Path | None:
+    """Another site's folder that the images or labels lie in, if it has a key."""
+    for path in paths:
+        for parent in path.parents:
+            if (
+                parent != folder
+                and (parent / "site.yaml").is_file()
+                and (parent / "state" / "site.key").is_file()
+            ):
+                return parent
+    return None
+
+
+def _split_of(state: Path) -> dict[str, float]:
+    """The split for a new site.yaml: that of the site's first run, else the default."""
+    try:
+        kept = json.loads((state / "split.json").read_text(encoding="ascii"))
+        return {name: kept[name] for name in ("train", "validation", "test") if kept[name]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {name: share for name, share in Split().model_dump().items() if share}
+
+
+def _with_keys(path: Path, values: Mapping[str, Any]) -> str:
+    """The text of an operator's YAML file with keys added at its end; every line that is there stays.
+
+    Raises:
+        ConfigError: the file is not written as one key a line (code `bad-site`).
+    """
+    lines = "".join(
+        yaml.safe_dump(
+            {name: value},
+            allow_unicode=True,
+            default_flow_style=None if isinstance(value, dict | list) else False,
+            sort_keys=False,
+            width=1000,
+        )
+        for name, value in values.items()
+    )
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip("\n")
+        added = f"{text}\n\n# added by fedqc site init\n{lines}"
+        if strict_yaml(added) == strict_yaml(text) | dict(values):
+            return added
+    except (UnicodeDecodeError, yaml.YAMLError, TypeError):
+        pass
+    raise ConfigError(
+        f"{path}: keys cannot be added to it",
+        code="bad-site",
+        hint="add by hand, one key a line: " + "; ".join(lines.splitlines()),
+    )
 
 
 def join(

@@ -35,7 +35,7 @@ from client.data.cohort import admit_quarantine, check_site, site_slices
 from client.data.inclusion import read_rules
 from client.dicom.index import MAX_QUARANTINED
 from client.site.approvals import is_approved
-from client.site.config import SiteConfig, read_site
+from client.site.config import SiteConfig, next_bucket, read_site
 from client.site.enrolment import coordinator_of
 from client.site.policy import (
     SitePolicy,
@@ -384,8 +384,7 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
         if plan is None:
             found = check_site(folder)
         else:
-            split = (plan.split.train, plan.split.validation, plan.split.test)
-            found = check_site(folder, size=plan.image_size, split=split)
+            found = check_site(folder, size=plan.image_size, plan_split=plan.split)
     except FedqcError as error:
         return Check(
             check="data",
@@ -404,6 +403,9 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
                 check="data", ok=False, problem=f"{refusal.code}: {refusal.message}", fix=refusal.hint
             )
     said = f"{found['used']} of {found['found']} files, {found['patients']} patients, prepared"
+    if (missing := next_bucket(found["patients_by_part"]["train"])) is not None:
+        more = f"{missing[0]} more training patient" + (" reaches" if missing[0] == 1 else "s reach")
+        said += f"; {more} the next bucket ({missing[1]})"
     if left_out:
         return Check(
             check="data",

@@ -107,6 +107,13 @@ def resume(
     accept_missing: Annotated[
         bool, typer.Option("--accept-missing", help="Continue without sites that are away or refuse.")
     ] = False,
+    accept_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-data",
+            help="Simulation only: continue although images, labels or split of a site changed.",
+        ),
+    ] = False,
     wait_s: WaitOption = 60,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the run has continued.")] = False,
     format: FormatOption = Format.text,
@@ -119,7 +126,13 @@ def resume(
     if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
         from server.simulation.simulate import resume_simulation
 
-        return resume_simulation(found, data, threads, format)
+        return resume_simulation(found, data, threads, format, accept_changed_data=accept_changed_data)
+    if accept_changed_data:
+        raise ConfigError(
+            "--accept-changed-data is for simulations",
+            code="bad-argument",
+            hint="a hospital accepts its own change: fedqc site approve PLAN --changed-data RUN",
+        )
     from common.files import sweep
     from server.federation.services import flower
     from server.run.control_files import Order, is_being_run, run_running

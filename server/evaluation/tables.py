@@ -45,6 +45,8 @@ def table(evaluation: dict[str, Any]) -> str:
     if not evaluation["private_arms"]:
         lines.append("This run is NOT PRIVATE.")
     lines += [f"partial: {line}" for line in evaluation["incomplete"]]
+    if changed := evaluation.get("data_changed"):
+        lines.append(f"data changed during the run, accepted by the operator: {', '.join(changed)}")
     return "\n".join(lines)
 
 

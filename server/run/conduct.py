@@ -55,6 +55,7 @@ class Trained:
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)  # arms that every site refused: a result, not a failure
     incomplete: set[str] = field(default_factory=set)  # what makes the run partial
+    data_changed: set[str] = field(default_factory=set)  # sites whose operators accepted other data
 
 
 def conduct(
@@ -110,7 +111,7 @@ def conduct(
         trained = train_arms(context, stages)
         final = next(name for name in (*FINAL_ARMS, *trained.models) if name in trained.models)
         context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
-        study, absent = score_sites(context, hospitals, trained.models, final=final)
+        study, absent, changed = score_sites(context, hospitals, trained.models, final=final)
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
@@ -119,6 +120,9 @@ def conduct(
         "cpu_seconds": round(cpu_seconds(), 1),
         "seconds": round(time.monotonic() - started, 1),
     }
+    if data_changed := sorted(trained.data_changed | changed):  # a bare fact: what changed stays at the site
+        evaluation["data_changed"] = data_changed
+        folder.update_manifest(data_changed=data_changed)
     status = evaluation["status"]
     save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": context.run})
     write_bytes(
@@ -257,6 +261,7 @@ def _keep(
     save_model(
         folder.model_path, trained.models[name], context.manifest, {"arm": stage.arm, "run": context.run}
     )
+    trained.data_changed |= result.data_changed
     if stage.kind.private:
         trained.privacy = privacy_claims(context.plan, result, stage.sites)
 

@@ -78,6 +78,8 @@ def check_table(check: Mapping[str, Any]) -> str:
             f"{name:20s}{site['answer']:28s}{site['version'] or '-':10s}{data:10s}{rounds:>8s}{seconds:>10s}"
         )
         lines += [f"  {arm}: {why}" for arm, why in site["reasons"].items()]
+        if "too-few-patients" in site["arms"].values():  # the number itself stays at the hospital
+            lines.append("  the hospital sees how many patients the next bucket needs: fedqc site check PLAN")
     if check["missing"]:
         lines.append(f"would not take part: {', '.join(check['missing'])}")
     lines.append(

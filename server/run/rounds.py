@@ -69,6 +69,8 @@ class StageResult:
     failed: dict[str, str] = field(default_factory=dict)  # site -> code of its last failure
     # site -> what its private updates guarantee
     claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # sites whose data changed during the run, which their operators accepted
+    data_changed: set[str] = field(default_factory=set)
 
 
 def run_rounds(context: RunContext, stage: Stage) -> StageResult:
@@ -99,6 +101,7 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
         }
         result.failed |= record["failed"]
         result.claims |= record["claims"]
+        result.data_changed |= set(record.get("data_changed", ()))
     context.observe(
         StageBegan(
             stage=stage.name,
@@ -131,6 +134,7 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
         result.refused |= this.refused
         result.failed |= this.failed
         result.claims |= this.claims
+        result.data_changed |= this.data_changed
         _check_quorum(context, stage, this, result)
         steps, state = strategy.aggregate(state, this.updates)
         result.weights = outgoing.advance(steps, held_by=this.weights)
@@ -186,6 +190,7 @@ class _Round:
         self.refused: dict[str, Refusal] = {}
         self.failed: dict[str, str] = {}
         self.claims: dict[str, dict[str, Any]] = {}
+        self.data_changed: set[str] = set()
         self._seconds: dict[str, float] = {}
         self._variances: dict[str, float] = {}
         self._moved = {"down": 0, "up": 0}
@@ -230,6 +235,8 @@ class _Round:
             self.updates.add(steps, update.weight)
             self.weights[site.name] = update.weight
             self._moved["up"] += len(answer.payload)
+            if update.data_changed:
+                self.data_changed.add(site.name)
             if update.added_variance:
                 self._variances[site.name] = update.added_variance
             if update.epsilon is not None and update.delta is not None:
@@ -258,6 +265,7 @@ class _Round:
             "bytes": self._moved,
             "added_variance": self._variances,
             "seconds": self._seconds,
+            **({"data_changed": sorted(self.data_changed)} if self.data_changed else {}),
         }
 
 
@@ -353,14 +361,15 @@ FAILURES = (
 
 def score_sites(
     context: RunContext, hospitals: Sequence[Site], models: dict[str, np.ndarray], *, final: str
-) -> tuple[Study, dict[str, str]]:
+) -> tuple[Study, dict[str, str], set[str]]:
     """Have every site score all models in one message, so that comparisons are paired.
 
     Args:
         models: float32 (parameters,) by name.
         final: the name of the model that each site keeps for its own use.
     Returns:
-        the study, and the sites without a score, each with the code of its refusal or failure.
+        the study; the sites without a score, each with the code of its refusal or failure; and the sites
+        whose data changed during the run, which their operators accepted.
     Raises:
         RunError: no site answered.
     """
@@ -368,6 +377,7 @@ def score_sites(
     names = tuple(models)
     weights = np.stack([models[name] for name in names])
     scored: dict[str, SiteScores] = {}
+    data_changed: set[str] = set()
     absent = {site.name: "no-answer" for site in hospitals}
     for everyone in (False, True):
         asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
@@ -399,6 +409,8 @@ def score_sites(
                 for name, h in zip(names, evaluation.histograms, strict=True)
             }
             scored[site.name] = SiteScores(counts=counts, covariance=evaluation.covariance)
+            if evaluation.data_changed:
+                data_changed.add(site.name)
     if not scored:
         raise RunError(
             "no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why"
@@ -409,4 +421,4 @@ def score_sites(
         held_out=list(plan.held_out),
         models=list(names),
     )
-    return study, {site: code for site, code in absent.items() if site not in scored}
+    return study, {site: code for site, code in absent.items() if site not in scored}, data_changed

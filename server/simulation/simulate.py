@@ -20,15 +20,24 @@ if TYPE_CHECKING:
     from server.simulation.local_grid import ClientApp
 
 
-def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None, format: Format) -> int:
+def resume_simulation(
+    folder: RunFolder,
+    data: Path | None,
+    threads: int | None,
+    format: Format,
+    *,
+    accept_changed_data: bool = False,
+) -> int:
     """Continue a simulation from its last finished round.
 
     Args:
         data: where the sites lie now; None: where they lay before.
         threads: CPU threads; None: as before.
+        accept_changed_data: continue although the data of a site are others than in the first round.
     Returns:
         exit status.
     Raises:
+        DataError: the data of a site changed (code `data-changed`).
         ConfigError: neither `data` nor the run folder names the sites (code `no-data`).
     """
     simulation = folder.simulation
@@ -42,17 +51,29 @@ def resume_simulation(folder: RunFolder, data: Path | None, threads: int | None,
         folder.path,
         threads or folder.manifest["threads"],
         format,
+        run=str(folder.manifest["run"]),
+        accept_changed_data=accept_changed_data,
     )
 
 
 def run_simulation(
-    plan: RunPlan, data: Path, out: Path, threads: int, format: Format, *, accept_quarantine: bool = False
+    plan: RunPlan,
+    data: Path,
+    out: Path,
+    threads: int,
+    format: Format,
+    *,
+    accept_quarantine: bool = False,
+    run: str = "",
+    accept_changed_data: bool = False,
 ) -> int:
     """Run `plan` on the sites under `data` into the run folder `out`, and print the results.
 
     Args:
         threads: CPU threads of torch; the same number gives the same bits.
         accept_quarantine: continue although many files cannot be read.
+        run: name of the run that is resumed; "" for a new one.
+        accept_changed_data: continue it although the data of a site changed.
     Returns:
         exit status.
     Raises:
@@ -77,6 +98,10 @@ def run_simulation(
                 raise
             cohort = prepare(path, plan, accept_quarantine=True)
         say(f"{cohort.site.name}: {cohort.report.summary()}")
+        if run:
+            check_data = _load("client.agent.tasks:check_run_data")
+            if changes := check_data(cohort, run, plan, accept=accept_changed_data):
+                say(f"{cohort.site.name}: other {' and '.join(changes)} than in the first round, accepted")
     nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     grid = LocalGrid(client_app(), nodes, config)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.agent.tasks import Agent
 from client.site.config import read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
 from common.model_file import load_model
 from common.models import build
+from common.plan import RunPlan
 from common.signing import new_key, public_text
 from common.weights import manifest_of, resolve_initial
-from tests.helpers.consortium import TRAINING
+from common.wire import EvaluateTask, Refusal, SiteUpdate, TrainTask, WireMessage
+from tests.helpers.consortium import TRAINING, tiny_plan
 
 COORDINATOR, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (7, 8))
 
@@ -65,3 +69,34 @@ def spellings(text: str) -> list[bytes]:
         text.encode("utf-16-le"),
         *turned,
     ]
+
+
+PLAN = tiny_plan(name="private", arms=["federated", "federated_dp"])
+
+
+def agent(data: Path, name: str = A, plan: RunPlan = PLAN) -> Agent:
+    return Agent(data / name / "site.yaml", plan)
+
+
+def train_task(**changes: Any) -> TrainTask:
+    return TrainTask(
+        **({"run": "r", "arm": "federated_dp", "round": 1, "private": True, "base": BASE} | changes)
+    )
+
+
+def non_private(**changes: Any) -> TrainTask:
+    return train_task(**({"arm": "federated", "private": False} | changes))
+
+
+def evaluate_task(everyone: bool = False) -> EvaluateTask:
+    return EvaluateTask(run="r", models=("public",), everyone=everyone, weights=BASE[None])
+
+
+def update_of(answer: WireMessage) -> SiteUpdate:
+    assert isinstance(answer, SiteUpdate), answer
+    return answer
+
+
+def refusal_of(answer: WireMessage) -> Refusal:
+    assert isinstance(answer, Refusal), answer
+    return answer

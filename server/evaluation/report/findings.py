@@ -236,6 +236,8 @@ def not_measured(reading: Reading) -> list[str]:
         say("not.incomplete", line=line.rstrip("."))
         for line in [*evaluation["refusals"], *evaluation["incomplete"]]
     ]
+    if changed := evaluation.get("data_changed"):
+        lines.append(say("not.data_changed", sites=listing(changed)))
     lines += [say("not.calibration"), say("not.readers"), say("not.severity")]
     if evaluation["private_arms"]:
         lines.append(say("not.audit"))

@@ -235,6 +235,7 @@ ENGLISH: dict[str, str] = {
     "not.macro_differs": "Macro scores average different artifacts at different sites, so sites are not "
     "comparable with each other.",
     "not.unscored": "{site}: sent no score, and is in none of the means.",
+    "not.data_changed": "The data of {sites} changed during the run; the operator accepted that.",
     "not.incomplete": "{line}.",
     "not.arm": "{arm}: no model, so no comparison with it.",
     "not.arm_absent": "No {arm} arm ({what}): no comparison with it.",

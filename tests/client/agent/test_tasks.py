@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.agent.tasks import Agent, agent_for
+from client.agent.tasks import agent_for
 from client.data.cohort import load_cohort
 from client.dp.dp_sgd import train_private_head
 from client.site.approvals import approve
@@ -22,53 +22,36 @@ from client.site.config import read_site
 from client.site.ledger import ledger_file_name
 from common.learning import score
 from common.models import build
-from common.plan import RunPlan, parse_plan
+from common.plan import parse_plan
 from common.privacy import rdp_epsilon
 from common.weights import digest, manifest_of, unflatten
 from common.wire import (
     DescribeTask,
-    EvaluateTask,
     Refusal,
     SiteDescription,
     SiteEvaluation,
     SiteReadiness,
     SiteUpdate,
-    TrainTask,
     WireMessage,
     message_type,
 )
 from tests.helpers.consortium import HELD_OUT, SITES, Consortium, settle, tiny_plan
-from tests.helpers.site_agent import BASE, HEAD, MARKER, A, ledger, rows, spellings
-
-PLAN = tiny_plan(name="private", arms=["federated", "federated_dp"])
-
-
-def agent(data: Path, name: str = A, plan: RunPlan = PLAN) -> Agent:
-    return Agent(data / name / "site.yaml", plan)
-
-
-def train_task(**changes: Any) -> TrainTask:
-    return TrainTask(
-        **({"run": "r", "arm": "federated_dp", "round": 1, "private": True, "base": BASE} | changes)
-    )
-
-
-def non_private(**changes: Any) -> TrainTask:
-    return train_task(**({"arm": "federated", "private": False} | changes))
-
-
-def evaluate_task(everyone: bool = False) -> EvaluateTask:
-    return EvaluateTask(run="r", models=("public",), everyone=everyone, weights=BASE[None])
-
-
-def update_of(answer: WireMessage) -> SiteUpdate:
-    assert isinstance(answer, SiteUpdate), answer
-    return answer
-
-
-def refusal_of(answer: WireMessage) -> Refusal:
-    assert isinstance(answer, Refusal), answer
-    return answer
+from tests.helpers.site_agent import (
+    BASE,
+    HEAD,
+    MARKER,
+    PLAN,
+    A,
+    agent,
+    evaluate_task,
+    ledger,
+    non_private,
+    refusal_of,
+    rows,
+    spellings,
+    train_task,
+    update_of,
+)
 
 
 def test_it_describes_itself_by_what_the_operator_wrote(data: Path) -> None:
@@ -178,14 +161,15 @@ def test_another_round_shuffles_otherwise(data: Path) -> None:
 def test_only_training_patients_train(data: Path) -> None:
     """Changing every label of the test patients changes no bit of the update."""
     before = update_of(agent(data).train(non_private()))
-    cohort = load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4))
+    cohort = load_cohort(data / A, size=PLAN.image_size, plan_split=PLAN.split)
     others = {record.file for record, part in zip(cohort.records, cohort.part, strict=True) if part != 0}
     assert others
     sheet = data / A / "labels.csv"
     head, *lines = sheet.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.split(",")[0] not in others]
     sheet.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
-    assert np.array_equal(update_of(agent(data).train(non_private())).update, before.update)
+    after = update_of(agent(data).train(non_private(run="another")))  # the same run would refuse other labels
+    assert np.array_equal(after.update, before.update)
 
 
 def test_hospital_patients_are_not_trained_on_without_privacy_unless_permitted(data: Path) -> None:
@@ -221,7 +205,7 @@ def test_scores_are_of_test_patients_only_and_match_the_model(data: Path) -> Non
     answer = agent(data).evaluate(evaluate_task())
     assert isinstance(answer, SiteEvaluation)
     assert answer.mode == "synthetic"
-    cohort = load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4))
+    cohort = load_cohort(data / A, size=PLAN.image_size, plan_split=PLAN.split)
     test = np.flatnonzero(cohort.part == 2)
     assessed = ~np.isnan(cohort.labels[test])
     patients = [
@@ -401,7 +385,7 @@ def test_any_words_in_a_question_name_no_file(run: str, arm: str, data: Path) ->
     assert isinstance(agent(data).train(train_task(run=run, arm=arm)), SiteUpdate | Refusal)
     assert {path for path in data.rglob("*") if "state" not in path.parts} == before
     assert all(
-        path.parent.name in {"outbox", "cache", "state"}
+        path.parent.name in {"outbox", "cache", "state", "runs"}
         for site in SITES
         for path in (data / site / "state").rglob("*")
     )
@@ -475,10 +459,10 @@ def test_who_opts_out_between_two_rounds_is_in_no_further_step(
     one.renew_consent()
     assert (one.cohort().part[gone] == -1).all()
     assert (
-        load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4)).fingerprint == cohort.fingerprint
+        load_cohort(data / A, size=PLAN.image_size, plan_split=PLAN.split).fingerprint == cohort.fingerprint
     )
     opt_out(data, patient)
-    fresh = load_cohort(data / A, size=PLAN.image_size, split=(0.6, 0.0, 0.4))
+    fresh = load_cohort(data / A, size=PLAN.image_size, plan_split=PLAN.split)
     assert (fresh.fingerprint, len(fresh.records)) == (cohort.fingerprint, int((~gone).sum()))
 
 

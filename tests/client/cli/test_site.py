@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 import yaml
 from click.testing import Result
@@ -14,14 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from client.cli.site import site as group
+from client.simulation.phantom_sites import write_consortium
 from client.site.approvals import is_approved
-from client.site.config import site_key
+from client.site.config import read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
+from client.site.run_data import DataDigests, bind_data
 from common.enrolment import Kit, read_request, write_kit
-from common.errors import FedqcError
-from common.plan import read_plan
+from common.errors import DataError, FedqcError
+from common.plan import Split, read_plan
 from common.privacy import GaussianSteps
 from common.signing import load_key, public_text
+from tests.helpers.command_line import ROOT
+from tests.helpers.command_line import typed as type_fedqc
 from tests.helpers.consortium import write_plan
 
 STEPS = GaussianSteps(noise_multiplier=20.0, sample_rate=1.0, steps=10)
@@ -368,3 +375,82 @@ def test_exit_statuses(
     assert exit_status_of("approve", write_plan(tmp_path / "plan.yaml"), "--site", site) == 4
     assert refused("stop", "--site", site).code == "not-running"
     assert refused("start", "--only", "both", "--site", site).code == "bad-argument"
+
+
+def test_the_way_of_the_readme_leads_to_that_of_deployment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """site.yaml by hand, check, workbooks for readers, their merge; then `site init` in the same folder."""
+    folder = tmp_path / "mysite"
+    write_consortium(tmp_path / "phantoms", sites=2, patients=8, seed=7, say=lambda text: None)
+    shutil.copytree(tmp_path / "phantoms" / "hospital-a" / "images", folder / "images")
+    example = (ROOT / "configs" / "sites" / "example.yaml").read_text(encoding="utf-8")
+    (folder / "site.yaml").write_text(example.replace("kind: hospital", "kind: synthetic"), encoding="utf-8")
+    assert type_fedqc(capsys, "data", "check", str(folder))[0] == 2, "no labels yet"
+    assert type_fedqc(capsys, "data", "labels", str(folder), "--sheets", "1", "--per", "series")[0] == 0
+    sheet = folder / "sheets" / "labels-reader-1.xlsx"
+    book = openpyxl.load_workbook(sheet)
+    page = book.worksheets[0]
+    titles = [str(cell.value).split("\n")[0] for cell in page[1]]
+    for place, row in enumerate(page.iter_rows(min_row=2), start=2):
+        modality = "CT" if "CT" in [cell.value for cell in row] else "MR"
+        name = "metal" if modality == "CT" else "motion"
+        row[titles.index(name)].value = place // 2 % 2
+    book.save(sheet)
+    assert type_fedqc(capsys, "data", "labels", str(folder), "--merge", str(sheet))[0] == 0
+    key = (folder / "state" / "site.key").read_bytes()
+    text = (folder / "site.yaml").read_text(encoding="utf-8")
+    result = done("init", "--site", folder, "--yes")
+    assert "adopted" in result.stderr
+    assert (folder / "state" / "site.key").read_bytes() == key
+    assert (folder / "site.yaml").read_text(encoding="utf-8").startswith(text.rstrip())
+    config, _ = read_site(folder)
+    assert (config.name, config.assessed, config.split) == ("my-hospital", ("metal", "motion"), Split())
+    assert type_fedqc(capsys, "data", "labels", str(folder))[0] == 0, (
+        "the rows of the workbook still name their images"
+    )
+    assert type_fedqc(capsys, "data", "check", str(folder))[0] == 0
+    assert read_request(folder / "request.zip").site == "my-hospital"
+
+
+def test_init_asks_only_for_what_site_yaml_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    (folder / "images").mkdir(parents=True)
+    (folder / "site.yaml").write_text("name: a\nkind: public\ncohort: c\nnominal_patients: 50\n")
+    (folder / "labels.csv").write_text("file,metal,motion\na,1,\n")
+    result = done("init", "--site", folder, given="open\nmetal\n")
+    assert read_site(folder)[0].assessed == ("metal",)
+    assert "Name of the site" not in result.stderr
+    assert refused("init", "--site", folder, "--yes").code == "site-exists"
+
+
+def test_none_assessed_is_declared_by_a_word(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    words = ["--name", "a", "--images", tmp_path / "images", "--labels", tmp_path / "labels.csv", "--yes"]
+    words += ["--nominal-patients", 50, "--cohort", "c", "--kind", "public"]
+    done("init", "--site", tmp_path / "one", *words, "--assessed", "none")
+    assert read_site(tmp_path / "one")[0].assessed == ()
+    done("init", "--site", tmp_path / "two", *words)
+    assert read_site(tmp_path / "two")[0].assessed is None
+    assert refused("init", "--site", tmp_path / "three", *words, "--assessed", "zebra").code == "bad-site"
+
+
+def test_changed_data_are_shown_and_accepted_by_the_operator(site: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan.yaml")
+    first = DataDigests(images="i", labels={"p": "1"}, split={"p": "train"})
+    state, digest = site / "state", read_plan(plan).sha256()
+    bind_data(state, "run-1", digest, first)
+    error = refused("approve", plan, "--site", site, "--changed-data", "run-1", "--yes")
+    assert error.code == "no-changed-data"
+    with pytest.raises(DataError):
+        bind_data(state, "run-1", digest, replace(first, labels={"p": "2"}))
+    result = typed("status", "--site", site)
+    assert "run-1: labels changed since its first round" in " ".join(result.stdout.split())
+    said = json.loads(typed("status", "--site", site, "--format", "json").stdout)
+    assert said["data_changed"] == [{"run": "run-1", "changes": ["labels"]}]
+    declined = typed("approve", plan, "--site", site, "--changed-data", "run-1", given="n\n")
+    assert "nothing was changed" in declined.stderr
+    assert "other labels than in its first round" in declined.stderr
+    done("approve", plan, "--site", site, "--changed-data", "run-1", "--yes")
+    assert bind_data(state, "run-1", digest, replace(first, labels={"p": "2"})) is True
+    assert json.loads(typed("status", "--site", site, "--format", "json").stdout)["data_changed"] == []

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from client.data.cohort import check_site, load_cohort
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.dicom.index import split_of
 from client.dicom.sources import find_files
 from client.site.config import read_site, site_key
 from common.artifacts import INDEX, NAMES
@@ -131,7 +132,7 @@ def test_a_patient_leaks_across_folders_only_as_an_error(tmp_path: Path) -> None
 def test_check_reconciles_and_names_nobody(tmp_path: Path) -> None:
     site(tmp_path / "SITEFOLDER")
     images = tmp_path / "SITEFOLDER/images"
-    (images / "p000/SECRETNAME.txt").write_text("x")
+    (images / "p000/SECRETNAME").write_bytes(bytes(300))
     shutil.copy(images / "p000/0.dcm", images / "p000/copy.dcm")
     (images / "p001/0.dcm").write_bytes((images / "p001/0.dcm").read_bytes()[:-10])
     report = check_site(tmp_path / "SITEFOLDER/site.yaml", size=16)
@@ -238,9 +239,9 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
         read_site(tmp_path)
 
 
-def test_split_shares_are_checked(tmp_path: Path) -> None:
+def test_split_shares_are_checked() -> None:
     with pytest.raises(DataError):
-        load_cohort(site(tmp_path), size=16, split=(0.0, 0.0, 0.0))
+        split_of("patient", bytes(32), 0.0, 0.0, 0.0)
 
 
 @needs_real_data

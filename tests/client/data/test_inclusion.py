@@ -166,3 +166,35 @@ def test_whether_a_patient_is_admitted_does_not_depend_on_the_others(
     admission = Admission(rules=CohortRules(), opted_out=listed)
     record = replace(RECORD, patient=min(patient_pseudonyms(patient, KEY)))
     assert (admission(record) == "opted-out") == (patient in opted_out)
+
+
+def test_the_cache_keeps_of_date_and_description_what_the_rules_need(tmp_path: Path) -> None:
+    (tmp_path / "cohort.yaml").write_text(
+        "include: {study_date: {first: 2024-03-15, last: 2024-05-10}}\n"
+        "exclude: {series_description: [loc, T1]}\n"
+    )
+    rules = read_admission(tmp_path, KEY)
+    kept = {
+        day: rules.kept_text({"study_date": day, "series_description": "T1 of Mrs Smith"})["study_date"]
+        for day in ("20240314", "20240315", "20240320", "20240430", "20240510", "20240511", "20240601", "")
+    }
+    assert list(kept.values()) == [
+        *("20240301", "20240315", "20240315", "20240401", "20240501", "20240511", "20240601", "")
+    ]
+    assert rules.kept_text({"study_date": "", "series_description": "t1 of Mrs Smith"}) == {
+        "series_description": "T1",
+        "study_date": "",
+    }
+    assert rules.text_digest()
+
+
+def test_loss_is_a_policy_of_the_cohort(tmp_path: Path) -> None:
+    assert read_admission(tmp_path, KEY).rules.lossy == "exclude"
+    default = read_admission(tmp_path, KEY).digest()
+    (tmp_path / "cohort.yaml").write_text("lossy: use\n")
+    assert read_admission(tmp_path, KEY).digest() != default
+    (tmp_path / "cohort.yaml").write_text("lossy: exclude\n")
+    assert read_admission(tmp_path, KEY).digest() == default
+    (tmp_path / "cohort.yaml").write_text("lossy: maybe\n")
+    with pytest.raises(ConfigError):
+        read_admission(tmp_path, KEY)

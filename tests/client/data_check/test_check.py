@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from client.data_check.page import render
 from client.data_check.text import report_text
 from client.data_check.words import LANGUAGES
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.site.config import next_bucket
 from client.site.ledger import Ledger, ledger_file_name
 from common.errors import ConfigError, DataError
 from common.i18n import speaker
+from common.plan import Split
 from common.progress_bar import progress_shown
 from tests.helpers.command_line import typed
 from tests.helpers.translations import assert_same_sentences
@@ -476,7 +478,7 @@ def test_the_profile_of_the_last_training_is_kept_and_compared_with(
         ledger.record_non_private(request="run", purpose="federated", fingerprint=trained.slices.fingerprint)
     for number in range(3):
         write(folder / f"images/more{number}.dcm", f"M-{number}", 500 + number)
-        found = examined(folder, against="own", split=(1.0, 0.0, 0.0))
+        found = examined(folder, against="own", plan_split=Split(train=1, test=0))
         assert found.drift is not None
         assert found.drift.source == "ledger"
     kept = {path.name for path in (folder / "state").glob("profile-*.json")}
@@ -699,3 +701,154 @@ def test_real_folders_give_a_report(capsys: pytest.CaptureFixture[str], tmp_path
     assert report["found"] == report["used"] + len(report["quarantined"]) + report["duplicates"] + sum(
         report["excluded"].values()
     )
+
+
+def body(seed: int) -> np.ndarray:
+    """A head in Hounsfield units: air, soft tissue with fat, dense bone."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    image = np.full((64, 64), -1000.0)
+    image[x**2 + y**2 < 27**2] = 40
+    image[(x - 8) ** 2 + y**2 < 30] = 900
+    image[(x + 9) ** 2 + (y - 6) ** 2 < 20] = -90
+    return image + np.random.default_rng(seed).normal(0, 8, image.shape)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (lambda hu: hu, None),
+        (lambda hu: hu - 1024, "hu-too-low"),  # rescaled twice
+        (lambda hu: hu + 1024, "hu-too-high"),  # the offset was added, and is not subtracted
+        (lambda hu: hu + 2048, "hu-too-high"),
+        (lambda hu: np.where(hu < 0, hu + 4096, hu), "hu-wrong-sign"),  # 12 bits with a sign, read without
+        (lambda hu: np.where(hu < -800, -1000, 30.0 * (hu > 500) - 600), None),  # lung and bone: unknown
+        (lambda hu: hu[20:44, 20:44], None),  # no air in a small field of view
+        (lambda hu: np.full_like(hu, 7.0), "blank-slices"),
+    ],
+)
+def test_values_that_cannot_be_hounsfield_units_are_named(
+    tmp_path: Path, wrong: Callable[[np.ndarray], np.ndarray], expected: str | None
+) -> None:
+    for patient in range(3):
+        write(tmp_path / f"images/{patient}.dcm", f"P{patient}", patient, image=wrong(body(patient)))
+    found = codes(examined(tmp_path / "images"), "warning")
+    assert {code for code in found if code.startswith(("hu-", "blank"))} == ({expected} - {None})
+
+
+def test_an_archive_that_compresses_with_loss_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = site(tmp_path, header={"LossyImageCompression": "01", "ImageType": ["DERIVED", "PRIMARY"]})
+    status, out, _ = run(capsys, folder)
+    assert status == 2
+    assert "lossy: use" in out
+    (folder / "cohort.yaml").write_text("lossy: use\n")
+    found = examined(folder)
+    assert found.intake.intake.used == 24
+    assert "lossy-used" in codes(found, "note")
+    assert not codes(found, "stop")
+
+
+def test_files_of_other_formats_and_foreign_files_change_no_verdict(tmp_path: Path) -> None:
+    folder = site(tmp_path)
+    for number in range(9):
+        (folder / f"images/{number}.exe").write_bytes(b"MZ" + bytes(200))
+        (folder / f"images/{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    found = examined(folder)
+    assert not codes(found, "stop")
+    assert "other-formats" in codes(found, "note")
+    assert found.public()["excluded"] == {"foreign-file": 9, "picture-file": 9}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_phase_images_are_named_with_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lang: str
+) -> None:
+    folder = site(tmp_path)
+    for number in range(12):
+        header: dict[str, object] = {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}
+        write(folder / f"images/phase{number}.dcm", f"P-{number}", number + 500, "MR", **header)
+    status, out, _ = run(capsys, folder, "--lang", lang)
+    assert status == 0
+    assert "fedqc explain not-magnitude" in out
+
+
+# split, assessed, buckets
+
+
+def test_the_check_counts_with_the_split_that_a_run_would_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = site(tmp_path, nominal_patients=10)
+    sheet = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(re.sub(",(part|train|test)$", "", sheet, flags=re.M))
+    shares = examined(folder).public()["split_shares"]
+    assert shares == {"train": 0.7, "validation": 0.0, "test": 0.3, "from": "default"}
+    (folder / "site.yaml").write_text(yaml.safe_dump(SITE | {"split": {"train": 0.5, "test": 0.5}}))
+    found = examined(folder)
+    assert found.public()["split_shares"] == {
+        "train": 0.5,
+        "validation": 0.0,
+        "test": 0.5,
+        "from": "site.yaml",
+    }
+    assert found.intake.patients_by_part == check_site(folder, size=SIZE)["patients_by_part"]
+    assert "train 0.5, test 0.5 (site.yaml)" in report_text(found, speaker("en", LANGUAGES))
+    other = examined(folder, plan_split=Split(train=0.6, test=0.4))
+    assert "split-differs" in codes(other, "stop")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("name: other\nsplit: {train: 0.6, test: 0.4}\n")
+    assert "split-differs" in run(capsys, folder, "--plan", plan)[1]
+    (folder / "state" / "split.json").write_text('{"train": 0.7, "validation": 0, "test": 0.3}')
+    fixed = examined(folder)
+    assert "split-fixed" in codes(fixed, "stop")
+    assert fixed.public()["split_shares"] is None
+
+
+def test_how_many_training_patients_reach_the_next_bucket(tmp_path: Path) -> None:
+    found = examined(site(tmp_path, nominal_patients=10))  # 8 of 12 patients train
+    assert found.public()["next_bucket"] == {"patients": 2, "bucket": 10}
+    for language, sentence in (
+        ("en", "2 more training patients reach the next bucket (10)"),
+        ("zh", "再增加 2 名训练患者即达到下一档（10）"),
+    ):
+        assert sentence in report_text(found, speaker(language, LANGUAGES))
+    assert [next_bucket(count) for count in (0, 9, 10, 96, 9999, 10000)] == [
+        (1, 1),
+        (1, 10),
+        (10, 20),
+        (4, 100),
+        (1, 10000),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("assessed", "cell", "level", "code"),
+    [
+        (["metal", "motion", "beam_hardening"], "", "stop", "assessed-differs"),
+        (["metal"], "", "warning", "assessed-more"),
+        ([], "", "warning", "none-assessed"),
+        (None, "blank", "stop", "nothing-assessed"),
+        (["metal"], "blank", "stop", "assessed-differs"),
+    ],
+)
+def test_what_is_declared_is_compared_with_the_sheet(
+    tmp_path: Path, assessed: list[str] | None, cell: str, level: str, code: str
+) -> None:
+    folder = site(tmp_path, **({} if assessed is None else {"assessed": assessed}))
+    if cell:
+        head, *rows = (folder / "labels.csv").read_text().splitlines()
+        blank = [f"{row.split(',')[0]},,,{row.split(',')[3]}" for row in rows]
+        (folder / "labels.csv").write_text("\n".join([head, *blank]))
+    assert code in codes(examined(folder), level)
+
+
+def test_an_accession_number_that_lost_its_zeros_is_reported(tmp_path: Path) -> None:
+    folder = site(tmp_path, patients=2, header={})
+    write(folder / "images" / "a.dcm", "P-0", 50, AccessionNumber="12345")
+    write(folder / "images" / "b.dcm", "P-1", 51, AccessionNumber="0012345")
+    (folder / "labels.csv").write_text("accession,metal\n12345,1\n")
+    assert "lost-zeros" in codes(examined(folder), "warning")
+    (folder / "labels.csv").write_text("accession,metal\n0012345,1\n")
+    assert "lost-zeros" not in codes(examined(folder))

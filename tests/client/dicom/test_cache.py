@@ -17,19 +17,23 @@ import zipfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 
 import client.dicom.cache as cache_module
-from client.dicom.cache import is_prepared, load_or_build
+from client.dicom.cache import ADMIT_ALL, is_prepared, load_or_build
 from client.dicom.dicom import read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import SliceRecord
 from client.dicom.patients import AS_WRITTEN
+from client.dicom.reading import HEADERS_AT_ONCE
 from client.dicom.workers import Outcome
 from common.errors import DataError
 from common.preprocess import normalize_image, to_stored
+from tests.helpers.dicom_files import group, items, write_frames
 
 KEY = bytes(range(32))
 
@@ -69,6 +73,12 @@ class WithoutPatient:
 
     def digest(self) -> str:
         return self.patient
+
+    def kept_text(self, header: dict[str, Any], /) -> dict[str, str]:
+        return ADMIT_ALL.kept_text(header)
+
+    def text_digest(self) -> str:
+        return ADMIT_ALL.text_digest()
 
 
 def folder(root: Path, count: int = 5) -> Path:
@@ -300,6 +310,7 @@ KILLED = """
 import sys, os, signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import client.dicom.cache as cache
 cache._COMMIT_S = 0.0
 def progress(stage, done, total):
@@ -464,3 +475,52 @@ def test_an_empty_folder_gives_no_rows(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     assert load_or_build(tmp_path / "images", KEY, tmp_path / "cache", 16).images.shape == (0, 16, 16)
     assert not load_or_build(tmp_path / "images", KEY, tmp_path / "cache", 16).built
+
+
+def test_a_cache_of_an_earlier_version_reads_headers_again_and_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database held more than a rule needs, and fewer measures of each slice."""
+    images, cache = folder(tmp_path / "images"), tmp_path / "cache"
+    first = load_or_build(images, KEY, cache, 16)
+    with closing(sqlite3.connect(cache / "store.sqlite3")) as database:
+        database.execute("DELETE FROM meta WHERE name IN ('headers', 'state:16')")
+        rows = database.execute("SELECT content, frame, measures FROM slices").fetchall()
+        for content, frame, measured in rows:
+            short = json.dumps(json.loads(measured)[:4])
+            database.execute(
+                "UPDATE slices SET measures = ? WHERE content = ? AND frame = ?", (short, content, frame)
+            )
+        database.execute('UPDATE files SET slices = replace(slices, \'"bits"\', \'"SECRET": 1, "bits"\')')
+        database.commit()
+    monkeypatch.setattr("client.dicom.cache._decode", lambda *args: args[2] == [] or pytest.fail("decoded"))
+    second = load_or_build(images, KEY, cache, 16)
+    assert second.built
+    assert (second.fingerprint, second.measures) == (first.fingerprint, first.measures)
+    np.testing.assert_array_equal(second.images, first.images)
+    assert b"SECRET" not in (cache / "store.sqlite3").read_bytes()
+
+
+def test_the_database_keeps_no_day_and_no_free_text(tmp_path: Path) -> None:
+    images, cache = tmp_path / "images", tmp_path / "cache"
+    path = write(images / "a.dcm", 1)
+    dataset = pydicom.dcmread(path)
+    dataset.StudyDate, dataset.SeriesDescription = "20240319", "T1 of Mrs Smith"
+    dataset.save_as(path)
+    (record,) = load_or_build(images, KEY, cache, 16).intake.records
+    assert (record.study_date, record.series_description) == ("20240301", "")
+    kept = b"".join(one.read_bytes() for one in cache.glob("store.sqlite3*"))
+    assert b"20240319" not in kept
+    assert b"Smith" not in kept
+    assert b"a.dcm" in kept  # to open it
+
+
+def test_a_file_of_many_frames_is_read_in_pieces(tmp_path: Path) -> None:
+    count = HEADERS_AT_ONCE + 50
+    images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 4) % 1000
+    own = [group(PlanePositionSequence=items(ImagePositionPatient=[0, 0, n])) for n in range(count)]
+    (tmp_path / "images").mkdir()
+    write_frames(tmp_path / "images/a.dcm", images, own=own)
+    found = load_or_build(tmp_path / "images", KEY, tmp_path / "cache", 4)
+    assert [record.frame for record in found.intake.records] == list(range(count))
+    assert found.intake.share_quarantined == 0

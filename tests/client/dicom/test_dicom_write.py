@@ -122,3 +122,34 @@ def test_simulated_slices_are_derived_and_still_used(tmp_path: Path) -> None:
     dataset.file_meta.ImplementationVersionName = "ARCHIVE 1"
     dataset.save_as(path)
     assert exclusion(read_header(path)) == "derived"
+
+
+def test_how_a_slice_was_acquired_is_written(tmp_path: Path) -> None:
+    """Injected susceptibility uses the physics of the sequence: a spin echo stays one."""
+    common = {
+        "pixel_spacing_mm": 1.0,
+        "patient_id": "P1",
+        "study_uid": make_uid(b"a"),
+        "series_uid": make_uid(b"b"),
+        "sop_uid": make_uid(b"c"),
+        "instance_number": 1,
+    }
+    image = np.random.default_rng(2).uniform(0, 1000, (16, 16))
+    acquired = {
+        "scanning_sequence": ("EP", "SE"),
+        "sequence_variant": ("SK", "OSP"),
+        "echo_time_ms": 87.5,
+        "repetition_time_ms": 4200.0,
+        "pixel_bandwidth_hz": 1502.4,
+    }
+    write_slice(tmp_path / "mr", image, HeaderFacts(modality="MR", **common, **acquired))  # type: ignore[arg-type]
+    header = read_header(tmp_path / "mr")
+    assert {name: getattr(header, name) for name in acquired} == acquired
+    assert header.sequence == r"EP\SE SK\OSP"
+    write_slice(
+        tmp_path / "ct",
+        image,
+        HeaderFacts(modality="CT", kernel="B30f", kvp=100, **common),  # type: ignore[arg-type]
+    )
+    header = read_header(tmp_path / "ct")
+    assert (header.kernel, header.kvp) == ("B30f", 100.0)

@@ -158,7 +158,7 @@ def test_an_enhanced_image_of_mosaics_is_excluded(tmp_path: Path) -> None:
         ({"NumberOfFrames": MAX_FRAMES + 1}, "too-large"),
         ({"NumberOfFrames": MAX_FRAMES, "Rows": 4096, "Columns": 4096}, "too-large"),
         ({"NumberOfFrames": 2**31 - 1}, "bad-geometry"),
-        ({"NumberOfFrames": 0}, "bad-geometry"),
+        ({"NumberOfFrames": -1}, "bad-geometry"),
         ({"PerFrameFunctionalGroupsSequence": items(FrameContentSequence=items())}, "bad-geometry"),
     ],
 )

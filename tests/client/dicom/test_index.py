@@ -75,10 +75,9 @@ def test_found_is_used_plus_quarantined_plus_duplicates_plus_excluded(tmp_path: 
     assert sorted(problem.code for problem in intake.quarantined) == [
         "conflict",
         "conflict",
-        "not-dicom",
         "truncated",
     ]
-    assert sorted(problem.code for problem in intake.excluded) == ["burned-in", "localizer"]
+    assert sorted(problem.code for problem in intake.excluded) == ["burned-in", "foreign-file", "localizer"]
     assert [record.number for record in intake.records] == sorted(record.number for record in intake.records)
 
 
@@ -127,7 +126,7 @@ def test_the_flow_counts_files_slices_and_patients_at_every_step(tmp_path: Path)
     flow = {step.name: (step.files, step.slices, step.patients) for step in intake_of(messy(tmp_path)).flow}
     assert flow == {
         "found": (15, 13, 3),
-        "readable": (13, 13, 3),
+        "readable": (14, 13, 3),
         "CT and MR, original and primary": (11, 11, 3),
         "in the cohort": (11, 11, 3),
         "used": (7, 7, 3),

@@ -8,6 +8,7 @@ import datetime
 import io
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import openpyxl
 import pytest
 
 import client.labels.spreadsheet
+from client.dicom.index import identifier
 from client.labels.label_sheet import (
     ImageName,
     LabelTable,
@@ -381,7 +383,7 @@ def test_labels_that_match_nothing(tmp_path: Path) -> None:
 def test_a_workbook_reads_as_the_csv_does(tmp_path: Path) -> None:
     rows: list[list[object]] = [
         ["文件", "检查号", "序列", "阅片人", "metal", "motion", "metal_severity", "备注"],
-        ["a.dcm", 1234, 3.0, "王", 1, None, 0.25, datetime.date(2026, 1, 2)],
+        ["a.dcm", "1234", 3.0, "王", 1, None, 0.25, datetime.date(2026, 1, 2)],
         [None] * 8,
         ["b.dcm", "0012", 4, "王", 0.0, "１", None, None],
     ]
@@ -398,7 +400,7 @@ def test_what_a_spreadsheet_spoils_is_named(tmp_path: Path) -> None:
     rows: list[list[object]] = [
         ["sop_uid", "accession", "metal"],
         [1.2e30, None, 1],  # a UID that became a number
-        ["1.2E+30", None, 1],
+        ["1.2.2", 12345, 1],  # a number may have lost leading zeros
         [None, 12345678901234567890.0, 1],
         [None, datetime.datetime(2026, 1, 2), 1],
         ["1.2.3", None, "=1+0"],
@@ -408,7 +410,7 @@ def test_what_a_spreadsheet_spoils_is_named(tmp_path: Path) -> None:
     ]
     assert problems(workbook(tmp_path, rows)) == [
         (2, "A", "not-text"),
-        (3, "A", "not-text"),
+        (3, "B", "not-text"),
         (4, "B", "not-text"),
         (5, "B", "not-text"),
         (6, "C", "bad-label"),
@@ -493,9 +495,8 @@ def test_a_damaged_workbook_is_read_or_refused_but_never_breaks(tmp_path: Path) 
 
 def test_other_files_are_not_taken_for_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (
-        "file,metal\na,1\n".encode("utf-16"),
         b"\xd0\xcf\x11\xe0" + bytes(600),
-        b"file,metal\n\xff\xff,1\n",
+        b"file,metal\n\xff\x81\x01,1\n",
     ):
         (tmp_path / "labels.csv").write_bytes(content)
         assert refusal(tmp_path / "labels.csv").code == "bad-label"
@@ -524,3 +525,151 @@ def test_rows_survive_a_csv(tmp_path: Path) -> None:
         ]
 
     assert essence(again) == essence(table)
+
+
+def named(*images: ImageName) -> list[ImageName]:
+    """The images as the cache holds them: identifiers as pseudonyms, each of a patient of its own."""
+    return [
+        replace(
+            image,
+            sop_uid=identifier("image", image.sop_uid, KEY),
+            study_uid=identifier("study", image.study_uid, KEY),
+            accession=identifier("accession", image.accession, KEY),
+            patient=image.patient or f"p{place}",
+        )
+        for place, image in enumerate(images)
+    ]
+
+
+def lookup(
+    path: Path, images: list[ImageName]
+) -> tuple[list[float | None], tuple[int, ...], list[tuple[int, str]]]:
+    """Metal label of each image, rows without an image, and problems (row, code)."""
+    table, found = inspect_labels(path, key=KEY)
+    matched, more = inspect_match(table, images, may_occur(*["CT"] * len(images)), key=KEY)
+    metal = [None if math.isnan(value) else value for value in matched.present[:, METAL].tolist()]
+    return metal, matched.rows_without_image, [(one.row, one.code) for one in (*found, *more)]
+
+
+@pytest.mark.parametrize(
+    ("text", "accession"),
+    [
+        ("2024030100000012", "2024030100000012"),  # looks like the site's own pseudonym
+        ("00000000deadbeef", "00000000DEADBEEF"),
+        ("24E00123", "24E00123"),  # looks like a number with an exponent
+        ("1E+15", "1E+15"),
+        ("12345.0", "12345.0"),
+        ("12345.0", "12345"),  # as data frames write a column with gaps
+        ("\uff11\uff12\uff13", "123"),
+        ("ab-12", "AB-12"),
+        ("'0012345", "0012345"),
+        ('"=""0012345"""', "0012345"),
+        ("24\u2013123", "24-123"),  # a spreadsheet's long dash
+        ("\u200b123\u200b", "123"),
+    ],
+)
+def test_an_accession_number_is_looked_up_before_it_is_interpreted(
+    tmp_path: Path, text: str, accession: str
+) -> None:
+    images = named(ImageName(file="a", accession=accession), ImageName(file="b", accession="77"))
+    assert lookup(sheet(tmp_path, f"accession,metal\n{text},1\n"), images) == ([1, None], (), [])
+
+
+@pytest.mark.parametrize("uid", ["20240301.17", "12345", "1.2.E+15", "2024030100000012", "1." * 33 + "1"])
+def test_a_uid_in_an_unusual_form_is_good_if_an_image_has_it(tmp_path: Path, uid: str) -> None:
+    path = sheet(tmp_path, f"sop_uid,metal\n{uid},1\n")
+    assert lookup(path, named(ImageName(file="a", sop_uid=uid)))[0] == [1]
+    _, lost, found = lookup(path, named(ImageName(file="a", sop_uid="1.2.3")))
+    assert lost == (2,)
+    assert found == ([] if uid in ("20240301.17", "2024030100000012") else [(2, "bad-label")])
+
+
+def test_what_stands_in_the_header_comes_before_a_pseudonym(tmp_path: Path) -> None:
+    pseudonym = identifier("accession", "other", KEY)
+    images = named(ImageName(file="a", accession=pseudonym), ImageName(file="b", accession="other"))
+    path = sheet(tmp_path, f"accession,metal\n{pseudonym},1\n")
+    assert lookup(path, images)[0] == [1, None]
+    assert lookup(path, images[1:])[0] == [1]
+
+
+@pytest.mark.parametrize("column", ["accession", "file", "sop_uid", "study_uid"])
+@pytest.mark.parametrize("cell", [12345, 12345.5, True, datetime.date(2024, 3, 1)])
+def test_a_number_or_a_date_is_no_identifier(tmp_path: Path, column: str, cell: object) -> None:
+    images = named(ImageName(file="12345", accession="12345"), ImageName(file="0012345", accession="0012345"))
+    metal, _, found = lookup(workbook(tmp_path, [[column, "metal"], [cell, 1]]), images)
+    assert metal == [None, None]
+    assert found[0] == (2, "not-text")
+
+
+def test_a_row_that_fits_two_patients_is_an_error_and_labels_neither(tmp_path: Path) -> None:
+    twice = named(ImageName(file="a", accession="1"), ImageName(file="b", accession="1"))
+    assert lookup(sheet(tmp_path, "accession,metal\n1,1\n"), twice) == (
+        [None, None],
+        (),
+        [(2, "ambiguous-key")],
+    )
+    path = sheet(tmp_path, "accession,file,metal\n1,b,1\n")
+    assert lookup(path, twice) == ([None, 1], (), [])
+    same = [replace(image, patient="p") for image in twice]
+    assert lookup(sheet(tmp_path, "accession,metal\n1,1\n"), same)[0] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "accessions"),
+    [("Ab1", ("AB1", "ab1")), ("12345.0", ("12345", "0012345")), ("12345.00", ("12345", "012345"))],
+)
+def test_a_guess_with_two_results_is_an_error(tmp_path: Path, text: str, accessions: tuple[str, str]) -> None:
+    images = named(*(ImageName(file=one, accession=one) for one in accessions))
+    path = sheet(tmp_path, f"accession,metal\n{text},1\n")
+    assert lookup(path, images) == ([None, None], (), [(2, "ambiguous-key")])
+
+
+def test_lost_leading_zeros_are_never_guessed_but_reported(tmp_path: Path) -> None:
+    images = named(ImageName(file="a", accession="12345"), ImageName(file="b", accession="0012345"))
+    table = read_labels(sheet(tmp_path, "accession,metal\n12345,1\n"), key=KEY)
+    for known, labels in ((images, [1, None]), (images[1:], [None])):
+        matched, found = inspect_match(table, known, may_occur(*["CT"] * len(known)), key=KEY)
+        assert [None if math.isnan(one) else one for one in matched.present[:, METAL]] == labels
+        assert (matched.lost_zeros, found) == ((2,), ())
+    both = read_labels(sheet(tmp_path, "accession,metal\n12345,1\n0012345,0\n"), key=KEY)
+    assert inspect_match(both, images, may_occur("CT", "CT"), key=KEY)[0].lost_zeros == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_file_names_of_western_spreadsheets(tmp_path: Path, encoding: str) -> None:
+    files = ["Müller Ångström.dcm", "Größe/ñandú.dcm", "plain.dcm"]
+    rows = "".join(f"{file},{place % 2},Schädel\n" for place, file in enumerate(files))
+    path = sheet(tmp_path, f"file,metal,note\n{rows}", encoding)
+    images = [ImageName(file=file) for file in files]
+    assert lookup(path, images) == ([0, 1, 0], (), [])
+    other = [ImageName(file=f"x{file}") for file in files]
+    assert lookup(path, other)[1] == (2, 3, 4)
+
+
+def test_bytes_that_are_western_and_chinese_are_read_as_the_images_say(tmp_path: Path) -> None:
+    western, chinese = "Müller.dcm", "Müller.dcm".encode("cp1252").decode("gb18030")
+    path = sheet(tmp_path, f"file,metal\n{western},1\nb.dcm,0\n", "cp1252")
+    assert lookup(path, [ImageName(file=western)])[0] == [1]
+    assert lookup(path, [ImageName(file=chinese)])[0] == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("CT/A.DCM", "ct/a.dcm"),
+        ("'ct/a.dcm", "ct/a.dcm"),
+        ("ｃｔ/ａ.dcm", "ct/a.dcm"),
+        ("ct\\a.dcm", "ct\\a.dcm"),  # a backslash is a letter on this system
+        ("a:b.dcm", "a:b.dcm"),
+        ("Müller.dcm", b"M\xfcller.dcm".decode("utf-8", "surrogateescape")),
+    ],
+)
+def test_a_file_is_found_in_another_spelling_only_if_none_has_this_one(
+    tmp_path: Path, text: str, file: str
+) -> None:
+    path = sheet(tmp_path, f"file,metal\n{text},1\n")
+    assert lookup(path, [ImageName(file=file), ImageName(file="other")])[0] == [1, None]
+    if file == "ct/a.dcm":
+        two = [ImageName(file=file, patient="1"), ImageName(file=file.upper(), patient="2")]
+        exact = text == file.upper()
+        assert lookup(path, two)[2] == ([] if exact else [(2, "ambiguous-key")])

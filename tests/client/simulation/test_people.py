@@ -35,7 +35,7 @@ from tests.client.simulation.test_injection import (
     run,
     write_map,
 )
-from tests.conftest import typed
+from tests.helpers.command_line import typed
 
 PEOPLE = os.environ.get("FEDQC_REAL_PEOPLE")
 needs_people = pytest.mark.skipif(PEOPLE is None, reason="FEDQC_REAL_PEOPLE is not set")

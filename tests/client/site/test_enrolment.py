@@ -18,6 +18,7 @@ from client.site.policy import SitePolicy, read_policy
 from common.enrolment import Kit, read_request, write_kit
 from common.errors import ConfigError
 from common.files import write_as_owner
+from common.plan import Split
 from common.signing import load_key, public_text
 
 CA = "-----BEGIN CERTIFICATE-----\nnot looked at here\n-----END CERTIFICATE-----\n"
@@ -136,17 +137,24 @@ def test_a_request_holds_no_private_key_no_path_and_nothing_of_the_cohort(site: 
 
 
 @pytest.mark.parametrize(
-    "existing",
-    ["site.yaml", "policy.yaml", "cohort.yaml", "request.zip", "state/signing.key", "node/node.key"],
+    ("existing", "code"),
+    [
+        ("site.yaml", "bad-site"),
+        ("policy.yaml", "bad-policy"),
+        ("cohort.yaml", "bad-site"),
+        ("request.zip", "site-exists"),
+        ("state/signing.key", "site-exists"),
+        ("node/node.key", "site-exists"),
+    ],
 )
-def test_init_overwrites_nothing(existing: str, tmp_path: Path) -> None:
+def test_init_overwrites_nothing(existing: str, code: str, tmp_path: Path) -> None:
     path = tmp_path / "site" / existing
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("the operator's")
     before = everything(tmp_path)
     with pytest.raises(ConfigError) as caught:
         made(tmp_path / "site")
-    assert caught.value.code == "site-exists"
+    assert caught.value.code == code
     assert everything(tmp_path) == before
 
 
@@ -339,3 +347,95 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     with pytest.raises(OSError, match="No space"):
         write_as_owner(path, b"new")
     assert everything(tmp_path) == {"file": b"old"}
+
+
+BY_HAND = """# written by hand
+name: hospital-a   # as the coordinator knows us
+kind: hospital
+cohort: radiology-2026
+images: ../images
+labels: sheets/labels.csv
+nominal_patients: 200
+state: kept
+"""
+
+
+def by_hand(folder: Path, text: str = BY_HAND) -> dict[str, Any]:
+    """A site as README begins it, with the key that `data check` made; gives what `init` is told of it."""
+    (folder / "sheets").mkdir(parents=True)
+    (folder / "site.yaml").write_text(text, encoding="utf-8")
+    (folder / "sheets" / "labels.csv").write_text("file,metal\na.dcm,1\n")
+    site_key(folder / "kept")
+    return {"labels": folder / "sheets" / "labels.csv"}
+
+
+def test_init_adopts_a_site_that_was_written_by_hand(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    values = by_hand(folder)
+    key = (folder / "kept" / "site.key").read_bytes()
+    made(folder, **values, assessed=("metal",))
+    text = (folder / "site.yaml").read_text(encoding="utf-8")
+    assert text.startswith(BY_HAND)
+    config, _ = read_site(folder)
+    assert (config.policy, config.assessed, config.split) == ("policy.yaml", ("metal",), Split())
+    assert (folder / "kept" / "site.key").read_bytes() == key
+    assert not (folder / "state").exists()
+    assert read_request(folder / "request.zip").signing_key == public_text(
+        load_key(folder / "kept" / "signing.key")
+    )
+    with pytest.raises(ConfigError) as caught:
+        made(folder, **values)
+    assert caught.value.code == "site-exists"
+
+
+def test_init_keeps_what_the_operator_decided(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    values = by_hand(
+        folder, BY_HAND + "split: {train: 0.5, test: 0.5}\nassessed: [motion]\npolicy: caps.yaml\n"
+    )
+    (folder / "caps.yaml").write_text("max_epsilon: 1.5\nmax_delta: 1.0e-6\n")
+    (folder / "cohort.yaml").write_text("name: radiology-2026\nethics_approval: '7'\n")
+    before = (folder / "site.yaml").read_bytes()
+    made(folder, **values, level="", consent_basis="broad consent")
+    assert (folder / "site.yaml").read_bytes() == before
+    assert (folder / "caps.yaml").read_text() == "max_epsilon: 1.5\nmax_delta: 1.0e-6\n"
+    assert not (folder / "policy.yaml").exists()
+    assert yaml.safe_load((folder / "cohort.yaml").read_text()) == {
+        "name": "radiology-2026",
+        "ethics_approval": "7",
+        "consent_basis": "broad consent",
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "other"}, {"cohort": "c"}, {"nominal_patients": 100}, {"labels": "labels.csv"}]
+)
+def test_init_does_not_contradict_site_yaml(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    values = by_hand(folder)
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        made(folder, **(values | changes))
+    assert caught.value.code == "bad-argument"
+    assert everything(tmp_path) == before
+
+
+def test_keys_that_cannot_be_added_are_named_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    flow = "{name: hospital-a, kind: hospital, cohort: radiology-2026, images: ../images, "
+    values = by_hand(folder, flow + "labels: sheets/labels.csv, nominal_patients: 200, state: kept}\n")
+    (folder / "kept" / "site.key").unlink()
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        made(folder, **values)
+    assert (caught.value.code, "policy: policy.yaml" in caught.value.hint) == ("bad-site", True)
+    left = everything(tmp_path)
+    assert {name for name in left if "kept" not in name} == {name for name in before if "kept" not in name}
+
+
+def test_a_new_folder_beside_a_site_is_told_that_its_key_is_new(tmp_path: Path) -> None:
+    values = by_hand(tmp_path / "mine", BY_HAND.replace("state: kept", "state: state"))
+    site_key(tmp_path / "mine" / "state")
+    told: list[str] = []
+    made(tmp_path / "site", **values, warn=told.append)
+    assert any("new site key" in line and str(tmp_path / "mine") in line for line in told)
