@@ -14,7 +14,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: setup demo test test-slow check bench offline clean-demo
+.PHONY: setup demo test test-slow check coverage bench offline clean-demo
 
 setup: $(STAMP)
 
@@ -33,16 +33,32 @@ demo: $(STAMP) $(DATA)
 	$(BIN)/fedqc simulate configs/plans/demo.yaml --data $(DATA) --out $$run && \
 	$(BIN)/fedqc report $$run
 
+# The modules are spread over all cores (one module stays in one process) and run in a random order; to repeat an
+# order: .venv/bin/python -m pytest --randomly-seed=N with the N that the first lines of the output name.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python tests/docstring_share.py
+
+# Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n auto --cov --cov-branch --cov-report=
+	$(BIN)/coverage json --quiet -o .coverage.json
+	$(BIN)/python -c 'import json, subprocess; \
+		totals = json.load(open(".coverage.json"))["totals"]; \
+		share = 100 * totals["covered_branches"] / totals["num_branches"]; \
+		commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(); \
+		json.dump({"percent": share, "commit": commit}, open(".coverage-share.json", "w"))'
+	$(BIN)/python tests/docstring_share.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loop_overhead.py --quick --update docs/performance.md

@@ -34,7 +34,7 @@ GRID = 2.0**-24
 LIMIT = 2**30
 """Largest magnitude of one update value in grid steps: larger is refused, never wrapped."""
 
-MOST_EXACT_WEIGHT = 2**21
+MAX_EXACT_WEIGHT = 2**21
 """Up to this total weight a mean in floating point, which takes less than half the time, is rounded as in
 integers.
 """
@@ -48,7 +48,7 @@ IN_CACHE = 1 << 16
 BLOCK = 1024
 """Values that share one scale in an int8 frame."""
 
-MOST_SHIFT = 24
+MAX_SHIFT = 24
 """Scale of a block whose largest value is LIMIT, as a power of two."""
 
 STEPS, FLOATS, INT8 = b"fqs1", b"fqf1", b"fq81"
@@ -59,7 +59,7 @@ ZSTD_LEVEL = 1
 larger.
 """
 
-MOST_WINDOW = 8 << 20
+MAX_WINDOW = 8 << 20
 """Bytes that any zstd decoder must be ready to look back over (RFC 8878, section 3.1.1.1.2)."""
 
 
@@ -161,7 +161,7 @@ def mean_steps(total: np.ndarray, weight: int) -> np.ndarray:
         raise RunError(
             "the mean update is too large for the grid", code="diverged", hint="lower training.learning_rate"
         )
-    if weight > MOST_EXACT_WEIGHT:
+    if weight > MAX_EXACT_WEIGHT:
         whole, rest = np.divmod(total, np.int64(weight))
         rest *= 2
         whole += (rest > weight) | ((rest == weight) & (whole & 1 == 1))
@@ -253,7 +253,7 @@ def quantize_int8(steps: np.ndarray, generator: np.random.Generator) -> tuple[np
     below = (np.int32(1) << shifts[:, None]) - 1
     rests = (blocks & below) * np.ldexp(np.float32(1), -shifts)[:, None]  # in [0, 1), exact
     added = float(((rests - rests * rests).sum(axis=1, dtype=np.float64) * 4.0**shifts).sum())
-    coins = generator.integers(0, 1 << MOST_SHIFT, blocks.shape, np.int32) & below
+    coins = generator.integers(0, 1 << MAX_SHIFT, blocks.shape, np.int32) & below
     rounded = (blocks + coins) >> shifts[:, None]
     content = np.concatenate([shifts.astype(np.int8), rounded.reshape(-1)[: steps.size].astype(np.int8)])
     return _pack(INT8, content), added * GRID**2 / max(1, steps.size)
@@ -264,7 +264,7 @@ def dequantize_int8(frame: np.ndarray, size: int) -> np.ndarray:
     count = -(-size // BLOCK)
     content = _unpack(INT8, frame, count + size)
     shifts = content[:count].astype(np.int32)
-    if shifts.max(initial=0) > MOST_SHIFT:
+    if shifts.max(initial=0) > MAX_SHIFT:
         raise _bad_frame("a scale is beyond the grid")
     blocks = np.zeros((count, BLOCK), np.int32)
     blocks.reshape(-1)[:size] = content[count:].view(np.int8)
@@ -324,7 +324,7 @@ def _unpack(tag: bytes, frame: np.ndarray, length: int) -> np.ndarray:
         declared = zstandard.get_frame_parameters(body, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
         if declared.content_size != length:
             raise _bad_frame(f"it declares {declared.content_size} bytes, expected {length}")
-        if declared.window_size > max(length, MOST_WINDOW) or declared.dict_id:
+        if declared.window_size > max(length, MAX_WINDOW) or declared.dict_id:
             raise _bad_frame("it asks for more memory than it fills, or for a dictionary")
         decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
         return np.frombuffer(decompressor.decompress(body, allow_extra_data=False), np.uint8)

@@ -24,7 +24,7 @@ import typer
 
 from common.cli import COMMANDS, SILENT
 from common.strict import strict_yaml
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 DOCKER = ROOT / "docker"
 COORDINATOR, SITE, GPU = "compose.coordinator.yaml", "compose.site.yaml", "compose.site.gpu.yaml"

@@ -24,7 +24,7 @@ from common.losses import LOSSES
 from common.models import MODELS
 from common.plan import RunPlan
 from server.strategies import STRATEGIES
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 ROOMS = ("server", "client", "common")
 

@@ -22,7 +22,8 @@ from common.physics import SIMULATORS
 from common.physics.acquisition import Acquisition, frame_of
 from server.strategies import STRATEGIES, strategy_named
 from server.strategies.fedavg import fedavg
-from tests.conftest import ROOT, Consortium, tiny_plan
+from tests.helpers.command_line import ROOT
+from tests.helpers.consortium import Consortium, tiny_plan
 
 
 def example(registry: str, folder: Path) -> tuple[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 LINT = Path(sys.executable).with_name("lint-imports")
 

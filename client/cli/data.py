@@ -54,12 +54,13 @@ def phantom(
 
 @data.command()
 def inject(
-    src: Annotated[
-        Path | None,
-        typer.Argument(help="Real images: a folder, a zip archive or a file; with --map, a folder."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(help="With --map: new folder, one subfolder per site.")
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="SRC... [OUT]",
+            help="SRC, real images: a folder, a zip archive or a file; with --map, a folder; with "
+            "--per-person, one or more. OUT (--map, --per-person): new folder, one subfolder per site.",
+        ),
     ] = None,
     map_file: Annotated[
         Path | None,
@@ -67,10 +68,27 @@ def inject(
             "--map", help="YAML file that assigns folders to hospitals, such as configs/real_hospitals.yaml."
         ),
     ] = None,
+    per_person: Annotated[
+        bool,
+        typer.Option(
+            "--per-person",
+            help="Write each person (PatientID) once, clean or with one artifact; needs no map.",
+        ),
+    ] = False,
+    sites: Annotated[
+        int | None, typer.Option(help="With --per-person: number of sites, 1 to 26. Default: 1.")
+    ] = None,
+    clean_share: Annotated[
+        float | None,
+        typer.Option(
+            help="With --per-person: share of clean people. Default: as many as with each artifact."
+        ),
+    ] = None,
     gallery: Annotated[
         Path | None,
         typer.Option(
-            help="Write an HTML page of simulated artifacts; with --map, of its images (.html or .png)."
+            help="Write an HTML page of simulated artifacts; with --map and --per-person, of the images "
+            "written (.html or .png)."
         ),
     ] = None,
     blind: Annotated[
@@ -82,15 +100,26 @@ def inject(
         typer.Option(help="Evaluate the filled workbooks in the folder written by --blind."),
     ] = None,
     artifact: Annotated[
-        list[str] | None, typer.Option(help="Use only this simulator; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Use only this simulator, with --per-person only this artifact; repeatable. Default: all."
+        ),
     ] = None,
     severity: Annotated[
         list[float] | None,
-        typer.Option(help="Above 0, at most 1; repeatable. Default: 0.25, 0.5, 0.75 and 1."),
+        typer.Option(
+            help="Above 0, at most 1; repeatable. Default: 0.25, 0.5, 0.75 and 1. With --per-person: lowest "
+            "and highest; default 0.6 and 1."
+        ),
     ] = None,
     slices: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Slices per modality. Default: 2, with --blind 4."),
+        typer.Option(
+            min=1,
+            max=100,
+            help="Slices per modality. Default: 2, with --blind 4. With --per-person: at most this many of a "
+            "person; default all.",
+        ),
     ] = None,
     readers: Annotated[int | None, typer.Option(help="With --blind: number of readers. Default: 3.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same images.")] = 7,
@@ -98,19 +127,28 @@ def inject(
     format: FormatOption = Format.text,
 ) -> None:
     """Simulate artifacts on real slices: write a gallery, a blinded reader study and its evaluation, or site
-    folders (OUT with --map).
+    folders (OUT with --map or --per-person).
     """
+    sources, out = list(paths or []), None
+    if map_file or per_person or len(sources) > 1:
+        sources, out = (sources[:-1], sources[-1]) if len(sources) > 1 else (sources, None)
+    src = sources[0] if sources else None
     kind = _kind_of_injection(
         {
             "SRC": src,
+            "a second SRC": sources[1:],
             "OUT": out,
             "--map": map_file,
+            "--per-person": per_person or None,
+            "--sites": sites,
+            "--clean-share": clean_share,
             "--gallery": gallery,
             "--blind": blind,
             "--acceptance": acceptance,
         }
         | {"--artifact": artifact, "--severity": severity, "--slices": slices, "--readers": readers}
     )
+    counts: dict[str, Any] = {}
     if kind == "acceptance":
         from client.reader_study import realism
         from client.simulation.gallery_text import gallery_speaker
@@ -136,6 +174,23 @@ def inject(
             language=lang,
         )
         written = [_given(out), *([] if gallery is None else [gallery])]
+    elif kind == "person":
+        from client.simulation.people import deal_of, inject_people
+        from common.progress_bar import progress_shown
+
+        deal = deal_of(
+            sites=1 if sites is None else sites,
+            seed=seed,
+            artifacts=artifact or [],
+            severities=severity or [],
+            clean_share=clean_share,
+            slices=slices,
+        )
+        with progress_shown() as progress:
+            counts = inject_people(
+                sources, _given(out), deal, say=say, progress=progress, gallery=gallery, language=lang
+            )
+        written = [_given(out), *([] if gallery is None else [gallery])]
     else:
         from client.simulation.real_slices import wish
 
@@ -154,7 +209,7 @@ def inject(
             write_gallery(_given(src), _given(gallery), wanted, language=lang, say=say)
             written = [_given(gallery)]
     print(
-        json.dumps({"written": [str(path) for path in written]})
+        json.dumps({"written": [str(path) for path in written], **counts})
         if format is Format.json
         else "\n".join(map(str, written))
     )
@@ -170,6 +225,11 @@ def _given(value: Path | None) -> Path:
 _INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
     "acceptance": ("--acceptance DIR", {"--acceptance"}, set()),
     "blind": ("SRC --blind DIR", {"SRC", "--blind"}, {"--artifact", "--severity", "--slices", "--readers"}),
+    "person": (
+        "SRC... OUT --per-person",
+        {"SRC", "OUT", "--per-person"},
+        {"a second SRC", "--sites", "--clean-share", "--gallery", "--artifact", "--severity", "--slices"},
+    ),
     "map": ("SRC OUT --map MAP", {"SRC", "OUT", "--map"}, {"--gallery"}),
     "gallery": ("SRC --gallery FILE.html", {"SRC", "--gallery"}, {"--artifact", "--severity", "--slices"}),
 }
@@ -185,7 +245,10 @@ def _kind_of_injection(words: dict[str, Any]) -> str:
     kinds = {
         "--acceptance": "acceptance",
         "--blind": "blind",
+        "--per-person": "person",
         "--map": "map",
+        "--sites": "person",
+        "--clean-share": "person",
         "OUT": "map",
         "--gallery": "gallery",
     }
@@ -202,14 +265,16 @@ def _kind_of_injection(words: dict[str, Any]) -> str:
         problems = [f"{', '.join(missing)} missing"] * bool(missing) + [
             f"{', '.join(wrong)} not allowed here"
         ] * bool(wrong)
-        extra = "".join(f" [{word} …]" for word in words if word in also)
+        extra = "".join(f" [{word} …]" for word in words if word in also and word.startswith("--"))
+        if kind == "map" and missing == ["--map"]:
+            extra += "; or, without a map, SRC... OUT --per-person"
         raise ConfigError(
             f"{form}: {'; '.join(problems)}", code="bad-argument", hint=f"fedqc data inject {form}{extra}"
         )
-    suffixes = {"gallery": (".html",), "map": (".html", ".png")}.get(kind, ())
+    suffixes = {"gallery": (".html",), "map": (".html", ".png"), "person": (".html", ".png")}.get(kind, ())
     if (gallery := words["--gallery"]) is not None and gallery.suffix.lower() not in suffixes:
         why = (
-            "a contact sheet (.png) needs --map"
+            "a contact sheet (.png) needs --map or --per-person"
             if gallery.suffix.lower() == ".png"
             else "the file name must end in .html"
         )

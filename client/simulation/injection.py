@@ -1,10 +1,12 @@
 """Write site folders of real clean slices and the same slices with simulated artifacts (`fedqc data inject`).
 
-A map (configs/real_hospitals.yaml) says which folders of public images make up which hospital. There is one
-volunteer a folder, so a "patient" is a stand-in: a block of neighbouring slice positions, in one version
+A map (configs/real_hospitals.yaml) says which folders of public images make up which hospital. With one
+volunteer a folder, a "patient" is a stand-in: a block of neighbouring slice positions, in one version
 (clean, or with one artifact, or with several). Blocks are disjoint with a gap of unused positions; all
-versions of a block, and all images of one position, are in one part. They are still one person, and versions
-of a block resemble one another: figures from such a site show that the path works, not how well.
+versions of a block, and all images of one position, are in one part. A block holds one person; of a folder
+of several people, all blocks of a person are in one part. Versions of a block and blocks of a person
+resemble one another: figures from such a site show that the path works, not how well. `people.py` writes
+one version a person instead.
 
 Clean versions run through the same code with severity zero. An artifact that changes too little of the body
 is drawn again, and after `DRAWS` attempts the version is left out, so that no label says more than the image
@@ -19,9 +21,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,7 +66,7 @@ ORDER = (
 UNEVEN_HU = 40.0  # an even change of all soft tissue is no artifact
 MIN_CHANGED = {
     "metal": 0.20,
-    "beam_hardening": 0.25,
+    "beam_hardening": 0.2,
     "motion": 0.15,
     "susceptibility": 0.03,
     "chemical_shift": 0.05,
@@ -73,7 +77,12 @@ STAND_IN = (
     "versions with simulated artifacts;"
     " versions of a block are not independent, so intervals are too narrow"
 )
+STAND_IN_SEVERAL = (
+    "'patients' are slice blocks of one person each, each in several versions with simulated artifacts;"
+    " blocks and versions of a person are not independent, so intervals are too narrow"
+)
 MANIFEST = "injected.jsonl"
+LABEL_COLUMNS = ("file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES))
 
 
 # a path below SRC
@@ -161,12 +170,16 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """The usable images of a folder by position, and what happened to the rest."""
+    """The usable images of a folder by patient and position, and what happened to the rest."""
 
-    positions: tuple[tuple[RealImage, ...], ...]
+    patients: tuple[tuple[tuple[RealImage, ...], ...], ...]
     modality: Modality
     found: int
     skipped: dict[str, int]
+
+    @property
+    def positions(self) -> tuple[tuple[RealImage, ...], ...]:
+        return tuple(position for patient in self.patients for position in patient)
 
 
 @dataclass(kw_only=True)
@@ -316,11 +329,31 @@ def take(src: Path, wanted: Folder, labels: dict[str, str]) -> Taken:
             hint="see 'accept' in the map",
         )
     return Taken(
-        positions=_by_position(sources),
+        patients=_by_patient(sources),
         modality=modalities[0],
         found=len(files),
         skipped=dict(sorted(skipped.items())),
     )
+
+
+def _by_patient(sources: Sequence[RealImage]) -> tuple[tuple[tuple[RealImage, ...], ...], ...]:
+    """The positions of each patient. Images without a PatientID are taken for one patient."""
+    patients: dict[str, list[RealImage]] = {}
+    for source in sources:
+        patients.setdefault(patient_name(source.header) or "", []).append(source)
+    return tuple(_by_position(patients[name]) for name in sorted(patients))
+
+
+def patient_name(header: SliceHeader) -> str | None:
+    """PatientID as it is compared: without regard to width (NFKC), case and surrounding space; None without
+    one.
+    """
+    kind, _, raw = header.patient_key.partition(":")
+    if kind != "PatientID":
+        return None
+    with suppress(UnicodeError):  # another character set is compared byte by byte
+        raw = raw.encode("latin-1").decode("utf-8")
+    return unicodedata.normalize("NFKC", raw).strip().casefold() or None
 
 
 def _by_position(sources: Sequence[RealImage]) -> tuple[tuple[RealImage, ...], ...]:
@@ -351,8 +384,7 @@ def cut(
     """
     count = max(1, (len(positions) + gap) // (slices + gap))
     first = max(0, len(positions) - count * slices - (count - 1) * gap) // 2
-    tests = 0 if count == 1 else min(count - 1, max(1, round(test_share * count)))
-    in_test = {int((number + 0.5) * count / tests) for number in range(tests)}
+    in_test = _in_test(count, test_share)
     blocks = []
     for number in range(count):
         start = first + number * (slices + gap)
@@ -363,9 +395,29 @@ def cut(
     return blocks
 
 
+def _in_test(count: int, test_share: float) -> set[int]:
+    tests = 0 if count == 1 else min(count - 1, max(1, round(test_share * count)))
+    return {int((number + 0.5) * count / tests) for number in range(tests)}
+
+
+def blocks_of(source: Taken, *, slices: int, gap: int, part: str | None, test_share: float) -> list[Block]:
+    """The blocks of a folder. A block holds one patient; of several patients, all blocks of one are in one
+    part.
+    """
+    if len(source.patients) == 1:
+        return cut(source.patients[0], slices=slices, gap=gap, part=part, test_share=test_share)
+    in_test = _in_test(len(source.patients), test_share)
+    blocks: list[Block] = []
+    for number, positions in enumerate(source.patients):
+        where = part or ("test" if number in in_test else "train")
+        for block in cut(positions, slices=slices, gap=gap, part=where, test_share=test_share):
+            blocks.append(replace(block, number=len(blocks) + 1))
+    return blocks
+
+
 def versions_of(modality: Modality, wanted: Versions, without: Collection[str] = ()) -> list[tuple[str, ...]]:
     """The artifacts of each version; none for a clean one."""
-    names = [name for name in ORDER if _can_occur(name, modality) and name not in without]
+    names = [name for name in ORDER if can_occur(name, modality) and name not in without]
     twos = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
     return [
         *[()] * wanted.clean,
@@ -397,14 +449,17 @@ def corrupt(
     images: Sequence[np.ndarray],
     modality: Modality,
     severities: dict[str, float],
-    acquisition: Acquisition,
+    acquisitions: Sequence[Acquisition],
     generator: torch.Generator,
 ) -> Corrupted:
     """Every artifact of the modality in turn, at severity zero where `severities` does not name it.
 
     Args:
-        images: slices of one stand-in patient; the implant or field stays in its place, movement differs from
-            slice to slice.
+        images: slices of one patient, each (rows, columns), HU or magnitude. All slices show one draw: the
+            implant, field or bandwidth stays as it is, placed relative to the body in each slice; only
+            movement differs from slice to slice.
+        severities: of each named artifact, the same in all slices.
+        acquisitions: how each slice was taken.
     """
     changed: dict[str, float] = {}
     slices = [torch.from_numpy(image) for image in images]
@@ -413,13 +468,13 @@ def corrupt(
     params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
     chosen: dict[str, str] = {}
     for name in ORDER:
-        if not _can_occur(name, modality):
+        if not can_occur(name, modality):
             continue
         shown_by, severity = choose(name, generator), severities.get(name, 0.0)
         simulator = SIMULATORS[shown_by]
         start = int(torch.randint(0, 2**31 - 1, (), generator=generator))
         results: list[Tensor] = []
-        for number, (image, body) in enumerate(zip(slices, bodies, strict=True)):
+        for number, (image, body, acquisition) in enumerate(zip(slices, bodies, acquisitions, strict=True)):
             own = torch.Generator().manual_seed(start + number if name == "motion" else start)
             drawn = simulator.draw(severity, own, acquisition)
             result, mask = simulator.apply(image, drawn)
@@ -473,11 +528,12 @@ def _write_hospital(
     (folder / "images").mkdir(parents=True)
     rows: list[list[str]] = []
     lines: list[dict[str, Any]] = []
-    training_blocks = 0
+    training_blocks, several = 0, 0
     for number, one in enumerate(folders, start=1):
         source = taken[one.folder]
         slices, gap = one.slices or wanted.slices, one.gap or wanted.gap
-        blocks = cut(source.positions, slices=slices, gap=gap, part=one.part, test_share=wanted.test_share)
+        blocks = blocks_of(source, slices=slices, gap=gap, part=one.part, test_share=wanted.test_share)
+        several += len(source.patients) > 1
         training_blocks += sum(block.part == "train" for block in blocks)
         written = _Written(lines=lines, shown=shown)
         for block in blocks:
@@ -502,11 +558,13 @@ def _write_hospital(
             + _listing("skipped", source.skipped)
             + _listing("left out, too little changed", dict(sorted(written.dropped.items())))
         )
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES), "part"])
-        writer.writerows(rows)
-    (folder / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        if len(source.patients) > 1:
+            say(
+                f"warning: {one.folder} holds {len(source.patients)} patients; a block holds one of them, but"
+                " every version is a patient of its own, with its own ε; --per-person writes one version a"
+                " person"
+            )
+    write_tables(folder, [*LABEL_COLUMNS, "part"], rows, lines)
     write_site_yaml(
         folder,
         {
@@ -514,10 +572,21 @@ def _write_hospital(
             "kind": "public",
             "cohort": f"real-{name}-{seed}",
             "nominal_patients": nominal_bucket(training_blocks),
-            "stand_in": STAND_IN,
+            "stand_in": STAND_IN_SEVERAL if several else STAND_IN,
         },
         key=hashlib.sha256(f"inject key {name} {seed}".encode()).digest(),
     )
+
+
+def write_tables(
+    folder: Path, columns: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[dict[str, Any]]
+) -> None:
+    """labels.csv and injected.jsonl of a site folder."""
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    (folder / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _listing(what: str, counts: dict[str, int]) -> str:
@@ -544,66 +613,79 @@ def _write_block(
             continue
         patient = f"{tag}-V{number:02d}"
         written.patients[block.part] += 1
-        written.slices += len(made.images)
-        labels = [str(int(name in artifacts)) if _can_occur(name, modality) else "" for name in NAMES]
-        severities = [f"{made.severities[name]:.2f}" if name in artifacts else "" for name in NAMES]
-        for position, image in enumerate(made.images):
+        written.slices += len(made.clean)
+        for position in range(len(made.clean)):
             file = f"{patient.lower()}-{position + 1}.dcm"
-            _write(images / file, image, made, patient, f"{identity}/{number}", position)
-            written.lines.append(
-                {
-                    "file": file,
-                    "patient": patient,
-                    "mirrored": mirrored,
-                    "seed": made.seed,
-                    "artifacts": {
-                        name: {
-                            "severity": made.severities[name],
-                            "simulator": made.simulators[name],
-                            "params": params,
-                        }
-                        for name, params in made.params[position].items()
-                    },
-                }
-            )
-            yield [file, *labels, *severities, block.part]
+            write_image(images / file, made, position, patient=patient, identity=f"{identity}/{number}")
+            written.lines.append(made.line(position, file=file, patient=patient, mirrored=mirrored))
+            yield [file, *made.labels(modality), block.part]
         if artifacts and artifacts not in seen:
             seen.add(artifacts)
             row = f"{tag} {block.part}"
-            title = " + ".join(
-                f"{name} {made.severities[name]:.2f} ({made.changed[name]:.0%})" for name in artifacts
-            )
-            written.shown.append(Shown(row=row, title=title, simulated=_shown(row, modality, made)))
+            written.shown.append(Shown(row=row, title=made.title, simulated=shown_of(row, modality, made)))
 
 
-def _shown(name: str, modality: Modality, made: _Version) -> Simulated:
-    """The first slice of a version, for people."""
-    body = body_of(torch.from_numpy(made.clean[0]), modality).numpy()
+def shown_of(name: str, modality: Modality, version: Version) -> Simulated:
+    """The first slice of a version, for the gallery."""
+    made = version.made
+    body = body_of(torch.from_numpy(version.clean[0]), modality).numpy()
     return Simulated(
         name=name,
         modality=modality,
-        severities={artifact: made.severities[artifact] for artifact in made.params[0]},
+        severities={artifact: version.severities[artifact] for artifact in made.params[0]},
         params=made.params[0],
         changed=float(made.masks[0][body].mean()) if body.any() else 0.0,
-        seed=made.seed,
-        clean=made.clean[0],
+        seed=version.seed,
+        clean=version.clean[0],
         corrupted=made.images[0],
         mask=made.masks[0],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Version:
+class Version:
+    """Clean slices of one patient and what was made of them."""
+
     clean: list[np.ndarray]
-    images: list[np.ndarray]
-    masks: list[np.ndarray]
+    made: Corrupted
     headers: list[SliceHeader]
-    spacing_mm: float
+    spacings_mm: list[float]
     seed: int
     severities: dict[str, float]
-    simulators: dict[str, str]
-    params: list[dict[str, dict[str, Any]]]  # of each slice
-    changed: dict[str, float]
+
+    @property
+    def title(self) -> str:
+        return (
+            " + ".join(
+                f"{name} {severity:.2f} ({self.made.changed[name]:.0%})"
+                for name, severity in self.severities.items()
+            )
+            or "clean"
+        )
+
+    def labels(self, modality: Modality) -> list[str]:
+        """Present or absent for each artifact that occurs in the modality, then severities, as labels.csv."""
+        return [
+            *(str(int(name in self.severities)) if can_occur(name, modality) else "" for name in NAMES),
+            *(f"{self.severities[name]:.2f}" if name in self.severities else "" for name in NAMES),
+        ]
+
+    def line(self, number: int, *, file: str, patient: str, mirrored: bool) -> dict[str, Any]:
+        """The line of the manifest for one of its slices."""
+        return {
+            "file": file,
+            "patient": patient,
+            "mirrored": mirrored,
+            "seed": self.seed,
+            "artifacts": {
+                name: {
+                    "severity": self.severities[name],
+                    "simulator": self.made.simulators[name],
+                    "params": params,
+                }
+                for name, params in self.made.params[number].items()
+            },
+        }
 
 
 def _make_version(
@@ -614,7 +696,7 @@ def _make_version(
     severity: Severity,
     *,
     mirrored: bool,
-) -> _Version | None:
+) -> Version | None:
     """One version of a block, or None if the artifacts change too little in `DRAWS` draws.
 
     Every second version is mirrored, clean or not, so that two clean versions are not the same file twice; of
@@ -630,40 +712,44 @@ def _make_version(
     acquisition = acquisition_of(torch.from_numpy(clean[0]), headers[0], spacing)
     for _ in range(DRAWS):
         severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
-        made = corrupt(clean, modality, severities, acquisition, generator)
+        made = corrupt(clean, modality, severities, [acquisition] * len(clean), generator)
         if all(made.changed[name] >= MIN_CHANGED[name] for name in artifacts):
-            return _Version(
+            return Version(
                 clean=clean,
-                images=made.images,
-                masks=made.masks,
+                made=made,
                 headers=headers,
-                spacing_mm=spacing,
+                spacings_mm=[spacing] * len(clean),
                 seed=seed,
                 severities=severities,
-                simulators=made.simulators,
-                params=made.params,
-                changed=made.changed,
             )
     return None
 
 
-def _write(path: Path, image: np.ndarray, made: _Version, patient: str, identity: str, position: int) -> None:
-    """DICOM with nothing of the original but pixels, geometry, the maker's name and how the slice was
-    taken.
+def write_image(
+    path: Path, version: Version, number: int, *, patient: str, identity: str, series: str = ""
+) -> None:
+    """Write slice `number` of a version as DICOM with nothing of the original but pixels, geometry, the
+    maker's name and how the slice was taken.
+
+    Args:
+        patient: the PatientID written.
+        identity: of the study; UIDs follow from it.
+        series: tells series of the study apart.
     """
-    first, header = made.headers[0], made.headers[position]
+    first, header = version.headers[0], version.headers[number]
+    image = version.made.images[number]
     is_ct = header.modality == "CT"
     write_slice(
         path,
         image,
         HeaderFacts(
             modality=header.modality,
-            pixel_spacing_mm=made.spacing_mm,
+            pixel_spacing_mm=version.spacings_mm[number],
             patient_id=patient,
             study_uid=make_uid(f"{identity}/study".encode()),
-            series_uid=make_uid(f"{identity}/series".encode()),
-            sop_uid=make_uid(f"{identity}/{position}".encode()),
-            instance_number=position + 1,
+            series_uid=make_uid(f"{identity}/series{series}".encode()),
+            sop_uid=make_uid(f"{identity}/{number}".encode()),
+            instance_number=number + 1,
             slice_position_mm=round((header.slice_position_mm or 0.0) - (first.slice_position_mm or 0.0), 3),
             slice_thickness_mm=header.slice_thickness_mm or 1.0,
             manufacturer=header.manufacturer,
@@ -679,5 +765,5 @@ def _write(path: Path, image: np.ndarray, made: _Version, patient: str, identity
     )
 
 
-def _can_occur(name: str, modality: Modality) -> bool:
+def can_occur(name: str, modality: Modality) -> bool:
     return any(one.name == name and one.modality == modality for one in ARTIFACTS)

@@ -17,6 +17,9 @@ Params = TypeVar("Params")
 REFERENCE_MATRIX = 256
 """Pixel quantities in our tables are for this matrix; scale them by `Acquisition.pixel_scale`."""
 
+MAX_HARDENING_GAIN = 25.0
+"""Bands of beam hardening are amplified at most this much, so that a slice without bone stays clean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -64,6 +67,9 @@ class Acquisition:
     field_tesla: float = 1.5
     echo_time_ms: float = 10.0
     bandwidth_hz_per_px: float = 200.0
+    hardening_gain: float = MAX_HARDENING_GAIN
+    """Largest gain of beam hardening bands. Ribs and vertebrae of people are thinner and more porous than
+    those of our phantoms, so real slices need more."""
 
     @property
     def pixel_scale(self) -> float:

@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 from common.physics import ct
-from common.physics.acquisition import Acquisition, uniform
-
-MAX_GAIN = 25.0
-"""Bands are amplified at most this much, so that a slice without bone stays clean."""
+from common.physics.acquisition import MAX_HARDENING_GAIN, Acquisition, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +30,8 @@ class BeamHardening:
     centring: float
     """Share of the mean change in soft tissue that calibration removes."""
     pixel_spacing_mm: float
+    max_gain: float = MAX_HARDENING_GAIN
+    """At severity 1."""
 
 
 def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) -> BeamHardening:
@@ -44,6 +43,7 @@ def draw(severity: float, generator: torch.Generator, acquisition: Acquisition) 
         water_error=uniform(generator, 0.0, 0.06),
         centring=uniform(generator, 0.6, 1.0),
         pixel_spacing_mm=acquisition.pixel_spacing_mm,
+        max_gain=acquisition.hardening_gain,
     )
 
 
@@ -99,7 +99,9 @@ def scale(difference: Tensor, images: Tensor, params: Sequence[BeamHardening]) -
         if values.numel() < 50:
             scaled.append(torch.zeros_like(change))
             continue
-        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(max=MAX_GAIN * one.severity)
+        gain = (one.depth_hu / ct.depth_below_mean(values).clamp(min=1e-3)).clamp(
+            max=one.max_gain * one.severity
+        )
         limit = max(2 * one.depth_hu, 1e-3)
         bands = limit * torch.tanh((change - one.centring * values.mean() * matter) * (gain / limit))
         scaled.append(bands * (1 - 0.8 * calibrated))

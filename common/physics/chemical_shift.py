@@ -191,10 +191,16 @@ def fat_share(images: Tensor) -> Tensor:
     something dark beneath it.
 
     Walks inwards from the body outline, at most 9 % of the matrix, through bright pixels only; a few pixels
-    of dark skin may be crossed first. What the walk reached counts where, further in, the signal falls to
-    half of the fat's within a few pixels (skull, muscle); cortex or liver that touches the outline goes on
-    being bright and is left alone. Fails where fat is dark (fat suppression) and where muscle is as bright as
-    fat: then nothing is marked.
+    of dark skin may be crossed first, from outside only. What the walk reached counts where, further in, the
+    signal falls to half of the fat's within a few pixels (skull, muscle). Cortex or liver that touches the
+    outline goes on being bright and is left alone, and so is a tumour that takes up contrast and grew
+    through the skull. Fails where fat is dark (fat suppression) and where muscle is as bright as fat: then
+    nothing is marked. A flat tumour in the scalp with dark bone beneath it is taken for fat.
+
+    Args:
+        images: magnitude, shape (slices, rows, columns).
+    Returns:
+        float32, same shape.
     """
     side = max(images.shape[-2:])
     depth_px, skin_px, gap_px = (
@@ -206,29 +212,54 @@ def fat_share(images: Tensor) -> Tensor:
     flat = images.reshape(images.shape[0], -1)
     bright_level = flat.kthvalue(int(0.98 * flat.shape[-1]), dim=-1).values[:, None, None]
     bright = body & (images > 0.5 * bright_level)
-    reached = ~body
+    # dark pixels are crossed from outside only: a walk that came through fat would cross the skull
+    skin = ~body
     kept = torch.zeros_like(body)
     for depth in range(depth_px):
-        front = _grown(reached) & body & ~reached
-        fat = front & bright
-        kept |= fat
-        reached |= fat if depth >= skin_px else front
-    # the walk stops where it is dark, or at its limit where it is still bright: there it was no layer
+        front = _grown(skin | kept) & bright & ~kept
+        if depth < skin_px:
+            skin = skin | _grown(skin) & body & ~bright
+        kept = kept | front
+    # the walk stops where it is dark, or at its limit where it is still bright: there it was no layer. Where
+    # what goes on being bright is solid (a tumour, liver) and not a bridge (a vein), nothing above it counts
     stopped_at_limit = _grown(kept) & bright & ~kept
-    spread = stopped_at_limit
-    for _ in range(depth_px // 2):
-        spread = _grown(spread) & kept | spread
+    half = depth_px // 2
+    solid = _spread(~_spread(~bright, half), half)
+    spread = _walked(stopped_at_limit, kept, half) | _walked(stopped_at_limit & solid, kept, depth_px)
     layer = kept & ~spread
     # beneath the layer the signal must fall to half of what it is in the layer, and not only in its last
     # partial pixel
     local = images.where(layer, torch.zeros_like(images))
     fat_level = max_pool2d(local[:, None], 2 * gap_px + 1, stride=1, padding=gap_px)[:, 0]
     dark = body & ~_grown(~body) & (images < 0.5 * fat_level)
-    near_dark = dark
-    for _ in range(depth_px):
-        near_dark = _grown(near_dark) & layer | near_dark
-    return (layer & near_dark).float()
+    return _whole(layer & _walked(dark, layer, depth_px), kept, round(0.03 * side))
+
+
+def _whole(layer: Tensor, bright: Tensor, reach_px: int) -> Tensor:
+    """A layer without holes and islands, as a share 0..1: of the bright pixels nearby more than 80 % must be
+    of the layer for a full share, and 40 % for any. Where the layer ends within bright tissue its share
+    fades, so that the displaced fat leaves no hole with a straight edge.
+    """
+    width = 2 * reach_px + 1
+    marked, of = (
+        avg_pool2d(mask[:, None].float(), width, stride=1, padding=reach_px)[:, 0] for mask in (layer, bright)
+    )
+    density = marked / of.clamp(min=1e-6)
+    share = ((density - 0.4) / 0.4).clamp(0, 1)
+    return torch.where(layer | (density > 0.8), share, torch.zeros_like(share)) * bright
+
+
+def _walked(start: Tensor, within: Tensor, steps: int) -> Tensor:
+    """What is reached from `start` in so many steps of one pixel through `within`; `start` included."""
+    reached = start
+    for _ in range(steps):
+        reached = _grown(reached) & within | reached
+    return reached
+
+
+def _spread(mask: Tensor, reach_px: int) -> Tensor:
+    return max_pool2d(mask[:, None].float(), 2 * reach_px + 1, stride=1, padding=reach_px)[:, 0] > 0
 
 
 def _grown(mask: Tensor) -> Tensor:
-    return max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+    return _spread(mask, 1)

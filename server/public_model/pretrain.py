@@ -95,23 +95,25 @@ CARD = """# small_cnn.safetensors
 The public starting weights of fedqc: one network of 0.25 M parameters, five artifacts, 128 x 128 pixels.
 
 - **SHA-256** `{sha256}`
-- **Data**: computer-generated phantoms with simulated artifacts, and nothing else. No image of a person, no file of anybody's.
+- **Data**: computer-generated phantoms with simulated artifacts only. No image of a person.
 - **Made by**
   ```
   fedqc data phantom data/public --public --patients 24000 --seed 424242
   fedqc simulate configs/plans/pretrain_phantom.yaml --data data/public --out runs/pretrain
   python -m server.public_model.pretrain runs/pretrain common/models/small_cnn.safetensors
   ```
-  plan `{plan}` ({plan_sha256:.12}), seed {seed}, {epochs} epochs, {threads} threads, torch {torch}; not private, for there is nobody to
-  protect. The neck whitens what the head sees by {patients} other phantoms, which changes no logit.
-- **Score** on {held} phantoms it never saw, AUROC a patient: {scores}.
+  plan `{plan}` ({plan_sha256:.12}), seed {seed}, {epochs} epochs, {threads} threads, torch {torch}.
+  Not private: phantoms need no protection. The neck whitens the features of the head by {patients} other
+  phantoms, which changes no logit.
+- **Score** on {held} other phantoms, AUROC per patient: {scores}.
 - **On real slices** with simulated artifacts: docs/physics.md, by artifact, severity and folder.
 
 ## Limits
 
-Chosen and tuned on phantoms, while looking at real slices of nine scanners: those are no untouched test. Phantoms are ellipses and smooth
-textures: a real image without artifact may score high for a reason no phantom has. Scores are no probabilities of a hospital, for the
-prevalence in the training data is invented; use ranks, or fit thresholds on one's own data. Not a medical device.
+Chosen and tuned on phantoms, while real slices of nine scanners were looked at: those slices are not an
+untouched test. Phantoms are ellipses and smooth textures: a real image without artifact may score high for
+a reason that no phantom has. Scores are not probabilities for a hospital, because the prevalence in the
+training data is invented; use ranks, or fit thresholds on your own data. Not a medical device.
 """
 
 

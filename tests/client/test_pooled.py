@@ -14,7 +14,7 @@ from common.model_file import load_model
 from common.models import build
 from common.weights import manifest_of, resolve_initial
 from common.wire import DescribeTask, Refusal, SiteDescription, SiteUpdate, TrainTask
-from tests.conftest import TRAINING, settle, tiny_plan
+from tests.helpers.consortium import TRAINING, settle, tiny_plan
 
 A, B, _ = TRAINING
 PLAN = tiny_plan(name="pooled", arms=["pooled"])

@@ -111,7 +111,7 @@ def test_scores_beyond_the_range_are_kept_in_the_outer_bins():
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     truth = 0.760  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
-    covered = []
+    covered = []  # type: ignore[var-annotated]
     for seed in range(200):
         low, high = Counts.of(*_random(30, seed)).interval()
         covered.extend((low <= truth) & (truth <= high))

@@ -26,7 +26,7 @@ from common.weights import (
     HEADER,
     INT8,
     LIMIT,
-    MOST_SHIFT,
+    MAX_SHIFT,
     STEPS,
     decode_floats,
     decode_steps,
@@ -291,12 +291,12 @@ def test_a_liar_costs_no_memory_of_any_kind() -> None:
 
 def test_a_scale_beyond_the_grid_is_refused() -> None:
     size = BLOCK + 1
-    for shift in (MOST_SHIFT + 1, 31, 32, 128, 255):
+    for shift in (MAX_SHIFT + 1, 31, 32, 128, 255):
         assert "scale" in refused(
             dequantize_int8, forged(INT8, zstd_body(bytes([0, shift]) + bytes(size))), size
         )
     largest = dequantize_int8(
-        forged(INT8, zstd_body(bytes([MOST_SHIFT, MOST_SHIFT]) + bytes([128]) * size)), size
+        forged(INT8, zstd_body(bytes([MAX_SHIFT, MAX_SHIFT]) + bytes([128]) * size)), size
     )
     assert largest.tolist() == [-(2**31)] * size  # beyond LIMIT, for the gate to refuse; but not wrapped
 

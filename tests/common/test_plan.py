@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from common.errors import PlanError
 from common.plan import RunPlan, parse_plan, read_plan
-from tests.conftest import ROOT, tiny_plan, tiny_values
+from tests.helpers.command_line import ROOT
+from tests.helpers.consortium import tiny_plan, tiny_values
 
 PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))
 

@@ -216,7 +216,7 @@ def test_the_filter_never_lets_the_whole_exceed_the_budget() -> None:
 
 def test_the_filter_wastes_little_of_the_budget_on_repeated_runs() -> None:
     one = gaussian(3.0, 0.1, 20)
-    history = []
+    history = []  # type: ignore[var-annotated]
     while filter_admits(history, one, epsilon=8.0, delta=1e-5):
         history.append(one)
     assert rdp_epsilon(history, 1e-5) > 7.9

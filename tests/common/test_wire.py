@@ -14,10 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import RunError
 from common.wire import (
-    DISCLOSED,
-    DP,
     OUTGOING,
-    PUBLIC,
     DescribeTask,
     Envelope,
     EvaluateTask,
@@ -31,54 +28,7 @@ from common.wire import (
     crossings,
     message_type,
 )
-
-LEAVES_A_HOSPITAL = {
-    "SiteDescription": {
-        "site": PUBLIC,
-        "kind": PUBLIC,
-        "members": PUBLIC,
-        "nominal_patients": PUBLIC,
-        "stand_in": PUBLIC,
-        "version": PUBLIC,
-    },
-    "SiteReadiness": {
-        "site": PUBLIC,
-        "kind": PUBLIC,
-        "nominal_patients": PUBLIC,
-        "version": PUBLIC,
-        "arms": PUBLIC,
-        "reasons": PUBLIC,
-        "evaluation": PUBLIC,
-        "data_prepared": PUBLIC,
-        "rounds_affordable": PUBLIC,
-        "seconds_a_round": PUBLIC,
-    },
-    "SiteUpdate": {
-        "site": PUBLIC,
-        "run": PUBLIC,
-        "arm": PUBLIC,
-        "round": PUBLIC,
-        "base_sha256": PUBLIC,
-        "weight": PUBLIC,
-        "private": PUBLIC,
-        "noise_multiplier": PUBLIC,
-        "epsilon": PUBLIC,
-        "delta": PUBLIC,
-        "data_changed": PUBLIC,
-        "added_variance": DP,
-        "update": DP,
-    },
-    "SiteEvaluation": {
-        "site": PUBLIC,
-        "run": PUBLIC,
-        "models": PUBLIC,
-        "mode": PUBLIC,
-        "data_changed": PUBLIC,
-        "histograms": DISCLOSED,
-        "covariance": DISCLOSED,
-    },
-    "Refusal": {"site": PUBLIC, "run": PUBLIC, "code": PUBLIC, "reason": PUBLIC, "incident": PUBLIC},
-}
+from tests.helpers.wire import LEAVES_A_HOSPITAL, record
 
 MESSAGES: tuple[WireMessage, ...] = (
     TrainTask(run="r", arm="federated", round=3, private=False, base=np.linspace(-1, 1, 7, dtype=np.float32)),
@@ -196,27 +146,6 @@ def test_another_message_is_refused(message: WireMessage, expected: type[WireMes
         with pytest.raises(RunError) as caught:
             attempt()
         assert caught.value.code == "bad-message"
-
-
-def payload(text: Any, arrays: dict[str, np.ndarray] | None = None) -> bytes:
-    """The bytes of a message whose JSON part is `text`, whatever that is."""
-    header: dict[str, Any] = {"__metadata__": {"json": text}}
-    body = b""
-    for name, array in (arrays or {}).items():
-        raw = array.tobytes()
-        kind = {"float64": "F64", "int32": "I32"}[str(array.dtype)]
-        header[name] = {
-            "dtype": kind,
-            "shape": list(array.shape),
-            "data_offsets": [len(body), len(body) + len(raw)],
-        }
-        body += raw
-    written = json.dumps(header).encode()
-    return len(written).to_bytes(8, "little") + written + body
-
-
-def record(text: Any, arrays: dict[str, np.ndarray] | None = None) -> RecordDict:
-    return Envelope(payload=payload(text, arrays)).to_record()
 
 
 FIELDS: dict[str, Any] = {"type": "Refusal", "code": "c", "reason": "r"}

@@ -6,29 +6,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.cli import main
-from tests.conftest import HELD_OUT, SITES, TRAINING, fedqc, settle, simulate_words, write_plan
-
-A = SITES[0]
-
-
-def run(words: list[object]) -> object:
-    """The command line in this process; its exit status."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    return caught.value.code
+from tests.helpers.command_line import fedqc, simulate_words
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, settle
+from tests.helpers.room import A, Room, run
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -37,31 +23,6 @@ def listing(folder: Path) -> dict[str, bytes | None]:
         for path in sorted(folder.rglob("*"))
         if "state" not in path.relative_to(folder).parts
     }
-
-
-@dataclass
-class Room:
-    """A folder with good sites, a good plan and no run, for a test to spoil."""
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def plan(self) -> Path:
-        return self.folder / "plan.yaml"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "runs" / "run"
-
-    def site(self, name: str = A) -> Path:
-        return self.data / name
-
-    def ask(self, **changes: Any) -> None:
-        write_plan(self.plan, **changes)
 
 
 @pytest.fixture
@@ -190,7 +151,7 @@ PLACE: dict[Callable[[Room], None], tuple[str, str]] = {
     bad_label: ("bad-label", "{site}/labels.csv: row 2, column B (metal)"),
     label_twice: ("duplicate-label", "{site}/labels.csv: row 3"),
     all_unreadable: ("no-usable-images", "{site}/images"),
-    site_typo: ("bad-site", "{site}/site.yaml: nominal_patiens"),
+    site_typo: ("bad-site", "{site}/site.yaml: unknown key `nominal_patiens`"),
     site_not_yaml: ("bad-site", "{site}/site.yaml: line 1"),
     plan_typo: ("bad-plan", "{plan}: unknown key `trainning`"),
     plan_out_of_range: ("bad-plan", "{plan}: `privacy.epsilon` = -1"),
@@ -259,7 +220,7 @@ def test_the_hint_names_what_would_work(
     }
     spoil(room)
     assert run(simulate_words(room.plan, room.data, room.out)) == 2
-    assert words[spoil] in capsys.readouterr().err.splitlines()[-1]
+    assert words[spoil] in capsys.readouterr().err.splitlines()[-1]  # type: ignore[index]
 
 
 def test_one_bad_file_does_not_stop_a_site(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,7 +332,7 @@ def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch:
     """Folders hospital-a and hospital-d hold each other's site: the held-out one must not be pooled."""
     from server.run import conduct
 
-    pools = []
+    pools: list[tuple[str, ...]] = []
     describe = conduct.describe_sites
 
     def noted(*words: Any, **more: Any) -> Any:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -31,9 +30,10 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from server.federation.nginx import FLEET_CALLS
 from server.federation.registry import Federation, approve, revoke
 from server.federation.services import environment, superlink_answers
-from tests.conftest import FEDQC, fedqc
-from tests.server.federation.test_nginx import TRICKS, answers, head
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import FEDQC, fedqc
+from tests.helpers.enrolment import a_request
+from tests.helpers.ports import free_port
+from tests.helpers.proxy_probe import TRICKS, answers, head
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,12 +42,6 @@ pytestmark = [
         reason="nginx is not installed",
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +75,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield made
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143, log.read_text()
+        assert process.wait(600) == 143, log.read_text()
         print(f"federation start: ended {time.monotonic() - began:.1f} s after SIGTERM")
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(600)
 
 
 def directly(federation: Federation, path: str, method: str = "GET") -> tuple[int, bytes]:
@@ -236,7 +230,7 @@ def test_flower_s_own_client_cannot_be_a_coordinator_from_outside(
         )
         command = [str(FEDQC.with_name("flwr")), "supernode", "list", "x", "--format", "json"]
         env = {**environment(deployed), "FLWR_HOME": str(home)}
-        ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
         said[place] = json.loads(ran.stdout[ran.stdout.index("{") :])["success"]
     assert said == {"proxy": False, "loopback": True}
 

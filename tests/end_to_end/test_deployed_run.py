@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from server.run_folder import RunFolder
-from tests.conftest import fedqc, simulate_words
+from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.rig import Deployment, deployed_plan
 
 PRIVATE, TWIN = "private", "twin"
@@ -23,22 +22,19 @@ VARYING = ("run", "seconds", "cpu_seconds")  # of evaluation.json: what no two r
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with Deployment(tmp_path_factory.mktemp("deployed")) as running:
-        yield running
-    assert running.left_behind == []
-
-
-@pytest.fixture(scope="module")
 def rehearsal(deployment: Deployment) -> dict[str, Any]:
+    before = set((deployment.fed / "runs").glob("*/plan.yaml"))
     found = deployment.run_check(deployed_plan(), status=0)
-    assert not list((deployment.fed / "runs").glob("*/plan.yaml"))  # nothing was begun
+    assert set((deployment.fed / "runs").glob("*/plan.yaml")) == before  # nothing was begun
     return found
 
 
 @pytest.fixture(scope="module")
 def private(deployment: Deployment, rehearsal: dict[str, Any]) -> dict[str, Any]:
     deployment.run_start(deployed_plan(), PRIVATE)
+    for name in deployment.names:  # the next run replaces it
+        latest = deployment.site(name) / "state" / "models" / "latest.safetensors"
+        shutil.copy(latest, delivered(deployment, name))
     return deployment.evaluation(PRIVATE)
 
 
@@ -117,7 +113,7 @@ def test_the_coordinator_sees_sites_and_runs(deployment: Deployment, private: di
 def test_the_final_model_is_at_every_site(deployment: Deployment, private: dict[str, Any]) -> None:
     final = tensors(deployment.run(PRIVATE) / "model.safetensors")
     for name in deployment.names:
-        assert same(tensors(deployment.site(name) / "state" / "models" / "latest.safetensors"), final)
+        assert same(tensors(delivered(deployment, name)), final)
 
 
 def test_the_deterministic_twin_is_the_simulation_bit_for_bit(
@@ -148,6 +144,11 @@ def test_the_deterministic_twin_is_the_simulation_bit_for_bit(
         tensors(deployment.run(TWIN) / "model.safetensors"),
         tensors(deployment.run(PRIVATE) / "model.safetensors"),
     )
+
+
+def delivered(deployment: Deployment, name: str) -> Path:
+    """A copy of the model that a site kept at the end of the private run."""
+    return deployment.folder / f"delivered-{name}.safetensors"
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

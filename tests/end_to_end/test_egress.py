@@ -48,8 +48,9 @@ from common import wire
 from common.signing import Statement
 from common.weights import decode_steps
 from common.wire import Envelope, type_of
-from tests.common.test_wire import LEAVES_A_HOSPITAL
-from tests.helpers.rig import Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.ports import free_port
+from tests.helpers.rig import LIMIT_S, Deployment, deployed_plan, wait_until
+from tests.helpers.wire import LEAVES_A_HOSPITAL
 
 CAN_RUN = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nsenter") is not None
 pytestmark = pytest.mark.skipif(
@@ -623,7 +624,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 deployment.start_site(SITE, only="node", prefix=cell.prefix)
                 wait_until(
                     lambda: (now := state_of(site))["agent"] and now["node"],
-                    90,
+                    LIMIT_S,
                     "the site is up",
                     deployment.tails,
                 )

@@ -80,8 +80,8 @@ from server.federation.registry import EnrolledKeys, Federation, site_keys
 from server.federation.services import environment
 from server.messaging.signatures import Question, Seal
 from server.run_folder import RunFolder
-from tests.conftest import FEDQC
-from tests.end_to_end.test_faults_identity_ci import (
+from tests.helpers.command_line import FEDQC
+from tests.helpers.hospital import (
     Hospital,
     at_the_address_of,
     code_of,
@@ -90,7 +90,8 @@ from tests.end_to_end.test_faults_identity_ci import (
     small_disk,
     wrong_servers,
 )
-from tests.helpers.rig import NGINX, Deployment, deployed_plan, free_port, wait_until
+from tests.helpers.ports import free_port
+from tests.helpers.rig import NGINX, Deployment, deployed_plan, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
 
@@ -808,7 +809,8 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     until = time.monotonic() + 60
-    while len(nodes := list(grid.get_node_ids())) < int(context.run_config["nodes"]) and time.monotonic() < until:
+    number = int(context.run_config["nodes"])
+    while len(nodes := list(grid.get_node_ids())) < number and time.monotonic() < until:
         time.sleep(0.2)
     found = {}
     for kind in ("query.describe", "train", "evaluate"):

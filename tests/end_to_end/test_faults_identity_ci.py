@@ -9,75 +9,64 @@ read is seen to be read then.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import ipaddress
 import json
 import os
-import re
 import resource
 import secrets
 import shutil
+import signal
 import socket
-import ssl
 import struct
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
 
 from client.cli.site import budgets
-from client.ipc.client import agent_health, ask_agent
+from client.ipc.client import agent_health
 from client.supervision.preflight import check, check_clock, contact
 from common.enrolment import Request, write_request
 from common.errors import NetworkError
 from common.model_file import load_model
 from common.models import build
-from common.signing import Statement, load_key, public_text, verify
+from common.signing import Statement, load_key, public_text
 from common.weights import digest, encode_floats, encode_steps, manifest_of, resolve_initial
 from common.wire import (
     DescribeTask,
     Envelope,
     EvaluateTask,
     Refusal,
-    SiteDescription,
-    SiteEvaluation,
     SiteReadiness,
     SiteUpdate,
     TrainTask,
     WireMessage,
-    type_of,
 )
-from server.messaging.signatures import Seal
-from tests.conftest import settle, tiny_plan
-from tests.helpers.rig import NGINX, Deployment, born, wait_until
+from tests.helpers.consortium import settle
+from tests.helpers.hospital import (
+    OTHER,
+    PAGE,
+    PLAN,
+    SITE,
+    Authority,
+    Hospital,
+    Server,
+    at_the_address_of,
+    code_of,
+    fill,
+    memory_of,
+    small_disk,
+    wrong_servers,
+)
+from tests.helpers.rig import LIMIT_S, NGINX, Deployment, born, wait_until
 
-SITE, OTHER = "hospital-a", "hospital-b"
-METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
-ANSWERS: dict[str, type[WireMessage]] = {
-    kind.__name__: kind for kind in (SiteDescription, SiteReadiness, SiteUpdate, SiteEvaluation, Refusal)
-}
-PLAN = tiny_plan(
-    name="honest",
-    arms=["federated", "federated_dp"],
-    held_out=[],
-    training={"rounds": 3},
-    privacy={"epsilon": 1.0},
-    federation={"quorum": 1},
-)
 POLICY = {
     "max_epsilon": 40.0,
     "max_epsilon_per_run": 8.0,
@@ -91,102 +80,9 @@ POLICY = {
 MANIFEST = manifest_of(build("small_cnn").state_dict())
 BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
 HEAD = MANIFEST.part("head.")
-STATE_BYTES = 24 << 20
-PAGE = 4096
 
 
 # ---- the rig: one enrolled site, its agent, and whoever asks it
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """A disk of its own under `folder`, with what lay there; False where this system permits no mounts."""
-    held = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES},mode=0700", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    try:
-        for name, content in held.items():
-            (folder / name).write_bytes(content)
-        yield mounted.returncode == 0
-    finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
-
-
-def fill(folder: Path, *, leave_pages: int) -> None:
-    """Use up the disk under `folder` but for so many pages of 4 KiB."""
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        with suppress(OSError):
-            while True:
-                file.write(bytes(1 << 20))
-        with suppress(OSError):
-            while True:
-                file.write(bytes(PAGE))
-        file.truncate(max(0, file.tell() // PAGE - leave_pages) * PAGE)
-
-
-class Hospital:
-    """A site whose agent is asked directly, with the coordinator's key or another."""
-
-    def __init__(self, deployment: Deployment, name: str = SITE) -> None:
-        self.deployment, self.name, self.folder = deployment, name, deployment.site(name)
-        self.state, self.socket = self.folder / "state", self.folder / "run" / "agent.sock"
-        self.coordinator = load_key(deployment.fed / "keys" / "coordinator.key")
-        self.key = load_key(self.state / "signing.key").public_key()
-        self.pid = 0
-
-    def start_agent(self) -> None:
-        self.pid = self.deployment.start_site(self.name, only="agent")
-        wait_until(
-            lambda: self.socket.exists() and agent_health(self.socket), 90, "the agent", self.deployment.tails
-        )
-
-    def question(
-        self,
-        task: WireMessage,
-        plan: str,
-        *,
-        key: Ed25519PrivateKey | None = None,
-        payload: bytes | None = None,
-    ) -> bytes:
-        """A task signed as the coordinator signs it."""
-        seal = Seal(
-            plan_sha256=hashlib.sha256(plan.encode("utf-8", "surrogatepass")).hexdigest(),
-            key=key or self.coordinator,
-        )
-        asked = seal.question(
-            task,
-            task.to_bytes() if payload is None else payload,
-            site=self.name,
-            run=getattr(task, "run", ""),
-            arm=getattr(task, "arm", ""),
-            round=getattr(task, "round", 0),
-            base_sha256=getattr(task, "base_sha256", ""),
-        )
-        return seal.envelope(asked).to_bytes()
-
-    def ask(self, task: WireMessage, plan: str | None = None, **how: Any) -> WireMessage:
-        text = PLAN.canonical_json() if plan is None else plan
-        return self.send(METHODS[type(task).__name__], text, self.question(task, text, **how))
-
-    def send(self, method: str, plan: str, envelope: bytes) -> WireMessage:
-        """These bytes over the socket; the answer must carry the site's signature."""
-        opened = Envelope.from_bytes(ask_agent(self.socket, method, plan, envelope, deadline_s=120))
-        verify(opened.statement, opened.signature, self.key)
-        assert Statement.parse(opened.statement).payload_sha256 == hashlib.sha256(opened.payload).hexdigest()
-        return ANSWERS[type_of(opened.payload)].from_bytes(opened.payload)
-
-    def rows(self) -> list[dict[str, Any]]:
-        (account,) = budgets(self.folder)
-        entries: list[dict[str, Any]] = account["entries"]
-        return entries
-
-    def log(self) -> str:
-        path = self.state / "site.log"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def train(run: str, *, base: np.ndarray = BASE, **changes: Any) -> TrainTask:
@@ -199,10 +95,6 @@ def train(run: str, *, base: np.ndarray = BASE, **changes: Any) -> TrainTask:
         "base": base,
     }
     return TrainTask(**(values | changes))
-
-
-def code_of(answer: WireMessage) -> str:
-    return answer.code if isinstance(answer, Refusal) else type(answer).__name__
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +272,8 @@ def test_f16_hostile_plans_are_refused_before_data_is_read(hospital: Hospital, o
             isinstance(said, SiteReadiness) and said.arms["federated_dp"] != "accept"
         ), said
     # the control: the honest plan, asked in the same way, reads data and is charged
-    assert code_of(hospital.ask(train("honest"))) == "SiteUpdate"
+    other = PLAN.model_copy(update={"question": "the honest plan, in words new to this agent"})
+    assert code_of(hospital.ask(train("honest"), other.canonical_json())) == "SiteUpdate"
     assert opened.now()
     assert len(hospital.rows()) == len(before) + 1
 
@@ -623,11 +516,6 @@ def _rows_of_a_copy(hospital: Hospital) -> list[dict[str, Any]]:
 # ---- F15: no memory
 
 
-def memory_of(pid: int) -> int:
-    """Address space in bytes."""
-    return int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) << 10  # type: ignore[index]
-
-
 def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: Hospital) -> None:
     big = PLAN.model_copy(update={"name": "big", "image_size": 512})
     plan, before = big.canonical_json(), len(hospital.rows())
@@ -646,7 +534,7 @@ def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: H
                 hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             )
             assert born(hospital.pid)
-            wait_until(lambda: agent_health(hospital.socket), 20, "healthy again")
+            wait_until(lambda: agent_health(hospital.socket), LIMIT_S, "healthy again")
     finally:
         resource.prlimit(hospital.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     print(
@@ -719,127 +607,11 @@ def one_error(text: str) -> str:
 # ---- F11: TLS
 
 
-class Server:
-    """Somebody at the coordinator's address: with a certificate, or without TLS at all; its clock may be
-    wrong. Counts who knocks.
-    """
-
-    def __init__(self, certificate: tuple[Path, Path] | None, *, clock_s: float = 0.0) -> None:
-        self.knocks = 0
-        self.clock_s = clock_s
-        self._context = None
-        if certificate is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(*certificate)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=16)
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.knocks += 1
-            with suppress(OSError), connection:
-                connection.settimeout(5)
-                with (
-                    self._context.wrap_socket(connection, server_side=True)
-                    if self._context
-                    else connection as spoken
-                ):
-                    spoken.recv(1 << 16)
-                    date = format_datetime(datetime.now(UTC) + timedelta(seconds=self.clock_s), usegmt=True)
-                    spoken.sendall(
-                        (
-                            f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: "
-                            "close\r\n\r\n"
-                        ).encode()
-                    )
-
-
-class Authority:
-    """Makes server certificates: with the federation's own key, or with another."""
-
-    def __init__(self, deployment: Deployment, *, own: bool = True) -> None:
-        self._folder = deployment.folder
-        real = x509.load_pem_x509_certificate((deployment.fed / "certificates" / "ca.crt").read_bytes())
-        self.name = real.subject  # an impostor gives itself the same one
-        self._key: Any = serialization.load_pem_private_key(
-            (deployment.fed / "keys" / "ca.key").read_bytes(), password=None
-        )
-        if not own:
-            self._key = ec.generate_private_key(ec.SECP256R1())
-
-    def certificate(
-        self, *, host: str = "127.0.0.1", days: int = 30, own_issuer: bool = False
-    ) -> tuple[Path, Path]:
-        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if own_issuer else self.name)
-            .public_key(key.public_key())
-        )
-        built = built.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=90))
-        built = built.not_valid_after(now + timedelta(days=days))
-        name: x509.GeneralName
-        try:
-            name = x509.IPAddress(ipaddress.ip_address(host))
-        except ValueError:
-            name = x509.DNSName(host)
-        built = built.add_extension(x509.SubjectAlternativeName([name]), critical=False)
-        built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        signer = key if own_issuer else self._key
-        built = built.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-        paths = self._folder / f"{secrets.token_hex(4)}.crt", self._folder / f"{secrets.token_hex(4)}.key"
-        paths[0].write_bytes(built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        paths[1].write_bytes(pem)
-        return paths
-
-
-@contextmanager
-def at_the_address_of(site: Path, server: Server) -> Iterator[None]:
-    """The site's node believes its coordinator to be at this server."""
-    path = site / "node" / "node.yaml"
-    before = path.read_text()
-    path.write_text(yaml.safe_dump(yaml.safe_load(before) | {"address": f"127.0.0.1:{server.port}"}))
-    try:
-        yield
-    finally:
-        path.write_text(before)
-        server.close()
-
-
-def wrong_servers(deployment: Deployment) -> dict[str, tuple[str, Server]]:
-    """What may stand at the coordinator's address, and the code for it."""
-    real, impostor = Authority(deployment), Authority(deployment, own=False)
-    return {
-        "expired": ("certificate-expired", Server(real.certificate(days=-1))),
-        "another authority": ("wrong-authority", Server(impostor.certificate())),
-        "another host": ("wrong-host", Server(real.certificate(host="elsewhere.example"))),
-        "the server's key swapped": ("wrong-authority", Server(real.certificate(own_issuer=True))),
-        "plaintext": ("no-tls", Server(None)),
-    }
-
-
 def test_f11_a_wrong_server_ends_the_start_at_once_and_is_said(deployment: Deployment) -> None:
     site = deployment.site(SITE)
     for what, (code, server) in wrong_servers(deployment).items():
         with at_the_address_of(site, server):
-            said = deployment.call("site", "start", "--site", site, limit_s=60)
+            said = deployment.call("site", "start", "--site", site)
         print(f"F11 {what}: status {said.returncode}, {server.knocks} connection: {one_error(said.stderr)}")
         assert said.returncode == 3
         assert f"error [{code}]" in one_error(said.stderr) or (
@@ -939,7 +711,7 @@ def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_share
 ) -> None:
     """Flower's home is in node/, whatever FLWR_HOME says, and node/ belongs to one process."""
     site, shared = deployment.site(SITE), deployment.folder / "flwr-home"
-    # answers 404 to everything; the first node keeps asking, or ends
+    # answers 404 to everything, after which the first node would end some time: it is stopped before
     nobody = Server(Authority(deployment).certificate())
     with at_the_address_of(site, nobody):
         first = deployment.background(
@@ -948,18 +720,25 @@ def test_f29_a_second_node_in_one_folder_is_refused_and_flwr_home_is_never_share
             prefix=["env", f"FLWR_HOME={shared}"],
         )
         lock = site / "node" / "node.lock"
-        wait_until(lambda: lock.exists() and _is_held(lock), 60, "the first node", deployment.tails)
-        assert first.poll() is None
+        flower_home = site / "node" / "flwr"
+        wait_until(
+            lambda: lock.exists() and _is_held(lock) and flower_home.is_dir(),
+            LIMIT_S,
+            "the first node",
+            deployment.tails,
+        )
+        os.killpg(first.pid, signal.SIGSTOP)
+        assert _is_held(lock)
         said = deployment.call(
             "site", "start", "--only", "node", "--site", site, env={"FLWR_HOME": str(shared)}
         )
         print(f"F29 second node: {one_error(said.stderr)}")
         assert said.returncode == 2
         assert "error [node-running]" in said.stderr
+        os.killpg(first.pid, signal.SIGCONT)
         first.terminate()
-        first.wait(30)
+        first.wait(LIMIT_S)
     assert not shared.exists()
-    assert (site / "node" / "flwr").is_dir()
 
 
 def _is_held(lock: Path) -> bool:

@@ -33,8 +33,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.federation.registry import Federation
 from server.run.control_files import is_being_run
-from tests.end_to_end.test_faults_ci import LIMIT_S, A, B, C, Faulty, one_error, plan_of
-from tests.helpers.rig import NGINX, free_port, wait_until
+from tests.helpers.faulty import A, B, C, Faulty, one_error, plan_of
+from tests.helpers.ports import free_port
+from tests.helpers.rig import LIMIT_S, NGINX, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -727,7 +728,10 @@ def test_f12_a_certificate_that_ends_in_mid_run_stops_it_cleanly_until_it_is_ren
     error, hint = one_error(said, "no-superlink" if "[no-superlink]" in said else "no-quorum")
     for name in ALL:
         wait_until(
-            lambda name=name: "[certificate-expired]" in deployment.log(name), LIMIT_S, name, deployment.tails
+            lambda name=name: "[certificate-expired]" in deployment.log(name),  # type: ignore[misc]
+            LIMIT_S,
+            name,
+            deployment.tails,
         )  # type: ignore[misc]
     again = deployment.call("site", "check", "--site", deployment.site(A))
     assert again.returncode == 3

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import yaml
 from client.ipc.client import agent_health
 from client.site.isolation import _in_a_child, _leave_the_network
 from common.cli import SILENT
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -45,14 +45,16 @@ def main(grid, context):
         time.sleep(0.2)
     answers = []
     for number in range(int(context.run_config["messages"])):
-        question = Envelope(payload=f"question {number}".encode(), statement="from the coordinator", signature=b"s").to_record()
+        payload = f"question {number}".encode()
+        question = Envelope(payload=payload, statement="from the coordinator", signature=b"s").to_record()
         (reply,) = grid.send_and_receive([Message(question, dst_node_id=nodes[0], message_type="train")])
         if reply.has_error():
             answers.append({"error": str(reply.error)})
             continue
         payload = Envelope.from_record(reply.content).payload
         refused = type_of(payload) == "Refusal"
-        answers.append({"refused": Refusal.from_bytes(payload).code} if refused else {"answer": payload.decode()})
+        code = Refusal.from_bytes(payload).code if refused else ""
+        answers.append({"refused": code} if refused else {"answer": payload.decode()})
     with open(context.run_config["out"], "w") as file:
         json.dump(answers, file)
 """
@@ -97,12 +99,6 @@ def until(is_so: Callable[[], bool], seconds: float, what: Callable[[], str]) ->
     while not is_so():
         assert time.monotonic() < end, what()
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def landlock_is_there() -> bool:
@@ -206,8 +202,8 @@ class Rig:
     def enrol(self, bundle_sha256: str) -> None:
         values = {"site": "hospital-a", "address": f"127.0.0.1:{self.port}", "bundle_sha256": bundle_sha256}
         values |= {
-            "runtime_port": free_port(),
-            "health_port": free_port(),
+            "runtime_port": free_port(),  # type: ignore[dict-item]
+            "health_port": free_port(),  # type: ignore[dict-item]
             "agent_socket": str(self.site / "run" / "agent.sock"),
         }
         (self.site / "node" / "node.yaml").write_text(yaml.safe_dump(values))

@@ -20,7 +20,7 @@ from common.weights import flatten, manifest_of
 from server.public_model.pretrain import card, finish
 from server.public_model.public_set import draw
 from server.run_folder import RunFolder
-from tests.conftest import ROOT, fedqc
+from tests.helpers.command_line import ROOT, fedqc
 
 PLAN = ROOT / "configs" / "plans" / "pretrain_phantom.yaml"
 MODELS = Path(common.models.__file__).parent

@@ -16,7 +16,8 @@ import safetensors.numpy
 
 from client.site.config import read_site, site_key
 from client.site.ledger import Ledger, ledger_file_name
-from tests.conftest import FEDQC, TRAINING, Finished, fedqc, simulate_words
+from tests.helpers.command_line import FEDQC, fedqc, simulate_words
+from tests.helpers.consortium import TRAINING, Finished
 
 NOT_PRIVATE = (*(f"local/{site}" for site in TRAINING), "federated", "pooled")
 
@@ -33,11 +34,11 @@ def stopped(plan: Path, data: Path, out: Path, *, once: str, number: int) -> sub
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not (out / once).exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
     os.kill(process.pid, number)
-    said = process.communicate(timeout=120)
+    said = process.communicate(timeout=600)
     assert (out / once).exists(), said[1]
     assert not (out / "evaluation.json").exists(), "it was finished before it was stopped"
     return subprocess.CompletedProcess(command, process.returncode, *said)

@@ -19,7 +19,8 @@ import safetensors.numpy
 from common.artifacts import NAMES
 from common.counts import Counts
 from common.plan import read_plan
-from tests.conftest import HELD_OUT, SITES, TRAINING, Finished, fedqc, simulate_words, write_plan
+from tests.helpers.command_line import fedqc, simulate_words
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Finished, write_plan
 
 ARMS = ("public", "local", "federated", "federated_dp", "pooled")
 SHARED = ("public", "federated", "federated_dp", "pooled")

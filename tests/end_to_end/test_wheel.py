@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, write_plan
+from tests.helpers.command_line import ROOT
+from tests.helpers.consortium import write_plan
 
 pytestmark = pytest.mark.slow
 

@@ -5,26 +5,29 @@ number when the deployment is left.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
 from client.simulation.phantom_sites import write_consortium
-from common.cli import SILENT
+from common.cli import SILENT, main
 from common.plan import RunPlan
-from tests.conftest import FEDQC, tiny_plan
+from tests.helpers.command_line import FEDQC
+from tests.helpers.consortium import tiny_plan
+from tests.helpers.ports import free_port
 
 MARK = "FEDQC_RIG"
 """Set in the environment of everything a deployment starts, and inherited: so each process is found again,
@@ -32,6 +35,10 @@ whoever its parent is now.
 """
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 NAME, HOST = "loopback", "127.0.0.1"
+LIMIT_S = 600.0
+"""How long anything is waited for. Waits end when their condition holds; the limit only ends a test that
+hangs, so it allows for a machine that is busy with other work.
+"""
 PATIENTS, NOMINAL = 10, 50
 
 
@@ -47,19 +54,10 @@ def deployed_plan(**changes: Any) -> RunPlan:
     return tiny_plan(**(values | changes))
 
 
-def free_port() -> int:
-    """A port that nobody uses, below those that Linux hands out to outgoing connections."""
-    while True:
-        port = secrets.choice(range(20_000, 30_000))
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            return port
-
-
 def wait_until(
     is_so: Callable[[], Any], limit_s: float, what: str, tell: Callable[[], str] = lambda: ""
 ) -> Any:
-    """What `is_so` finds once it finds something; an AssertionError after `limit_s`."""
+    """Wait until `is_so` returns something true, and return that; an AssertionError after `limit_s`."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         if found := is_so():
@@ -228,7 +226,7 @@ class Deployment:
             "federation",
             ["federation", "start", "--federation", self.fed] + (["--no-proxy"] if NGINX is None else []),
         )
-        self._await_word("federation", "listening" if NGINX else "SuperLink on", 90)
+        self._await_word("federation", "listening" if NGINX else "SuperLink on")
 
     def start_site(
         self, name: str, *, only: str | None = None, prefix: Sequence[str] = (), wait: bool = True
@@ -242,13 +240,13 @@ class Deployment:
             self.await_site(name)
         return started.pid
 
-    def await_site(self, name: str, limit_s: float = 120) -> None:
+    def await_site(self, name: str) -> None:
         """Until the operator is told that agent and node are connected."""
-        self._await_word(name, "connected", limit_s)
+        self._await_word(name, "connected")
 
     def stop_site(self, name: str) -> None:
         self.do("site", "stop", "--site", self.site(name))
-        self._started.pop(name).wait(30)
+        self._started.pop(name).wait(LIMIT_S)
 
     def pid(self, name: str, what: str) -> int:
         """Of a part of a site ("supervisor", "agent", "node") or, with name "federation", of a service."""
@@ -265,14 +263,14 @@ class Deployment:
         pid = self.pid(name, what)
         os.kill(pid, number)
         if number == signal.SIGKILL:
-            wait_until(lambda: not born(pid), 10, f"{name} {what} killed")
+            wait_until(lambda: not born(pid), LIMIT_S, f"{name} {what} killed")
         return pid
 
     # ---- using it
 
     def run_check(self, plan: RunPlan, *, status: int | None = None) -> dict[str, Any]:
         words = ["run", "check", self.write_plan(plan), "--federation", self.fed, "--format", "json"]
-        said = self.call(*words, limit_s=200)
+        said = self.call(*words, limit_s=LIMIT_S)
         assert said.returncode == status if status is not None else said.returncode in (0, 4, 6), self.told(
             said
         )
@@ -280,7 +278,7 @@ class Deployment:
         return found
 
     def run_start(
-        self, plan: RunPlan, name: str, *more: object, status: int = 0, limit_s: float = 300
+        self, plan: RunPlan, name: str, *more: object, status: int = 0, limit_s: float = LIMIT_S
     ) -> subprocess.CompletedProcess[str]:
         words = ["run", "start", self.write_plan(plan), "--federation", self.fed, "--name", name, *more]
         said = self.call(*words, limit_s=limit_s)
@@ -312,7 +310,7 @@ class Deployment:
     def call(
         self,
         *words: object,
-        limit_s: float = 120,
+        limit_s: float = LIMIT_S,
         env: Mapping[str, str] | None = None,
         program: Path | str = FEDQC,
     ) -> subprocess.CompletedProcess[str]:
@@ -332,12 +330,22 @@ class Deployment:
         except subprocess.TimeoutExpired as late:
             raise AssertionError(
                 f"{' '.join(command)}: not done in {limit_s:g} "
-                f"s\n{late.stdout}\n{late.stderr}\n{self.tails()}"
+                f"s\n{late.stdout}\n{late.stderr}\n{self.tails()}"  # type: ignore[str-bytes-safe]
             ) from None
 
     def do(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """`fedqc` with these words, which must succeed."""
-        said = self.call(*words)
+        """`fedqc` with these words in this process, which must succeed. A process of its own costs two
+        seconds of imports; `call` starts one.
+        """
+        out, err, stop = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+        with patch.dict(os.environ, self.environment), redirect_stdout(out), redirect_stderr(err):
+            try:
+                main([str(word) for word in words])
+            except SystemExit as ended:
+                status = ended.code if isinstance(ended.code, int) else 0
+            finally:
+                signal.signal(signal.SIGTERM, stop)
+        said = subprocess.CompletedProcess(["fedqc", *words], status, out.getvalue(), err.getvalue())  # type: ignore[list-item]
         assert said.returncode == 0, self.told(said)
         return said
 
@@ -366,13 +374,13 @@ class Deployment:
         """SIGTERM for what `background` started under this name; its exit status."""
         started = self._started.pop(name)
         started.terminate()
-        return started.wait(30)
+        return started.wait(LIMIT_S)
 
     def log(self, name: str) -> str:
         """What `background` made of this name has said since it was last started."""
         return (self.logs / f"{name}.log").read_bytes()[self._before[name] :].decode("utf-8", "replace")
 
-    def _await_word(self, name: str, word: str, limit_s: float) -> None:
+    def _await_word(self, name: str, word: str) -> None:
         process = self._started[name]
 
         def is_so() -> bool:
@@ -380,7 +388,7 @@ class Deployment:
                 raise AssertionError(f"{name} ended with status {process.returncode}\n{self.tails()}")
             return word in self.log(name)
 
-        wait_until(is_so, limit_s, f"{name}: {word}", self.tails)
+        wait_until(is_so, LIMIT_S, f"{name}: {word}", self.tails)
 
     def processes(self) -> set[tuple[int, str]]:
         """Every live process that this deployment ever started, directly or not, as number and birth."""
@@ -402,7 +410,7 @@ class Deployment:
                 self._started[name].terminate()
         for started in self._started.values():
             try:
-                started.wait(20)
+                started.wait(60)
             except subprocess.TimeoutExpired:
                 started.kill()
                 started.wait(10)
@@ -416,7 +424,8 @@ class Deployment:
 
     def told(self, said: subprocess.CompletedProcess[str]) -> str:
         command = " ".join(map(str, said.args))
-        return f"{command}: status {said.returncode}\n{said.stdout[-3000:]}\n{said.stderr[-3000:]}\n{self.tails()}"
+        output = f"{said.stdout[-3000:]}\n{said.stderr[-3000:]}"
+        return f"{command}: status {said.returncode}\n{output}\n{self.tails()}"
 
     def tails(self, lines: int = 25) -> str:
         """The ends of all logs there are."""

@@ -20,7 +20,7 @@ from common.model_file import load_model, save_model
 from common.models import build
 from common.weights import flatten, manifest_of
 from server.run_folder import ArmFolder, RunFolder, refuse_existing, without_nan, write_json
-from tests.conftest import SITES, TRAINING, Consortium, tiny_plan
+from tests.helpers.consortium import SITES, TRAINING, Consortium, tiny_plan
 
 MANIFEST = {"run": "r", "status": "running", "threads": 1}
 ARMS = ["public", "local", "federated", "federated_dp", "pooled"]

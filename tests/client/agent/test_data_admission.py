@@ -12,16 +12,15 @@ import pytest
 from client.site.run_data import accept_changed_data
 from tests.client.agent.test_tasks import (
     PLAN,
-    A,
     agent,
     evaluate_task,
     non_private,
     refusal_of,
-    rows,
     train_task,
     update_of,
 )
-from tests.conftest import settle, tiny_plan
+from tests.helpers.consortium import settle, tiny_plan
+from tests.helpers.site_agent import A, rows
 
 
 def relabel(sheet: Path, cell: object) -> None:

@@ -28,7 +28,7 @@ from common.weights import (
     resolve_initial,
 )
 from common.wire import Refusal, SiteUpdate, TrainTask
-from tests.conftest import TRAINING, Consortium, tiny_plan
+from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 
 A = TRAINING[0]
 PLAN = tiny_plan(name="crafted", arms=["federated", "federated_dp"])
@@ -229,7 +229,6 @@ def test_honest_models_of_all_arms_are_never_refused(
 
 
 # --- frames
-# -----------------------------------------------------------------------------------------------------------------------------
 
 BEFORE = np.linspace(-1, 1, 40, dtype=np.float32)
 STEPS = st.lists(st.integers(-LIMIT, LIMIT), min_size=10, max_size=10).map(

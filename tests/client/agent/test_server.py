@@ -54,7 +54,8 @@ def answer(method, plan_json, envelope, *, progress, cancelled):
     return b" ".join([method.encode(), plan_json.encode(), envelope])
 
 server.MAX_BYTES = int(sys.argv[2])
-sys.exit(server.run_agent(site, require_isolation="require" in sys.argv, isolate="open" not in sys.argv, guard=lambda site: answer))
+how = {"require_isolation": "require" in sys.argv, "isolate": "open" not in sys.argv}
+sys.exit(server.run_agent(site, **how, guard=lambda site: answer))
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from hypothesis import strategies as st
 
 from client.agent.tasks import Agent, agent_for
 from client.data.cohort import load_cohort
-from client.site.config import read_site, site_key
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.config import read_site
+from client.site.ledger import ledger_file_name
 from common.learning import score
-from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan, parse_plan
 from common.privacy import rdp_epsilon
-from common.weights import digest, manifest_of, resolve_initial, unflatten
+from common.weights import digest, manifest_of, unflatten
 from common.wire import (
     DescribeTask,
     EvaluateTask,
@@ -34,16 +32,10 @@ from common.wire import (
     WireMessage,
     message_type,
 )
-from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, Consortium, settle, tiny_plan
+from tests.helpers.site_agent import BASE, HEAD, MARKER, A, ledger, rows, spellings
 
-A, B, C = TRAINING
 PLAN = tiny_plan(name="private", arms=["federated", "federated_dp"])
-MARKER = "MARKER-4711-Zhang-San"
-
-
-MANIFEST = manifest_of(build("small_cnn").state_dict())
-BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
-HEAD = MANIFEST.part("head.")
 
 
 def agent(data: Path, name: str = A, plan: RunPlan = PLAN) -> Agent:
@@ -72,17 +64,6 @@ def update_of(answer: WireMessage) -> SiteUpdate:
 def refusal_of(answer: WireMessage) -> Refusal:
     assert isinstance(answer, Refusal), answer
     return answer
-
-
-def ledger(data: Path, name: str = A) -> Ledger:
-    site, folder = read_site(data / name)
-    state = folder / site.state
-    return Ledger.open(state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state))
-
-
-def rows(data: Path, name: str = A) -> list[tuple[str, str, int]]:
-    with ledger(data, name) as opened:
-        return [(row.kind, row.part, row.steps) for row in opened.rows() if row.kind != "open"]
 
 
 def test_it_describes_itself_by_what_the_operator_wrote(data: Path) -> None:
@@ -281,22 +262,6 @@ def everything_in(message: Message) -> bytes:
     for name, records in message.content.array_records.items():
         parts += [name.encode(), *(array.data for array in records.values())]
     return b"".join(parts)
-
-
-def spellings(text: str) -> list[bytes]:
-    """The text as it may hide in other bytes: raw, other case, backwards, hex, base64 at any offset."""
-    raw = text.encode()
-    turned = [base64.b64encode(b"x" * shift + raw)[4 if shift else 0 : -4] for shift in range(3)]
-    assert all(len(part) >= 4 for part in turned), "too short to look for"
-    return [
-        raw,
-        raw.lower(),
-        raw[::-1],
-        raw.hex().encode(),
-        raw.hex().upper().encode(),
-        text.encode("utf-16-le"),
-        *turned,
-    ]
 
 
 def ask(data: Path, kind: str, task: WireMessage | None, name: str = A) -> Message:

@@ -29,7 +29,7 @@ from client.site.approvals import approve
 from common.errors import ConfigError
 from common.model_file import load_model
 from common.models import build
-from common.signing import Statement, load_key, new_key, payload_sha256, public_text, sign, verify
+from common.signing import Statement, load_key, payload_sha256, sign, verify
 from common.weights import digest, manifest_of
 from common.wire import (
     DescribeTask,
@@ -44,11 +44,10 @@ from common.wire import (
     WireMessage,
     type_of,
 )
-from tests.client.agent.test_tasks import BASE, MARKER, ledger, rows, spellings
-from tests.conftest import TRAINING, settle, tiny_plan
+from tests.helpers.consortium import TRAINING, settle, tiny_plan
+from tests.helpers.site_agent import BASE, COORDINATOR, MARKER, OTHER, enrol, ledger, rows, spellings
 
 A, B, _ = TRAINING
-COORDINATOR, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (7, 8))
 PLAN = tiny_plan(name="guarded", arms=["federated", "federated_dp"], federation={"codec": "plain"})
 JSON = PLAN.canonical_json()
 METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
@@ -59,20 +58,6 @@ EVALUATE = EvaluateTask(
 )
 REHEARSE = DescribeTask(run="r", rehearse=True)
 drawn = iter(range(10**9))
-
-
-def enrol(site: Path, coordinator: Ed25519PrivateKey = COORDINATOR) -> Ed25519PrivateKey:
-    """What `fedqc site init` and `join` leave in a site's state folder; gives the site's signing key."""
-    state = site / "state"
-    key = new_key(state / "signing.key")
-    pinned = {
-        "federation": "qc",
-        "coordinator_key": public_text(coordinator),
-        "fingerprint": "",
-        "expires": "2099-01-01",
-    }
-    (state / "coordinator.json").write_text(json.dumps(pinned), encoding="utf-8")
-    return key
 
 
 @pytest.fixture
@@ -155,7 +140,6 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- what comes in
-# ----------------------------------------------------------------------------------------------------------------------
 
 ZEROS = TRAIN.model_copy(update={"base": np.zeros_like(BASE)})
 OTHER_PLAN = tiny_plan(name="guarded", arms=["federated"], training={"rounds": 9})
@@ -346,7 +330,6 @@ def test_whatever_comes_in_a_signed_refusal_goes_out(site: Path, method: str, pl
 
 
 # --- policy
-# -----------------------------------------------------------------------------------------------------------------------------
 
 OPEN = {"allow_non_private": True, "evaluation": "synthetic", "max_epsilon": 1000.0}
 
@@ -391,7 +374,6 @@ def test_a_change_of_policy_counts_from_the_next_question(site: Path) -> None:
 
 
 # --- what goes out
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_signed_over_its_final_bytes_and_noted_before_it_leaves(site: Path) -> None:
@@ -445,7 +427,7 @@ def test_a_failure_is_signed_and_noted_too(site: Path, monkeypatch: pytest.Monke
     for task in (TRAIN, PRIVATE, EVALUATE):
         assert code_of(ask(site, task)) == "site-failure"
     monkeypatch.setattr("client.agent.tasks.agent_for", fail)
-    for task in (DescribeTask(), REHEARSE, TRAIN):
+    for task in (DescribeTask(), REHEARSE, TRAIN):  # type: ignore[assignment]
         assert code_of(ask(site, task)) == "site-failure"
     assert len(noted(site)) == 6
     assert MARKER in (site / "state" / "site.log").read_text(encoding="utf-8")
@@ -532,7 +514,6 @@ def test_a_site_that_may_not_be_scored_still_gets_the_model(site: Path) -> None:
 
 
 # --- nothing leaves beside the answer
-# ---------------------------------------------------------------------------------------------------
 
 
 def marked_labels(site: Path) -> None:
@@ -593,7 +574,6 @@ def test_no_path_no_name_and_no_exception_text_is_in_any_answer(
 
 
 # --- disk full
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 class FullDisk:
@@ -690,7 +670,6 @@ def test_only_a_full_disk_is_a_full_disk(failure: Exception | None, full: bool) 
 
 
 # --- a folder that never joined
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_never_joined_has_nothing_to_verify_and_notes_nothing(data: Path) -> None:

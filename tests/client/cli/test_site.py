@@ -27,8 +27,9 @@ from common.errors import DataError, FedqcError
 from common.plan import Split, read_plan
 from common.privacy import GaussianSteps
 from common.signing import load_key, public_text
-from tests.conftest import ROOT, write_plan
-from tests.conftest import typed as type_fedqc
+from tests.helpers.command_line import ROOT
+from tests.helpers.command_line import typed as type_fedqc
+from tests.helpers.consortium import write_plan
 
 STEPS = GaussianSteps(noise_multiplier=20.0, sample_rate=1.0, steps=10)
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
-from tests.conftest import typed
+from tests.helpers.command_line import typed
 
 SITE = {"name": "site-a", "kind": "hospital", "cohort": "trial", "nominal_patients": 50}
 

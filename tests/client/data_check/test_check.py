@@ -29,7 +29,7 @@ from common.errors import ConfigError, DataError
 from common.i18n import speaker
 from common.plan import Split
 from common.progress_bar import progress_shown
-from tests.conftest import typed
+from tests.helpers.command_line import typed
 from tests.helpers.translations import assert_same_sentences
 
 REAL = os.environ.get("FEDQC_REAL_DATA")

@@ -25,7 +25,7 @@ from client.data_check.profile import (
 )
 from client.dicom.index import SliceRecord
 from common.errors import DataError
-from tests.client.data_check.test_screening import RECORD
+from tests.helpers.slice_record import RECORD
 
 KEY = bytes(range(32))
 CT = replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,44 +11,7 @@ from scipy.stats import ranksums
 from client.data_check import screening
 from client.data_check.screening import near_duplicates, outliers, protocols, rank_sum_z, scanners_of, trends
 from client.dicom.index import SliceRecord
-
-RECORD = SliceRecord(
-    number=1,
-    file="a.dcm",
-    root=Path(),
-    place="a.dcm",
-    frame=0,
-    row=0,
-    content="",
-    patient="p",
-    study="s",
-    series="r",
-    image="i",
-    accession="",
-    scanner="x",
-    series_number=1,
-    instance_number=1,
-    modality="MR",
-    rows=16,
-    columns=16,
-    bits=16,
-    pixel_spacing_mm=(1.0, 1.0),
-    slice_thickness_mm=5.0,
-    slice_position_mm=0.0,
-    phase_encoding=None,
-    manufacturer="SIEMENS",
-    model="TrioTim",
-    field_strength_t=3.0,
-    kvp=None,
-    kernel="",
-    sequence="SE SK",
-    echo_time_ms=30.0,
-    repetition_time_ms=3000.0,
-    study_date="20240115",
-    series_description="",
-    body_part="BRAIN",
-    age_years=None,
-)
+from tests.helpers.slice_record import RECORD
 
 
 def brute_force(

@@ -17,9 +17,9 @@ from client.dicom.dicom import read_headers, read_slices
 from client.dicom.refusals import CODES, EXCLUSIONS
 from client.dicom.sources import find_files
 from common.errors import ImagingError
-from tests.client.dicom.test_codecs import LOSSLESS, stored
-from tests.client.dicom.test_frames import csa, siemens, write_mosaic
+from tests.helpers.codestreams import LOSSLESS, stored
 from tests.helpers.dicom_files import REAL, encapsulated, group, items, needs_real_data, write, write_frames
+from tests.helpers.mosaics import csa, siemens, write_mosaic
 
 LARGEST_SEED = 260_000
 
@@ -36,7 +36,7 @@ def own_files(folder: Path) -> list[bytes]:
             dataset.file_meta.TransferSyntaxUID = syntax
         dataset.save_as(path)
         paths.append(path)
-    for number, (syntax, encode) in enumerate(LOSSLESS.values()):
+    for number, (syntax, encode) in enumerate(LOSSLESS.values()):  # type: ignore[assignment]
         path = write(folder / f"{number}.dcm", modality="MR", PixelRepresentation=0)
         paths.append(encapsulated(path, [bytes(encode(stored()))], str(syntax)))
     own = [group(PlanePositionSequence=items(ImagePositionPatient=[0, 0, number])) for number in range(3)]

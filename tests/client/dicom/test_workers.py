@@ -19,7 +19,7 @@ import pytest
 
 from client.dicom.workers import WORKER_CODES, Outcome, Workers
 from common.errors import InternalError, RunError
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 from tests.helpers.worker_functions import act, arrays, give
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part in this is Linux")

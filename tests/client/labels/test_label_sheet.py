@@ -58,7 +58,7 @@ def refusal(path: Path) -> DataError:
 
 def problems(path: Path) -> list[tuple[int, str | None, str]]:
     return [
-        (one.row, one.column and letters(one.column), one.code)
+        (one.row, one.column and letters(one.column), one.code)  # type: ignore[misc]
         for one in SheetProblems(inspect_labels(path)[1], [path]).problems
     ]
 

@@ -93,14 +93,15 @@ class Node:
     def reply(self) -> RecordDict:
         """The content of the answer, once all of it has come."""
         found: list[Message] = []
-        until(lambda: bool(found.extend(self.state.get_messages_legacy(is_reply=True)) or found))
+        until(lambda: bool(found.extend(self.state.get_messages_legacy(is_reply=True)) or found))  # type: ignore[func-returns-value]
         (message,) = found
         store = self.objects.store()
         tree = store.get_object_tree(message.metadata.message_id)
         names = [part.object_id for part in start_client_internal.iterate_object_tree(tree)]
         until(lambda: all(store.get(name) for name in names))
         whole = inflate_object_from_contents(
-            message.metadata.message_id, {name: store.get(name) for name in names}
+            message.metadata.message_id,
+            {name: store.get(name) for name in names},  # type: ignore[misc]
         )
         assert isinstance(whole, Message)
         assert not whole.has_error()
@@ -153,7 +154,7 @@ def serving(
 
 def echo(message: Message, context: Context) -> Message:
     context.state["seen"] = ConfigRecord({"count": int(_count(context)) + 1})
-    text = f"{message.content['q']['text']} for {context.node_config['agent-socket']}, {_count(context)}"
+    text = f"{message.content['q']['text']} for {context.node_config['agent-socket']}, {_count(context)}"  # type: ignore[str-bytes-safe]
     return Message(RecordDict({"a": ConfigRecord({"text": text})}), reply_to=message)
 
 

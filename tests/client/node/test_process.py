@@ -21,15 +21,10 @@ import yaml
 from client.node.process import Status, read_node, supernode_command
 from client.site.isolation import Isolation
 from common.errors import ConfigError
-from tests.client.site.test_isolation import needs_landlock
+from tests.helpers.kernel import needs_landlock
+from tests.helpers.ports import free_port
 
 WALL = Isolation(holds=True, how="files confined")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -144,7 +139,8 @@ def test_the_node_cannot_open_an_image_and_the_control_can(site: Path, tmp_path:
     (site / "node" / "new").write_bytes(b"x")
     (site / "run" / "new").write_bytes(b"x")
     print(tried(site / "images" / "1.dcm"), tried(Path(sys.argv[3])), tried(site / "node" / "new"))
-    print(subprocess.run([sys.executable, "-c", "import flwr, grpc, client.app, client.node.supernode; print('loads')"],
+    loading = "import flwr, grpc, client.app, client.node.supernode; print('loads')"
+    print(subprocess.run([sys.executable, "-c", loading],
                          cwd=site / "node", capture_output=True, text=True).stdout)
     """
     (tmp_path / "home").write_text("mine")

@@ -32,7 +32,7 @@ from client.simulation.real_slices import find_slices, halving, pulse_sequence, 
 from common.artifacts import ARTIFACTS
 from common.errors import ConfigError, DataError, FedqcError
 from common.physics import SIMULATORS, replay
-from tests.conftest import typed
+from tests.helpers.command_line import typed
 from tests.helpers.dicom_files import REAL, needs_real_data
 from tests.helpers.translations import assert_same_sentences
 

@@ -19,7 +19,7 @@ from common.artifacts import ARTIFACTS, NAMES
 from common.errors import ConfigError
 from common.files import whole_folder
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES
-from tests.conftest import PATIENTS, SITES
+from tests.helpers.consortium import PATIENTS, SITES
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -11,38 +11,18 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from client.site.isolation import _in_a_child, _leave_the_network
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
+from tests.helpers.kernel import landlock, needs_landlock, said
 
 OUTSIDE = 1234
 """A user that the machine need not know."""
 
 
-def said(code: str, *arguments: object, environment: Mapping[str, str] | None = None) -> list[str]:
-    """What code says in a process that has only begun."""
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *map(str, arguments)]
-    env = {"PATH": os.environ["PATH"]} | dict(environment or {})
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-def landlock() -> int:
-    found = said(
-        """
-        import ctypes
-        print(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
-        """
-    )
-    return int(found[0])
-
-
-needs_landlock = pytest.mark.skipif(landlock() < 1, reason="this kernel has no Landlock")
 needs_namespaces = pytest.mark.skipif(
     _in_a_child(_leave_the_network) != 0, reason="this system allows no network namespace"
 )
@@ -92,7 +72,8 @@ def test_a_child_is_behind_the_wall_too(listener: int) -> None:
     code = """
     import subprocess, sys
     from client.site.isolation import isolate_network
-    child = [sys.executable, "-c", "import socket, sys; print(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))", sys.argv[1]]
+    code = "import socket, sys; print(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))"
+    child = [sys.executable, "-c", code, sys.argv[1]]
     subprocess.run(child)
     sys.stdout.flush()
     assert isolate_network().holds
@@ -263,7 +244,11 @@ def tried():
         lambda: (readable / "text").read_bytes(),
         lambda: (allowed / "mine").write_bytes(b"x"),
         lambda: (allowed / "mine").read_bytes(),
-        lambda: subprocess.run([sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"], check=True, stderr=subprocess.DEVNULL),
+        lambda: subprocess.run(
+            [sys.executable, "-c", f"open({str(denied / 'image.dcm')!r})"],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        ),
         lambda: (allowed / "way" / "image.dcm").read_bytes(),
     ):
         try:
@@ -312,7 +297,8 @@ def test_another_process_cannot_be_used_to_read(tmp_path: Path) -> None:
     from client.site.isolation import confine_files
     other, secret = int(sys.argv[1]), Path(sys.argv[2])
     def tried():
-        for way in (f"/proc/{{other}}/root{{secret}}", f"/proc/{{other}}/cwd/image.dcm", f"/proc/{{other}}/fd/0", f"/proc/{{other}}/mem"):
+        ways = (f"/proc/{{other}}/root{{secret}}", f"/proc/{{other}}/cwd/image.dcm")
+        for way in (*ways, f"/proc/{{other}}/fd/0", f"/proc/{{other}}/mem"):
             try:
                 open(way, "rb").close()
                 print("yes")
@@ -324,7 +310,8 @@ def test_another_process_cannot_be_used_to_read(tmp_path: Path) -> None:
         except OSError:
             print("no")
     tried()
-    assert confine_files([Path(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/proc")], [Path({str(folders[0])!r})]).holds
+    readable = [Path(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/proc")]
+    assert confine_files(readable, [Path({str(folders[0])!r})]).holds
     tried()
     """
     with (folders[1] / "image.dcm").open("rb") as held:

@@ -357,7 +357,8 @@ ledger = Ledger.open(path, cohort="brain-mri", key=b"a site key that nobody else
 for number in range(int(last)):
     try:
         reservation = ledger.reserve(
-            request=f"{name}-{number}", steps=GaussianSteps(noise_multiplier=3.0, sample_rate=0.25, steps=20), purpose="train",
+            request=f"{name}-{number}", purpose="train",
+            steps=GaussianSteps(noise_multiplier=3.0, sample_rate=0.25, steps=20),
             fingerprint="", max_epsilon=8.0, delta=1e-5,
         )
         print(number, flush=True)

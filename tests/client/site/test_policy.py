@@ -97,7 +97,7 @@ def test_a_plan_looser_than_the_policy_is_refused_with_the_reason(change: dict[s
 
 def test_a_stricter_plan_is_admitted_and_nothing_is_altered() -> None:
     assert (
-        admit_training(SitePolicy(), **{**PLAN, "epsilon": 0.1, "delta": 1e-9, "nominal_patients": 50})
+        admit_training(SitePolicy(), **{**PLAN, "epsilon": 0.1, "delta": 1e-9, "nominal_patients": 50})  # type: ignore[func-returns-value]
         is None
     )
 

@@ -39,7 +39,7 @@ from client.supervision.preflight import (
     table,
 )
 from common.errors import ConfigError, NetworkError
-from tests.conftest import HELD_OUT, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, settle, tiny_plan
 
 LONG = timedelta(days=400)
 

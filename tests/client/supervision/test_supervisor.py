@@ -196,7 +196,8 @@ def test_a_site_that_was_connected_is_never_given_up(site: Path) -> None:
 def test_what_a_dead_node_started_is_ended_with_it(site: Path) -> None:
     grandchild = """
 import pathlib, subprocess, sys
-pathlib.Path(sys.argv[1]).write_text(str(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
 sys.exit(3)
 """
     watch(site, [part(site, "node", grandchild)], is_up=lambda: False, give_up_s=0.0)

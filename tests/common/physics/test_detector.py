@@ -33,7 +33,7 @@ def model() -> Iterator[torch.nn.Module]:
     manifest = manifest_of(network.state_dict())
     path = Path(common.models.__file__).parent / "small_cnn.safetensors"
     network.load_state_dict(unflatten(load_model(path, manifest), manifest))
-    return network
+    return network  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")

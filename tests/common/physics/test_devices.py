@@ -45,7 +45,7 @@ CASES = [*((name, "GRE") for name in SIMULATORS), ("susceptibility", "EPI"), ("c
 
 
 @pytest.mark.parametrize(("name", "sequence"), CASES)
-@pytest.mark.parametrize("size", [64, 208])
+@pytest.mark.parametrize("size", [64, pytest.param(208, marks=pytest.mark.slow)])
 def test_a_simulator_stays_on_the_device_of_its_images(
     name: str, size: int, sequence: str, second_device: torch.device
 ) -> None:

@@ -135,6 +135,23 @@ def test_fat_is_found_under_the_skin_and_not_in_the_brain() -> None:
     assert float(share[level < 0.85].max()) == 0
 
 
+def enhancing(*, centre: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A brain with a tumour nearly as bright as fat, `centre` half-axes from the middle, and where it is."""
+    y, x = torch.arange(128)[:, None] - 64.0, torch.arange(128)[None, :] - 64.0 - centre * 0.7 * 64
+    tumour = torch.sqrt(y**2 + x**2) < 14
+    inside = torch.sqrt((y / 54.4) ** 2 + (x + centre * 44.8) ** 2 / 44.8**2) < 0.98
+    return torch.where(tumour & inside, torch.tensor(0.8), brain()), tumour & inside
+
+
+@pytest.mark.parametrize("centre", [0.3, 0.55, 0.75])
+def test_an_enhancing_tumour_is_not_taken_for_fat(centre: float) -> None:
+    """In the brain, at the skull, and through the skull into the scalp."""
+    image, tumour = enhancing(centre=centre)
+    share, without = chemical_shift.fat_share(torch.stack([image, brain()]))
+    assert float(share[tumour].sum()) == 0
+    assert float(share.sum()) > 0.75 * float(without.sum())  # the fat beside it is still found
+
+
 def test_displacement_conserves_intensity() -> None:
     torch.manual_seed(0)
     image = torch.zeros(3, 64, 64)

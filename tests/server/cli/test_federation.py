@@ -20,8 +20,8 @@ from server.cli.federation import sites_table
 from server.federation import registry, services
 from server.federation.registry import Federation
 from server.run.control_files import write_outcome
-from tests.conftest import fedqc
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import fedqc
+from tests.helpers.enrolment import a_request
 
 
 @pytest.fixture(autouse=True)
@@ -234,8 +234,13 @@ def test_sites_says_who_is_connected_and_what_was_last_answered(
 
 
 def test_the_table_of_sites_fits_eighty_columns_whatever_is_in_it() -> None:
-    row = {"status": "expired", "connection": "not registered", "last_contact": "2026-11-24 11:00:00Z"}
-    row |= {"version": "0.1.0", "enrolment_days": -999}
+    row: dict[str, object] = {
+        "status": "expired",
+        "connection": "not registered",
+        "last_contact": "2026-11-24 11:00:00Z",
+        "version": "0.1.0",
+        "enrolment_days": -999,
+    }
     readiness = {"answer": "refuse: " + "a reason of many words " * 9, "plan": "p" * 32}
     rows = [row | {"site": "s" * length, "readiness": readiness} for length in (1, 21, 22, 32)]
     lines = sites_table(rows).splitlines()

@@ -40,7 +40,8 @@ from server.run.observers import (
     read_live,
 )
 from server.run_folder import RunFolder
-from tests.conftest import fedqc, tiny_plan
+from tests.helpers.command_line import fedqc
+from tests.helpers.consortium import tiny_plan
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

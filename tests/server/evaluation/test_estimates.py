@@ -157,7 +157,7 @@ def test_sites_are_independent() -> None:
         models=first.models,
     )
     errors = [both.estimate("federated", site).standard_error for site in "ab"]
-    assert both.estimate("federated", "home").standard_error == pytest.approx(np.hypot(*errors) / 2)
+    assert both.estimate("federated", "home").standard_error == pytest.approx(np.hypot(*errors) / 2)  # type: ignore[call-overload]
 
 
 def test_report_numbers_hold_the_sums_they_came_from() -> None:

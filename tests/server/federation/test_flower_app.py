@@ -19,7 +19,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, InternalError
 from server.federation import flower_app
 from server.federation.flower_app import bundle_files, find_program, is_current, write_bundle
-from tests.conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def serving(server: socketserver.BaseServer) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/hook"  # type: ignore[str-bytes-safe]
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook"  # type: ignore[index, str-bytes-safe]
     finally:
         server.shutdown()
         server.server_close()
@@ -117,7 +117,7 @@ def bound(make: Callable[[], socketserver.BaseServer]) -> Iterator[str]:
     server = make()
     if make is closed:
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"  # type: ignore[str-bytes-safe]
+            yield f"http://127.0.0.1:{server.server_address[1]}/"  # type: ignore[index, str-bytes-safe]
         finally:
             server.server_close()
     else:

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.enrolment import Request, read_kit, write_kit
+from common.enrolment import read_kit, write_kit
 from common.errors import ConfigError
 from common.signing import public_text
 from server.federation import registry
@@ -26,24 +25,9 @@ from server.federation.certificates import certificate_days
 from server.federation.configure import configure, init_federation, renew_server_certificate
 from server.federation.notify import Notify
 from server.federation.registry import Federation, approve, renew_site, revoke, site_keys
+from tests.helpers.enrolment import a_request
 
 BUNDLE_SHA = "ab" * 32
-
-
-def a_request(
-    site: str, node: ec.EllipticCurvePrivateKey | None = None, signing: Ed25519PrivateKey | None = None
-) -> Request:
-    node, signing = node or ec.generate_private_key(ec.SECP384R1()), signing or Ed25519PrivateKey.generate()
-    return Request(
-        site=site,
-        kind="synthetic",
-        nominal_patients=100,
-        node_key=node.public_key()
-        .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        .decode(),
-        signing_key=public_text(signing),
-        version="0.1.0",
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -33,20 +33,15 @@ from server.federation.services import (
     serve,
     superlink_answers,
 )
-from tests.conftest import ROOT
-from tests.server.federation.test_registry import a_request
+from tests.helpers.command_line import ROOT
+from tests.helpers.enrolment import a_request
+from tests.helpers.ports import free_port
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
     reason="nginx is not installed",
 )
 SLEEP = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -213,7 +208,7 @@ class Running:
             self._keeper.start()
             self._keeper.keep()
         except FedqcError as error:
-            self.error = error
+            self.error = error  # type: ignore[assignment]
         finally:
             self._keeper.end()
 

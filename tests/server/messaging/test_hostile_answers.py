@@ -12,10 +12,9 @@ from flwr.app import Message
 from common.errors import RunError
 from common.wire import SiteDescription, SiteEvaluation, message_type
 from server.messaging.answer_checks import check_update
-from tests.common.test_wire import record
-from tests.conftest import TRAINING, Consortium, tiny_plan
-from tests.end_to_end.test_bad_input import Room, room, run  # noqa: F401
-from tests.server.messaging.test_answer_checks import BASE_SHA256, SITE, SIZE, task, update
+from tests.helpers.answers import BASE_SHA256, SITE, SIZE, task, update
+from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
+from tests.helpers.wire import record
 
 A, B, _ = TRAINING
 

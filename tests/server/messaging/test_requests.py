@@ -21,7 +21,7 @@ from server.messaging import requests
 from server.messaging.requests import AWAY, MAX_ATTEMPTS, MAX_LOST, Answer, ask, describe_sites, rehearse
 from server.messaging.signatures import Question, Seal
 from server.simulation.local_grid import NODE_UNAVAILABLE, LocalGrid
-from tests.conftest import tiny_plan
+from tests.helpers.consortium import tiny_plan
 
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
 SITES = {1: "a", 2: "b", 3: "c"}

@@ -14,7 +14,7 @@ from common.errors import FedqcError, RunError
 from common.signing import Statement, payload_sha256, sign, verify
 from common.wire import DescribeTask, Envelope, Refusal, SiteDescription, SiteUpdate, TrainTask, WireMessage
 from server.messaging.signatures import NODE_CODES, Question, Seal
-from tests.conftest import tiny_plan
+from tests.helpers.consortium import tiny_plan
 
 PLAN = tiny_plan()
 COORDINATOR, A_KEY, B_KEY, STRANGER = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import PlanError, RefusedError
 from common.wire import Refusal, SiteReadiness
 from server.run.rehearsal import admit, check_table, rehearsed
-from tests.conftest import tiny_plan
+from tests.helpers.consortium import tiny_plan
 
 PLAN = tiny_plan(arms=["public", "federated", "federated_dp"], held_out=["d"], federation={"quorum": 2})
 ENROLLED = ["a", "b", "c", "d"]

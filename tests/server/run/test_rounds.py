@@ -18,7 +18,7 @@ from common.models import build
 from common.weights import LIMIT, manifest_of
 from common.wire import SiteDescription, SiteUpdate, message_type
 from server.run_folder import RunFolder
-from tests.conftest import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
 PRIVATE = tiny_plan(name="private", arms=["federated", "federated_dp"])
@@ -284,7 +284,7 @@ def test_an_arm_that_every_site_refuses_has_no_numbers_and_the_run_completes(
     assert found["private_arms"] == []
     (refusal,) = found["refusals"]
     assert refusal.startswith("federated_dp: ")
-    assert "nominal number of patients is 20, its policy asks for at least 50" in refusal
+    assert "nominal number of patients is 20, its policy requires at least 50" in refusal
     assert {site: claim["refused"]["code"] for site, claim in found["privacy"].items()} == dict.fromkeys(
         TRAINING, "too-few-patients"
     )

@@ -33,8 +33,8 @@ from server.run.conduct import conduct
 from server.run.control_files import Order, read_outcome, write_order
 from server.run.order import serve_order
 from server.run_folder import RunFolder
-from tests.client.agent.test_verification import COORDINATOR, OTHER, enrol
-from tests.conftest import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.site_agent import COORDINATOR, OTHER, enrol
 
 A, B, C = TRAINING
 MANIFEST = manifest_of(build("small_cnn").state_dict())
@@ -74,7 +74,7 @@ def turning(turn: Turn, kind: str = "train") -> Callable[[Message, Message], Mes
         if answer.has_error() or question.metadata.message_type != kind:
             return None
         turned = turn(question, Envelope.from_record(answer.content))
-        return turned and Message(content=turned.to_record(), reply_to=question)
+        return turned and Message(content=turned.to_record(), reply_to=question)  # type: ignore[return-value]
 
     return tamper
 
@@ -100,7 +100,6 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 # --- the same bits
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_signed_run_is_the_unsigned_run_in_every_weight(
@@ -152,7 +151,6 @@ def test_a_signed_run_that_was_stopped_goes_on_to_the_same_bits(enrolled: Consor
 
 
 # --- codecs
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_plain_and_lossless_runs_give_the_same_bits_and_lossless_moves_fewer_bytes(
@@ -232,7 +230,6 @@ def test_a_codec_of_another_plan_costs_its_site_only(consortium: Consortium, tmp
 
 
 # --- nobody speaks for another
-# ----------------------------------------------------------------------------------------------------------
 
 
 def key_of(consortium: Consortium, name: str) -> Ed25519PrivateKey:
@@ -356,7 +353,6 @@ def test_sites_that_joined_another_coordinator_do_nothing_for_this_one(
 
 
 # --- what `fedqc run` asks for
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -442,7 +438,7 @@ def test_a_site_that_falls_silent_is_told_of_once(enrolled: Consortium, federati
 def test_why_a_run_could_not_go_on_is_written_down_without_the_text_of_a_bug(
     enrolled: Consortium, federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])
+    monkeypatch.setattr("server.run.conduct.public_set", lambda *_: {}["/secret/path"])  # type: ignore[index]
     with pytest.raises(KeyError):
         serve(enrolled, federation, tiny_plan())
     failure = read_outcome(federation.folder, "one", "failure")

@@ -82,7 +82,9 @@ def test_it_is_a_grid_with_every_method_of_one() -> None:
 def test_each_site_sees_its_own_config_and_the_run_config() -> None:
     seen = []
     grid = LocalGrid(
-        app_that(lambda message, context: seen.append(context) or RecordDict()), NODES, RUN_CONFIG
+        app_that(lambda message, context: seen.append(context) or RecordDict()),  # type: ignore[func-returns-value]
+        NODES,
+        RUN_CONFIG,
     )
     list(grid.send_and_receive([question(1), question(2)]))
     assert [dict(context.node_config) for context in seen] == list(NODES.values())
@@ -157,7 +159,9 @@ def test_ctrl_c_in_a_site_stops_the_caller() -> None:
 def test_nothing_runs_before_its_answer_is_pulled() -> None:
     calls = []
     grid = LocalGrid(
-        app_that(lambda message, context: calls.append(context.node_id) or RecordDict()), NODES, RUN_CONFIG
+        app_that(lambda message, context: calls.append(context.node_id) or RecordDict()),  # type: ignore[func-returns-value]
+        NODES,
+        RUN_CONFIG,
     )
     ids = grid.push_messages([question(2), question(1)])
     assert calls == []

@@ -16,7 +16,7 @@ from common.learning import get_threads
 from server.cli.run import run as run_commands
 from server.run_folder import RunFolder
 from server.simulation.simulate import resume_simulation, run_simulation
-from tests.conftest import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
 

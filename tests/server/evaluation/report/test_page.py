@@ -148,7 +148,7 @@ def evaluation_of(
     return json.loads(json.dumps(without_nan(values)))
 
 
-MANIFEST = {
+MANIFEST = {  # type: ignore[var-annotated]
     "run": "demo-7-20260101T000000Z",
     "status": "completed",
     "plan_sha256": "ab" * 32,
