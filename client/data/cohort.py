@@ -292,7 +292,7 @@ def load_cohort(
         vendors=tuple(record.manufacturer for record in records),
         records=records,
         fingerprint=slices.fingerprint,
-        opted_out=getattr(slices, "opted_out", frozenset()),
+        opted_out=slices.opted_out,
         report=report,
     )
 

@@ -18,7 +18,6 @@ from tests.helpers.site_agent import (
     evaluate_task,
     non_private,
     refusal_of,
-    rows,
     train_task,
     update_of,
 )

@@ -45,7 +45,7 @@ def test_the_first_round_binds_and_later_rounds_compare(tmp_path: Path) -> None:
         (replace(FIRST, split={"p": "train", "q": "train"}), ("split",)),
         (replace(FIRST, labels={"p": "1"}, split={"p": "train"}), ("images",)),
         (
-            replace(FIRST, labels=dict(FIRST.labels) | {"r": "4"}, split=dict(FIRST.split) | {"r": "train"}),
+            replace(FIRST, labels={**FIRST.labels, "r": "4"}, split={**FIRST.split, "r": "train"}),
             ("images",),
         ),
         (
