@@ -18,6 +18,7 @@ from tests.helpers.site_agent import (
     evaluate_task,
     non_private,
     refusal_of,
+    rows,
     train_task,
     update_of,
 )
