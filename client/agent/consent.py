@@ -49,7 +49,9 @@ class Consent:
         part, labels, severities = cohort.part.copy(), cohort.labels.copy(), cohort.severities.copy()
         part[gone] = -1
         labels[gone] = severities[gone] = np.nan
-        return replace(cohort, part=part, labels=labels, severities=severities)
+        patients = {cohort.records[row].patient for row in np.flatnonzero(gone)}
+        opted_out = cohort.opted_out | patients
+        return replace(cohort, part=part, labels=labels, severities=severities, opted_out=opted_out)
 
     def hash_of(self, plan_sha256: str) -> str:
         """The keyed hash of reference, consent basis, and who approved the plan when; "" where cohort.yaml

@@ -365,14 +365,15 @@ def data_digests(cohort: Cohort) -> DataDigests:
     """What a run depends on at this site, as keyed digests: index, labels and part of each patient."""
     key = site_key(cohort.folder / cohort.site.state)
     labels: dict[str, Any] = {}
-    for at, record in enumerate(cohort.records):
+    kept = [(at, record) for at, record in enumerate(cohort.records) if cohort.part[at] >= 0]
+    for at, record in kept:
         digest = labels.setdefault(record.patient, hmac.new(key, b"labels:", hashlib.sha256))
         digest.update(f"{record.image}#{record.frame}:".encode("utf-8", "surrogatepass"))
         digest.update(cohort.labels[at].tobytes() + cohort.severities[at].tobytes())
     return DataDigests(
         images=cohort.fingerprint,
         labels={patient: digest.hexdigest()[:32] for patient, digest in labels.items()},
-        split={record.patient: PARTS[cohort.part[at]] for at, record in enumerate(cohort.records)},
+        split={record.patient: PARTS[cohort.part[at]] for at, record in kept},
     )
 
 
