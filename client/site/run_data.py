@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, RunError
 from common.files import write_as_owner
 
 RUNS = "runs"
@@ -55,11 +55,15 @@ def bind_data(
         whether the operator has accepted other data since the first round.
     Raises:
         DataError: the data have changed (code `data-changed`).
+        RunError: the record of the first round cannot be written (code `not-writable`).
     """
     known = check_data(state, run, data, opted_out=opted_out)
     if known is None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        _write(state, RunData(run=run, plan_sha256=plan_sha256, since=now, data=data))
+        try:
+            _write(state, RunData(run=run, plan_sha256=plan_sha256, since=now, data=data))
+        except ConfigError as error:  # as where the ledger meets a full disk: every first round writes here
+            raise RunError(error.message, code=error.code, hint=error.hint) from error
     return known is not None and bool(known.accepted)
 
 

@@ -26,7 +26,7 @@ from client.simulation.phantom_sites import write_consortium
 from common.cli import SILENT, main
 from common.plan import RunPlan
 from tests.helpers.command_line import FEDQC
-from tests.helpers.consortium import tiny_plan
+from tests.helpers.consortium import settle, tiny_plan
 from tests.helpers.ports import free_port
 
 MARK = "FEDQC_RIG"
@@ -212,6 +212,7 @@ class Deployment:
         words += ["--nominal-patients", NOMINAL, "--cohort", more.pop("cohort", f"phantoms-{name}")]
         words += [word for option, value in more.items() for word in (f"--{option.replace('_', '-')}", value)]
         self.do(*words)
+        settle(site, split={"train": 0.6, "test": 0.4})  # as the tiny plan's: every site has test patients
         kit = self.folder / f"kit-{name}.zip"
         said = self.do(
             "federation", "approve", site / "request.zip", "--out", kit, "--yes", "--federation", self.fed
