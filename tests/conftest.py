@@ -48,6 +48,10 @@ FEDERATION = {"tests/end_to_end/test_deployed_run.py", "tests/end_to_end/test_fa
 """Modules that use the fixture `deployment`, kept in one process so that it is started once."""
 
 
+IN_ORDER = ("tests/end_to_end/test_faults_identity.py",)
+"""Modules whose tests tell one story of one federation: what one test revokes or fills stays so."""
+
+
 class ModuleScheduling(LoadScopeScheduling):
     """Keep each module in one process, so that its fixtures are made once, and FEDERATION in one."""
 
@@ -69,6 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     yield
     ranks = {name: number for number, name in enumerate(LONG_FIRST)}
     items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
+    for module in IN_ORDER:
+        places = [place for place, item in enumerate(items) if item.nodeid.partition("::")[0] == module]
+        story = sorted((items[place] for place in places), key=lambda item: item.location[1] or 0)
+        for place, item in zip(places, story, strict=True):
+            items[place] = item
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
