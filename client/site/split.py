@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from client.site.config import SiteConfig
-from common.errors import ConfigError, RefusedError
+from common.errors import ConfigError, RefusedError, RunError
 from common.files import write_as_owner
 from common.plan import Split
 
@@ -75,6 +75,10 @@ def fix_split(site: SiteConfig, folder: Path, split: SiteSplit) -> None:
     """Keep the split of a run that is about to begin, once and for all.
 
     The plan's split is kept only where the site has joined a federation: a simulation may try several.
+
+    Raises:
+        RunError: it cannot be written (code `not-writable`); as where the ledger meets a full disk, nothing
+            of a patient decides that.
     """
     state = folder / site.state
     is_bound = split.origin == "site.yaml" or (state / "coordinator.json").is_file()
@@ -90,9 +94,9 @@ def fix_split(site: SiteConfig, folder: Path, split: SiteSplit) -> None:
         try:
             write_as_owner(state / SPLIT, json.dumps(values).encode())
         except OSError as error:
-            raise ConfigError(
+            raise RunError(
                 f"{state / SPLIT}: cannot be written ({error.strerror})", code="not-writable"
-            ) from None
+            ) from error
 
 
 def shares_text(shares: Shares) -> str:
