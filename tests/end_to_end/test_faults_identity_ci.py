@@ -685,7 +685,7 @@ def test_f29_a_program_that_is_missing_is_said_before_anything_is_started(
             target = path.resolve() if path.name.startswith("python") else path
             (elsewhere / "bin" / path.name).symlink_to(target)
     rest = os.pathsep.join(
-        part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / name).exists()
+        part for part in os.environ["PATH"].split(os.pathsep) if not os.path.lexists(Path(part) / name)
     )
     words = ("-P", "-m", "common.cli", "federation", "start", "--no-proxy", "--federation", deployment.fed)
     said = deployment.call(*words, program=elsewhere / "bin" / "python", env={"PATH": rest})
