@@ -110,14 +110,12 @@ class PooledSites:
             agent.renew_consent()
             agent.admit(private=False)
         base = self._models.receive(task)
-        has_changed = True in [
-            agent.bind_data(task.run) for agent in self._agents
-        ]  # every site, not up to the first
+        changed = [agent.bind_data(task.run) for agent in self._agents]  # every site, not up to the first
         for agent in self._agents:
             agent.record_non_private(task)
         steps = train_without_noise(self._plan, task, base, NAME, self._slices(), Job())
         owner = UpdateOwner(name=NAME, nominal_patients=self._num_patients)
-        return site_update(self._plan, task, base, steps, owner, data_changed=has_changed)
+        return site_update(self._plan, task, base, steps, owner, data_changed=any(changed))
 
     @property
     def _num_patients(self) -> int:

@@ -98,7 +98,8 @@ def _state_folder(site: Path) -> Path:
 
 
 def _guard(site: Path) -> Answer:
-    import client.agent.tasks  # noqa: F401  (torch: now, because a library that was loaded by halves for lack of memory stays broken)
+    # torch is loaded now: if memory ran out while it loads later, it would stay broken
+    import client.agent.tasks  # noqa: F401
     from client.agent.verification import guard_for
 
     return guard_for(str(site)).answer
