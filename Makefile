@@ -48,6 +48,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python tests/docstring_share.py
+	$(BIN)/python -m server.public_model.rehearsals --check
 
 # Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.
 coverage: $(STAMP)
@@ -63,11 +64,17 @@ coverage: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loop_overhead.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/update_codecs.py --quick --update docs/performance.md
+	$(BIN)/python benchmarks/noise.py --quick --update docs/performance.md
+	$(BIN)/python benchmarks/free_gains.py --quick > /dev/null
+	$(BIN)/python benchmarks/dp_step.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/deployment_round.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/data_path.py --quick --update docs/performance.md
 	@if $(BIN)/python -c 'import torchio, skimage' 2>/dev/null; then \
 		$(BIN)/python benchmarks/simulators.py --quick --update docs/performance.md; \
 	else echo "simulators: needs $(BIN)/python -m pip install -e '.[bench]'"; fi
+	@if $(BIN)/python -c 'from importlib.util import find_spec; raise SystemExit(find_spec("mriqc_learn") is None)'; then \
+		$(BIN)/python benchmarks/real_sites.py --quick > /dev/null; \
+	else echo "real_sites: needs $(BIN)/python -m pip install -e '.[bench]'"; fi
 
 offline: $(STAMP)
 	rm -rf $(OFFLINE) build && mkdir -p $(OFFLINE)/wheels

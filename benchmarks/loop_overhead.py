@@ -30,7 +30,6 @@ the number of sites.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -46,12 +45,14 @@ from measuring import (
     BenchmarkError,
     Cost,
     Ratio,
+    command_line,
     cost_ratios,
     environment,
     interleave,
+    repetitions_of,
+    reported,
     run,
-    to_json,
-    update_table,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
         load_cohort(path, size=plan.image_size, plan_split=plan.split)
         for path in sorted(data.glob("*/site.yaml"))
     ]
-    model = build(plan.model.name)
+    model = build(plan.model.name, plan.model.args)
     manifest = manifest_of(model.state_dict())
     flat = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     for number in range(1, plan.training.rounds + 1):
@@ -493,33 +494,15 @@ def run_side(side: str, arguments: list[str]) -> None:
     safetensors.numpy.save_file(weights, out / "model.safetensors")
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="1 batch only, 3 repetitions")
-    parser.add_argument("--repetitions", type=int, help="instead of 5, or 3 with --quick")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument(
-        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
-    )
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, quick="1 batch only", usual=5).parse_args()
     works = {"1 batch": WORK["1 batch"]} if arguments.quick else WORK
-    repetitions = arguments.repetitions or (3 if arguments.quick else 5)
-    try:
+
+    def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="fedqc-loop-overhead-") as folder:
-            result = measure_all(Path(folder), works, repetitions, scaling=not arguments.quick)
-        if arguments.update:
-            update_table(arguments.update, "loop_overhead", table(result))
-    except BenchmarkError as error:
-        say(f"loop_overhead: {error}")
-        return 1
-    print(to_json(result) if arguments.format == "json" else table(result))
-    return 0
+            return measure_all(Path(folder), works, repetitions_of(arguments), scaling=not arguments.quick)
+
+    return reported("loop_overhead", arguments, measure, table)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ peak.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 KIB_PER_MIB = 1024
@@ -216,3 +218,53 @@ def update_table(page: Path, name: str, table: str) -> None:
     if not found or not ended:
         raise BenchmarkError(f"{page}: has no {opening} ... {closing}")
     page.write_text(f"{before}{opening}\n{table.strip()}\n{closing}{after}", encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """Progress: stdout has the result only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def command_line(about: str | None, *, quick: str = "", usual: int = 9) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common.
+
+    Args:
+        about: the docstring of the benchmark.
+        quick: what --quick does, besides 3 repetitions; "": there is no such option.
+        usual: repetitions without --quick.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if quick:
+        parser.add_argument("--quick", action="store_true", help=f"{quick}, 3 repetitions")
+    less = ", or 3 with --quick" if quick else ""
+    parser.add_argument("--repetitions", type=int, help=f"instead of {usual}{less}")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
+    )
+    parser.set_defaults(usual=usual)
+    return parser
+
+
+def repetitions_of(arguments: argparse.Namespace) -> int:
+    """How often each side is measured."""
+    found: int = arguments.repetitions or (3 if getattr(arguments, "quick", False) else arguments.usual)
+    return found
+
+
+def reported(
+    name: str,
+    arguments: argparse.Namespace,
+    measure: Callable[[], Any],
+    table: Callable[[Any], str],
+) -> int:
+    """Measure, print the result as asked, and rewrite the table of a page if asked; the exit status."""
+    try:
+        result = measure()
+        if arguments.update:
+            update_table(arguments.update, name, table(result))
+    except BenchmarkError as error:
+        say(f"{name}: {error}")
+        return 1
+    print(to_json(result) if arguments.format == "json" else table(result))
+    return 0

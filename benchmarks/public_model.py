@@ -33,8 +33,9 @@ from sklearn.metrics import roc_auc_score
 
 from client.dicom.dicom import SliceHeader, read_headers, read_slices
 from client.dicom.sources import find_files, open_source
-from client.simulation.injection import MIN_CHANGED, changed_share
-from client.simulation.real_slices import acquisition_of, as_square, body_of
+from client.simulation.real_slices import as_square
+from client.views.acquisition import acquisition_of, body_of
+from client.views.corruption import MIN_CHANGED, changed_share
 from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Modality
 from common.learning import score, set_threads
 from common.model_file import load_model

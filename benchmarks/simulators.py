@@ -19,7 +19,6 @@ physics, appearance; DICOM is not written).
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -29,7 +28,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from measuring import (
@@ -37,12 +35,14 @@ from measuring import (
     BenchmarkError,
     Cost,
     Ratio,
+    command_line,
     cost_ratios,
     environment,
     interleave,
     ratio,
-    to_json,
-    update_table,
+    repetitions_of,
+    reported,
+    say,
 )
 
 # before torch is loaded
@@ -309,32 +309,10 @@ def _short(values: Ratio, digits: int) -> str:
     return f"{values.median:.{digits}f} ({values.min:.{digits}f}–{values.max:.{digits}f})"
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="3 repetitions, 5 patients a hospital")
-    parser.add_argument("--repetitions", type=int, help="instead of 9, or 3 with --quick")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument(
-        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
-    )
-    arguments = parser.parse_args()
-    try:
-        result = measure_all(
-            arguments.repetitions or (3 if arguments.quick else 9), 5 if arguments.quick else 20
-        )
-        if arguments.update:
-            update_table(arguments.update, "simulators", table(result))
-    except BenchmarkError as error:
-        say(f"simulators: {error}")
-        return 1
-    print(to_json(result) if arguments.format == "json" else table(result))
-    return 0
+    arguments = command_line(__doc__, quick="5 patients a hospital").parse_args()
+    patients = 5 if arguments.quick else 20
+    return reported("simulators", arguments, lambda: measure_all(repetitions_of(arguments), patients), table)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ the device is faster.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from measuring import (
@@ -26,19 +24,21 @@ from measuring import (
     BenchmarkError,
     Cost,
     Ratio,
+    command_line,
     cost_ratios,
     environment,
     interleave,
     ratio,
-    to_json,
-    update_table,
+    repetitions_of,
+    reported,
+    say,
 )
 
 # before torch is loaded
 os.environ.update({name: value for name, value in STEADY.items() if name.endswith("_THREADS")})
 
 import torch
-from simulators import BATCH, CT, SEVERITY, SIZE, make_slices, once, say
+from simulators import BATCH, CT, SEVERITY, SIZE, make_slices, once
 from torch import Tensor
 
 from common.physics import SIMULATORS
@@ -177,28 +177,17 @@ def _short(values: Ratio) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument(
-        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
-    )
     arguments = parser.parse_args()
-    try:
+
+    def measure() -> dict[str, Any]:
         device = torch.device(arguments.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise BenchmarkError("no CUDA device here, or a PyTorch without CUDA")
-        result = measure_all(device, arguments.repetitions)
-        if arguments.update:
-            update_table(arguments.update, "simulators_gpu", table(result))
-    except BenchmarkError as error:
-        say(f"simulators_gpu: {error}")
-        return 1
-    print(to_json(result) if arguments.format == "json" else table(result))
-    return 0
+        return measure_all(device, repetitions_of(arguments))
+
+    return reported("simulators_gpu", arguments, measure, table)
 
 
 if __name__ == "__main__":

@@ -29,18 +29,27 @@ turns, as a ratio to `plain`.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import BenchmarkError, Cost, Ratio, cost_ratios, environment, interleave, to_json, update_table
+from measuring import (
+    BenchmarkError,
+    Cost,
+    Ratio,
+    command_line,
+    cost_ratios,
+    environment,
+    interleave,
+    repetitions_of,
+    reported,
+    say,
+)
 
 from common.model_file import load_model
 from common.models import build
@@ -205,31 +214,10 @@ def _short(ratio: Ratio) -> str:
     return f"{ratio.median:.1f} ({ratio.min:.1f}–{ratio.max:.1f})"
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the values, 3 repetitions")
-    parser.add_argument("--repetitions", type=int, help="instead of 9, or 3 with --quick")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument(
-        "--update", type=Path, metavar="PAGE", help="also rewrite the table in this Markdown page"
-    )
-    arguments = parser.parse_args()
-    repetitions = arguments.repetitions or (3 if arguments.quick else 9)
-    try:
-        result = measure_all(RESNET18 // 10 if arguments.quick else RESNET18, repetitions)
-        if arguments.update:
-            update_table(arguments.update, "update_codecs", table(result))
-    except BenchmarkError as error:
-        say(f"codecs: {error}")
-        return 1
-    print(to_json(result) if arguments.format == "json" else table(result))
-    return 0
+    arguments = command_line(__doc__, quick="a tenth of the values").parse_args()
+    values = RESNET18 // 10 if arguments.quick else RESNET18
+    return reported("update_codecs", arguments, lambda: measure_all(values, repetitions_of(arguments)), table)
 
 
 if __name__ == "__main__":

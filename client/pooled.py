@@ -13,16 +13,14 @@ import numpy as np
 from flwr.app import Context, Message
 
 from client.agent.failures import refusal_for
-from client.agent.tasks import (
-    Agent,
-    Job,
+from client.agent.job import Job
+from client.agent.tasks import Agent, agent_for
+from client.agent.training import (
     ReceivedModels,
     TrainingSlices,
     UpdateOwner,
-    agent_for,
     site_update,
     train_without_noise,
-    training_slices,
 )
 from client.agent.verification import plan_of
 from client.app import answer
@@ -85,14 +83,19 @@ class PooledSites:
             return refusal_for(failure, site=NAME, run=run, state=self._agents[0].state, plan=self._plan)
 
     def describe(self) -> SiteDescription:
-        """The first site's description, with the names of all and the sum of their patients."""
+        """The first site's description, with the names of all and the sum of their patients; of kind hospital
+        where one of them is one.
+        """
         described = self._agents[0].describe()
         assert isinstance(described, SiteDescription)
+        kinds = [agent.site.kind for agent in self._agents]
         return described.model_copy(
             update={
+                "kind": "hospital" if "hospital" in kinds else kinds[0],
                 "site": NAME,
                 "members": tuple(agent.name for agent in self._agents),
                 "nominal_patients": self._num_patients,
+                "ledger_head": "",  # it has no ledger
             }
         )
 
@@ -113,7 +116,7 @@ class PooledSites:
         changed = [agent.bind_data(task.run) for agent in self._agents]  # every site, not up to the first
         for agent in self._agents:
             agent.record_non_private(task)
-        steps = train_without_noise(self._plan, task, base, NAME, self._slices(), Job())
+        steps = train_without_noise(self._plan, task, base, NAME, self._slices(task.run), Job())
         owner = UpdateOwner(name=NAME, nominal_patients=self._num_patients)
         return site_update(self._plan, task, base, steps, owner, data_changed=any(changed))
 
@@ -121,13 +124,17 @@ class PooledSites:
     def _num_patients(self) -> int:
         return sum(agent.site.nominal_patients for agent in self._agents)
 
-    def _slices(self) -> TrainingSlices:
+    def _slices(self, run: str) -> TrainingSlices:
         """The training slices of all sites, side by side, in the order of the sites."""
-        parts = [training_slices(agent.cohort()) for agent in self._agents]
+        parts = [agent.training_slices(run, Job()) for agent in self._agents]
         if len(parts) == 1:
             return parts[0]
         images, modality, labels = (
             np.concatenate([getattr(part, name)[part.rows] for part in parts])
             for name in ("images", "modality", "labels")
         )
-        return TrainingSlices(images=images, modality=modality, labels=labels, rows=np.arange(len(images)))
+        weights = None
+        if all(part.weights is not None for part in parts):
+            weights = np.concatenate([part.weights[part.rows] for part in parts if part.weights is not None])
+        rows = np.arange(len(images))
+        return TrainingSlices(images=images, modality=modality, labels=labels, rows=rows, weights=weights)

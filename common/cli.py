@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "server.cli.evaluate:compare",
         "Compare runs: differences of arms, paired over patients and seeds.",
     ),
+    "verify": (
+        "common.verify:verify",
+        "Recompute a run from the answers that its sites signed; check the installed code's privacy.",
+    ),
     "federation": (
         "server.cli.federation:federation",
         "Make a federation, enrol hospitals, run its services.",
@@ -70,6 +74,12 @@ def confirmed(refusal: FedqcError) -> bool:
     return sys.stdin.isatty() and typer.confirm(f"{refusal.message}. Continue without these files?", err=True)
 
 
+def load(name: str) -> Any:
+    """What `module:attribute` names. Common code reaches what `server` and `client` do by this alone."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class LazyGroup(TyperGroup):
     """Commands that are imported on first use."""
 
@@ -81,8 +91,7 @@ class LazyGroup(TyperGroup):
             return None
         if ctx.resilient_parsing or ctx.info_name is None:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        command = typer.main.get_command(load(COMMANDS[cmd_name][0]))
         command.name = cmd_name
         return command
 

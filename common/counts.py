@@ -20,6 +20,10 @@ LOGIT_LIMIT = 12.0
 """Scores are logits, cut at ±12 and put into 480 bins of 0.05: fine enough that ties are rare, public, the
 same everywhere.
 """
+DISCLOSED_BINS, DISCLOSED_LIMIT = 20, 6.0
+"""What a hospital may disclose is coarser: 20 bins of 0.6 between ±6, where logits mostly lie."""
+NOISED_BINS = 8
+"""What a hospital sends with noise: fewer bins, since each gets noise of its own."""
 
 
 def to_bins(logits: np.ndarray) -> np.ndarray:
@@ -32,6 +36,62 @@ def to_bins(logits: np.ndarray) -> np.ndarray:
     return np.clip(np.floor((finite + LOGIT_LIMIT) * (BINS / (2 * LOGIT_LIMIT))), 0, BINS - 1).astype(
         np.int64
     )
+
+
+def coarsen(logits: np.ndarray) -> np.ndarray:
+    """Each logit replaced by the middle of its bin of `DISCLOSED_BINS`, same shape: all that follows from it
+    is as coarse. Not-a-number stays, as `to_bins` has a place for it.
+    """
+    width = 2 * DISCLOSED_LIMIT / DISCLOSED_BINS
+    bins = np.clip(
+        np.floor((np.asarray(logits, np.float64) + DISCLOSED_LIMIT) / width), 0, DISCLOSED_BINS - 1
+    )
+    return (bins + 0.5) * width - DISCLOSED_LIMIT
+
+
+def quantile_edges(scores: np.ndarray) -> np.ndarray:
+    """The inner edges of `NOISED_BINS` bins that hold about equally many of the given scores.
+
+    They are rounded to 2^-10, so that another machine, whose scores differ in the last bit, gets the same.
+
+    Args:
+        scores: (patients, A) of public images, nan where not assessed.
+    Returns:
+        float32 (A, NOISED_BINS - 1), not decreasing; zeros where no patient was assessed.
+    """
+    shares = np.arange(1, NOISED_BINS) / NOISED_BINS
+    known = [column[np.isfinite(column)] for column in scores.T]
+    edges = [np.quantile(column, shares) if len(column) else np.zeros(len(shares)) for column in known]
+    return (np.rint(np.array(edges) * 1024) / 1024).astype(np.float32).reshape(scores.shape[1], -1)
+
+
+def count_between(scores: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Patients with (first) and without an artifact in the bins between `edges`, int64 (2, A, NOISED_BINS).
+
+    One patient, whatever the scores and labels, is counted at most once an artifact: adding or removing one
+    changes the result by at most sqrt(A) in L2, whatever the edges.
+
+    Args:
+        scores, labels: (P, A) of `per_patient`: one row a patient; labels 1, 0 or nan.
+        edges: (A, NOISED_BINS - 1), not decreasing. A score equal to an edge lies above it; not-a-number
+            counts as zero.
+    """
+    artifacts = labels.shape[1]
+    counts = np.zeros((2, artifacts, NOISED_BINS), np.int64)
+    for artifact in range(artifacts):
+        values = np.nan_to_num(scores[:, artifact].astype(np.float64), nan=0.0)
+        bins = np.searchsorted(edges[artifact].astype(np.float64), values, side="right")
+        for row, present in enumerate((1, 0)):
+            np.add.at(counts[row, artifact], bins[labels[:, artifact] == present], 1)
+    return counts
+
+
+def noise_deviation(noise_multiplier: float, models: int) -> float:
+    """Standard deviation of the noise on each count of an evaluation: noise multiplier times sensitivity.
+
+    The sensitivity of all counts together is sqrt(models * artifacts) (`count_between` for each model).
+    """
+    return noise_multiplier * (models * len(NAMES)) ** 0.5
 
 
 def per_patient(

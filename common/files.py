@@ -63,6 +63,19 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:
     return written
 
 
+def make_private(path: Path) -> None:
+    """Make an empty file for its owner only, unless there is one; that one is not even opened.
+
+    Whoever closes a file releases all POSIX locks of its process on it, those of an open SQLite connection
+    included: another process then removes the log that this connection goes on writing.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a private file; it is on the disk when this returns. A partial line left by a crash stays
     a line of its own.

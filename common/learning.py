@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.losses import loss_named
+from common.losses import loss_of
 from common.models import as_classifier
 from common.plan import Training
 from common.preprocess import to_channels
@@ -61,6 +61,7 @@ def train_epochs(
     *,
     training: Training,
     seed: int,
+    weights: np.ndarray | None = None,
     tick: Callable[[int], None] = lambda epochs: None,
 ) -> None:
     """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
@@ -69,10 +70,11 @@ def train_epochs(
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
         seed: decides the shuffles, and nothing else is random.
+        weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
     keep_freed_memory()
-    loss_of = loss_named(training.loss)
+    of_samples = loss_of(training)
     rng = np.random.default_rng(seed)
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step = adam(parameters, training.learning_rate, training.weight_decay)
@@ -81,7 +83,8 @@ def train_epochs(
     for epoch in range(training.local_epochs):
         for chosen, x in batches(images, modality, rng.permutation(rows), training.batch_size):
             tick(epoch)
-            loss = loss_of(model(x), truth[chosen]).mean()
+            losses = of_samples(model(x), truth[chosen])
+            loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()
             step(torch.autograd.grad(loss, parameters))
 
 

@@ -14,5 +14,10 @@ SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 Unit = Literal["patient", "study"]
 """The unit of privacy at a site: whose contribution is bounded, and hidden by the noise."""
 
+EvaluationMode = Literal["dp", "disclosed", "synthetic"]
+"""How a site's patients are scored: with noise and charged; exactly, outside the guarantee; or exactly,
+because they are no patients of a hospital.
+"""
+
 MAX_PATIENTS = 10_000_000
 """Of one site: 800 such sites at the largest update still sum within 64 bits."""

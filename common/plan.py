@@ -16,15 +16,52 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from common.arms import ARMS, ArmName
+from common.artifacts import NAMES
 from common.errors import PlanError
 from common.names import SITE_NAME
-from common.strict import StrictModel, describe_validation, strict_yaml
+from common.strict import (
+    NO_ARGUMENTS,
+    PlanArguments,
+    PlanWeights,
+    StrictModel,
+    describe_validation,
+    strict_yaml,
+)
 
 DEFAULT_STRATEGY = "fedavg"
+DEFAULT_EVALUATION_SHARE = 0.2
 
+CHOSEN = ("clip_norm", "learning_rate", "steps_per_round", "average_rounds")
+"""Keys of `privacy` that `settings: auto` chooses."""
+
+LATER_PRIVACY_KEYS = (
+    "evaluation_share",
+    "evaluation_noise_multiplier",
+    "steps_per_round",
+    "average_rounds",
+    "settings",
+    "expected_sites",
+    "expected_patients",
+    "origin",
+    "alternatives",
+    "engine",
+    "trainable",
+)
+
+LATER_TRAINING_KEYS = ("strategy", "inject", "loss_args", "class_weights")
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
 """Shares of patients for training, validation and test."""
+
+
+def without_defaults(model: StrictModel, values: dict[str, Any], later: tuple[str, ...]) -> dict[str, Any]:
+    """Leave the keys `later` out at their defaults: plans written before these existed keep their hash."""
+    fields = type(model).model_fields
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in later or getattr(model, name) != fields[name].default
+    }
 
 
 class Split(StrictModel):
@@ -49,6 +86,27 @@ class Model(StrictModel):
     # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
     initial: str = "package:small_cnn.safetensors"
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, serialize(self), ("args",))
+
+
+class Inject(StrictModel):
+    """Artifacts simulated on each site's own slices, so that training needs no label."""
+
+    views: int = Field(default=4, ge=1, le=16)  # versions of a patient, the untouched one included
+    # weight of the versions in the mean of a patient who also has labels of the sheet
+    share: float = Field(default=0.5, gt=0, le=1)
+    severity: tuple[float, float] = (0.6, 1.0)  # lowest and highest; above 0, at most 1
+
+    @model_validator(mode="after")
+    def _severities(self) -> Inject:
+        low, high = self.severity
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"severity = [{low:g}, {high:g}], must be 0 < lowest <= highest <= 1")
+        return self
 
 
 class Training(StrictModel):
@@ -67,16 +125,22 @@ class Training(StrictModel):
         "constant"  # cosine: the learning rate falls to nothing over the rounds
     )
     loss: str = "bce"
+    loss_args: PlanArguments = NO_ARGUMENTS  # of the loss: common/losses.py
+    # artifact: how much it counts where it is present; others 1
+    class_weights: PlanWeights = Field(default=NO_ARGUMENTS)  # type: ignore[arg-type]
     # how the coordinator combines updates: a name of server/strategies/, known to the coordinator alone
     strategy: str = Field(default=DEFAULT_STRATEGY, pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    inject: Inject | None = None  # None: a site's label sheet alone
 
     @model_serializer(mode="wrap")
-    def _without_default_strategy(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the default strategy out: plans written before the key existed keep their hash."""
-        values: dict[str, Any] = serialize(self)
-        if values.get("strategy") == DEFAULT_STRATEGY:
-            del values["strategy"]
-        return values
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, serialize(self), LATER_TRAINING_KEYS)
+
+    @model_validator(mode="after")
+    def _weighs_artifacts(self) -> Training:
+        if unknown := sorted(set(self.class_weights) - set(NAMES)):
+            raise ValueError(f"class_weights: {unknown[0]!r} is no artifact, known: {', '.join(NAMES)}")
+        return self
 
     def in_round(self, number: int) -> Training:
         """These settings with the learning rate of round `number`, 1..rounds."""
@@ -87,13 +151,14 @@ class Training(StrictModel):
 
 
 class Privacy(StrictModel):
-    """The private arm: a linear head on frozen public features, trained under patient-level differential
-    privacy.
+    """The private arm: a linear head on frozen public features, or more of the network (`trainable`), trained
+    under patient-level differential privacy.
 
-    The noise multiplier is derived from `epsilon` over the whole run, unless it is stated.
+    `epsilon` covers all that the plan asks of one patient: every private arm, and the noised evaluation. The
+    noise multipliers are derived from it (common/pricing.py), unless they are stated.
     """
 
-    epsilon: float = Field(default=8.0, gt=0, le=1000)  # over the whole run, per patient, add/remove
+    epsilon: float = Field(default=2.0, gt=0, le=1000)  # over the whole run, per patient, add/remove
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)  # probability of failure, well below 1 / patients
     clip_norm: float = Field(default=1.0, gt=0, le=1000)  # L2 bound on one patient's gradient
     sample_rate: float = Field(default=1.0, ge=1e-9, le=1)  # q: chance that a patient takes part in a step
@@ -101,6 +166,38 @@ class Privacy(StrictModel):
     noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)
     learning_rate: float = Field(default=3.0, gt=0, le=1000)
     max_slices_per_patient: int = Field(default=4, ge=1, le=64)
+    # steps of a round; by default so many that `local_epochs` expected passes are made at the sampling rate
+    steps_per_round: int | None = Field(default=None, ge=1, le=1000)
+    # the arm's model is the mean of its models after the last so many rounds, which costs no privacy
+    average_rounds: int = Field(default=1, ge=1, le=1000)
+    # auto: the coordinator chooses CHOSEN on public rehearsal hospitals before it signs (`fedqc run tune`)
+    settings: Literal["stated", "auto"] = "stated"
+    expected_sites: int = Field(default=3, ge=1, le=1000)  # what `auto` rehearses: so many sites ...
+    expected_patients: int = Field(default=100, ge=1, le=10**6)  # ... of so many nominal patients each
+    origin: str = Field(default="", max_length=400)  # how `auto` chose
+    # each private arm costs epsilon as if it were run alone: for comparisons in a simulation
+    alternatives: bool = False
+    # of mu^2, for the one noised evaluation of the finished models; 0: hospitals whose policy asks for noise
+    # are not scored
+    evaluation_share: float = Field(default=DEFAULT_EVALUATION_SHARE, ge=0, lt=1)
+    evaluation_noise_multiplier: float | None = Field(default=None, gt=0, le=1e7)
+    # what computes the gradient of each patient: a name of client/dp/engines/
+    engine: Literal["opacus", "patient_loop"] = "opacus"
+    # norms: the scales and shifts of all GroupNorm and LayerNorm layers, and the head
+    trainable: Literal["head", "norms", "all"] = "head"
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = without_defaults(self, serialize(self), LATER_PRIVACY_KEYS)
+        if self.settings == "auto":
+            values = {name: value for name, value in values.items() if name not in CHOSEN}
+        return values
+
+    @model_validator(mode="after")
+    def _auto_states_nothing(self) -> Privacy:
+        if self.settings == "auto" and (stated := sorted({*CHOSEN, "origin"} & self.model_fields_set)):
+            raise ValueError(f"settings = auto chooses {stated[0]}: leave it out, or leave settings out")
+        return self
 
 
 class Federation(StrictModel):
@@ -142,12 +239,19 @@ class RunPlan(StrictModel):
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
-        private = [arm for arm in self.arms if ARMS[arm].private]
-        if self.model.initial == "random" and private:
+        if all(ARMS[arm].control for arm in self.arms):
+            raise ValueError(f"arms names only controls, such as {self.arms[0]}, whose model no run hands on")
+        clipped = [arm for arm in self.arms if ARMS[arm].clips]
+        if self.model.initial == "random" and clipped:
             raise ValueError(
-                f"arms: {private[0]} trains a head on public features, and model.initial = random has none"
+                f"arms: {clipped[0]} trains a head on public features, and model.initial = random has none"
             )
         return self
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Its arms that exist in simulations only, as controls of private ones."""
+        return tuple(arm for arm in self.arms if ARMS[arm].control)
 
     @property
     def epochs(self) -> int:
@@ -155,7 +259,11 @@ class RunPlan(StrictModel):
 
     @property
     def private_steps_per_round(self) -> int:
-        """Steps of the private arm that make `local_epochs` expected passes at the plan's sampling rate."""
+        """Steps of a private arm in a round: as stated, or so many that they make `local_epochs` expected
+        passes at the plan's sampling rate.
+        """
+        if self.privacy.steps_per_round is not None:
+            return self.privacy.steps_per_round
         return max(1, round(self.training.local_epochs / self.privacy.sample_rate))
 
     def canonical_json(self) -> str:

@@ -7,27 +7,26 @@ enter each step independently with probability `sample_rate` (Poisson). Neighbou
 What voids the promise: shuffled or fixed-size batches, noise seeded from anything known, a divisor or step
 count that depends on the private number of patients, a release that is missing from the history.
 
-Two accountants. RDP is the *gate*: composition of Renyi divergences at an order fixed beforehand stays valid
-when later choices depend on earlier outputs. PLD is tighter, holds for a schedule fixed in advance, and is
-only *reported* beside it.
+The *gate* is one filter a ledger (`PrivacyFilter`), fixed by the first request: Gaussian differential privacy
+where nothing samples patients, else Renyi divergences at one order. Both stay valid when later choices depend
+on earlier outputs. PLD is the tightest for a schedule fixed in advance, and is only *reported* beside it.
 
 Nothing here trusts its input: a noise multiplier, rate, count or delta that is not a finite number in range
 raises ConfigError, because an accountant fed with -1 step or an empty history would report a cost that is too
 small.
 
 References: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), sampled Gaussian; Canonne, Kamath, Steinke 2020
-    (arXiv 2004.00010),
-Proposition 12, from RDP to (epsilon, delta); Feldman and Zrnic 2021 (arXiv 2008.11193) and Lecuyer 2021
-(arXiv 2103.01379), RDP filters.
+    (arXiv 2004.00010), Proposition 12, from RDP to (epsilon, delta); those of the filters stand there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from common.errors import ConfigError
 
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ADJACENCY = "add/remove"
+
+FilterKind = Literal["gdp", "rdp"]
 
 SMALLEST_NOISE_MULTIPLIER = (
     0.1  # below, one step costs an epsilon in the hundreds and the arithmetic is not worth trusting
@@ -92,7 +93,7 @@ def rdp_epsilon(history: Sequence[GaussianSteps], delta: float) -> float:
     """Epsilon at `delta` of everything in `history`, per patient, add/remove, by Renyi differential privacy.
 
     The best of `ORDERS` is taken, which is exact bookkeeping for a schedule fixed in advance; whether *more*
-    may be spent is decided by `filter_admits`, whose order is fixed beforehand.
+    may be spent is decided by a `PrivacyFilter`, whose order is fixed beforehand.
 
     Returns:
         0 for an empty history, infinity if any entry has no noise.
@@ -106,40 +107,146 @@ def rdp_epsilon(history: Sequence[GaussianSteps], delta: float) -> float:
     return max(0.0, float((_total_divergence(merged) + _conversion(delta)).min()))
 
 
-def filter_admits(
-    history: Sequence[GaussianSteps], planned: GaussianSteps, *, epsilon: float, delta: float
-) -> bool:
-    """Whether `planned` may follow `history` without the whole exceeding (`epsilon`, `delta`): the gate, an
-    RDP filter.
+def epsilon_of(history: Sequence[GaussianSteps], delta: float) -> float:
+    """Epsilon at `delta` of everything in `history`, per patient, add/remove: what is printed.
 
-    A filter is valid under adaptive choices at *one* Renyi order that does not depend on what was released.
-    That order is a function of the first entry ever made and of the cap: the one under which most repetitions
-    of that first entry would fit. Hence a first plan is admitted exactly when its `rdp_epsilon` fits; a later
-    one may be refused although `rdp_epsilon` of the whole would just fit. An operator who changes the cap
-    because of what was released steps outside the theorem.
+    Exact (Gaussian differential privacy) where no step samples patients, else by Renyi differential privacy.
+
+    Returns:
+        0 for an empty history, infinity if any entry has no noise.
     """
-    return filter_epsilon(history, planned, epsilon=epsilon, delta=delta) <= epsilon * (1 + 1e-12)
+    if history and all(entry.is_private and entry.sample_rate == 1 for entry in history):
+        return gdp_epsilon(gdp_mu(history), delta)
+    return rdp_epsilon(history, delta)
 
 
-def filter_epsilon(
-    history: Sequence[GaussianSteps], planned: GaussianSteps, *, epsilon: float, delta: float
-) -> float:
-    """What `filter_admits` compares with `epsilon`: the cost of `history` and `planned` at the filter's
-    order; at least `rdp_epsilon`.
+def gdp_mu(history: Iterable[GaussianSteps]) -> float:
+    """mu of the composition of unsampled Gaussian steps: sqrt(sum of steps / noise_multiplier^2).
+
+    References: Dong, Roth, Su 2022 (arXiv 1905.02383), Corollary 3.3.
+    Raises:
+        ConfigError: an entry samples patients, or has no noise (code `bad-privacy-parameters`).
+    """
+    return math.sqrt(_mu_squared(history))
+
+
+def gdp_epsilon(mu: float, delta: float) -> float:
+    """The smallest epsilon for which a mu-GDP mechanism is (epsilon, delta) differentially private, rounded
+    up.
+
+    References: Balle and Wang 2018 (arXiv 1805.06530), Theorem 8.
+    """
+    delta = _checked_delta(delta)
+    if not _is_number(mu) or mu < 0:
+        raise _bad("mu", mu, "a finite number, at least 0")
+    if mu == 0 or _gdp_delta(mu, 0.0) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _gdp_delta(mu, high) > delta:
+        low, high = high, 2 * high
+    return _bisect(lambda epsilon: _gdp_delta(mu, epsilon) <= delta, low, high)[1]
+
+
+def gdp_max_mu(epsilon: float, delta: float) -> float:
+    """The largest mu with which a mu-GDP mechanism is (epsilon, delta) differentially private, rounded
+    down.
     """
     epsilon, delta = _checked_epsilon(epsilon), _checked_delta(delta)
-    everything = merge([*history, planned])
-    if not all(entry.is_private for entry in everything):
-        return math.inf
-    import numpy as np
+    low, high = 0.0, 1.0
+    while _gdp_delta(high, epsilon) <= delta:
+        low, high = high, 2 * high
+    return _bisect(lambda mu: _gdp_delta(mu, epsilon) > delta, low, high)[0]
 
-    conversion = _conversion(delta)
-    order = int(
-        np.argmax(
-            (epsilon - conversion) / _divergence(everything[0].noise_multiplier, everything[0].sample_rate)
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyFilter:
+    """Decides whether more may be released from one ledger: fixed before the first release, for all time.
+
+    A filter stays valid although later requests depend on earlier outputs, because what it adds up does not
+    depend on them. `gdp`: every release is a Gaussian mechanism without sampling; the sum of
+    steps / noise_multiplier^2 stays at or below the square of `gdp_max_mu`. `rdp`: the Renyi divergence at
+    one order, fixed by the first request and the policy alone. No tight curve (PLD) is used as a filter: a
+    bound that is optimised over the outputs so far is not proven to hold.
+
+    References: Koskela, Tobaben, Honkela 2022 (arXiv 2209.15596); Smith and Thakurta 2022 (arXiv 2210.17520);
+    Feldman and Zrnic 2021 (arXiv 2008.11193) and Lecuyer 2021 (arXiv 2103.01379) for `rdp`.
+
+    Args:
+        epsilon: cap over the lifetime of the ledger; may be lower later, never higher because of outputs.
+        delta: of the policy.
+        order: of `rdp`, one of `ORDERS`; None for `gdp`.
+    """
+
+    kind: FilterKind
+    epsilon: float
+    delta: float
+    order: float | None = None
+
+    def __post_init__(self) -> None:
+        _checked_epsilon(self.epsilon)
+        _checked_delta(self.delta)
+        if self.kind not in ("gdp", "rdp") or (self.order in ORDERS) != (self.kind == "rdp"):
+            raise _bad(
+                "filter", (self.kind, self.order), "gdp without an order, or rdp with one of its orders"
+            )
+
+    @staticmethod
+    def for_first(
+        first: GaussianSteps, *, epsilon: float, delta: float, kind: FilterKind | None = None
+    ) -> PrivacyFilter:
+        """The filter of a ledger whose first request is `first`: a function of request and policy only.
+
+        The order of `rdp` is the one under which most repetitions of `first` fit, so that a first request is
+        admitted exactly when its `rdp_epsilon` fits.
+
+        Args:
+            kind: None: `gdp` where `first` does not sample, else `rdp`.
+        """
+        epsilon, delta = _checked_epsilon(epsilon), _checked_delta(delta)
+        if not first.is_private:
+            raise _bad("noise_multiplier", 0, "above 0: a release without noise has no budget")
+        if (kind or ("gdp" if first.sample_rate == 1 else "rdp")) == "gdp":
+            return PrivacyFilter(kind="gdp", epsilon=epsilon, delta=delta)
+        left = epsilon - _conversion(delta)
+        best = int((left / _divergence(float(first.noise_multiplier), float(first.sample_rate))).argmax())
+        return PrivacyFilter(kind="rdp", epsilon=epsilon, delta=delta, order=ORDERS[best])
+
+    def with_epsilon(self, epsilon: float) -> PrivacyFilter:
+        """The same filter with another cap."""
+        return replace(self, epsilon=epsilon)
+
+    def permits_sampling(self) -> bool:
+        """Whether a release may sample patients: not under `gdp`."""
+        return self.kind == "rdp"
+
+    def cost(self, history: Sequence[GaussianSteps]) -> float:
+        """Epsilon at the filter's delta of `history`, as this filter adds it up; compared with the cap.
+
+        Infinity where an entry has no noise or, under `gdp`, samples patients.
+        """
+        if not history:
+            return 0.0
+        if not all(entry.is_private for entry in history):
+            return math.inf
+        if self.kind == "gdp":
+            if any(entry.sample_rate != 1 for entry in history):
+                return math.inf
+            return gdp_epsilon(gdp_mu(history), self.delta)
+        position = ORDERS.index(self.order or 0.0)
+        return max(
+            0.0, float(_total_divergence(merge(history))[position] + _conversion(self.delta)[position])
         )
-    )
-    return max(0.0, float(_total_divergence(everything)[order] + conversion[order]))
+
+    def admits(self, history: Sequence[GaussianSteps], planned: GaussianSteps) -> bool:
+        """Whether `planned` may follow everything in `history`."""
+        everything = [*history, planned]
+        if not all(entry.is_private for entry in everything):
+            return False
+        if self.kind == "gdp":
+            if any(entry.sample_rate != 1 for entry in everything):
+                return False
+            return _mu_squared(everything) <= gdp_max_mu(self.epsilon, self.delta) ** 2
+        return self.cost(everything) <= self.epsilon * (1 + 1e-12)
 
 
 def pld_epsilon(history: Sequence[GaussianSteps], delta: float) -> float:
@@ -158,10 +265,49 @@ def pld_epsilon(history: Sequence[GaussianSteps], delta: float) -> float:
     return _pld_epsilon(tuple(merged), delta)
 
 
-def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The smallest noise multiplier, rounded up to 3 decimals, with which `steps` steps cost at most
-    `epsilon` by the gate's accountant.
+class GuessBounds(NamedTuple):
+    """How well anybody can tell whether one patient took part, of two cases as likely as each other."""
 
+    accuracy: float  # share of right guesses; a coin has 0.5
+    auc: float  # probability that a case with the patient looks more like one than a case without
+
+
+def guess_bounds(history: Sequence[GaussianSteps]) -> GuessBounds:
+    """The best that an attacker reaches who sees all of `history`, per patient, add/remove.
+
+    Reached (Gaussian differential privacy) where no step samples patients: Phi(mu / 2) and Phi(mu / sqrt 2).
+    Else an upper bound: the advantage is delta at epsilon 0 of the privacy loss distribution, pessimistic,
+    and no trade-off curve of that advantage has more area than 1 - (1 - advantage)^2 / 2.
+
+    References: Dong, Roth, Su 2022 (arXiv 1905.02383), trade-off functions.
+    """
+    merged = merge(history)
+    if not merged:
+        return GuessBounds(0.5, 0.5)
+    if not all(entry.is_private for entry in merged):
+        return GuessBounds(1.0, 1.0)
+    if all(entry.sample_rate == 1 for entry in merged):
+        mu = gdp_mu(merged)
+        return GuessBounds(_normal_cdf(mu / 2), _normal_cdf(mu / math.sqrt(2)))
+    advantage = min(1.0, float(_pld_accountant(tuple(merged)).get_delta(0.0)))
+    return GuessBounds((1 + advantage) / 2, 1 - (1 - advantage) ** 2 / 2)
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    *,
+    besides: Sequence[GaussianSteps] = (),
+    cost: Callable[[Sequence[GaussianSteps], float], float] = epsilon_of,
+) -> float:
+    """The smallest noise multiplier, rounded up to 3 decimals, with which `steps` steps and all that is asked
+    besides cost at most `epsilon`.
+
+    Args:
+        besides: other releases about the same patients.
+        cost: the accountant, `epsilon_of` or `rdp_epsilon`.
     Raises:
         ConfigError: no noise multiplier up to 1e6 suffices, or an argument is out of range.
     """
@@ -169,7 +315,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
 
     def fits(thousandths: int) -> bool:
         planned = GaussianSteps(noise_multiplier=thousandths / 1000, sample_rate=sample_rate, steps=steps)
-        return rdp_epsilon([planned], delta) <= epsilon
+        return cost([*besides, planned], delta) <= epsilon
 
     low = math.ceil(SMALLEST_NOISE_MULTIPLIER * 1000)
     if fits(low):
@@ -189,6 +335,13 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
     return high / 1000
 
 
+def epsilon_text(epsilon: float, decimals: int = 2) -> str:
+    """Epsilon for a person, rounded *up*: a guarantee that is printed must hold."""
+    if not math.isfinite(epsilon):
+        return "∞"
+    return str(Decimal(repr(float(epsilon))).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING))
+
+
 def merge(history: Iterable[GaussianSteps]) -> list[GaussianSteps]:
     """The same history with the steps of equal mechanisms added up, in the order of first appearance."""
     steps: dict[tuple[float, float], int] = {}
@@ -199,6 +352,43 @@ def merge(history: Iterable[GaussianSteps]) -> list[GaussianSteps]:
         GaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=count)
         for (noise, rate), count in steps.items()
     ]
+
+
+def _mu_squared(history: Iterable[GaussianSteps]) -> float:
+    """Sum of steps / noise_multiplier^2, rounded up."""
+    entries = list(history)
+    for entry in entries:
+        if not entry.is_private or entry.sample_rate != 1:
+            raise _bad("history", entry, "Gaussian steps with noise and without sampling")
+    return math.fsum(entry.steps / entry.noise_multiplier**2 for entry in entries) * (1 + 1e-14)
+
+
+def _gdp_delta(mu: float, epsilon: float) -> float:
+    """Delta of a mu-GDP mechanism at `epsilon`, rounded up.
+
+    Phi(-b) - exp(epsilon) Phi(-a) with a, b = epsilon / mu + mu / 2, epsilon / mu - mu / 2. Since
+    exp(epsilon) = exp((a^2 - b^2) / 2), both terms are a scaled complementary error function times
+    exp(-b^2 / 2), and nothing overflows.
+    """
+    from scipy.special import erfcx
+
+    a, b = epsilon / mu + mu / 2, epsilon / mu - mu / 2
+    if b < -5:
+        return 1.0 if b < -8.3 else math.erfc(b / math.sqrt(2)) / 2
+    first, second = float(erfcx(b / math.sqrt(2))), float(erfcx(a / math.sqrt(2)))
+    return 0.5 * math.exp(-b * b / 2) * (max(first - second, 0.0) + 1e-14 * first)
+
+
+def _normal_cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2
+
+
+def _bisect(is_beyond: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
+    """The last point before `is_beyond` and the first one at which it holds, to the last bits of a float."""
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_beyond(middle) else (middle, high)
+    return low, high
 
 
 def _total_divergence(history: Sequence[GaussianSteps]) -> np.ndarray:
@@ -255,6 +445,11 @@ def _conversion(delta: float) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _pld_epsilon(history: tuple[GaussianSteps, ...], delta: float) -> float:
+    return float(_pld_accountant(history, delta).get_epsilon(delta))
+
+
+def _pld_accountant(history: tuple[GaussianSteps, ...], delta: float = 1e-5) -> Any:
+    """With `history` composed; `delta` decides how fine it is."""
     from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
@@ -265,7 +460,7 @@ def _pld_epsilon(history: tuple[GaussianSteps, ...], delta: float) -> float:
         accountant.compose(
             event if entry.sample_rate == 1 else PoissonSampledDpEvent(entry.sample_rate, event), entry.steps
         )
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def _is_number(value: object) -> bool:

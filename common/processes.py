@@ -57,7 +57,12 @@ class Ended:
 
     @property
     def how(self) -> str:
-        return f"signal {-self.status}" if self.status < 0 else f"status {self.status}"
+        return described_status(self.status)
+
+
+def described_status(status: int) -> str:
+    """How a process ended, for a sentence: "status 1", "signal 9" (a negative status)."""
+    return f"signal {-status}" if status < 0 else f"status {status}"
 
 
 class Supervisor:

@@ -15,6 +15,10 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how many items of it are done, and how many there are."""
 
 
+def silent(stage: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
 def say(text: str) -> None:
     """Print a progress message on stderr, at once."""
     # one write: Ctrl-C cannot part a line from its end

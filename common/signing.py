@@ -43,9 +43,13 @@ class Statement(StrictModel):
     base_sha256: str = Field(default="", max_length=64)
     payload_sha256: str = Field(max_length=64)
     nonce: str = Field(max_length=64)  # drawn by the coordinator for one question; an answer repeats it
+    # the last head of its privacy ledger that this site reported; "": none yet. It stands here and not in the
+    # task, whose bytes are the same for all sites
+    ledger_head: str = Field(default="", max_length=80)
 
     def text(self) -> str:
-        return self.model_dump_json()
+        """The exact text that is signed. A field that came later is there only where it says something."""
+        return self.model_dump_json(exclude=None if self.ledger_head else {"ledger_head"})
 
     @staticmethod
     def parse(text: str) -> Statement:

@@ -1,14 +1,19 @@
-"""Strict settings: the base of every pydantic model here, one line for what is wrong with a value, strict
-YAML.
+"""Strict settings: the base of every pydantic model here, one line for what is wrong with a value, arguments
+of what a plan names, strict YAML.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import PlanError
 
 
 class StrictModel(BaseModel):
@@ -44,6 +49,95 @@ def _describe_problem(problem: Any) -> str:
     value = problem.get("input", {})
     shown = "" if isinstance(value, dict | list) else f" = {value!r}"
     return f"`{field}`{shown}: {message}"
+
+
+Scalar = bool | int | float | str
+MAX_ARGUMENTS = 32
+
+
+class Arguments(dict[str, Scalar]):
+    """Name -> value, for a function that a plan names. Not to be changed: it is hashed with its plan, and
+    `true` is not 1.
+    """
+
+    def _text(self) -> str:
+        return json.dumps(self, sort_keys=True)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self._text())
+
+    def __eq__(self, other: object) -> bool:
+        return self._text() == Arguments(other)._text() if isinstance(other, dict) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+NO_ARGUMENTS = Arguments()
+
+PlanArguments = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")],
+        bool | int | float | Annotated[str, Field(max_length=64)],
+    ],
+    Field(max_length=MAX_ARGUMENTS),
+    AfterValidator(Arguments),
+]
+"""A small mapping in a plan; who uses it checks it with `checked_arguments`."""
+
+PlanWeights = Annotated[
+    dict[str, Annotated[float, Field(gt=0, le=1000)]],
+    Field(max_length=MAX_ARGUMENTS),
+    AfterValidator(Arguments),
+]
+"""Name -> how much it counts."""
+
+
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def checked_arguments(
+    given: Mapping[str, Scalar], function: Callable[..., object], *, where: str, of: str, code: str
+) -> dict[str, Any]:
+    """The arguments, if `function` takes them as keywords of these types.
+
+    Args:
+        where: the key of the plan, such as `model.args`.
+        of: what the plan calls the function.
+        code: of the error.
+    Raises:
+        PlanError: names the first that is unknown or has a wrong value, and those that are known.
+    """
+    known = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and (parameter.annotation in _WORDS or get_origin(parameter.annotation) is Literal)
+    }
+    for name, value in given.items():
+        if name not in known:
+            hint = f"known: {', '.join(known)}" if known else f"{of} has none"
+            raise PlanError(f"{where}.{name} is unknown to {of}", code=code, hint=hint)
+        if not _is_value_of(value, known[name]):
+            raise PlanError(
+                f"{where}.{name} = {value!r}: must be {_words_for(known[name])}",
+                code=code,
+                hint=f"known: {', '.join(known)}",
+            )
+    return {name: float(value) if known[name] is float else value for name, value in given.items()}
+
+
+def _is_value_of(value: Scalar, annotation: Any) -> bool:
+    """Whether a value is of a type; nothing is converted, but a whole number may stand for a float."""
+    if get_origin(annotation) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(annotation))
+    return type(value) is annotation or (annotation is float and type(value) is int)
+
+
+def _words_for(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(str(one) for one in get_args(annotation))
+    return _WORDS[annotation]
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,10 @@ MAX_WINDOW = 8 << 20
 """Bytes that any zstd decoder must be ready to look back over (RFC 8878, section 3.1.1.1.2)."""
 
 
+Part = slice | np.ndarray
+"""Some values of a flat array, as numpy takes an index: a slice, or ascending positions (int64)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Names, shapes and order of the tensors in a flat array."""
@@ -84,12 +88,33 @@ class Manifest:
             raise RunError(f"the model has no contiguous `{prefix}*`", code="wrong-model")
         return slice(int(ends[inside[0]]), int(ends[inside[-1] + 1]))
 
+    def places(self, names: Collection[str]) -> Part:
+        """Where the tensors `names` lie in the flat array: a slice where they lie side by side."""
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+        found = np.flatnonzero(np.repeat([name in names for name in self.names], sizes))
+        if missing := set(names) - set(self.names):
+            raise RunError(f"the model has no tensor `{min(missing)}`", code="wrong-model")
+        if found.size and found[-1] - found[0] == found.size - 1:
+            return slice(int(found[0]), int(found[-1]) + 1)
+        found.setflags(write=False)
+        return found
+
     def sha256(self) -> str:
         text = json.dumps(
             [[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)],
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def part_size(part: Part) -> int:
+    """How many values a part has."""
+    return int(part.stop - part.start) if isinstance(part, slice) else int(part.size)
+
+
+def outside(part: Part, size: int) -> np.ndarray:
+    """The positions of a flat array of `size` values that are not in `part`, int64."""
+    return np.delete(np.arange(size), part)
 
 
 def manifest_of(state: Mapping[str, torch.Tensor]) -> Manifest:
@@ -261,14 +286,37 @@ def quantize_int8(steps: np.ndarray, generator: np.random.Generator) -> tuple[np
 
 def dequantize_int8(frame: np.ndarray, size: int) -> np.ndarray:
     """The int32 steps (size,) of a frame made by `quantize_int8`; raises RunError as `decode_steps`."""
+    shifts, values = _scales_and_values(frame, size)
+    blocks = np.zeros((len(shifts), BLOCK), np.int32)
+    blocks.reshape(-1)[:size] = values
+    return (blocks * (np.int32(1) << shifts[:, None])).reshape(-1)[:size]
+
+
+def int8_variance(frame: np.ndarray, size: int) -> float:
+    """The variance that rounding put on each value of a frame, their mean, in weight units squared, if the
+    remainders are uniform: (4^k - 1) / 6 grid steps squared in a block of scale 2^k.
+
+    It is a function of the frame, so that who states it tells nothing else, and who reads it can compute it;
+    the sum is exact, and both get the same bits.
+    Raises: RunError as `decode_steps`.
+    """
+    shifts, _ = _scales_and_values(frame, size)
+    sizes = np.full(len(shifts), BLOCK, np.int64)
+    sizes[-1:] = size - BLOCK * (len(shifts) - 1)
+    total = sum(int(own) * (4 ** int(shift) - 1) for own, shift in zip(sizes, shifts, strict=True))
+    return total * GRID**2 / (6 * max(1, size))
+
+
+def _scales_and_values(frame: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a frame of `quantize_int8`: k of each block's scale 2^k, int32 (blocks,), and the values, int8
+    (size,).
+    """
     count = -(-size // BLOCK)
     content = _unpack(INT8, frame, count + size)
     shifts = content[:count].astype(np.int32)
     if shifts.max(initial=0) > MAX_SHIFT:
         raise _bad_frame("a scale is beyond the grid")
-    blocks = np.zeros((count, BLOCK), np.int32)
-    blocks.reshape(-1)[:size] = content[count:].view(np.int8)
-    return (blocks * (np.int32(1) << shifts[:, None])).reshape(-1)[:size]
+    return shifts, content[count:].view(np.int8)
 
 
 def _planes(words: np.ndarray) -> np.ndarray:

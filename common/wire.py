@@ -12,18 +12,19 @@ Adding a field is a privacy decision: tests/common/test_wire.py spells the list 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_args, get_type_hints
 
 import numpy as np
 import safetensors.numpy
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from common.errors import RunError
-from common.names import MAX_PATIENTS, SITE_NAME, SiteKind, Unit
+from common.names import MAX_PATIENTS, SITE_NAME, EvaluationMode, SiteKind, Unit
 
 
 class Crossing(Enum):
@@ -40,6 +41,9 @@ MAX_WORDS = 1000
 
 
 Words = Annotated[str, Field(max_length=MAX_WORDS, pattern=ONE_LINE)]
+LEDGER_HEAD = r"^([1-9][0-9]{0,8}:[0-9a-f]{64})?$"
+LedgerHead = Annotated[str, Field(pattern=LEDGER_HEAD)]
+"""Length and last HMAC of a site's ledger; "" where there is none."""
 
 
 class WireMessage(BaseModel):
@@ -48,7 +52,9 @@ class WireMessage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     LATER_FLAGS: ClassVar[tuple[str, ...]] = ()
-    """Fields that came later and are sent only where they are true: other messages stay as they were."""
+    """Fields that came later and are sent only where they say something: other messages stay as they
+    were.
+    """
 
     @classmethod
     def array_fields(cls) -> tuple[str, ...]:
@@ -203,6 +209,12 @@ def site_of(payload: bytes) -> str:
     return _claimed(payload, "site")
 
 
+def ledger_head_of(payload: bytes) -> str:
+    """The head of its ledger that a site reports in these bytes, or "" where there is none."""
+    found = _claimed(payload, "ledger_head")
+    return found if re.fullmatch(LEDGER_HEAD, found) else ""
+
+
 def _claimed(payload: bytes, name: str) -> str:
     try:
         return str(json.loads(_header(payload))[name])
@@ -230,8 +242,11 @@ def crossings(message: type[WireMessage]) -> dict[str, Crossing | None]:
 class DescribeTask(WireMessage):
     """Coordinator to hospital: who are you? With `rehearse`: would you carry this plan, and how far?"""
 
+    LATER_FLAGS = ("lineage",)
+
     run: str = ""
     rehearse: bool = False
+    lineage: str = ""  # `common.lineage.Lineage` of the starting weights, of a plan with a private arm
 
 
 class TrainTask(WireMessage):
@@ -242,31 +257,43 @@ class TrainTask(WireMessage):
         whole steps from there in the part that is trained.
     """
 
+    LATER_FLAGS = ("lineage",)
+
     run: str
     arm: str
     round: int = Field(ge=1)
     private: bool
     base_sha256: str = ""  # of the decoded weights; empty in a plain frame that nobody signed
     held_sha256: str = ""
+    lineage: str = ""  # `common.lineage.Lineage` of the starting weights, in a private arm
     base: np.ndarray
 
 
+def _none(dtype: type, *shape: int) -> Any:
+    """An array field that is empty where the message has no such part."""
+    return Field(default_factory=lambda: np.zeros((0, *shape), dtype))
+
+
 class EvaluateTask(WireMessage):
-    """Coordinator to hospital: score these models on your test patients, or on all of them where you never
-    train.
-    """
+    """Coordinator to site: score these models on your test patients. Holds nothing of any patient."""
 
     run: str
     models: tuple[str, ...]
+    # on all patients instead: for a public or synthetic site that never trains; a hospital refuses it
     everyone: bool
     final: str = ""  # which of them the run hands on; a hospital keeps it for its own use
     weights: np.ndarray  # float32 (models, parameters)
+    # float32 (models, artifacts, common.counts.NOISED_BINS - 1), from the coordinator's public images: the
+    # bins of a site that answers with noise
+    edges: np.ndarray = _none(np.float32, 0, 0)
 
 
 class SiteDescription(WireMessage):
     """Who answers: all of it is a function of what the operator wrote into site.yaml and cohort.yaml, and of
-    the approval of the plan.
+    the approval of the plan; and the head of its ledger.
     """
+
+    LATER_FLAGS = ("ledger_head",)
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[SiteKind, PUBLIC]
@@ -279,6 +306,9 @@ class SiteDescription(WireMessage):
     # when. It commits the hospital to a record that only the hospital can read or guess; of no patient
     ethics: Annotated[str, PUBLIC] = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     version: Annotated[Words, PUBLIC]
+    # PUBLIC: the coordinator keeps it as a witness against ledgers that are set back. Its length counts what
+    # the site was ever asked, by whomever; no row is written because of a patient
+    ledger_head: Annotated[LedgerHead, PUBLIC] = ""
 
 
 class SiteReadiness(WireMessage):
@@ -291,7 +321,7 @@ class SiteReadiness(WireMessage):
     nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     version: Annotated[str, PUBLIC] = Field(max_length=32, pattern=ONE_LINE)
     arms: Annotated[dict[str, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
-    reasons: Annotated[dict[str, Words], PUBLIC]  # arm -> why it is refused
+    reasons: Annotated[dict[str, Words], PUBLIC]  # arm, or "evaluation" -> why it is refused
     evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
     data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
     rounds_affordable: Annotated[int | None, PUBLIC] = (
@@ -305,7 +335,7 @@ class SiteReadiness(WireMessage):
 class SiteUpdate(WireMessage):
     """What a hospital learned in one round, in whole steps of `common.weights.GRID`, plain or as a frame."""
 
-    LATER_FLAGS = ("data_changed",)
+    LATER_FLAGS = ("data_changed", "void", "ledger_head")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[str, PUBLIC]
@@ -321,25 +351,47 @@ class SiteUpdate(WireMessage):
     delta: Annotated[float | None, PUBLIC] = None
     # the site's data changed during the run, and its operator accepted that; what changed is not sent
     data_changed: Annotated[bool, PUBLIC] = False
-    added_variance: Annotated[float, DP] = (
-        0.0  # that an int8 codec put on each value, in weight units squared
-    )
+    # PUBLIC: of ledger, plan and policy. These patients trained without noise, too: epsilon claims nothing
+    void: Annotated[bool, PUBLIC] = False
+    ledger_head: Annotated[LedgerHead, PUBLIC] = ""  # as in SiteDescription, before this answer's own entry
+    # that an int8 codec put on each value, in weight units squared: of the frame alone (`int8_variance`), and
+    # refused by the coordinator where it is not
+    added_variance: Annotated[float, DP] = 0.0
     update: Annotated[np.ndarray, DP]  # int32 (trainable parameters,), or its frame, uint8 (bytes,)
 
 
 class SiteEvaluation(WireMessage):
-    """Patient-level sums for each model, and the covariance of their AUROCs on the same patients."""
+    """Patient-level sums for each model: with noise (`noised`), or exact, with the covariance of the AUROCs.
 
-    LATER_FLAGS = ("data_changed",)
+    An answer with noise has no exact sum: the arrays of the other kind are empty.
+    """
+
+    LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[str, PUBLIC]
     models: Annotated[tuple[str, ...], PUBLIC]
-    mode: Annotated[Literal["disclosed", "synthetic"], PUBLIC]
+    mode: Annotated[EvaluationMode, PUBLIC]
+    # of this answer alone, in mode dp; charged to the site's ledger
+    noise_multiplier: Annotated[float, PUBLIC] = 0.0
+    epsilon: Annotated[float | None, PUBLIC] = None
+    delta: Annotated[float | None, PUBLIC] = None
     # the site's data changed during the run, and its operator accepted that; what changed is not sent
     data_changed: Annotated[bool, PUBLIC] = False
-    histograms: Annotated[np.ndarray, DISCLOSED]  # int64 (models, 2: positive and negative, artifacts, bins)
-    covariance: Annotated[np.ndarray, DISCLOSED]  # float64 (models * artifacts, models * artifacts)
+    # int64 (models, 2: positive and negative, artifacts, common.counts.NOISED_BINS), below zero at times
+    noised: Annotated[np.ndarray, DP] = _none(np.int64, 2, 0, 0)
+    # int64 (models, 2, artifacts, common.counts.BINS)
+    histograms: Annotated[np.ndarray, DISCLOSED] = _none(np.int64, 2, 0, 0)
+    # float64 (models * artifacts, models * artifacts)
+    covariance: Annotated[np.ndarray, DISCLOSED] = _none(np.float64, 0)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> SiteEvaluation:
+        if self.mode == "dp" and (self.histograms.size or self.covariance.size):
+            raise ValueError("exact sums beside those with noise")
+        if self.mode != "dp" and self.noised.size:
+            raise ValueError("sums with noise beside exact ones")
+        return self
 
 
 class Refusal(WireMessage):

@@ -1,7 +1,10 @@
 """The run folder: read and write plan, manifest, rounds, checkpoints, models and evaluation.
 
     runs/<run>/  plan.yaml  manifest.json  evaluation.json  model.safetensors  model_card.md  report.html
+                 [tuning.json]  [simulation.json]
+                 answers/evaluation/<site>.answer
                  [arms/<arm>[/<site>]/]  rounds.jsonl  checkpoints/round-0007.safetensors  model.safetensors
+                                         answers/round-0007/<site>.answer
 
 A plan with several arms keeps rounds, checkpoints and model of each under `arms/`; a single-arm run has no
 `arms/`. Every file is written to a temporary file, flushed, and renamed: a reader sees the old one or the
@@ -10,8 +13,10 @@ new one. A strategy that carries state between rounds stores it as checkpoints/s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +27,10 @@ import numpy as np
 import safetensors.numpy
 import yaml
 
+from common.arms import clips
 from common.errors import ConfigError
 from common.files import write_bytes
-from common.model_file import save_model
+from common.model_file import load_model, save_model
 from common.plan import RunPlan, read_plan
 from common.weights import Manifest
 
@@ -61,6 +67,25 @@ def without_nan(values: object) -> Any:
     return values
 
 
+TUNING = "tuning.json"
+"""How the settings of the private arms were chosen, where the plan left them to `auto`."""
+
+
+def tuning_digest(tuning: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that `auto` tried, whose first digits stand in `privacy.origin` of the plan."""
+    return hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()
+
+
+def plan_text(plan: RunPlan) -> str:
+    """A plan as YAML, all its keys."""
+    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def averaged(plan: RunPlan, arm: str) -> int:
+    """How many of the last rounds' models are averaged into the model of an arm."""
+    return plan.privacy.average_rounds if clips(arm) else 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmFolder:
     """Where one arm keeps its rounds, checkpoints and model."""
@@ -76,6 +101,18 @@ class ArmFolder:
 
     def save_checkpoint(self, round_number: int, flat: np.ndarray, manifest: Manifest) -> None:
         save_model(self.checkpoint_path(round_number), flat, manifest, {"round": str(round_number)})
+
+    def model_of(self, last_round: int, manifest: Manifest, *, averaged: int = 1) -> np.ndarray:
+        """The mean of the checkpoints of `averaged` rounds, as far as there are so many, up to `last_round`;
+        float32 (parameters,). Of one round it is the checkpoint itself.
+        """
+        first = max(1, last_round - averaged + 1)
+        if first == last_round:
+            return load_model(self.checkpoint_path(last_round), manifest)
+        total = np.zeros(manifest.size)
+        for number in range(first, last_round + 1):
+            total += load_model(self.checkpoint_path(number), manifest)
+        return (total / (last_round - first + 1)).astype(np.float32)
 
     def save_state(self, round_number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Store a strategy's state after a round; nothing where it has none. To be called before
@@ -99,6 +136,17 @@ class ArmFolder:
 
     def _state_path(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"state-{round_number:04d}.safetensors"
+
+    def keep_answer(self, round_number: int, site: str, envelope: bytes) -> None:
+        """Store a site's answer to a round as it was signed, for `fedqc verify`."""
+        write_bytes(self._answers(round_number) / f"{site}.answer", envelope)
+
+    def kept_answers(self, round_number: int) -> dict[str, bytes]:
+        """Site -> its answer to a round, as it was signed."""
+        return {path.stem: path.read_bytes() for path in sorted(self._answers(round_number).glob("*.answer"))}
+
+    def _answers(self, round_number: int) -> Path:
+        return self.path / "answers" / f"round-{round_number:04d}"
 
     def last_round(self) -> int:
         """The newest round with a checkpoint, 0 where there is none."""
@@ -126,7 +174,10 @@ class ArmFolder:
         return records
 
     def forget_rounds_after(self, last: int) -> None:
-        """Drop records of rounds that have no checkpoint; they are about to be repeated."""
+        """Drop records and answers of rounds that have no checkpoint; they are about to be repeated."""
+        for path in self.path.glob("answers/round-*"):
+            if int(path.name.rpartition("-")[2]) > last:
+                shutil.rmtree(path)
         kept = [record for record in self.rounds() if record["round"] <= last]
         if (self.path / "rounds.jsonl").exists():
             write_bytes(
@@ -142,10 +193,16 @@ class RunFolder:
 
     @staticmethod
     def create(
-        path: Path, plan: RunPlan, manifest: Mapping[str, object], simulation: Mapping[str, str] | None = None
+        path: Path,
+        plan: RunPlan,
+        manifest: Mapping[str, object],
+        simulation: Mapping[str, str] | None = None,
+        tuning: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Make a run folder that appears whole or not at all.
 
+        Args:
+            tuning: how the plan's settings were chosen.
         Raises:
             ConfigError: something is there already (code `run-exists`), or its parent cannot be written.
         """
@@ -158,11 +215,13 @@ class RunFolder:
             raise ConfigError(f"{path}: cannot be created ({error.strerror})", code="not-writable") from None
         write_bytes(
             staging / PLAN,
-            yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode(),
+            plan_text(plan).encode(),
         )
         write_json(staging / MANIFEST, manifest)
         if simulation:
             write_json(staging / SIMULATION, simulation)
+        if tuning:
+            write_json(staging / TUNING, tuning)
         os.chmod(staging, 0o755)
         if path.exists():
             path.rmdir()
@@ -195,6 +254,25 @@ class RunFolder:
         path = self.path / SIMULATION
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    @property
+    def tuning(self) -> dict[str, Any] | None:
+        """How `auto` chose the plan's settings; None where the plan stated them, and in a run of an earlier
+        version.
+
+        Raises:
+            ConfigError: the file is damaged (code `bad-tuning`).
+        """
+        path = self.path / TUNING
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise bad_tuning(f"{path}: not JSON, or no mapping")
+        return found
+
     def update_manifest(self, **values: object) -> None:
         write_json(self.path / MANIFEST, self.manifest | values)
 
@@ -203,6 +281,15 @@ class RunFolder:
             return ArmFolder(path=self.path)
         folder = self.path / "arms" / arm
         return ArmFolder(path=folder / site if site else folder)
+
+    def keep_scores(self, site: str, envelope: bytes) -> None:
+        """Store a site's scores as it signed them, for `fedqc verify`."""
+        write_bytes(self.path / "answers" / "evaluation" / f"{site}.answer", envelope)
+
+    def kept_scores(self) -> dict[str, bytes]:
+        """Site -> its scores, as it signed them."""
+        paths = sorted((self.path / "answers" / "evaluation").glob("*.answer"))
+        return {path.stem: path.read_bytes() for path in paths}
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -215,6 +302,11 @@ class RunFolder:
                 hint="fedqc run resume finishes it",
             )
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def bad_tuning(what: str) -> ConfigError:
+    hint = "restore the file as fedqc wrote it; without it the report says nothing of the choice"
+    return ConfigError(what, code="bad-tuning", hint=hint)
 
 
 def refuse_existing(path: Path) -> None:

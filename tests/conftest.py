@@ -6,6 +6,7 @@ Helpers that are not fixtures are in tests/helpers/.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -28,14 +29,13 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.consortium import PATIENTS, SITES, Consortium, Finished, settle, tiny_plan, write_plan
-from tests.helpers.faulty import Faulty
 
 settings.register_profile("fedqc", deadline=None)  # other work on the machine is no finding
 settings.load_profile("fedqc")
 
 LONG_FIRST = (
-    "tests/end_to_end/test_deployed_run.py",
-    "tests/end_to_end/test_faults_ci.py",
+    "tests/end_to_end/deployed/test_deployed_run.py",
+    "tests/end_to_end/deployed/test_faults_ci.py",
     "tests/end_to_end/test_egress.py",
     "tests/end_to_end/test_resume.py",
     "tests/server/run/test_signed_run.py",
@@ -44,8 +44,8 @@ LONG_FIRST = (
 """Modules that take longest, begun first so that no process is left alone with one of them at the end."""
 
 
-FEDERATION = {"tests/end_to_end/test_deployed_run.py", "tests/end_to_end/test_faults_ci.py"}
-"""Modules that use the fixture `deployment`, kept in one process so that it is started once."""
+FEDERATION = "tests/end_to_end/deployed/"
+"""Modules that share one federation, kept in one process so that it is started once."""
 
 
 IN_ORDER = ("tests/end_to_end/test_faults_identity.py",)
@@ -57,7 +57,7 @@ class ModuleScheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "federation" if module in FEDERATION else module
+        return FEDERATION if module.startswith(FEDERATION) else module
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -94,6 +94,11 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
     return folder
 
 
+def written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of the last change of every file and folder below `folder`."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     from common.learning import set_threads
@@ -102,9 +107,24 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four generated hospitals of 14 patients with warm caches. Read only: tests that write or spend take
-    `consortium`.
+def _public_sets_drawn_once() -> Iterator[None]:
+    """Runs in one test process share the coordinator's images, which depend on three numbers of the plan.
+    Drawing them was a quarter of the CPU of such a run; `fedqc simulate` draws them as always.
+    """
+    from server.run import conduct
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conduct, "public_set", functools.cache(conduct.public_set))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_consortium(
+    tmp_path_factory: pytest.TempPathFactory, _public_sets_drawn_once: None
+) -> Iterator[Path]:
+    """Four generated hospitals of 14 patients with warm caches, for all processes of a test run. Read only,
+    and checked to be: whoever opens an agent there writes to its ledger while another process copies it.
+    Tests that write or spend take `consortium`.
     """
 
     def make(folder: Path) -> None:
@@ -118,7 +138,10 @@ def tiny_consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
             settle(data / name, nominal_patients=50)
             prepare(data / name / "site.yaml", tiny_plan())
 
-    return once(tmp_path_factory, "tiny", make) / "data"
+    folder = once(tmp_path_factory, "tiny", make) / "data"
+    before = written(folder)
+    yield folder
+    assert written(folder) == before, "a test wrote to the shared hospitals: take `consortium` or a copy"
 
 
 @pytest.fixture
@@ -154,14 +177,3 @@ def finished(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) ->
         out=folder / "runs" / "tiny",
         said=subprocess.CompletedProcess(["fedqc", "simulate"], status, out, err),
     )
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
-    """A federation of three hospitals on real processes, for the modules of FEDERATION. Started
-    once: a test leaves every process of it running and names its runs as no other test does.
-    """
-    running = Faulty(tmp_path_factory.mktemp("federation"), sites=3)
-    with running:
-        yield running
-    assert running.left_behind == []

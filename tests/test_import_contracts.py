@@ -4,6 +4,7 @@ makes it fail.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -105,3 +106,12 @@ def test_a_new_module_needs_a_place(room: str, checkout: Path) -> None:
         path.unlink()
     assert said.returncode != 0
     assert "novelty" in said.stdout
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several tests use lies in tests/helpers/."""
+    pattern = re.compile(r"^\s*(from|import) tests\.(?:\w+\.)*test_\w+", re.MULTILINE)
+    importing = [
+        path for path in ROOT.glob("tests/**/*.py") if pattern.search(path.read_text(encoding="utf-8"))
+    ]
+    assert importing == []

@@ -63,6 +63,7 @@ def main(grid: Grid, context: Context) -> None:
         initial=initial,
         strategy=strategy_named(plan.training.strategy),
         score_public=lambda flat: {},
+        public_edges=lambda flat: np.zeros((0, 0), np.float32),
         observe=observe,
     )
     folder = ArmFolder(path=Path(str(config["run-dir"])))

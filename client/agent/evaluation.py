@@ -1,55 +1,223 @@
-"""Score models on a site's patients: only sums leave."""
+"""Score models on a site's patients: only sums leave, exact or with noise.
+
+With noise: one patient is counted at most once for each model and artifact, so that all counts together
+change by at most sqrt(models * artifacts) in L2 where one patient is added or removed, whatever the models,
+the bins, the scores and the labels are. One draw of Gaussian noise covers them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from client.agent.model_check import check_base
 from client.data.cohort import Cohort
+from client.dicom.index import PARTS
+from client.dp.coins import Coins
+from client.dp.release import noise_deviation, release
+from client.dp.sampler import rows_by_patient
+from common.arms import ARMS, PUBLIC
 from common.artifacts import NAMES
-from common.counts import BINS, Counts, auroc_covariance, per_patient
+from common.counts import (
+    BINS,
+    NOISED_BINS,
+    Counts,
+    auroc_covariance,
+    coarsen,
+    count_between,
+    per_patient,
+)
+from common.errors import RefusedError, RunError
 from common.learning import score
+from common.model_file import load_model
 from common.models import build
-from common.weights import manifest_of, unflatten
+from common.names import SITE_NAME
+from common.plan import Model, RunPlan
+from common.trainable import private_part
+from common.weights import Manifest, digest, manifest_of, outside, resolve_initial, unflatten
+from common.wire import EvaluateTask
+
+MAX_SITE_MODELS = 32
+"""Models of single sites that a hospital scores exactly in one run: how many sites train, it cannot know."""
 
 
-def evaluate(
+def patients_scored(cohort: Cohort, *, everyone: bool) -> np.ndarray:
+    """The rows of a cohort that are scored: of its test patients, or of all."""
+    return np.flatnonzero(cohort.part >= 0 if everyone else cohort.part == PARTS.index("test"))
+
+
+def score_patients(
     cohort: Cohort,
-    model_name: str,
+    model: Model,
     weights: np.ndarray,
+    rows: np.ndarray,
     *,
-    everyone: bool,
-    minimum_cell: int = 0,
+    alone: bool = False,
     tick: Callable[[int], None] = lambda models: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patient-level histograms and AUROC covariance of several models on the same patients.
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of several models for the same patients.
 
     Args:
         weights: float32 (K, parameters).
-        everyone: score all patients of a site that never trained, else its test patients.
+        alone: compute each patient's scores by themselves. In one batch with others the last bit of a score
+            may depend on who they are, and one patient could move another across an edge.
+        tick: called before each model with the number already scored; what it raises ends the scoring.
+    Returns:
+        K arrays (P, A) of logits, and the labels (P, A); nan where a patient was not assessed. P may be 0.
+    """
+    empty = np.zeros((0, len(NAMES)))
+    scores, truth = [empty] * len(weights), empty
+    if not len(rows):
+        return scores, truth
+    network = build(model.name, model.args)
+    manifest = manifest_of(network.state_dict())
+    groups = rows_by_patient(cohort.patients, rows) if alone else [rows]
+    rows = np.concatenate(groups)
+    for k, flat in enumerate(weights):
+        tick(k)
+        network.load_state_dict(unflatten(flat, manifest))
+        logits = np.concatenate([score(network, cohort.images, cohort.modality, group) for group in groups])
+        scores[k], truth = per_patient(logits, cohort.labels[rows], cohort.patients[rows])
+    return scores, truth
+
+
+def exact_sums(
+    scores: Sequence[np.ndarray], truth: np.ndarray, *, minimum_cell: int = 0, coarse: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patient-level histograms and the covariance of the AUROCs.
+
+    Args:
+        scores, truth: as `score_patients` gives them.
         minimum_cell: artifacts with fewer patients of either class are treated as not assessed, so that no
             small count leaves.
-        tick: called before each model with the number already scored; what it raises ends the scoring.
+        coarse: in `DISCLOSED_BINS` bins, each counted in the middle of its place among the fine ones.
     Returns:
         int64 (K, 2, A, BINS) with positives first, and float64 (K*A, K*A).
     """
-    rows = np.flatnonzero(cohort.part >= 0 if everyone else cohort.part == 2)
-    model = build(model_name)
-    manifest = manifest_of(model.state_dict())
-    histograms = np.zeros((len(weights), 2, len(NAMES), BINS), np.int64)
-    if not len(rows):
-        return histograms, np.full((len(weights) * len(NAMES),) * 2, np.nan)
-    scores, truth = [], np.zeros(0)
-    for k, flat in enumerate(weights):
-        tick(k)
-        model.load_state_dict(unflatten(flat, manifest))
-        logits, truth = per_patient(
-            score(model, cohort.images, cohort.modality, rows), cohort.labels[rows], cohort.patients[rows]
-        )
-        small = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) < minimum_cell
-        truth = np.where(small, np.nan, truth)
-        counts = Counts.of(logits, truth)
-        histograms[k] = counts.positives, counts.negatives
-        scores.append(logits)
+    cells = len(scores) * len(NAMES)
+    if not len(truth):
+        return np.zeros((len(scores), 2, len(NAMES), BINS), np.int64), np.full((cells, cells), np.nan)
+    small = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) < minimum_cell
+    truth = np.where(small, np.nan, truth)
+    scores = [coarsen(logits) if coarse else logits for logits in scores]
+    counted = [Counts.of(logits, truth) for logits in scores]
+    histograms = np.stack([np.stack([counts.positives, counts.negatives]) for counts in counted])
     return histograms, auroc_covariance(scores, truth)
+
+
+def noised_counts(
+    scores: Sequence[np.ndarray], truth: np.ndarray, edges: np.ndarray, noise_multiplier: float
+) -> np.ndarray:
+    """Patients between the edges with noise on every count, int64 (K, 2, A, NOISED_BINS): one release.
+
+    Args:
+        scores, truth: as `score_patients` gives them.
+        edges: (K, A, NOISED_BINS - 1), public.
+    """
+    counted = [count_between(logits, truth, bins) for logits, bins in zip(scores, edges, strict=True)]
+    counts = np.stack(counted).astype(np.int64)
+    return _with_noise(counts, noise_deviation(noise_multiplier, len(scores) * len(NAMES)))
+
+
+def _with_noise(counts: np.ndarray, deviation: float) -> np.ndarray:
+    """Whole counts plus exactly drawn noise of this standard deviation, once for all of them."""
+    return release(counts.ravel(), deviation, Coins()).reshape(counts.shape)
+
+
+def admit_models(plan: RunPlan, task: EvaluateTask) -> None:
+    """Refuse models that are not of the plan's network.
+
+    Raises:
+        RefusedError: `crafted-model`.
+    """
+    manifest = _manifest(plan)
+    if task.weights.shape != (len(task.models), manifest.size) or not np.isfinite(task.weights).all():
+        raise RefusedError(
+            "models of another shape",
+            code="crafted-model",
+            public_reason="the models are not of the plan's network",
+        )
+
+
+def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
+    """Refuse models that the run does not have, before a hospital scores them exactly.
+
+    Each name is that of the public starting weights, of a shared arm of the plan, or `arm/site` of an arm
+    that every site trains for itself, at most `MAX_SITE_MODELS` of these. The public model must be the
+    plan's, so must the frozen part of a private one, and any other what honest training leads to
+    (client/agent/model_check.py). What other sites and the coordinator made of a model in the last round a
+    site cannot know.
+
+    Raises:
+        RefusedError: `foreign-model`, `crafted-model`.
+    """
+    manifest, model = _manifest(plan), plan.model
+    initial = (
+        load_model(resolve_initial(model.initial, model.sha256), manifest)
+        if model.initial.startswith("package:")
+        else None
+    )
+    frozen = outside(private_part(plan), manifest.size)
+    if len(set(task.models)) < len(task.models):
+        raise _foreign("a model is named twice")
+    if sum("/" in name for name in task.models) > MAX_SITE_MODELS:
+        raise _foreign(f"more than {MAX_SITE_MODELS} models of single sites")
+    for name, flat in zip(task.models, task.weights, strict=True):
+        arm, slash, owner = name.partition("/")
+        if arm not in (PUBLIC, *plan.arms):
+            raise _foreign("the plan has no such arm")
+        if bool(slash) != (ARMS[arm].owner == "site") or (slash and not re.fullmatch(SITE_NAME, owner)):
+            raise _foreign("an arm's model is named after the arm, that of a single site after both")
+        if arm == PUBLIC:
+            if initial is not None and not np.array_equal(flat, initial):
+                raise _foreign("the public model is not the plan's")
+        elif ARMS[arm].clips:
+            if initial is not None and not np.array_equal(flat[frozen], initial[frozen]):
+                raise _foreign("the private model's frozen part is not the plan's")
+            if plan.privacy.trainable != "head":
+                check_base(flat, initial, manifest, frozen=frozen, rounds_done=plan.training.rounds)
+        else:
+            check_base(flat, initial, manifest, frozen=None)
+
+
+def admit_edges(task: EvaluateTask) -> None:
+    """Refuse bins that do not fit the models.
+
+    Raises:
+        RunError: `bad-message`.
+    """
+    edges, shape = task.edges, (len(task.models), len(NAMES), NOISED_BINS - 1)
+    if edges.shape != shape or edges.dtype != np.float32:
+        raise RunError(f"edges of shape {edges.shape}, expected float32 {shape}", code="bad-message")
+    if not np.isfinite(edges).all() or (np.diff(edges, axis=2) < 0).any():
+        raise RunError("edges are not finite, or decrease", code="bad-message")
+
+
+def query_digest(edges: np.ndarray, noise_multiplier: float) -> str:
+    """The digest of how patients are counted."""
+    asked = f"{noise_multiplier!r} {edges.shape} ".encode() + np.ascontiguousarray(edges).tobytes()
+    return hashlib.sha256(asked).hexdigest()
+
+
+def model_digests(task: EvaluateTask) -> dict[str, str]:
+    """Name -> digest of the weights, in the order of the task."""
+    return {name: digest(flat) for name, flat in zip(task.models, task.weights, strict=True)}
+
+
+def public_digest(plan: RunPlan) -> str:
+    """The digest of the plan's public starting weights; "" where only the coordinator has them."""
+    if not plan.model.initial.startswith("package:"):
+        return ""
+    return digest(load_model(resolve_initial(plan.model.initial, plan.model.sha256), _manifest(plan)))
+
+
+def _manifest(plan: RunPlan) -> Manifest:
+    return manifest_of(build(plan.model.name, plan.model.args).state_dict())
+
+
+def _foreign(reason: str) -> RefusedError:
+    reason = f"this site scores exactly only the models of the run: {reason}"
+    return RefusedError(reason, code="foreign-model", public_reason=reason)

@@ -1,7 +1,8 @@
 """Turn a failure into the refusal that leaves the site, and log its details at the site.
 
 A refusal of the policy and a failure that only the task can cause keep their code. Any other failure leaves
-as one code, whatever its cause: the cause may depend on patients.
+as one code, whatever its cause: the cause may depend on patients. Where patients of an enrolled hospital are
+worked on it does not leave at all (`NoAnswer`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CAUSED_BY_TASK = {
     "bad-frame": "the model in the task cannot be decoded",
     "bad-privacy-parameters": "the plan's noise, sampling rate or number of steps is out of range",
     "unknown-model": "the plan's network is not known here",
+    "bad-model-args": "the plan's network does not take these arguments here",
     "no-initial-weights": "the plan's starting weights are not installed here",
     "wrong-initial-weights": "the plan's starting weights are not those installed here",
     "wrong-model": "the plan's starting weights are of another network",

@@ -8,10 +8,12 @@ more. They are for arms without noise, and to notice a coordinator gone wrong.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from common.errors import RefusedError
-from common.weights import REACH, Manifest, advance, decode_floats, decode_steps, digest
+from common.weights import REACH, Manifest, Part, advance, decode_floats, decode_steps, digest, part_size
 from common.wire import TrainTask
 
 MAX_GROWTH = 16.0
@@ -23,7 +25,7 @@ MAX_ZEROS = 0.9
 MAX_TWINS = 0.5
 
 
-def decode_base(task: TrainTask, size: int, trainable: slice, held: dict[str, np.ndarray]) -> np.ndarray:
+def decode_base(task: TrainTask, size: int, trainable: Part, held: dict[str, np.ndarray]) -> np.ndarray:
     """The float32 weights (size,) of a task.
 
     Args:
@@ -41,9 +43,7 @@ def decode_base(task: TrainTask, size: int, trainable: slice, held: dict[str, np
         if before is None:
             raise _refusal("base-not-held", "the site does not hold the model that this round builds on")
         flat = before.copy()
-        flat[trainable] = advance(
-            before[trainable], decode_steps(task.base, trainable.stop - trainable.start)
-        )
+        flat[trainable] = advance(before[trainable], decode_steps(task.base, part_size(trainable)))
     else:
         flat = decode_floats(task.base, size)
     if flat.shape != (size,):
@@ -56,15 +56,22 @@ def decode_base(task: TrainTask, size: int, trainable: slice, held: dict[str, np
 
 
 def check_base(
-    flat: np.ndarray, initial: np.ndarray | None, manifest: Manifest, *, frozen: slice | None
+    flat: np.ndarray,
+    initial: np.ndarray | None,
+    manifest: Manifest,
+    *,
+    frozen: Part | None,
+    rounds_done: int = 0,
 ) -> None:
     """Refuse a model that training from `initial` does not lead to.
 
     Args:
         initial: the plan's public starting weights, float32 (parameters,); None where they lie at the
             coordinator alone.
-        frozen: the part that no round changes (the backbone of the private arm), or None. The head behind it
-            is moved by noise, as far as the plan's epsilon asks for, and is held to `REACH` only.
+        frozen: the part that no round changes (of the private arm, all but what the plan trains there), or
+            None. The rest is moved by noise, as far as the plan's epsilon asks for: by up to `REACH` in each
+            round, where every site cuts its update off.
+        rounds_done: how many rounds lie between `initial` and `flat`.
     Raises:
         RefusedError: `crafted-model`, naming the tensor.
     """
@@ -73,8 +80,12 @@ def check_base(
     if frozen is not None and initial is not None and not np.array_equal(flat[frozen], initial[frozen]):
         raise _refusal(
             "crafted-model",
-            "the private arm trains the head alone, but the rest of the model is not the plan's",
+            "a part of the model that the private arm does not train is not the plan's",
         )
+    moves = np.zeros(flat.size, bool)  # by noise
+    if frozen is not None:
+        moves[:] = True
+        moves[frozen] = False
     start = 0
     for position, (name, shape) in enumerate(zip(manifest.names, manifest.shapes, strict=True)):
         count = int(np.prod(shape, dtype=np.int64))
@@ -82,10 +93,13 @@ def check_base(
             flat[start : start + count],
             None if initial is None else initial[start : start + count],
         )
+        is_noised = moves[start]
         start += count
-        if before is not None and np.abs(part).max(initial=0) > (bound := _bound(before, start, frozen)):
+        bound = math.inf if before is None else _bound(before, rounds_done if is_noised else None)
+        if np.abs(part).max(initial=0) > bound:
             raise _refusal(
-                "crafted-model", f"`{name}` holds a value beyond {bound:.3g}, more than training leads to"
+                "crafted-model",
+                f"`{name}` holds a value beyond {bound:.4g}, more than {rounds_done} rounds lead to",
             )
         if position == 0:
             _check_first_layer(
@@ -93,11 +107,16 @@ def check_base(
             )
 
 
-def _bound(before: np.ndarray, stop: int, frozen: slice | None) -> float:
-    """How large a weight of the tensor that ends at `stop` and began as `before` may be."""
-    if frozen is not None and stop > frozen.stop:
-        return REACH
-    return MAX_GROWTH * max(float(np.abs(before).max(initial=0)), SMALL)
+def _bound(before: np.ndarray, noised_rounds: int | None) -> float:
+    """How large a weight of the tensor that began as `before` may be.
+
+    Args:
+        noised_rounds: of a tensor that is trained with noise, the rounds done; None for any other.
+    """
+    largest = float(np.abs(before).max(initial=0))
+    if noised_rounds is not None:
+        return (largest + REACH * noised_rounds) * (1 + 1e-6)  # float32
+    return MAX_GROWTH * max(largest, SMALL)
 
 
 def _check_first_layer(name: str, rows: np.ndarray, before: np.ndarray | None) -> None:

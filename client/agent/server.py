@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from client.agent.job import NoAnswer
 from client.agent.site_log import append_site_log
 from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, METHODS, SERVICE, STOPPING
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
@@ -40,6 +41,8 @@ DESCRIBE_WAIT_S = 2.0
 """How long a short request waits for a job that is about to end."""
 GRACE_S = 7.0
 """After SIGTERM: how long the current job may take to stop."""
+_AWAY = b"N"
+"""Ends a call as if no agent were there."""
 _CALLERS = 8  # threads: the job's, health's, and those that are told that the agent is busy
 
 Progress = Callable[[str, int, int], None]
@@ -239,6 +242,8 @@ class _Service:
             while (frame := frames.get()) is not None:
                 if frame == b"":
                     context.abort(grpc.StatusCode.INTERNAL, FAILED)
+                if frame == _AWAY:
+                    context.abort(grpc.StatusCode.UNAVAILABLE, FAILED)
                 yield frame
                 if frame[:1] == b"A":
                     return
@@ -258,6 +263,8 @@ class _Service:
             with suppress(OSError):
                 (self._run / "busy").touch(mode=0o640)
             last = b"A" + do(progress)
+        except NoAnswer:
+            last = _AWAY
         except BaseException:
             with suppress(Exception):  # without memory there is no log either
                 self._log(f"{method} failed\n{traceback.format_exc()}")

@@ -7,53 +7,94 @@ failure leaves the site as a refusal (client/agent/failures.py).
 from __future__ import annotations
 
 import functools
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
-from client.agent.consent import Consent
-from client.agent.evaluation import evaluate
+from client.agent.consent import Consent, without_other_accounts
+from client.agent.evaluation import (
+    admit_edges,
+    admit_models,
+    admit_run_models,
+    exact_sums,
+    model_digests,
+    noised_counts,
+    patients_scored,
+    public_digest,
+    query_digest,
+    score_patients,
+)
 from client.agent.failures import refusal_for
-from client.agent.model_check import check_base, decode_base
+from client.agent.job import Job
+from client.agent.lineage import admit_ancestor, admit_lineage
+from client.agent.own_views import OwnViews, images_of, read_rows
+from client.agent.trained_models import is_trained_without_noise, note_trained
+from client.agent.training import (
+    TRAIN,
+    ReceivedModels,
+    TrainingSlices,
+    UpdateOwner,
+    charge_name,
+    site_update,
+    train_without_noise,
+    training_slices,
+)
 from client.data.cohort import Cohort, admit_assessed, data_digests, load_cohort
 from client.dicom.cache import is_prepared
+from client.dp.sampler import rows_by_patient
 from client.site.answer_store import AnswerKey, Outbox
+from client.site.approvals import index_approved
 from client.site.config import SiteConfig, read_site, site_key
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.evaluations import (
+    Evaluation,
+    admit_question,
+    keep_question,
+    patients_tested,
+    question_of,
+)
+from client.site.kind import admit_kind, is_declared
+from client.site.ledger import Ledger, Reservation
 from client.site.policy import (
     SitePolicy,
-    admit_evaluation,
+    admit_noised_evaluation,
     admit_training,
+    admit_void,
     default_policy,
-    private_schedule,
+    evaluation_mode,
     read_policy,
 )
-from client.site.run_data import accept_changed_data, bind_data, check_data
-from client.site.split import split_of_site
-from common.arms import ARMS, HEAD
+from client.site.releases import release, released
+from client.site.run_data import (
+    accept_changed_data,
+    bind_data,
+    check_data,
+    data_of_run,
+    index_of_run,
+)
+from client.site.site_ledger import has_ledger, open_ledger
+from client.site.split import SiteSplit, fix_split, split_of_site
+from common.arms import ARMS, HEAD, is_control
 from common.artifacts import NAMES
-from common.errors import DataError, RefusedError, RunError
-from common.learning import extract_features, seed_for, train_epochs
-from common.model_file import load_model
+from common.errors import DataError, FedqcError, RefusedError
+from common.learning import extract_features, keep_freed_memory, train_epochs
 from common.models import as_classifier, build
+from common.names import EvaluationMode
 from common.plan import RunPlan
-from common.privacy import GaussianSteps, filter_admits, rdp_epsilon
+from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
+from common.privacy import GaussianSteps, epsilon_of
+from common.trainable import private_part, trainable_names
 from common.weights import (
     REACH,
+    advance,
     digest,
-    encode_steps,
-    flatten,
     manifest_of,
-    quantize_int8,
-    resolve_initial,
     to_grid,
     unflatten,
 )
@@ -68,33 +109,11 @@ from common.wire import (
     WireMessage,
 )
 
-TRAIN = 0
+if TYPE_CHECKING:
+    from client.dp.dp_sgd import PrivateSteps
+
 MINIMUM_CELL = 10
 """No score of hospital patients leaves that rests on fewer patients with, or without, the artifact."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Work in progress: who is notified of its public steps, and whether its answer is still awaited."""
-
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def ticker(self, stage: str, total: int) -> Callable[[int], None]:
-        """A callback for loops: reports each new step number once, and ends the loop by a RunError (code
-        `cancelled`) when the caller has gone.
-        """
-        reported = -1
-
-        def tick(done: int) -> None:
-            nonlocal reported
-            if self.cancelled.is_set():
-                raise RunError("the caller no longer waits for this answer", code="cancelled")
-            if done != reported:
-                reported = done
-                self.progress(stage, done, total)
-
-        return tick
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,9 +138,12 @@ class Agent:
         self.site = read_site(site_yaml)[0]
         self.state = site_yaml.parent / self.site.state
         self._cohort: Cohort | None = None
+        self._is_frozen = False  # whether it was read as an earlier run left it
+        self._is_declared = False  # whether the ledger has what the operator declared of the kind
         self._consent = Consent(site_yaml.parent, self.site)
         # of the frozen backbone with this digest: rows of the cohort, and their features
         self._features = _NO_FEATURES
+        self._views = OwnViews(plan)
         self._models = ReceivedModels(plan)
 
     @property
@@ -135,7 +157,7 @@ class Agent:
     def describe(self, task: DescribeTask | None = None) -> WireMessage:
         """The site's description or, where the task asks for a rehearsal, its readiness; or a refusal."""
         if task is not None and task.rehearse:
-            return self._guarded(task.run, self._readiness)
+            return self._guarded(task.run, lambda: self._readiness(task))
         return SiteDescription(
             site=self.name,
             kind=self.site.kind,
@@ -144,6 +166,7 @@ class Agent:
             unit=self.site.patients.unit,
             ethics=self._consent.hash_of(self._plan.sha256()) if self.site.kind == "hospital" else "",
             version=version("fedqc"),
+            ledger_head=self._ledger_head(),
         )
 
     def train(self, task: TrainTask, job: Job | None = None) -> WireMessage:
@@ -161,6 +184,8 @@ class Agent:
 
         def checked() -> WireMessage:
             self.renew_consent()
+            self._note_finished(task)
+            self._views.forget()  # all is trained
             return self._evaluate(task, job or Job())
 
         return self._guarded(task.run, checked)
@@ -168,9 +193,10 @@ class Agent:
     def renew_consent(self) -> None:
         """Read cohort.yaml again, and leave out who has opted out since: also of what is in memory.
 
-        Raises: as `Consent.admit`.
+        Raises: as `Consent.admit`; LedgerError, where a declaration cannot be recorded.
         """
         self._consent.admit()
+        self._record_declaration()
         if self._cohort is None:
             return
         self._cohort = self._consent.subtracted(self._cohort)
@@ -178,6 +204,7 @@ class Agent:
         kept = self._cohort.part[rows] >= 0
         if not kept.all():
             self._features = backbone, rows[kept], features[kept]
+        self._views.leave_out(self._cohort)
 
     def _guarded(self, run: str, work: Callable[[], WireMessage]) -> WireMessage:
         try:
@@ -185,7 +212,7 @@ class Agent:
         except Exception as failure:
             return refusal_for(failure, site=self.name, run=run, state=self.state, plan=self._plan)
 
-    def _readiness(self) -> SiteReadiness:
+    def _readiness(self, task: DescribeTask) -> SiteReadiness:
         """How this site would answer a run of the plan, from policy, ledger, folder and machine; reads no
         patient.
         """
@@ -198,24 +225,26 @@ class Agent:
             try:
                 self._consent.admit()
                 self.admit(private=ARMS[arm].private)
+                arms[arm] = "accept"
+                if ARMS[arm].private:
+                    admit_lineage(self._plan.model, task.lineage)
+                    affordable = self._rounds_affordable(task.run, arm)
             except RefusedError as refusal:
                 arms[arm], reasons[arm] = refusal.code, refusal.public_reason
                 continue
-            arms[arm] = "accept"
-            if ARMS[arm].private:
-                affordable = self._rounds_affordable()
-                if affordable < self._plan.training.rounds:
-                    arms[arm] = "budget-exhausted"
-                    reasons[arm] = (
-                        f"what is left of the budget covers {affordable} of "
-                        f"{self._plan.training.rounds} rounds"
-                    )
+            if ARMS[arm].private and affordable is not None and affordable < self._plan.training.rounds:
+                arms[arm] = "budget-exhausted"
+                reasons[arm] = (
+                    f"what is left of the budget covers {affordable} of {self._plan.training.rounds} rounds"
+                )
+        evaluation = "accept"
         try:
             self._consent.admit()
-            admit_evaluation(self.policy, self._evaluation_mode(), kind=self.site.kind)
-            evaluation = "accept"
+            if self.admit_scoring() == "dp":
+                asked = charges(self._plan, trains=self._trains)
+                self._check_budget({charge_name(task.run, name): steps for name, steps in asked.items()})
         except RefusedError as refusal:
-            evaluation = refusal.code
+            evaluation, reasons["evaluation"] = refusal.code, refusal.public_reason
         return SiteReadiness(
             site=self.name,
             kind=self.site.kind,
@@ -233,25 +262,56 @@ class Agent:
         """Check the plan's training against the site's policy, its split and what its readers assessed.
 
         Raises:
-            RefusedError: the policy does not permit it; `split-differs`; `nothing-assessed`.
+            RefusedError: the policy does not permit it; `split-differs`; `nothing-assessed`; `cohort-void`;
+                of a private arm at a hospital without a ledger, `ledger-missing`; `alternatives`,
+                `simulation-only`.
             ConfigError: `split-fixed`.
         """
-        if self.site.assessed == ():
+        self._admit_controls()
+        if not self.site.assesses and self._plan.training.inject is None:
             raise RefusedError(
-                f"{self.name}: site.yaml declares that no artifact was assessed",
+                f"{self.name}: site.yaml declares that no artifact was assessed, and the plan injects none",
                 code="nothing-assessed",
                 public_reason="no artifact was assessed at this site, so that it would teach nothing",
+            )
+        if self._plan.privacy.alternatives and self.site.kind == "hospital":
+            raise RefusedError(
+                f"{self.name}: privacy.alternatives = true is for simulations",
+                code="alternatives",
+                public_reason="the plan counts its private arms as alternatives, a hospital trains all",
             )
         split_of_site(self.site, self._path.parent, self._plan.split)
         admit_training(
             self.policy,
             private=private,
-            epsilon=rdp_epsilon([self._schedule()], self._plan.privacy.delta) if private else None,
+            epsilon=plan_epsilon(self._plan) if private else None,
             delta=self._plan.privacy.delta if private else None,
             clip_norm=self._plan.privacy.clip_norm if private else None,
             nominal_patients=self.site.nominal_patients,
             rounds=self._plan.training.rounds,
         )
+        if private and self._is_void():
+            admit_void(self.policy)
+
+    def _admit_controls(self) -> None:
+        """Raises RefusedError (code `simulation-only`): a hospital is asked for the control of a private arm;
+        it refuses the whole plan.
+        """
+        if self._plan.controls and self.site.kind == "hospital":
+            raise RefusedError(
+                f"{self.name}: arm {self._plan.controls[0]} is for simulations",
+                code="simulation-only",
+                public_reason="the plan trains a private arm without its noise, which is for simulations",
+            )
+
+    def check_ancestor(self, head: str) -> None:
+        """Refuse unless the coordinator's note of this site's ledger is an ancestor of it.
+
+        Raises:
+            LedgerError: `ledger-rolled-back`; or the ledger cannot be used.
+        """
+        with self._ledger() as ledger:
+            ledger.check_ancestor(head)
 
     def admit_data(self, run: str) -> bool:
         """Check the site's data before a round: something to learn from, and unchanged since the run's first.
@@ -262,16 +322,31 @@ class Agent:
             DataError: `nothing-assessed`, `assessed-differs`, `data-changed`; never sent anywhere.
         """
         with self._data_read_again_if_refused():
-            admit_assessed(self.cohort())
+            admit_assessed(self.cohort(run), injects=self._plan.training.inject is not None)
         return self.bind_data(run)
 
     def bind_data(self, run: str) -> bool:
         """As `client.site.run_data.bind_data`, for the data of this site."""
-        cohort = self.cohort()
+        cohort = self.cohort(run)
         with self._data_read_again_if_refused():
             return bind_data(
-                self.state, run, self._plan.sha256(), data_digests(cohort), opted_out=cohort.opted_out
+                self.state,
+                run,
+                self._plan.sha256(),
+                data_digests(cohort),
+                opted_out=cohort.opted_out,
+                took_part=self._trained_in(run),
             )
+
+    def _trained_in(self, run: str) -> bool:
+        """Whether the ledger has a row of this run. A site without a ledger has no such witness, nor has a
+        run of an earlier version, which kept no record of its data: its rows were migrated.
+        """
+        if not has_ledger(self.state):
+            return False
+        with self._ledger() as ledger:
+            requests = {row.request for row in ledger.rows() if not row.float_noise}
+        return any(charge_name(run, arm) in requests for arm in self._plan.arms)
 
     @contextmanager
     def _data_read_again_if_refused(self) -> Iterator[None]:
@@ -279,31 +354,93 @@ class Agent:
         try:
             yield
         except DataError:
-            self._cohort, self._features = None, _NO_FEATURES
+            self._forget_data()
             raise
 
+    def _forget_data(self) -> None:
+        """Drop what is in memory of the site's images."""
+        self._cohort, self._features, self._is_frozen = None, _NO_FEATURES, False
+        self._views.forget()
+
+    def training_slices(self, run: str, job: Job) -> TrainingSlices:
+        """What arms without noise train on: slices with a label of the sheet and, where the plan injects
+        artifacts, views of them.
+        """
+        inject, tick = self._plan.training.inject, job.ticker("epoch", self._plan.training.local_epochs)
+        if inject is None:
+            return training_slices(self.cohort())
+        return self._views.expanded(self.cohort(), run, inject, lambda: tick(0))
+
     def record_non_private(self, task: TrainTask) -> None:
-        """Record training without noise in the ledger of a hospital, before it begins."""
-        if self.site.kind == "hospital":
-            with _ledger(self.site, self._path.parent) as ledger:
+        """Record training without noise in the ledger, before it begins, of a site that may hold patients."""
+        self._record_non_private(charge_name(task.run, task.arm), task.arm)
+
+    def _record_non_private(self, request: str, purpose: str) -> None:
+        if self._may_hold_patients:
+            with self._ledger() as ledger:
                 ledger.record_non_private(
-                    request=_charge(task), purpose=task.arm, fingerprint=self.cohort().fingerprint
+                    request=request, purpose=purpose, fingerprint=self.cohort().fingerprint
                 )
 
-    def _rounds_affordable(self) -> int:
-        with _ledger(self.site, self._path.parent) as ledger:
-            history = ledger.history()
-        fitting = (
-            rounds
-            for rounds in range(self._plan.training.rounds, 0, -1)
-            if filter_admits(
-                history,
-                private_schedule(self._plan, rounds),
-                epsilon=self.policy.max_epsilon,
-                delta=self._plan.privacy.delta,
+    def _record_declaration(self) -> None:
+        """Record what an operator declared of a site of another kind, before it is first used."""
+        declared = self.site.declared_not_hospital
+        if self._is_declared or declared is None or not is_declared(self.site):
+            return
+        with self._ledger() as ledger:
+            ledger.record_declaration(
+                kind=self.site.kind, images=declared.images, why=declared.why, by=declared.by
             )
-        )
-        return next(fitting, 0)
+        self._is_declared = True
+
+    @property
+    def _may_hold_patients(self) -> bool:
+        """Whether the site is a hospital, or only its operator's word says that it is none: should that word
+        be corrected, what was done without noise stands in the ledger.
+        """
+        return self.site.kind == "hospital" or self.site.declared_not_hospital is not None
+
+    def _ledger(self) -> Ledger:
+        return open_ledger(self.site, self._path.parent)
+
+    def _ledger_head(self) -> str:
+        """Of the site's ledger; "" where there is none, or none that can be used: what needs it is refused
+        then.
+        """
+        if has_ledger(self.state):
+            with suppress(FedqcError), self._ledger() as ledger:
+                return ledger.head()
+        return ""
+
+    def _is_void(self) -> bool:
+        """Whether a hospital's patients trained without noise, or would in this plan."""
+        if self.site.kind != "hospital":
+            return False
+        with self._ledger() as ledger:
+            trained = ledger.has_non_private
+        asked = any(ARMS[arm].at_hospitals and not ARMS[arm].private for arm in self._plan.arms)
+        return trained or (asked and self.policy.allow_non_private)
+
+    def _rounds_affordable(self, run: str, arm: str) -> int:
+        """How many rounds of a private arm the budget covers; all where they were reserved before.
+
+        Raises:
+            RefusedError: it covers none, whatever is left of it: `filter-fixed`, `sampling-not-permitted`.
+        """
+        for rounds in range(self._plan.training.rounds, 0, -1):
+            try:
+                self._check_budget({charge_name(run, arm): training_steps(self._plan, rounds)})
+            except RefusedError as refusal:
+                if refusal.code != "budget-exhausted":
+                    raise
+            else:
+                return rounds
+        return 0
+
+    def _check_budget(self, planned: Mapping[str, GaussianSteps]) -> None:
+        """Refuse where the ledger would not admit these requests, one after another. Nothing is charged."""
+        with self._ledger() as ledger:
+            ledger.check(planned, max_epsilon=self.policy.max_epsilon, max_delta=self.policy.max_delta)
 
     def _seconds_a_round(self) -> float:
         """Training time of one non-private round, from two batches of random numbers and the nominal number
@@ -322,7 +459,7 @@ class Agent:
         began = time.monotonic()
         one = training.model_copy(update={"local_epochs": 1})
         train_epochs(
-            build(self._plan.model.name),
+            build(self._plan.model.name, self._plan.model.args),
             images,
             np.zeros(count, np.int8),
             labels,
@@ -337,106 +474,219 @@ class Agent:
         base = self._models.receive(task)
         has_changed = self.admit_data(task.run)
         self.record_non_private(task)
-        cohort = self.cohort()
-        steps = train_without_noise(self._plan, task, base, self.name, training_slices(cohort), job)
-        return site_update(self._plan, task, base, steps, self._owner, data_changed=has_changed)
+        if is_control(task.arm):
+            part = private_part(self._plan)
+            steps = self._clipped_steps(task, base, 0.0, job)
+        else:
+            part = slice(0, base.size)
+            slices = self.training_slices(task.run, job)
+            steps = train_without_noise(self._plan, task, base, self.name, slices, job)
+        if steps.any():
+            after = base.copy()
+            after[part] = advance(base[part], steps)
+            self._note_trained([after] + [base] * (task.round > 1), task.arm)
+        update = site_update(self._plan, task, base, steps, self._owner, data_changed=has_changed)
+        return update.model_copy(update={"ledger_head": self._ledger_head()})
+
+    @property
+    def _head(self) -> slice:
+        return manifest_of(build(self._plan.model.name, self._plan.model.args).state_dict()).part(HEAD)
+
+    def _note_trained(self, models: list[np.ndarray], arm: str) -> None:
+        """Remember models of an arm that patients of this site shaped without noise; what a control leaves as
+        it was they did not shape.
+        """
+        if not self._may_hold_patients:
+            return
+        head = self._head
+        if is_control(arm) and self._plan.privacy.trainable == "head":
+            head = slice(head.stop, head.stop)
+        note_trained(self.state, models, head)
+
+    def _note_finished(self, task: EvaluateTask) -> None:
+        """Remember the finished models of arms without noise that this site trained, by what the coordinator
+        calls them, before they are scored.
+        """
+        size = manifest_of(build(self._plan.model.name, self._plan.model.args).state_dict()).size
+        if self.name in self._plan.held_out or task.weights.shape != (len(task.models), size):
+            return
+        for name, flat in zip(task.models, task.weights, strict=True):
+            if is_trained_without_noise(name, self.name):
+                self._note_trained([flat], name.partition("/")[0])
 
     @property
     def _owner(self) -> UpdateOwner:
         return UpdateOwner(name=self.name, nominal_patients=self.site.nominal_patients)
 
     def _train_private(self, task: TrainTask, job: Job) -> SiteUpdate:
-        outbox = Outbox(self.state / "outbox")
-        stored = outbox.get(_question(task))
-        if stored is not None:
-            return SiteUpdate.from_bytes(stored)
-        self.admit(private=True)
-        base = self._models.receive(task)
-        has_changed = self.admit_data(task.run)
-        with _ledger(self.site, self._path.parent) as ledger:
-            update = self._train_charged(task, base, ledger, job)
-            answer = update.model_copy(update={"data_changed": has_changed})
-            return SiteUpdate.from_bytes(outbox.put(_question(task), answer.to_bytes()))
+        outbox, question = Outbox(self.state / "outbox"), _question(task)
+        part, steps = f"round {task.round}", self._plan.private_steps_per_round
+        request = charge_name(task.run, task.arm)
+        with self._ledger() as ledger:
+            stored = released(outbox, ledger, question, request=request, part=part, steps_done=steps)
+            if stored is None:
+                self.admit(private=True)
+                admit_lineage(self._plan.model, task.lineage)
+                base = self._models.receive(task)
+                admit_ancestor(self.state, self._plan.model, base, self._head)
+                has_changed = self.admit_data(task.run)
+                reservation = ledger.reserve(
+                    request=request,
+                    steps=training_steps(self._plan),
+                    purpose=task.arm,
+                    fingerprint=self.cohort().fingerprint,
+                    max_epsilon=self.policy.max_epsilon,
+                    max_delta=self.policy.max_delta,
+                )
+                update = self._train_charged(task, base, reservation.steps, job)
+                answer = update.model_copy(
+                    update={
+                        "data_changed": has_changed,
+                        "void": self._is_void(),
+                        "ledger_head": ledger.head(),
+                    }
+                )
+                stored = release(
+                    outbox,
+                    ledger,
+                    question,
+                    answer.to_bytes(),
+                    reservation=reservation,
+                    part=part,
+                    steps_done=steps,
+                )
+        return SiteUpdate.from_bytes(stored)
 
-    def _train_charged(self, task: TrainTask, base: np.ndarray, ledger: Ledger, job: Job) -> SiteUpdate:
-        """Reserve, train and commit; the caller stores the update, and only then answers: in this order a
-        crash can over-count, never under-count.
-        """
-        # brings Opacus: a second of CPU and 100 MiB that other arms do without
-        from client.dp.dp_sgd import PrivateSteps, train_private_head
-
-        plan, privacy, total = self._plan, self._plan.privacy, self._schedule()
-        reservation = ledger.reserve(
-            request=_charge(task),
-            steps=total,
-            purpose=task.arm,
-            fingerprint=self.cohort().fingerprint,
-            max_epsilon=self.policy.max_epsilon,
-            delta=privacy.delta,
-        )
-        cohort = self.cohort()
-        rows = np.flatnonzero(cohort.part == TRAIN)
-        model = build(plan.model.name)
-        manifest = manifest_of(model.state_dict())
-        model.load_state_dict(unflatten(base, manifest))
-        head = as_classifier(model).head
-        trained = train_private_head(
-            head.weight.detach().numpy(),
-            head.bias.detach().numpy(),
-            self._cached_features(model, base[: manifest.part(HEAD).start], rows),
-            cohort.labels[rows],
-            cohort.patients[rows],
-            PrivateSteps(
-                steps=plan.private_steps_per_round,
-                learning_rate=privacy.learning_rate,
-                clip_norm=privacy.clip_norm,
-                noise_multiplier=total.noise_multiplier,
-                sample_rate=privacy.sample_rate,
-                nominal_patients=self.site.nominal_patients,
-                max_slices_per_patient=privacy.max_slices_per_patient,
-            ),
-            tick=job.ticker("step", plan.private_steps_per_round),
-        )
-        ledger.commit(reservation, steps_done=trained.steps_done, part=f"round {task.round}")
-        before = base[manifest.part(HEAD)].astype(np.float64)
-        after = np.concatenate([trained.weight.ravel(), trained.bias.ravel()])
-        # of a noised result: post-processing, costs nothing
+    def _train_charged(self, task: TrainTask, base: np.ndarray, total: GaussianSteps, job: Job) -> SiteUpdate:
+        """One round of a run that is reserved as `total`, whose noise it has."""
+        plan, noise = self._plan, total.noise_multiplier
         return site_update(
             plan,
             task,
             base,
-            to_grid(before + np.clip(after - before, -REACH, REACH), before),
+            self._clipped_steps(task, base, noise, job),
             self._owner,
-            noise_multiplier=total.noise_multiplier,
-            epsilon=rdp_epsilon([total], privacy.delta),
-            delta=privacy.delta,
+            noise_multiplier=noise,
+            epsilon=plan_epsilon(plan, noise=noise),
+            delta=plan.privacy.delta,
         )
 
-    def _evaluate(self, task: EvaluateTask, job: Job) -> SiteEvaluation:
-        if task.everyone and self.name not in self._plan.held_out:
-            raise RefusedError(
-                "scoring every patient is for held-out sites",
-                code="evaluation-not-permitted",
-                public_reason="this site trains: only test patients",
+    def _clipped_steps(self, task: TrainTask, base: np.ndarray, noise: float, job: Job) -> np.ndarray:
+        """One round of a private arm with this noise multiplier, of its control with 0: the update in whole
+        grid steps, int32 (trainable parameters,).
+        """
+        plan = self._plan
+        request = private_steps(plan, self.site.nominal_patients, noise)
+        train = self._train_head if plan.privacy.trainable == "head" else self._train_network
+        before = base[private_part(plan)].astype(np.float64)
+        after = train(task.run, base, request, job.ticker("step", request.steps))
+        # of a noised result: post-processing, costs nothing
+        return to_grid(before + np.clip(after - before, -REACH, REACH), before)
+
+    def _train_head(
+        self, run: str, base: np.ndarray, request: PrivateSteps, tick: Callable[[int], None]
+    ) -> np.ndarray:
+        """The head after one round, weight then bias, flat, trained on cached features."""
+        from client.dp.dp_sgd import train_private_head
+
+        cohort, model, inject = self.cohort(), self._network(base), self._plan.training.inject
+        rows = np.flatnonzero(cohort.part == TRAIN) if inject is None else read_rows(cohort)
+        backbone = base[: self._head.start]
+        features = self._cached_features(model, backbone, rows)
+        labels, patients, injected = cohort.labels[rows], cohort.patients[rows], None
+        if inject is not None:
+            features, labels, patients, injected = self._views.private(
+                cohort, run, inject, model, digest(backbone), features, lambda: tick(0)
             )
-        size = manifest_of(build(self._plan.model.name).state_dict()).size
-        if task.weights.shape != (len(task.models), size) or not np.isfinite(task.weights).all():
-            raise RefusedError(
-                "models of another shape",
-                code="crafted-model",
-                public_reason="the models are not of the plan's network",
-            )
-        mode = self._evaluation_mode()
-        admit_evaluation(self.policy, mode, kind=self.site.kind)
-        has_changed = self.bind_data(task.run)
-        histograms, covariance = evaluate(
-            self.cohort(),
-            self._plan.model.name,
-            task.weights,
-            everyone=task.everyone,
-            minimum_cell=MINIMUM_CELL if self.site.kind == "hospital" else 0,
-            tick=job.ticker("model", len(task.models)),
+        head = as_classifier(model).head
+        trained = train_private_head(
+            head.weight.detach().numpy(),
+            head.bias.detach().numpy(),
+            features,
+            labels,
+            patients,
+            request,
+            injected=injected,
+            tick=tick,
         )
+        return np.concatenate([trained.weight.ravel(), trained.bias.ravel()])
+
+    def _train_network(
+        self, run: str, base: np.ndarray, request: PrivateSteps, tick: Callable[[int], None]
+    ) -> np.ndarray:
+        """What the plan trains of the network after one round, flat, trained on images: features of a network
+        that changes cannot be kept.
+        """
+        from client.dp.dp_sgd import train_private_network
+
+        cohort, model, inject = self.cohort(), self._network(base), self._plan.training.inject
+        if inject is None:
+            given = images_of(cohort, np.flatnonzero(cohort.part == TRAIN))
+        else:
+            given = self._views.private_images(cohort, run, inject, lambda: tick(0))
+        keep_freed_memory()
+        return train_private_network(
+            model,
+            trainable_names(model, self._plan.privacy.trainable),
+            given.inputs,
+            given.labels,
+            given.patients,
+            request,
+            injected=given.injected,
+            tick=tick,
+        )
+
+    def _network(self, base: np.ndarray) -> nn.Module:
+        """The plan's network with these weights."""
+        model = build(self._plan.model.name, self._plan.model.args)
+        model.load_state_dict(unflatten(base, manifest_of(model.state_dict())))
+        return model
+
+    def admit_scoring(self) -> EvaluationMode:
+        """Check the plan's evaluation against the site's policy.
+
+        Returns:
+            how the site is scored.
+        Raises:
+            RefusedError: the policy does not permit it; `nothing-assessed`, a hospital without a label sheet;
+                `simulation-only`.
+        """
+        self._admit_controls()
+        policy, privacy = self.policy, self._plan.privacy
+        mode = evaluation_mode(policy, self.site.kind, privacy.evaluation_noise_multiplier)
+        if mode != "synthetic" and not self.site.has_sheet:
+            raise RefusedError(
+                f"{self.name}: site.yaml says labels: none, so that nothing can be scored",
+                code="nothing-assessed",
+                public_reason="this site has no labels, so that it cannot be scored",
+            )
+        if mode == "dp":
+            admit_noised_evaluation(
+                policy,
+                epsilon=plan_epsilon(self._plan, trains=self._trains),
+                delta=privacy.delta,
+                nominal_patients=self.site.nominal_patients,
+            )
+        return mode
+
+    @property
+    def _trains(self) -> bool:
+        return self.name not in self._plan.held_out
+
+    def _evaluate(self, task: EvaluateTask, job: Job) -> SiteEvaluation:
+        if task.everyone and (self._trains or self.site.kind == "hospital"):
+            raise RefusedError(
+                "scoring every patient is for held-out sites that are no hospital",
+                code="evaluation-not-permitted",
+                public_reason="this site is scored on its test patients only",
+            )
+        admit_models(self._plan, task)
+        mode = self.admit_scoring()
+        if mode != "synthetic":
+            return self._evaluate_hospital(task, mode, job)
+        has_changed = self.bind_data(task.run)
+        self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
+        histograms, covariance = exact_sums(*self._score(task, job))
         return SiteEvaluation(
             site=self.name,
             run=task.run,
@@ -447,169 +697,213 @@ class Agent:
             data_changed=has_changed,
         )
 
-    def _evaluation_mode(self) -> Literal["disclosed", "synthetic"]:
-        return "disclosed" if self.site.kind == "hospital" else "synthetic"
+    def _score(
+        self, task: EvaluateTask, job: Job, *, alone: bool = False
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        cohort = self.cohort()
+        return score_patients(
+            cohort,
+            self._plan.model,
+            task.weights,
+            patients_scored(cohort, everyone=task.everyone),
+            alone=alone,
+            tick=job.ticker("model", len(task.models)),
+        )
 
-    def cohort(self) -> Cohort:
-        """The site's data as the plan asks for it, read once.
+    def _evaluate_hospital(self, task: EvaluateTask, mode: EvaluationMode, job: Job) -> SiteEvaluation:
+        """The one answer of a run about a hospital's test patients: stored before it is sent, and the same
+        whenever it is asked for again.
+        """
+        if mode == "dp":
+            admit_edges(task)
+        else:
+            admit_run_models(self._plan, task)
+        outbox = Outbox(self.state / "outbox")
+        if data_of_run(self.state, task.run) is not None:
+            asked = self._question(task, mode)
+            if (stored := self._released(outbox, asked)) is not None:
+                return SiteEvaluation.from_bytes(stored)
+        fix_split(self.site, self._path.parent, self._split(), always=True)
+        has_changed = self.bind_data(task.run)
+        asked = self._question(task, mode)
+        answer = (self._noised if mode == "dp" else self._disclosed)(task, asked, job)
+        answer = answer.model_copy(update={"data_changed": has_changed})
+        return SiteEvaluation.from_bytes(self._release(outbox, asked, answer))
+
+    def _released(self, outbox: Outbox, asked: Evaluation) -> bytes | None:
+        """The answer that was given, or stored to be; None where it may be computed.
 
         Raises:
-            DataError, ConfigError: the folder cannot be used; with local detail that is never sent.
+            RefusedError: `evaluation-repeated`, `answer-missing`.
         """
+        if asked.mode != "dp":
+            return outbox.get(_answer_key(asked))
+        admit_question(self.state, asked)
+        with self._ledger() as ledger:
+            return released(
+                outbox,
+                ledger,
+                _answer_key(asked),
+                request=charge_name(asked.run, EVALUATION),
+                part=EVALUATION,
+                steps_done=1,
+            )
+
+    def _release(self, outbox: Outbox, asked: Evaluation, answer: SiteEvaluation) -> bytes:
+        """Store an answer, and commit what it cost."""
+        if asked.mode != "dp":
+            return outbox.put(_answer_key(asked), answer.to_bytes())
+        with self._ledger() as ledger:
+            return release(
+                outbox,
+                ledger,
+                _answer_key(asked),
+                answer.to_bytes(),
+                reservation=self._reserve(ledger, asked),
+                part=EVALUATION,
+                steps_done=1,
+            )
+
+    def _question(self, task: EvaluateTask, mode: EvaluationMode) -> Evaluation:
+        """What is asked, once the run is bound to its data; without the patients."""
+        noise = self._plan.privacy.evaluation_noise_multiplier if mode == "dp" else None
+        query = "" if noise is None else query_digest(task.edges, noise)
+        models, data = model_digests(task), data_of_run(self.state, task.run)
+        assert data is not None
+        question = question_of(run=task.run, mode=mode, models=models, query=query, data=data)
+        return Evaluation(run=task.run, mode=mode, question=question, models=models)
+
+    def _noised(self, task: EvaluateTask, asked: Evaluation, job: Job) -> SiteEvaluation:
+        """Charge the ledger, then count the test patients, with noise."""
+        admit_question(self.state, asked)
+        self._released(Outbox(self.state / "outbox"), asked)  # a lost answer is not drawn again
+        with self._ledger() as ledger:
+            steps = self._reserve(ledger, asked).steps
+        keep_question(self.state, asked)
+        scores, truth = self._score(task, job, alone=True)
+        delta = self._plan.privacy.delta
+        return SiteEvaluation(
+            site=self.name,
+            run=task.run,
+            models=task.models,
+            mode="dp",
+            noise_multiplier=steps.noise_multiplier,
+            epsilon=epsilon_of([steps], delta),
+            delta=delta,
+            noised=noised_counts(scores, truth, task.edges, steps.noise_multiplier),
+        )
+
+    def _reserve(self, ledger: Ledger, asked: Evaluation) -> Reservation:
+        return ledger.reserve(
+            request=charge_name(asked.run, EVALUATION),
+            steps=charges(self._plan)[EVALUATION],
+            purpose="evaluate",
+            fingerprint=self.cohort().fingerprint,
+            max_epsilon=self.policy.max_epsilon,
+            max_delta=self.policy.max_delta,
+        )
+
+    def _disclosed(self, task: EvaluateTask, asked: Evaluation, job: Job) -> SiteEvaluation:
+        """Count the test patients exactly, if no earlier answer together with this one shows few of them."""
+        patients = patients_tested(data_digests(self.cohort()), site_key(self.state))
+        asked = replace(asked, patients=patients)
+        admit_question(self.state, asked, public=public_digest(self._plan))
+        keep_question(self.state, asked)
+        scores, truth = self._score(task, job)
+        histograms, covariance = exact_sums(scores, truth, minimum_cell=MINIMUM_CELL, coarse=True)
+        return SiteEvaluation(
+            site=self.name,
+            run=task.run,
+            models=task.models,
+            mode="disclosed",
+            histograms=histograms,
+            covariance=covariance,
+        )
+
+    def _split(self) -> SiteSplit:
+        return split_of_site(self.site, self._path.parent, self._plan.split if self._trains else None)
+
+    def cohort(self, run: str = "") -> Cohort:
+        """The site's data as the plan asks for it, read once.
+
+        Args:
+            run: the run that it is read for. One that has begun here goes on with the index that it began
+                with, and one of a plan that was approved begins with the index that was frozen then: files
+                that came, went or can no longer be read since do not show.
+        Raises:
+            DataError, ConfigError: the folder cannot be used; `data-changed` where the cache no longer holds
+                the approved index. With local detail that is never sent.
+            RefusedError: `kind-undeclared`, as the images are now.
+        """
+        begun = index_of_run(self.state, run) if run else ""
+        approved = index_approved(self.state, self._plan.sha256()) if run and not begun else ""
+        frozen = begun or approved
+        if run and self._cohort is not None:
+            # a run for which nothing is frozen begins with the folder as it is
+            is_stale = self._cohort.fingerprint != frozen if frozen else self._is_frozen
+            if is_stale:
+                self._forget_data()
         if self._cohort is None:
-            self._cohort = self._consent.subtracted(prepare(self._path, self._plan))
+            if not begun:
+                admit_kind(self.site, self._path.parent, again=True)
+            cohort = prepare(self._path, self._plan, frozen=frozen)
+            if approved not in ("", cohort.fingerprint):
+                raise DataError(
+                    f"the images of this site changed since plan {self._plan.name} was approved, and the "
+                    "cache does not hold the approved index any more",
+                    code="data-changed",
+                    hint="approve it with the present images: fedqc site approve PLAN",
+                )
+            if self._may_hold_patients or self.site.cohort_disjoint:
+                with self._ledger() as ledger:
+                    cohort = without_other_accounts(cohort, ledger)
+            self._cohort = self._consent.subtracted(cohort)
+            self._is_frozen = bool(frozen)
         return self._cohort
 
-    def _cached_features(self, model: object, backbone: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _cached_features(self, model: nn.Module, backbone: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The frozen backbone does not change between private rounds, so its features are computed once."""
         fingerprint = digest(backbone)
         if self._features[0] != fingerprint or not np.array_equal(self._features[1], rows):
-            cohort = self.cohort()
-            features = extract_features(model, cohort.images, cohort.modality, rows)  # type: ignore[arg-type]
-            self._features = fingerprint, rows, features
+            self._features = fingerprint, rows, features_alone(model, self.cohort(), rows)
         return self._features[2]
 
-    @functools.cache  # noqa: B019 - agents live as long as the process
-    def _schedule(self) -> GaussianSteps:
-        return private_schedule(self._plan)
 
+def private_steps(plan: RunPlan, nominal_patients: int, noise_multiplier: float) -> PrivateSteps:
+    """One round of a plan's private training; with noise 0, of the control."""
+    # brings Opacus: a second of CPU and 100 MiB that other arms do without
+    from client.dp.dp_sgd import PrivateSteps
 
-class ReceivedModels:
-    """The models that a coordinator sends for a plan: decoded, checked, and remembered as the base of the
-    next round's steps.
-    """
-
-    def __init__(self, plan: RunPlan) -> None:
-        self._plan = plan
-        self._held: dict[str, dict[str, np.ndarray]] = {}  # run and arm -> the model last sent, by digest
-
-    def receive(self, task: TrainTask) -> np.ndarray:
-        """The weights of a task, float32 (parameters,). No data has been read before this.
-
-        Raises:
-            RefusedError: they are not what honest rounds lead to (client/agent/model_check.py).
-            RunError: a damaged frame (code `bad-frame`).
-        """
-        model = self._plan.model
-        manifest = manifest_of(build(model.name).state_dict())
-        trainable = manifest.part(HEAD) if task.private else slice(0, manifest.size)
-        held = self._held.setdefault(_charge(task), {})
-        base = decode_base(task, manifest.size, trainable, held)
-        if model.initial.startswith("package:"):
-            initial = load_model(resolve_initial(model.initial, model.sha256), manifest)
-            check_base(base, initial, manifest, frozen=slice(0, trainable.start) if task.private else None)
-        else:  # the starting weights lie at the coordinator: only what needs no comparison can be checked
-            check_base(base, None, manifest, frozen=None)
-        held.clear()
-        held[digest(base)] = base
-        return base
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSlices:
-    """Slices of a site and the rows that it may train on."""
-
-    images: np.ndarray  # int16 (n, S, S)
-    modality: np.ndarray  # int8 (n,)
-    labels: np.ndarray  # float32 (n, A), nan where not assessed
-    rows: np.ndarray  # int64 (training slices,)
-
-
-def training_slices(cohort: Cohort) -> TrainingSlices:
-    """The slices of a cohort with the rows of its training patients."""
-    return TrainingSlices(
-        images=cohort.images,
-        modality=cohort.modality,
-        labels=cohort.labels,
-        rows=np.flatnonzero(cohort.part == TRAIN),
+    privacy = plan.privacy
+    return PrivateSteps(
+        steps=plan.private_steps_per_round,
+        learning_rate=privacy.learning_rate,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=noise_multiplier,
+        sample_rate=privacy.sample_rate,
+        nominal_patients=nominal_patients,
+        max_slices_per_patient=privacy.max_slices_per_patient,
+        engine=privacy.engine,
+        keeps_grid=noise_multiplier == 0,
     )
 
 
-def train_without_noise(
-    plan: RunPlan, task: TrainTask, base: np.ndarray, name: str, slices: TrainingSlices, job: Job
-) -> np.ndarray:
-    """Train the whole network for one round.
-
-    Args:
-        base: float32 (parameters,).
-        name: of the site; with the plan's seed and the round it decides the shuffles.
-    Returns:
-        the update in whole grid steps, int32 (parameters,).
+def features_alone(model: nn.Module, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+    """What the head sees for each of `rows`, float32 (len(rows), F); each patient's by themselves, because in
+    one batch with others the last bit may depend on who they are.
     """
-    model = build(plan.model.name)
-    model.load_state_dict(unflatten(base, manifest_of(model.state_dict())))
-    train_epochs(
-        model,
-        slices.images,
-        slices.modality,
-        slices.labels,
-        slices.rows,
-        training=plan.training.in_round(task.round),
-        seed=seed_for(plan.seed, name, task.round),
-        tick=job.ticker("epoch", plan.training.local_epochs),
-    )
-    return to_grid(flatten(model.state_dict()), base)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateOwner:
-    """In whose name an update is sent, and its weight in the mean."""
-
-    name: str
-    nominal_patients: int
-
-
-def site_update(
-    plan: RunPlan,
-    task: TrainTask,
-    base: np.ndarray,
-    steps: np.ndarray,
-    owner: UpdateOwner,
-    *,
-    data_changed: bool = False,
-    **claim: float,
-) -> SiteUpdate:
-    """The answer to a training task.
-
-    Args:
-        base: float32 (parameters,), what the update starts from.
-        steps: int32 (trainable parameters,), whole grid steps; noised already in a private arm.
-        data_changed: whether the site's data changed during the run, and its operator accepted that.
-        claim: noise multiplier, epsilon and delta of a private update.
-    """
-    codec, added = plan.federation.codec, 0.0
-    if codec == "int8":  # it rounds at random what has been noised already, or what was never private
-        seed = seed_for(plan.seed, f"{owner.name}/{task.arm}", task.round)
-        steps, added = quantize_int8(steps, np.random.default_rng(seed))
-    elif codec == "lossless":
-        steps = encode_steps(steps)
-    return SiteUpdate(
-        site=owner.name,
-        run=task.run,
-        arm=task.arm,
-        round=task.round,
-        base_sha256=digest(base),
-        weight=owner.nominal_patients,
-        private=task.private,
-        added_variance=added,
-        data_changed=data_changed,
-        update=steps,
-        **claim,
-    )
-
-
-def _charge(task: TrainTask) -> str:
-    """What one reservation covers: an arm of a run, written so that no two arms of any runs read alike."""
-    return json.dumps([task.run, task.arm])
+    features = np.zeros((len(cohort.patients), as_classifier(model).head.in_features), np.float32)
+    for own in rows_by_patient(cohort.patients, rows):
+        features[own] = extract_features(model, cohort.images, cohort.modality, own)
+    return features[rows]
 
 
 def _question(task: TrainTask) -> AnswerKey:
     return task.run, task.arm, task.round, "train"
 
 
-def _ledger(site: SiteConfig, folder: Path) -> Ledger:
-    state = folder / site.state
-    return Ledger.open(state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state))
+def _answer_key(asked: Evaluation) -> AnswerKey:
+    return asked.run, asked.question, 0, "evaluate"
 
 
 def policy_of(site: SiteConfig, folder: Path) -> SitePolicy:
@@ -638,9 +932,12 @@ def check_run_data(cohort: Cohort, run: str, plan: RunPlan, *, accept: bool) -> 
     return ()
 
 
-def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False) -> Cohort:
+def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False, frozen: str = "") -> Cohort:
     """Open a site's data as the plan asks for it, building the cache where there is none. The split of a site
     that trains is kept from then on.
+
+    Args:
+        frozen: the index version of a run that has begun, see `load_cohort`.
 
     Raises:
         DataError, ConfigError: what is wrong with the folder, with local detail; never sent anywhere.
@@ -653,4 +950,5 @@ def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False) 
         plan_split=plan.split if trains else None,
         quarantine="accept" if accept_quarantine else "refuse",
         fix=trains,
+        frozen=frozen,
     )

@@ -2,7 +2,8 @@
 
 Once a site has joined a federation (`state/coordinator.json`), nothing is done without the coordinator's
 signature over the task, the plan and the base model, for this site, with a nonce that was never used here
-before. Each refusal happens before data is read. Every answer, refusals included, is signed over its final
+before. The head of the privacy ledger that the coordinator last received must be an ancestor of the
+ledger. Each refusal happens before data is read. Every answer, refusals included, is signed over its final
 bytes and recorded in `state/sent.jsonl` before it leaves.
 
 A folder that never joined (a simulation, a rehearsal on phantoms) has no keys, and nothing is verified.
@@ -17,35 +18,35 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from client.agent.failures import DISK_FULL, refusal_for
-from client.site.approvals import is_approved
+from client.agent.answer_grid import is_on_grid, wait_for_grid
+from client.agent.failures import DISK_FULL, SITE_FAILURE, refusal_for
+from client.agent.job import Job, NoAnswer
+from client.site.approvals import admit_approved, note_run
 from client.site.config import read_site
-from client.site.policy import admit_hours, admit_plan, default_policy, read_policy
+from client.site.kind import admit_kind
+from client.site.policy import SitePolicy, admit_hours, default_policy, read_policy
+from client.site.sent_log import note_sent
 from common.arms import ARMS
-from common.errors import PlanError, RefusedError, RunError
+from common.errors import ConfigError, PlanError, RefusedError, RunError
 from common.files import append_line
 from common.plan import RunPlan, parse_plan
 from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
 from common.wire import DescribeTask, Envelope, EvaluateTask, Refusal, TrainTask, WireMessage, type_of
 
 if TYPE_CHECKING:
-    from client.agent.tasks import Agent, Job
+    from client.agent.tasks import Agent
 
 TASKS: dict[str, type[WireMessage]] = {"Describe": DescribeTask, "Train": TrainTask, "Evaluate": EvaluateTask}
-COORDINATOR, SIGNING_KEY, SENT, NONCES, MODELS = (
-    "coordinator.json",
-    "signing.key",
-    "sent.jsonl",
-    "nonces",
-    "models",
-)
+COORDINATOR, SIGNING_KEY, NONCES, MODELS = "coordinator.json", "signing.key", "nonces", "models"
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,6 +71,8 @@ class Guard:
             )
             self._key = load_key(self._state / SIGNING_KEY)
         self._nonces = _Nonces(self._state / NONCES)
+        with suppress(RefusedError):  # looked at now, so that no task opens an image before it is verified
+            admit_kind(self._site, folder)
 
     @property
     def enrolled(self) -> bool:
@@ -84,7 +87,9 @@ class Guard:
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancelled: threading.Event | None = None,
     ) -> bytes:
-        """Carry out a task, or refuse it. Never raises: an exception leaves as the code of a refusal.
+        """Carry out a task, or refuse it: an exception leaves as the code of a refusal.
+
+        A hospital's answers about patients leave at the policy's `answer_grid_s`, counted from the question.
 
         Args:
             method: "Describe", "Train" or "Evaluate".
@@ -94,21 +99,27 @@ class Guard:
             cancelled: set when the caller has gone.
         Returns:
             `Envelope.to_bytes()` of the answer, signed where the site is enrolled.
+        Raises:
+            NoAnswer: work on patients of an enrolled hospital failed; its log says why.
         """
-        from client.agent.tasks import Job
-
         asked = Statement(kind="", payload_sha256="", nonce="")
+        began, cancelled = time.monotonic(), cancelled or threading.Event()
         answer: WireMessage
         try:
             opened = Envelope.from_bytes(envelope)
             if self.enrolled:
                 asked = self._verified(opened, method, plan_json)
-            job = Job(progress=progress, cancelled=cancelled or threading.Event())
-            answer = self._work(method, plan_of(plan_json), opened.payload, asked, job)
+            job = Job(progress=progress, cancelled=cancelled)
+            answer = self._work(method, plan_json, opened.payload, asked, job)
             payload = answer.to_bytes()
         except Exception as failure:
             answer = self._refusal_for(failure, asked.run)
             payload = answer.to_bytes()
+        if self.enrolled and self._site.kind == "hospital" and is_on_grid(asked):
+            wait_for_grid(began, self._answer_grid_s(), cancelled)
+        if self._is_hidden(answer, asked):
+            print(f"agent: {method} failed; nothing was sent, see site.log", file=sys.stderr, flush=True)
+            raise NoAnswer
         if isinstance(answer, Refusal) and answer.code == DISK_FULL:  # the log is on that disk
             print(
                 f"agent: {DISK_FULL}: free some space under {self._state}; nothing was sent",
@@ -120,6 +131,23 @@ class Guard:
         except Exception as failure:  # what cannot be recorded does not leave
             answer = self._refusal_for(failure, asked.run)
             return self._signed(answer, answer.to_bytes(), asked).to_bytes()
+
+    def _is_hidden(self, answer: WireMessage, asked: Statement) -> bool:
+        """Whether an answer is a failure that may lie in a hospital's data, which then looks like absence."""
+        failed = isinstance(answer, Refusal) and answer.code == SITE_FAILURE
+        on_patients = asked.kind in ("TrainTask", "EvaluateTask")
+        return failed and on_patients and self.enrolled and self._site.kind == "hospital"
+
+    def _policy(self) -> SitePolicy:
+        policy = self._site.policy
+        return read_policy(self._folder / policy) if policy else default_policy(self._site.kind)
+
+    def _answer_grid_s(self) -> float:
+        """The policy's, or the default where the policy cannot be read, which is a refusal already."""
+        try:
+            return self._policy().answer_grid_s
+        except ConfigError:
+            return default_policy("hospital").answer_grid_s
 
     def _refusal_for(self, failure: Exception, run: str) -> Refusal:
         return refusal_for(failure, site=self._site.name, run=run, state=self._state)
@@ -158,13 +186,15 @@ class Guard:
             )
         return asked
 
-    def _work(self, method: str, plan: RunPlan, payload: bytes, asked: Statement, job: Job) -> WireMessage:
+    def _work(self, method: str, plan_json: str, payload: bytes, asked: Statement, job: Job) -> WireMessage:
         from client.agent.tasks import agent_for
 
-        task = TASKS[method].from_bytes(payload)
+        plan, task = plan_of(plan_json), TASKS[method].from_bytes(payload)
         agent: Agent = agent_for(str(self._path), plan)
+        if asked.ledger_head:
+            agent.check_ancestor(asked.ledger_head)
         if self.enrolled:
-            self._admit(task, asked, plan)
+            self._admit(task, asked, plan, plan_json)
         if isinstance(task, DescribeTask):
             return agent.describe(task)
         if isinstance(task, TrainTask):
@@ -174,7 +204,7 @@ class Guard:
             self._keep_model(task, plan)
         return agent.evaluate(task, job)
 
-    def _admit(self, task: WireMessage, asked: Statement, plan: RunPlan) -> None:
+    def _admit(self, task: WireMessage, asked: Statement, plan: RunPlan, plan_json: str) -> None:
         """Raises RefusedError: the statement does not describe the task, the plan does not ask for it, or the
         operator does not permit it.
 
@@ -199,14 +229,15 @@ class Guard:
                 raise _refusal("wrong-plan", "the plan does not ask for this")
         if isinstance(task, EvaluateTask) and asked.run != task.run:
             raise _refusal("bad-signature", "the task is not the one that was signed")
-        policy = (
-            read_policy(self._folder / self._site.policy)
-            if self._site.policy
-            else default_policy(self._site.kind)
-        )
-        admit_plan(policy, is_approved(self._state, asked.plan_sha256))
-        if not isinstance(task, DescribeTask):
-            admit_hours(policy, datetime.now())
+        policy = self._policy()
+        if policy.require_approval:
+            run = task.run if isinstance(task, DescribeTask) else asked.run
+            admit_approved(self._state, plan_json, run)
+        if isinstance(task, DescribeTask):
+            return
+        admit_hours(policy, datetime.now())
+        if policy.require_approval:
+            note_run(self._state, plan_json, asked.run)
 
     def _keep_model(self, task: EvaluateTask, plan: RunPlan) -> None:
         """The run's model stays at the site, for `predict --model latest`, whatever becomes of the
@@ -218,7 +249,7 @@ class Guard:
 
         if task.final not in task.models:
             raise RunError(f"final = {task.final!r} is not among the models", code="bad-message")
-        manifest = manifest_of(build(plan.model.name).state_dict())
+        manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
         # the run's name comes from outside: no path is made of it
         name = hashlib.sha256(task.run.encode()).hexdigest()[:16]
         folder = self._state / MODELS
@@ -232,9 +263,7 @@ class Guard:
     def _sealed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
         envelope = self._signed(answer, payload, asked)
         if self.enrolled:
-            append_line(
-                self._state / SENT, json.dumps(self._note(answer, envelope, asked), ensure_ascii=False)
-            )
+            note_sent(self._state, self._note(answer, envelope, asked))
         return envelope
 
     def _signed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -393,6 +393,17 @@ def labels(
         typer.Option(help="Output folder. Default: sheets/; with --merge, the folder of the labels."),
     ] = None,
     per: Annotated[Per, typer.Option(help="Content of a workbook row.")] = Per.image,
+    next_studies: Annotated[
+        int | None,
+        typer.Option(
+            "--next",
+            help="List this many unread studies to read first; with --sheets, write workbooks of them only.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="With --next: the model file in use. Default: the public model of fedqc."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of row keys, row order and intervals.")] = 7,
     force: Annotated[
         bool, typer.Option("--force", help="Allow --merge to replace the site's label sheet.")
@@ -409,10 +420,31 @@ def labels(
             code="bad-argument",
             hint="write the workbooks first; merge them after the readers filled them in",
         )
-    if sheets is not None:
-        paths = labelling.hand_out(
-            site, readers=sheets, out=out, per="series" if per is Per.series else "image", seed=seed
+    row: Literal["image", "series"] = "series" if per is Per.series else "image"
+    if (model is not None and next_studies is None) or (merge and next_studies is not None):
+        raise ConfigError(
+            "--model without --next" if next_studies is None else "--next and --merge together",
+            code="bad-argument",
+            hint="fedqc data labels SITE --next 50 [--model FILE] [--sheets 2]",
         )
+    if next_studies is not None:
+        from client.reader_study import next_reads
+
+        chosen = next_reads.next_reads(site, count=next_studies, model=model)
+        listed = chosen.report()
+        if sheets is not None:
+            paths = labelling.hand_out(
+                site, readers=sheets, out=out, per=row, seed=seed, only=chosen.positions
+            )
+            listed["written"] = [str(path) for path in paths]
+        print(
+            json.dumps(listed, ensure_ascii=False)
+            if format is Format.json
+            else next_reads.report_text(listed)
+        )
+        return
+    if sheets is not None:
+        paths = labelling.hand_out(site, readers=sheets, out=out, per=row, seed=seed)
         print(
             json.dumps({"written": [str(path) for path in paths]})
             if format is Format.json

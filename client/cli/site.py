@@ -8,7 +8,7 @@ import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -22,9 +22,6 @@ from common.progress_bar import say
 
 if TYPE_CHECKING:
     from client.site.config import SiteConfig
-    from client.site.ledger import Ledger
-    from client.site.policy import SitePolicy
-    from common.names import Unit
     from common.plan import RunPlan
 
 site = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -60,7 +57,7 @@ def init(
     kind: Annotated[str | None, typer.Option(help="hospital, public or synthetic.")] = None,
     cohort: Annotated[
         str | None,
-        typer.Option(help="Name of this group of patients; the privacy ledger keeps one account for it."),
+        typer.Option(help="Name of this group of patients; it stands in each entry of the privacy ledger."),
     ] = None,
     level: Annotated[str | None, typer.Option(help="Privacy level: cautious, usual or open.")] = None,
     ethics_approval: Annotated[
@@ -74,13 +71,26 @@ def init(
         str | None,
         typer.Option(help="Artifacts that your readers assessed, separated by commas; none: do not train."),
     ] = None,
+    declare: Annotated[
+        str | None,
+        typer.Option(
+            help="If --kind is not hospital: why these are no hospital's patients; stays at the site."
+        ),
+    ] = None,
     yes: YesOption = False,
 ) -> None:
     """Make a site: site.yaml, cohort.yaml, policy.yaml, keys, ledger, request.zip. Overwrites nothing.
 
     A site.yaml in the folder is adopted: only what it lacks is asked for, and its site key is kept.
     """
-    from client.site.enrolment import LEVELS, NewSite, existing_cohort, existing_site, init_site
+    from client.site.enrolment import (
+        LEVELS,
+        NewSite,
+        existing_cohort,
+        existing_site,
+        init_site,
+        is_no_hospital,
+    )
     from common.enrolment import read_request
 
     def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
@@ -143,6 +153,8 @@ def init(
     declared = adopted.assessed if adopted else None
     if declared is None:
         declared = _declared(assessed, Path(chosen["labels"]), asked)
+    if declare is None and not is_no_hospital(adopted, chosen_kind, Path(chosen["images"])):
+        declare = asked("declare", None, f"Kind {chosen_kind}: why are these no hospital's patients")
     new = NewSite(
         **chosen,
         nominal_patients=int(bucket),
@@ -152,6 +164,7 @@ def init(
         consent_basis=consent_basis or consent,
         stand_in=stand_in,
         assessed=declared,
+        declare=declare or "",
     )
     request = init_site(folder, new, warn=lambda text: say(f"note: {text}"))
     if has_policy:
@@ -189,6 +202,19 @@ def _declared(
 
 
 @site.command()
+def declare(
+    why: Annotated[str, typer.Argument(help="Why the images of this site are no hospital's patients.")],
+    folder: SiteOption = None,
+) -> None:
+    """Declare that a site of kind public or synthetic holds no hospital's patients; noted in site.yaml."""
+    from client.site.enrolment import declare_not_hospital
+
+    where = site_folder(folder)
+    declare_not_hospital(where, why)
+    say(f"declared in {where / 'site.yaml'}: from now on exact scores may leave, without noise")
+
+
+@site.command()
 def join(
     kit: Annotated[Path, typer.Argument(help="kit.zip from the coordinator.")],
     fingerprint: Annotated[
@@ -201,11 +227,14 @@ def join(
 ) -> None:
     """Join a federation with the coordinator's kit; or renew the enrolment with a renewed kit."""
     from client.site.enrolment import join as take_kit
+    from client.supervision.preflight import bucket_note
     from client.supervision.systemd import write_units
 
     where = site_folder(folder)
     taken = take_kit(where, kit, fingerprint, leave=leave)
     say(f"{taken.site} joined the federation {taken.federation} at {taken.address} until {taken.expires}")
+    if note := bucket_note(where):
+        say(f"note: {note}")
     try:
         units = f", or the systemd units in {write_units(where)}"
     except ConfigError as error:
@@ -219,15 +248,16 @@ def check(
     folder: SiteOption = None,
     format: FormatOption = Format.text,
 ) -> int:
-    """Check versions, clock, certificates, network, disk, GPU, encryption, file modes and data.
+    """Check versions, clock, network, disk, GPU, encryption, file modes, privacy ledger and data.
 
     With PLAN, also whether this site's policy permits it.
     """
     from client.supervision import preflight
     from common.plan import read_plan
+    from common.pricing import with_noise
 
     where = site_folder(folder)
-    checks = preflight.check(where, read_plan(plan) if plan else None)
+    checks = preflight.check(where, with_noise(read_plan(plan)) if plan else None)
     print(
         json.dumps([asdict(found) for found in checks], ensure_ascii=False)
         if format is Format.json
@@ -238,8 +268,26 @@ def check(
 
 @site.command()
 def approve(
-    plan: Annotated[Path, typer.Argument(help="Plan from the coordinator.")],
+    plan: Annotated[Path | None, typer.Argument(help="Plan from the coordinator.")] = None,
     folder: SiteOption = None,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="How many runs of the plan may begin. Default: 1.")
+    ] = None,
+    days: Annotated[
+        int | None, typer.Option(min=0, max=3650, help="For how many days the approval holds. Default: 90.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of the approval.")
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List what was approved, by whom, until when, runs used and left.")
+    ] = False,
+    withdraw: Annotated[
+        str | None,
+        typer.Option(
+            "--withdraw", metavar="PLAN|HASH", help="Withdraw an approval; a run that has begun stops, too."
+        ),
+    ] = None,
     changed_data: Annotated[
         str | None,
         typer.Option(
@@ -249,36 +297,116 @@ def approve(
         ),
     ] = None,
     yes: YesOption = False,
+    format: FormatOption = Format.text,
 ) -> int:
-    """Show a plan in plain words, and approve exactly this plan; or accept changed data in a run of it."""
+    """Show a plan in plain words and approve exactly this plan; list or withdraw approvals; or accept
+    changed data in a run of it.
+    """
     from client.data.inclusion import read_rules
-    from client.site.approvals import approve as note_approval
-    from client.site.approvals import is_approved
+    from client.site import approvals
     from client.site.config import read_site
     from client.site.policy import admit_ethics
     from common.plan import read_plan
+    from common.pricing import with_noise
 
     where = site_folder(folder)
-    read = read_plan(plan)
     config, _ = read_site(where)
+    state = where / config.state
+    if listing:
+        return _list_approvals(state, format)
+    if withdraw is not None:
+        given = Path(withdraw)
+        sha256 = with_noise(read_plan(given)).sha256() if given.is_file() else withdraw
+        found = approvals.withdraw(state, sha256)
+        say(f"withdrawn: {found.plan}, hash {found.plan_sha256}; nothing of it is carried out from now on")
+        return 0
+    if plan is None:
+        raise ConfigError("PLAN is missing", code="bad-argument", hint="or --list, or --withdraw PLAN|HASH")
+    if days is not None and until is not None:
+        raise ConfigError("--days and --until: give one of them", code="bad-argument")
+    read = read_plan(plan)
     if changed_data is not None:
-        return _accept_change(where / config.state, changed_data, read, yes=yes)
+        return _accept_change(state, changed_data, read, yes=yes)
+    read = with_noise(read)
     ethics = read_rules(where).ethics
     admit_ethics(config.kind, ethics)
     say(plan_text(read, config, where))
-    if is_approved(where / config.state, read.sha256()):
-        say("this plan is already approved")
+    known = approvals.approval_of(state, read.sha256())
+    is_open = known is not None and known.state(date.today()) == "open"
+    if known is not None and is_open and runs is None and days is None and until is None:
+        approvals.freeze(state, read.sha256(), _frozen_index(where, read, known.index))
+        say(f"this plan is already approved: {known.runs_left} runs left, until {known.until}")
         return 0
-    if not yes and not typer.confirm("Approve exactly this plan?", err=True):
+    last = (
+        until.date()
+        if until
+        else date.today() + timedelta(days=approvals.DEFAULT_DAYS if days is None else days)
+    )
+    number = runs or approvals.DEFAULT_RUNS
+    terms = f"for {number} new run{'s' * (number != 1)}, until {last}"
+    if not yes and not typer.confirm(f"Approve exactly this plan {terms}?", err=True):
         say("not approved; nothing was changed")
         return 4
-    note_approval(where, read, ethics=ethics)
-    say("approved")
+    index = _frozen_index(where, read, approvals.index_approved(state, read.sha256()))
+    approvals.approve(where, read, runs=number, until=last, ethics=ethics, index=index)
+    say(f"approved {terms}")
+    return 0
+
+
+def _frozen_index(where: Path, plan: RunPlan, before: str) -> str:
+    """The index version that runs of a plan begin with. Where the data cannot be used, that is said, and the
+    one of an earlier approval stays: `before`, or "".
+    """
+    from client.data.prepare import index_to_freeze
+
+    try:
+        index = index_to_freeze(where / "site.yaml", plan)
+    except (ConfigError, DataError, RefusedError) as error:
+        say(f"note: the images are not frozen for this plan [{error.code}]: {error.message}")
+        say("correct that and approve the plan again; else the first round decides whether this site answers")
+        return before
+    say(f"index {index}: every run that begins under this approval uses these images")
+    return index
+
+
+def _list_approvals(state: Path, format: Format) -> int:
+    from client.site.approvals import approvals
+
+    today, found = date.today(), approvals(state)
+    rows = [
+        {
+            "plan": one.plan,
+            "plan_sha256": one.plan_sha256,
+            "by": one.by,
+            "at": one.at,
+            "until": one.until.isoformat() if one.text else None,
+            "runs_left": one.runs_left if one.text else None,
+            "index": one.index or None,
+            "begun": list(one.begun),
+            "state": one.state(today),
+        }
+        for one in found
+    ]
+    if format is Format.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    for row, one in zip(rows, found, strict=True):
+        print(f"{row['state']:16s}{one.plan}  {one.plan_sha256}")
+        terms = (
+            f", until {row['until']}, {len(one.begun)} runs begun, {one.runs_left} left" if one.text else ""
+        )
+        print(_wrapped(f"    approved {one.at} by {one.by}{terms}"))
+        for run in one.begun:
+            print(_wrapped(f"    run {run}"))
+    if not found:
+        say("no plan was approved at this site")
     return 0
 
 
 def _accept_change(state: Path, run: str, plan: RunPlan, *, yes: bool) -> int:
-    from client.site.run_data import accept_changed_data, runs_refused
+    from client.site.approvals import freeze, index_approved
+    from client.site.run_data import accept_changed_data, index_of_run, runs_refused
+    from common.pricing import with_noise
 
     pending = next((one for one in runs_refused(state) if one.run == run), None)
     if pending is not None:
@@ -289,7 +417,12 @@ def _accept_change(state: Path, run: str, plan: RunPlan, *, yes: bool) -> int:
         if not yes and not typer.confirm("Continue this run with the present data?", err=True):
             say("not accepted; nothing was changed")
             return 4
-    accept_changed_data(state, run, plan.sha256())
+    # a run of an earlier version bears the hash of the plan as it was written
+    written = pending is not None and pending.plan_sha256 == plan.sha256()
+    sha256 = (plan if written else with_noise(plan)).sha256()
+    accept_changed_data(state, run, sha256)
+    if index_approved(state, sha256):  # other runs of the plan begin with what was accepted
+        freeze(state, sha256, index_of_run(state, run))
     say("accepted; the coordinator can resume the run")
     return 0
 
@@ -330,6 +463,7 @@ def status(
     from client.site.config import read_site
     from client.site.enrolment import coordinator_of
     from client.site.run_data import runs_refused
+    from client.site.sent_log import read_sent
     from client.supervision.supervisor import AFTER_ROUND, is_running, state_of
 
     where = site_folder(folder, _one_of(only))
@@ -340,7 +474,7 @@ def status(
     config, _ = read_site(where)
     pinned = coordinator_of(where / config.state)
     try:
-        sent = _sent(where / config.state / "sent.jsonl")
+        sent = read_sent(where / config.state)
     except DataError as error:
         say(f"{error.message}; see fedqc site sent")
         sent = []
@@ -384,19 +518,33 @@ def budget(
     verify: Annotated[
         bool, typer.Option("--verify", help="Report that every entry was recomputed under the site's key.")
     ] = False,
+    raised: Annotated[
+        float | None,
+        typer.Option(
+            "--raise",
+            metavar="EPSILON",
+            help="Raise the cap to this ε from now on. Never because of what models or scores look like.",
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why the cap is raised; stays in the ledger.")] = "",
     format: FormatOption = Format.text,
 ) -> None:
-    """Show each cohort's privacy budget: spent, on what, and left."""
-    found = budgets(site_folder(folder))
+    """Show the privacy budget: spent, on what, and what is guaranteed."""
+    from client.site.budget import budget_text, budgets, raise_cap
+
+    where = site_folder(folder)
+    if raised is not None:
+        raise_cap(where, raised, reason)
+        say(f"the cap is ε {raised:g}; max_epsilon of policy.yaml counts where it is lower")
+    found = budgets(where)
     if format is Format.json:
         print(json.dumps([account | {"verified": verify} for account in found], ensure_ascii=False))
         return
     for account in found:
-        print(_budget_text(account))
-        if verify:
-            print(
-                f"  verified: {account['rows']} entries, each chained to the one before under the site's key"
-            )
+        for line in budget_text(account):
+            print(_wrapped(line))
+    if verify:
+        print(f"verified: {found[0]['rows']} entries, each chained to the one before under the site's key")
 
 
 @site.command()
@@ -405,12 +553,13 @@ def sent(
     folder: SiteOption = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """List every message that left this site: time, kind, class, purpose, size, hash."""
+    """List every message that left this site: time, kind, class, purpose, size, hash; verify each line."""
     from client.site.config import read_site
+    from client.site.sent_log import read_sent
 
     where = site_folder(folder)
     config, _ = read_site(where)
-    lines = _sent(where / config.state / "sent.jsonl")
+    lines = read_sent(where / config.state)
     if run is not None:
         lines = [line for line in lines if line["run"] == run or line["run"].startswith(f"{run}-")]
     if format is Format.json:
@@ -422,6 +571,15 @@ def sent(
         print(_wrapped(f"  {', '.join(filter(None, details))}"))
         print(f"  sha256 {line['sha256']}")
     print(f"{len(lines)} messages, {sum(int(line['bytes']) for line in lines)} bytes")
+
+
+@site.command()
+def dossier(folder: SiteOption = None) -> None:
+    """Print one page for a data protection officer: what leaves, ε in words, consent, signatures."""
+    from client.cli.dossier import dossier as page
+
+    for line in page(site_folder(folder), date.today()):
+        print(_wrapped(line))
 
 
 def site_folder(given: Path | None, only: str | None = None) -> Path:
@@ -448,8 +606,9 @@ def _one_of(only: str | None) -> str | None:
 def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     """A plan for an approver: who asks, what for, which models, how many rounds, the cost to a patient."""
     from client.site.enrolment import coordinator_of
-    from client.site.policy import in_plain_words, private_schedule
-    from common.privacy import rdp_epsilon
+    from client.site.policy import in_plain_words
+    from common.pricing import EVALUATION, charges, plan_epsilon
+    from common.privacy import ADJACENCY, epsilon_of, epsilon_text
 
     unit = config.patients.unit
     pinned = coordinator_of(folder / config.state)
@@ -458,153 +617,39 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
         if pinned
         else "unknown: this site has not joined a federation"
     )
+    given = ", ".join(f"{name}: {value}" for name, value in plan.model.args.items())
+    network = f"{plan.model.name} ({given})" if given else plan.model.name
     lines = [
         f"plan       {plan.name}, hash {plan.sha256()}",
         f"who asks   {asks}",
         f"question   {plan.question or '(none stated)'}",
-        f"model      {plan.model.name}, from {plan.model.initial}; arms: {', '.join(plan.arms)}",
+        f"model      {network}, from {plan.model.initial}; arms: {', '.join(plan.arms)}",
         (
             f"rounds     {plan.training.rounds}; passes over the training patients in each: "
             f"{plan.training.local_epochs}"
         ),
     ]
-    if config.name in plan.held_out:
-        lines.append("training   none at this site: it only scores the finished models, on all its patients")
-        return "\n".join(lines)
-    for arm in plan.arms:
-        if ARMS[arm].private:
-            epsilon, delta = rdp_epsilon([private_schedule(plan)], plan.privacy.delta), plan.privacy.delta
-            lines.append(
-                f"{arm:10s} costs each {unit} ε {epsilon:.2f} at δ {delta:g}: "
-                f"{in_plain_words(epsilon, delta, unit)}"
-            )
-        elif ARMS[arm].at_hospitals:
+    trains = config.name not in plan.held_out
+    delta = plan.privacy.delta
+    if not trains:
+        lines.append("training   none at this site: it only scores the finished models")
+    for arm in plan.arms if trains else ():
+        if ARMS[arm].at_hospitals and not ARMS[arm].private:
             lines.append(
                 f"{arm:10s} NOT PRIVATE: trained without noise; {in_plain_words(math.inf, 0.0, unit)}"
             )
+    for name, steps in charges(plan, trains=trains).items():
+        once = "once, if scored with noise" if name == EVALUATION else f"{steps.steps} steps"
+        lines.append(f"{name:10s} ε {epsilon_text(epsilon_of([steps], delta))} ({once})")
+    if charges(plan, trains=trains):
+        total = plan_epsilon(plan, trains=trains)
+        lines.append(
+            f"cost       all together, to each {unit} ({ADJACENCY}): ε {epsilon_text(total)} at δ {delta:g}: "
+            f"{in_plain_words(total, delta, unit)}"
+        )
     lines.append(
         "scores     of the finished models on this site's test patients, as far as policy.yaml permits"
     )
-    return "\n".join(lines)
-
-
-def budgets(folder: Path) -> list[dict[str, Any]]:
-    """One account for each cohort that this site has a ledger for, the present cohort first.
-
-    Every entry's MAC is recomputed as the ledger is opened.
-    Raises:
-        LedgerError: a ledger cannot vouch for what was spent. ConfigError: there is no site key or no policy.
-    """
-    from client.site.config import read_site, site_key
-    from client.site.ledger import Ledger, ledger_file_name
-    from client.site.policy import default_policy, read_policy
-
-    config, _ = read_site(folder)
-    state = folder / config.state
-    if not (state / "site.key").is_file():
-        raise ConfigError(
-            f"{state / 'site.key'}: missing",
-            code="bad-site-key",
-            hint="if privacy was spent at this site, restore it from a backup",
-        )
-    policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
-    key = site_key(state)
-    found = []
-    for cohort in [config.cohort, *sorted(_cohorts(state) - {config.cohort})]:
-        path = state / ledger_file_name(cohort)
-        # nothing was ever spent; make no ledger by looking
-        if not path.exists() and not path.with_name(f"{path.name}.head").exists():
-            found.append(_account(cohort, None, policy, config.patients.unit))
-            continue
-        with Ledger.open(path, cohort=cohort, key=key) as ledger:
-            found.append(_account(cohort, ledger, policy, config.patients.unit))
-    return found
-
-
-def _account(cohort: str, ledger: Ledger | None, policy: SitePolicy, unit: Unit) -> dict[str, Any]:
-    from common.privacy import rdp_epsilon
-
-    rows = ledger.rows() if ledger else []
-    delta = policy.max_delta
-    spent = ledger.spent(delta) if ledger else 0.0
-    return {
-        "cohort": cohort,
-        "spent": spent,
-        "left": max(0.0, policy.max_epsilon - spent),
-        "max_epsilon": policy.max_epsilon,
-        "delta": delta,
-        "unit": unit,
-        "rows": len(rows),
-        "has_non_private": any(row.kind == "non-private" for row in rows),
-        "entries": [
-            {
-                "at": row.at,
-                "request": _request(row.request),
-                "purpose": row.purpose,
-                "epsilon": rdp_epsilon([row.as_steps()], delta)
-                if row.kind == "reserve"
-                else None,  # None: not private, no limit
-            }
-            for row in rows
-            if row.kind in ("reserve", "non-private")
-        ],
-    }
-
-
-def _cohorts(state: Path) -> set[str]:
-    """Cohorts of every ledger file in the state folder, by its first entry; each is verified when it is
-    opened.
-    """
-    import sqlite3
-
-    cohorts = set()
-    for path in sorted(state.glob("ledger-*.sqlite3")):
-        try:
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-            try:
-                first = connection.execute("SELECT content FROM rows ORDER BY sequence LIMIT 1").fetchone()
-            finally:
-                connection.close()
-            cohorts.add(str(json.loads(first[0])["request"]))
-        except (sqlite3.Error, ValueError, KeyError, TypeError):
-            raise RefusedError(
-                f"{path}: not a ledger that can be read",
-                code="ledger-damaged",
-                hint="restore the newest intact copy",
-            ) from None
-    return cohorts
-
-
-def _request(text: str) -> str:
-    """Run and arm of a reservation, as people write them."""
-    try:
-        return " ".join(str(part) for part in json.loads(text))
-    except (ValueError, TypeError):
-        return text
-
-
-def _budget_text(account: dict[str, Any]) -> str:
-    from client.site.policy import in_plain_words
-
-    spent, most = account["spent"], account["max_epsilon"]
-    lines = [
-        (
-            f"cohort {account['cohort']}: ε {spent:.2f} of {most:g} spent, {account['left']:.2f} left, per "
-            f"{account['unit']}, at δ {account['delta']:g}"
-        )
-    ]
-    if spent:
-        lines.append(_wrapped(f"  in words: {in_plain_words(spent, account['delta'], account['unit'])}"))
-    if account["has_non_private"]:
-        lines.append(
-            _wrapped(
-                "  NOT PRIVATE: a model was trained on this cohort without noise; its patients have no "
-                "privacy guarantee"
-            )
-        )
-    for entry in account["entries"]:
-        cost = "not private" if entry["epsilon"] is None else f"ε {entry['epsilon']:.2f}"
-        lines.append(_wrapped(f"  {entry['at']}  {cost:11s} {entry['request']}"))
     return "\n".join(lines)
 
 
@@ -651,36 +696,3 @@ def _wrapped(line: str, indent: int = 4) -> str:
         replace_whitespace=False,
         drop_whitespace=True,
     )
-
-
-def _sent(path: Path) -> list[dict[str, Any]]:
-    """The lines of sent.jsonl; [] where nothing was ever sent.
-
-    Raises:
-        DataError: a line cannot be read (code `sent-damaged`).
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror})", code="sent-damaged", hint="run as the agent's user"
-        ) from None
-    lines: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            value = json.loads(line)
-            lines.append(
-                {
-                    name: value[name]
-                    for name in ("at", "kind", "class", "purpose", "run", "round", "bytes", "sha256")
-                }
-            )
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{path}: line {number} is damaged",
-                code="sent-damaged",
-                hint="compare with a backup",
-            ) from None
-    return lines

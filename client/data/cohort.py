@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,13 @@ from typing import Any, Literal
 import numpy as np
 
 from client.data.inclusion import Admission, read_admission
-from client.dicom.cache import Slices, load_or_build
+from client.dicom.cache import Slices, load_or_build, open_current, open_index
 from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
 from client.dicom.patients import without_id
-from client.labels.label_sheet import ImageName, MatchedLabels, match_labels, read_labels
+from client.labels.label_sheet import ImageName, LabelTable, MatchedLabels, match_labels, read_labels
 from client.site.config import SiteConfig, read_site, site_key
 from client.site.run_data import DataDigests
+from client.site.site_ledger import found_elsewhere
 from client.site.split import Shares, fix_split, split_of_site
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
@@ -50,6 +51,7 @@ class IntakeReport:
     slices_by_modality: dict[str, int]
     # artifact → present, absent, not_assessed; over slices in which it can occur
     label_counts: dict[str, dict[str, int]]
+    left_out: int = 0  # of `patients`, those whom the ledger found in a cohort of another budget before
 
     def summary(self) -> str:
         """One line for a terminal."""
@@ -63,6 +65,7 @@ class IntakeReport:
         return {
             **self.intake.public(),
             "patients": self.patients,
+            "patients_left_out": self.left_out,
             "patients_by_part": self.patients_by_part,
             "slices_by_modality": self.slices_by_modality,
             "labels": self.label_counts,
@@ -113,24 +116,27 @@ class SiteSlices:
     key: bytes
     slices: Slices
     admission: Admission
+    is_frozen: bool = False  # the index that was asked for, whatever became of the folder since
 
     @property
     def images_root(self) -> Path:
         return self.folder / self.site.images
 
 
-def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
+def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, frozen: str = "", **how: Any) -> SiteSlices:
     """Index and decode a site's images, or open the cache; cohort.yaml says which of them are the cohort's.
 
     Args:
         site_yaml: the file, or the folder that holds it.
         size: side of the stored slices in pixels.
-        how: `progress`, `again` and `verify` of `client.dicom.cache.load_or_build`.
+        frozen: an index version; where the cache still holds it, the folder is not looked at.
+        how: `build` of `open_slices`; `progress`, `again` and `verify` of
+            `client.dicom.cache.load_or_build`.
     Raises:
         ConfigError: site.yaml or cohort.yaml.
-        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, or about the cache.
+        DataError: `no-such-folder`, `empty-site`, `no-usable-images`, `not-prepared`, or about the cache.
     """
-    found = open_slices(site_yaml, size=size, **how)
+    found = open_slices(site_yaml, size=size, frozen=frozen, **how)
     intake, images_root = found.slices.intake, found.images_root
     if not intake.found:
         raise DataError(f"{images_root}: no files", code="empty-site", hint="hidden files are not counted")
@@ -144,19 +150,46 @@ def site_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> Sit
     return found
 
 
-def open_slices(site_yaml: Path, *, size: int = DEFAULT_SIZE, **how: Any) -> SiteSlices:
-    """As `site_slices`, for a report: a site of which nothing can be used is not refused."""
+def open_slices(
+    site_yaml: Path, *, size: int = DEFAULT_SIZE, frozen: str = "", build: bool = True, **how: Any
+) -> SiteSlices:
+    """As `site_slices`, for a report: a site of which nothing can be used is not refused.
+
+    Args:
+        build: bring the cache up to date; else one that is not is refused, and nothing is written.
+    Raises:
+        DataError: `not-prepared`.
+    """
     site, folder, key = _opened(site_yaml)
     admission = read_admission(folder, key, site.patients)
-    slices = load_or_build(
-        folder / site.images,
-        key,
-        folder / site.state / "cache",
-        size,
-        admit=admission,
-        **how,
+    where = folder / site.images, key, folder / site.state / "cache", size
+    slices = open_index(*where, frozen, admit=admission) if frozen else None
+    is_frozen = slices is not None
+    if slices is None and not build:
+        slices = open_current(*where, admit=admission)
+        if slices is None:
+            raise not_prepared(site_yaml)
+    if slices is None:
+        slices = load_or_build(*where, admit=admission, **how)
+    return SiteSlices(
+        site=site, folder=folder, key=key, slices=slices, admission=admission, is_frozen=is_frozen
     )
-    return SiteSlices(site=site, folder=folder, key=key, slices=slices, admission=admission)
+
+
+def holds_index(site_yaml: Path, size: int, index: str) -> bool:
+    """Whether the cache still holds an index version: a run can use it whatever became of the folder."""
+    site, folder, key = _opened(site_yaml)
+    where = folder / site.images, key, folder / site.state / "cache", size
+    return open_index(*where, index, admit=read_admission(folder, key, site.patients)) is not None
+
+
+def not_prepared(site_yaml: Path) -> DataError:
+    """The refusal to read a site without writing, where its cache is not that of its images and criteria."""
+    return DataError(
+        f"{site_yaml}: the images are not prepared, or the folder, cohort.yaml or the opt-outs changed since",
+        code="not-prepared",
+        hint="fedqc data prepare SITE --plan PLAN",
+    )
 
 
 def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
@@ -241,6 +274,8 @@ def load_cohort(
     plan_split: Split | None = None,
     quarantine: Literal["refuse", "accept", "ignore"] = "refuse",
     fix: bool = False,
+    frozen: str = "",
+    build: bool = True,
 ) -> Cohort:
     """Index, decode (once, then from the cache), label and split a site.
 
@@ -252,6 +287,9 @@ def load_cohort(
         quarantine: what to do where many files cannot be read, see `admit_quarantine`. "ignore" accepts
             nothing: for a report.
         fix: keep the split as that of the site's first run.
+        frozen: the index version that a run began with. Where the cache still holds it, the folder is not
+            looked at, and what cannot be read there since is no reason to refuse.
+        build: as `open_slices`.
     Raises:
         ConfigError: site.yaml or cohort.yaml; `split-fixed`.
         RefusedError: `split-differs`.
@@ -262,10 +300,11 @@ def load_cohort(
     split = split_of_site(site, folder, plan_split)
     if fix:
         fix_split(site, folder, split)
-    table = read_labels(folder / site.labels, key=key)  # first: decoding may take an hour
-    found = site_slices(site_yaml, size=size)
+    # first: decoding may take an hour
+    table = read_labels(folder / site.labels, key=key) if site.has_sheet else LabelTable.empty()
+    found = site_slices(site_yaml, size=size, frozen=frozen, build=build)
     slices = found.slices
-    if quarantine != "ignore":
+    if quarantine != "ignore" and not found.is_frozen:
         admit_patients(found)
         admit_quarantine(found, accept=quarantine == "accept")
     intake, records = slices.intake, slices.intake.records
@@ -298,13 +337,21 @@ def load_cohort(
 
 
 def intake_report(
-    intake: Intake, labels: MatchedLabels, *, modality: np.ndarray, patients: int, parts: np.ndarray | None
+    intake: Intake,
+    labels: MatchedLabels,
+    *,
+    modality: np.ndarray,
+    patients: int,
+    parts: np.ndarray | None,
+    left_out: int = 0,
 ) -> IntakeReport:
     """The account of a site.
 
     Args:
         modality: int8 (slices,), positions in MODALITIES.
-        parts: int8 (patients,), positions in PARTS; None where patients are in no part.
+        parts: int8 (patients,), positions in PARTS, -1 for those who are left out; None where patients are in
+            no part.
+        left_out: patients who are left out because they were found in an earlier cohort.
     """
     may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(
         len(modality), len(NAMES)
@@ -320,7 +367,16 @@ def intake_report(
             name: int((modality == position).sum()) for position, name in enumerate(MODALITIES)
         },
         label_counts=_count_labels(labels.present, may_occur),
+        left_out=left_out,
     )
+
+
+def patient_forms(records: Sequence[SliceRecord]) -> dict[str, set[str]]:
+    """Each patient with the keyed forms of the identifier, any of which names them."""
+    forms: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        forms[record.patient].update(record.patient_forms, record.patient_near)
+    return forms
 
 
 def check_site(
@@ -329,16 +385,31 @@ def check_site(
     """The intake report of a site for `fedqc data check --format json`: counts, file and row numbers and
     codes; no identifier.
 
-    What it says is what `load_cohort` gets, because it is the same call; it writes only below the site's
-    state folder.
-    Raises: as `load_cohort`.
+    What it says is what `load_cohort` gets, because it is the same call, without patients whom a run leaves
+    out because the ledger found them in an earlier cohort. It writes only below the site's state folder.
+    Raises: as `load_cohort`; ConfigError, LedgerError as `Ledger.admit_patients`.
     """
-    return load_cohort(site_yaml, size=size, plan_split=plan_split, quarantine="ignore").report.public()
+    found = load_cohort(site_yaml, size=size, plan_split=plan_split, quarantine="ignore")
+    report = found.report
+    if left_out := found_elsewhere(found.site, found.folder, patient_forms(found.records)):
+        part = {record.patient: found.part[at] for at, record in enumerate(found.records)}
+        parts = np.array([-1 if patient in left_out else part[patient] for patient in sorted(part)], np.int8)
+        report = intake_report(
+            report.intake,
+            report.labels,
+            modality=found.modality,
+            patients=report.patients,
+            parts=parts,
+            left_out=len(left_out),
+        )
+    return report.public()
 
 
-def admit_assessed(cohort: Cohort) -> None:
+def admit_assessed(cohort: Cohort, *, injects: bool = False) -> None:
     """Refuse a site that would teach nothing, or whose sheet contradicts what site.yaml declares.
 
+    Args:
+        injects: the plan simulates artifacts on the site's slices, so that no label is needed.
     Raises:
         DataError: `assessed-differs` (an artifact that `assessed` declares has no label), `nothing-assessed`
             (no training patient has a label).
@@ -353,7 +424,7 @@ def admit_assessed(cohort: Cohort) -> None:
             code="assessed-differs",
             hint="fill in the label sheet, or remove it from assessed in site.yaml",
         )
-    if np.isnan(cohort.labels[cohort.part == PARTS.index("train")]).all():
+    if not injects and np.isnan(cohort.labels[cohort.part == PARTS.index("train")]).all():
         raise DataError(
             f"{cohort.site.name}: no image of a training patient has a label: the site would teach nothing",
             code="nothing-assessed",

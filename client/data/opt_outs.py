@@ -4,9 +4,11 @@
     CSV         comma, semicolon, tab or | between the columns; a header that names the column of the IDs
     workbook    .xlsx, first sheet, likewise
 
-A comment begins with # at the start of a line or after a space. Quotation marks, and the ="001230" with which
-spreadsheets keep zeros, are taken off. Whatever cannot be read as a list of IDs is refused, with the number
-of the line and without its text: a patient who opted out must not be used because a list was not understood.
+A comment begins with # at the start of a line or after a space. Quotation marks, bullets, and the ="001230"
+with which spreadsheets keep zeros, are taken off. Where a line may be understood in two ways (an ID with a
+space in it, or two IDs), both count: to leave out one patient too many harms nobody. Whatever cannot be read
+as a list of IDs is refused, with the number of the line and without its text: a patient who opted out must
+not be used because a list was not understood.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.labels.spreadsheet import is_workbook, read_pages
+from client.labels.spreadsheet import Cell, NumberText, is_workbook, read_pages
 from common.errors import ConfigError, DataError
 
 MAX_LIST_BYTES = 16 << 20
@@ -31,8 +33,11 @@ _ID_TITLES = frozenset(
     hospitalno hospitalid unitnumber caseid caseno subject subjectid participantid idpatient idpaciente nhc
     ipp dicompatientid 00100020 患者id 患者编号 患者号 患者标识 病人id 病人编号 病人号 病历号 病案号 住院号
     门诊号 登记号 就诊卡号 影像号 患者番号 환자번호
+    pseudonym pseudonymid patientpseudonym pseudonyme pseudoid anonymid anonymizedid deidentifiedid
+    studysubjectid identifiantpatient numeropatient iddopaciente idpatiënt
     """.split()  # noqa: SIM905
 )
+_VAGUE = frozenset({"id", "patient", "subject"})
 _OTHER_TITLES = frozenset(
     """
     date name comment reason remark remarks note notes optout optedout optoutdate datum bemerkung grund 日期
@@ -43,6 +48,13 @@ _DATE = re.compile(r"\d{4}[-/.年]\d{1,2}[-/.月]\d{1,2}日?.*|\d{1,2}[-/.]\d{1,
 _EXPONENT = re.compile(r"\d([.,]\d+E\+?|E\+)\d+", re.IGNORECASE)  # a spreadsheet's, of a long number
 _COMMENT = re.compile(r"(^|\s)#.*$", re.DOTALL)
 _DELIMITERS = "\t;,|"
+_WIDE_DELIMITERS = str.maketrans("；，、｜", ";;;;")  # in no ID
+_NUMBERING = re.compile(r"^\d{1,4}[.)]\s+(?=\S)")
+_THOUSANDS = re.compile(r"\d{1,3}([,.' ]\d{3})+")
+_FRACTION = re.compile(r"(\d+)[.,]0+")  # a number that a program wrote as one with a fraction
+_NO_ID = frozenset('<>{}"%')  # of markup and programs, in no ID
+_MAX_TITLE_ROWS = 10
+_MIN_ZEROS_OF_UTF16 = 0.3  # the share of zero bytes at every second place
 
 
 def read_opt_outs(path: Path) -> list[tuple[str, ...]]:
@@ -69,7 +81,7 @@ def read_opt_outs(path: Path) -> list[tuple[str, ...]]:
 
 def is_patient_id(text: str) -> bool:
     """Whether a text may be a PatientID: at most 64 characters on one line, with a letter or a digit. Several
-    words without a digit are a sentence.
+    words without a digit are a sentence, and a name in the form of DICOM is no ID.
     """
     plain = text.strip()
     return (
@@ -77,6 +89,8 @@ def is_patient_id(text: str) -> bool:
         and all(unicodedata.category(letter) not in ("Cc", "Cs", "Co", "Cn") for letter in plain)
         and any(letter.isalnum() for letter in plain)
         and "�" not in plain
+        and _NO_ID.isdisjoint(plain)
+        and (any(letter.isdigit() for letter in plain) or "^" not in plain)  # Last^First is a name
         and (len(plain.split()) == 1 or any(letter.isdigit() for letter in plain))
         and not _EXPONENT.fullmatch(plain)
     )
@@ -100,6 +114,8 @@ def _decoded(content: bytes, path: Path) -> tuple[str, bool]:
     )
     if not encoding and b"\0" in content:  # digits in UTF-16 are half zeros
         odd, even = content[1::2].count(0), content[::2].count(0)
+        if content.isascii() and max(odd, even) < _MIN_ZEROS_OF_UTF16 * len(content) / 2:
+            raise _refused(path, "is no text")
         encoding = "utf-16-le" if odd > even else "utf-16-be"
     is_certain = True
     try:
@@ -118,7 +134,8 @@ def _decoded(content: bytes, path: Path) -> tuple[str, bool]:
 
 
 def _rows_of(text: str, path: Path) -> list[list[str]]:
-    lines = re.split(r"\r\n|\r|\n", text.replace("\x1a", "").replace("\f", ""))
+    plain = text.replace("\x1a", "").replace("\f", "").translate(_WIDE_DELIMITERS)
+    lines = re.split(r"\r\n|[\r\n\x85\u2028\u2029]", plain)
     kept = [_COMMENT.sub("", line) for line in lines]
     if kept and re.fullmatch(r"\s*\"?sep=.\"?\s*", kept[0], re.IGNORECASE):
         kept[0] = ""
@@ -128,10 +145,24 @@ def _rows_of(text: str, path: Path) -> list[list[str]]:
         delimiter = next((one for one in _DELIMITERS if any(one in line for line in filled)), "")
     if not delimiter:
         return [[line] for line in kept]
-    try:  # line by line, so that rows keep their numbers
-        return [next(csv.reader(io.StringIO(line), delimiter=delimiter), []) for line in kept]
-    except csv.Error:
-        raise _refused(path, "is no CSV that can be read") from None
+    return [
+        _cells_of(line, plain, delimiter, number, path)
+        for number, (line, plain) in enumerate(zip(lines, kept, strict=True), start=1)
+    ]
+
+
+def _cells_of(line: str, without_comment: str, delimiter: str, number: int, path: Path) -> list[str]:
+    """One line of CSV. A quotation mark that is not closed would hide the lines that follow: it is refused,
+    and so is a cell of several lines.
+    """
+    for text in dict.fromkeys((without_comment, line)):  # what looks like a comment may stand in quotes
+        try:
+            return next(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            continue
+    raise _refused(
+        path, f"is no CSV that can be read: line {number}, quotation marks or a cell of several lines"
+    )
 
 
 def _of_workbook(path: Path) -> list[list[str]]:
@@ -142,7 +173,12 @@ def _of_workbook(path: Path) -> list[list[str]]:
     if len(filled) > 1:
         raise _refused(path, "has several sheets that are not empty")
     # a date or a formula in place of an ID is refused below; in another column it does not matter
-    return [[cell if isinstance(cell, str) else "\0" for cell in row] for grid in filled for row in grid]
+    return [["\0" if _is_spoilt(cell) else str(cell) for cell in row] for grid in filled for row in grid]
+
+
+def _is_spoilt(cell: Cell) -> bool:
+    """Whether a cell is a date, a formula, an error or a truth value."""
+    return not isinstance(cell, str) or (isinstance(cell, NumberText) and not _holds_digit(cell))
 
 
 def _entries(rows: Sequence[Sequence[str]], path: Path) -> list[tuple[str, ...]]:
@@ -150,34 +186,68 @@ def _entries(rows: Sequence[Sequence[str]], path: Path) -> list[tuple[str, ...]]
     table = [(number, cells) for number, cells in table if cells]
     if not table:
         return []
-    first = table[0][1]
-    titles = [_title(cell) for cell in first]
-    named = [place for place, title in enumerate(titles) if title in _ID_TITLES]
-    if named:
-        best = min(named, key=lambda place: (titles[place] in {"id", "patient", "subject"}, place))
-        table, column = table[1:], best
-    elif len(first) == 1 and max(len(cells) for _, cells in table) == 1:
-        column = 0
-        if not is_patient_id(first[0]) or titles[0] in _OTHER_TITLES:
-            table = table[1:] if _is_heading(first[0]) else table
+    heading = next((place for place, (_, cells) in enumerate(table) if _id_columns(cells)), len(table))
+    above = [cell for _, cells in table[:heading] for cell in cells]
+    if heading < min(len(table), _MAX_TITLE_ROWS) and not any(map(_holds_digit, above)):
+        columns = _id_columns(table[heading][1])
+        table = table[heading + 1 :]
+    elif max(len(cells) for _, cells in table) == 1:
+        columns, first = [0], table[0][1][0]
+        if _title(first) in _OTHER_TITLES and len(table) > 1:
+            raise _refused(path, "has one column, whose title is not that of an ID")
+        if not _holds_digit(first) and (
+            any(_holds_digit(cells[0]) for _, cells in table) or not is_patient_id(first)
+        ):
+            table = table[1:]  # a heading
     else:
         table, column = _without_header(table, path)
+        columns = [column]
+    with_digits = any(
+        _holds_digit(cells[place]) for _, cells in table for place in columns if place < len(cells)
+    )
     found: list[tuple[str, ...]] = []
     for number, cells in table:
-        cell = cells[column] if column < len(cells) else ""
-        if not is_patient_id(cell):
+        named = [cells[column] for column in columns if column < len(cells) and cells[column]]
+        ids = [cell for cell in named if is_patient_id(cell)]
+        if not ids or (with_digits and not any(map(_holds_digit, ids))):  # a name or a word among numbers
             raise _refused(path, f"line {number} holds no PatientID")
-        first_word = cell.split()[0]  # a comment may stand behind the ID
-        is_other = first_word != cell and any(letter.isdigit() for letter in first_word)
-        found.append((cell, first_word) if is_other else (cell,))
+        found.append(tuple(dict.fromkeys(text for cell in ids for text in _meanings(cell))))
     return found
+
+
+def _id_columns(cells: Sequence[str]) -> list[int]:
+    """The columns whose titles are those of an ID, the most certain first. A column "ID" beside another one
+    of these numbers the rows.
+    """
+    titles = [_title(cell) for cell in cells]
+    named = [place for place, title in enumerate(titles) if title in _ID_TITLES]
+    certain = [place for place in named if titles[place] != "id"]
+    return sorted(
+        certain or named, key=lambda place: (not titles[place].endswith("patientid"), titles[place] in _VAGUE)
+    )
+
+
+def _meanings(cell: str) -> list[str]:
+    """The texts that an ID on a list may stand for, the likeliest first: as it stands, without bullet or
+    number before it, each of its words with a digit, and a number without what a spreadsheet adds.
+    """
+    plain = _NUMBERING.sub("", cell).lstrip("-+*•·‣▪●○◦–—→>= ").strip() or cell
+    texts = [plain, cell]
+    words = plain.split()
+    if len(words) > 1:  # a comment, or another ID, may stand behind the ID
+        texts += [word.strip("/,;:()[]") for word in words if _holds_digit(word)]
+    if _THOUSANDS.fullmatch(plain):
+        texts.append(re.sub(r"\D", "", plain))
+    if whole := _FRACTION.fullmatch(plain):
+        texts.append(whole[1])
+    return [text for text in texts if is_patient_id(text)] or [cell]
 
 
 def _without_header(
     table: list[tuple[int, list[str]]], path: Path
 ) -> tuple[list[tuple[int, list[str]]], int]:
     """The rows and the column of the IDs where no title names it: the only column that may hold IDs."""
-    if not any(letter.isdigit() for letter in "".join(table[0][1])) and len(table) > 1:
+    if not any(map(_holds_digit, table[0][1])) and len(table) > 1:
         table = table[1:]
     width = max(len(cells) for _, cells in table)
     columns = [[cells[place] if place < len(cells) else "" for _, cells in table] for place in range(width)]
@@ -193,8 +263,8 @@ def _without_header(
     return table, may_be[0]
 
 
-def _is_heading(cell: str) -> bool:
-    return not any(letter.isdigit() for letter in cell)
+def _holds_digit(cell: str) -> bool:
+    return any(letter.isdigit() for letter in cell)
 
 
 def _title(cell: str) -> str:

@@ -12,11 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from client.data.cohort import SiteSlices, admit_quarantine, site_slices
+from client.data.cohort import SiteSlices, admit_assessed, admit_quarantine, load_cohort, site_slices
 from client.data.inclusion import ADMISSION_CODES
 from client.dicom.index import meaning
 from client.dicom.patients import without_id
+from client.site.config import read_site
+from client.site.kind import admit_kind
 from common.errors import DataError
+from common.plan import RunPlan
 from common.progress_bar import Progress, progress_shown, say
 
 
@@ -42,6 +45,25 @@ def prepare(
             return found, refusal
         admit_quarantine(found, accept=True)
     return found, None
+
+
+def index_to_freeze(site_yaml: Path, plan: RunPlan) -> str:
+    """The index version that runs of a plan begin with if it is approved now. What a first round would do
+    with the data is done, so that the operator sees what it would refuse.
+
+    Raises:
+        DataError, ConfigError: as `load_cohort`; where the site trains as `admit_assessed`.
+        RefusedError: `split-differs`, `kind-undeclared`.
+    """
+    site, folder = read_site(site_yaml)
+    admit_kind(site, folder, again=True)
+    with _forecasting(plan.image_size) as progress:
+        site_slices(site_yaml, size=plan.image_size, progress=progress)
+    trains = site.name not in plan.held_out
+    cohort = load_cohort(site_yaml, size=plan.image_size, plan_split=plan.split if trains else None)
+    if trains:
+        admit_assessed(cohort, injects=plan.training.inject is not None)
+    return cohort.fingerprint
 
 
 def report(found: SiteSlices, *, size: int, show_paths: bool) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from client.data.cohort import (
     image_names,
     intake_report,
     open_slices,
+    patient_forms,
 )
 from client.data.inclusion import OptOuts, has_old_age_keys
 from client.data_check import screening
@@ -42,12 +43,16 @@ from client.data_check.profile import (
 from client.data_check.vocabulary import OTHER, WORDS, said
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, SliceRecord, pseudonym
-from client.dicom.patients import AS_WRITTEN, alike, of_several_people, without_id
+from client.dicom.patients import AS_WRITTEN, alike, of_several_issuers, of_several_people, without_id
+from client.dicom.provenance import sample, with_real_ids
 from client.dicom.reading import KNOWN_POINTS_HU
 from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels, inspect_match
 from client.labels.spreadsheet import SheetProblem
-from client.site.config import SiteConfig, next_bucket, site_key
+from client.site.config import SiteConfig, next_bucket, right_bucket, site_key
+from client.site.kind import admit_kind
+from client.site.ledger_rows import LedgerError
 from client.site.policy import missing_ethics
+from client.site.site_ledger import found_elsewhere
 from client.site.split import SiteSplit, split_of_site
 from common.artifacts import MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
@@ -60,7 +65,6 @@ ProfileOrigin = Literal["file", "ledger", "earlier index", "this index"]
 Verdict = Literal["ready", "ready with warnings", "not ready"]
 
 FEW_PATIENTS = 50  # the smallest nominal number of patients under which noise leaves something to learn
-OFF_BUCKET = 2.5  # the widest step between two buckets
 MANY_DUPLICATES = 0.01
 MANY_EXCLUDED = 0.2
 _OTHER_FORMATS = frozenset({"picture-file", "volume-file"})
@@ -341,7 +345,18 @@ def examine(
             findings.append(Finding(code=error.code, level="stop", values={"problem": error.message}))
         except DataError as error:
             findings.append(Finding(code=error.code, level="stop", values={}))
-    intake = intake_report(slices.intake, matched, modality=modality, patients=len(names), parts=of_patients)
+    left_out, unusable = _elsewhere(subject)
+    findings += unusable
+    if of_patients is not None and left_out:
+        of_patients = np.where(np.isin(names, sorted(left_out)), np.int8(-1), of_patients)
+    intake = intake_report(
+        slices.intake,
+        matched,
+        modality=modality,
+        patients=len(names),
+        parts=of_patients,
+        left_out=len(left_out),
+    )
     parts = np.full(len(records), -1, np.int8) if of_patients is None else of_patients[patients]
     measures = np.array([measured[:3] for measured in slices.measures], np.float64).reshape(-1, 3)
     hashes = np.array([int(measured[3], 16) for measured in slices.measures], np.uint64)
@@ -421,6 +436,7 @@ def _patients_text(subject: Subject) -> list[str]:
         for patient in group
     ]
     lines += [f"patient-id-of-several: {first[patient]}" for patient in sorted(of_several_people(records))]
+    lines += [f"patient-id-of-issuers: {first[patient]}" for patient in sorted(of_several_issuers(records))]
     if subject.found is not None:
         close = {record.patient for record in records if subject.found.admission.is_near(record)}
         lines += [f"opt-out-alike: {first[patient]}" for patient in sorted(close)]
@@ -432,6 +448,8 @@ def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list
     empty = LabelTable(path=subject.path, rows=(), artifacts=())
     if subject.found is None or subject.site is None:
         return empty, (), [Finding(code="no-site", level="warning", values={})]
+    if not subject.site.has_sheet:
+        return empty, (), [Finding(code="no-sheet", level="note", values={})]
     path = subject.found.folder / subject.site.labels
     if not path.exists():
         return empty, (), [Finding(code="labels-missing", level="stop", values={})]
@@ -440,6 +458,19 @@ def _sheet(subject: Subject) -> tuple[LabelTable, tuple[SheetProblem, ...], list
     except DataError as error:
         return empty, (), [Finding(code="labels-unreadable", level="stop", values={"problem": error.code})]
     return table, problems, []
+
+
+def _elsewhere(subject: Subject) -> tuple[set[str], list[Finding]]:
+    """The patients whom a run leaves out because they are in a cohort of another budget, and a finding where
+    the ledger cannot say who.
+    """
+    if subject.found is None:
+        return set(), []
+    site, folder = subject.found.site, subject.found.folder
+    try:
+        return found_elsewhere(site, folder, patient_forms(subject.slices.intake.records)), []
+    except (ConfigError, LedgerError) as error:
+        return set(), [Finding(code="ledger-unusable", level="stop", values={"problem": error.code})]
 
 
 def _on_files(subject: Subject) -> list[Finding]:
@@ -508,7 +539,8 @@ def _on_lossy(intake: Intake) -> list[Finding]:
 
 
 def _on_intensities(subject: Subject, series: np.ndarray) -> list[Finding]:
-    """CT series whose values cannot be Hounsfield units, by the shares of air and soft tissue; blank slices.
+    """CT series whose values cannot be Hounsfield units, by the shares of air and soft tissue; MR series
+    whose values cannot be magnitudes; blank slices.
 
     A series counts as a whole, because the first or the last slice may show air alone. It is named where the
     values fit a known mistake, and nowhere else: a small field of view has no air, a lung little tissue.
@@ -522,11 +554,13 @@ def _on_intensities(subject: Subject, series: np.ndarray) -> list[Finding]:
     is_ct = np.array([record.modality == "CT" for record in slices.intake.records], bool)
     wrong: Counter[str] = Counter()
     number: Counter[str] = Counter()
-    for one in np.unique(series[is_ct & (rows[:, 0] > 0)]):
-        own = rows[(series == one) & is_ct & (rows[:, 0] > 0), 1:]
-        if cause := _cause_of_wrong_units(own):
-            wrong[cause] += len(own)
-            number[cause] += 1
+    for of_modality, cause_of in ((is_ct, _cause_of_wrong_units), (~is_ct, _cause_of_wrong_signal)):
+        shown = of_modality & (rows[:, 0] > 0)
+        for one in np.unique(series[shown]):
+            own = rows[(series == one) & shown, 1:]
+            if cause := cause_of(own):
+                wrong[cause] += len(own)
+                number[cause] += 1
     found = [
         Finding(code=cause, level="warning", values={"slices": count, "series": number[cause]})
         for cause, count in wrong.items()
@@ -550,6 +584,19 @@ def _cause_of_wrong_units(shares: np.ndarray) -> str:
     if max(shifted, dense) > 0.15 and air < 0.02:
         return "hu-too-high"
     return ""
+
+
+def _cause_of_wrong_signal(shares: np.ndarray) -> str:
+    """The code of the mistake that the values of an MR series fit, or "": a magnitude is not below zero, and
+    few of its pixels are nearly as bright as the brightest.
+
+    Args:
+        shares: float (slices, 4), of negative and of bright; see `MR_POINTS`.
+    """
+    negative, bright = shares.mean(0)[:2]
+    if negative > 0.05:
+        return "mr-negative"
+    return "mr-wrong-sign" if bright > 0.15 else ""
 
 
 def _is_accepted(subject: Subject) -> bool:
@@ -592,28 +639,26 @@ def _on_patients(
         values = {
             "groups": len(groups),
             "patients": sum(map(len, groups)),
-            "across_split": sum(len({part_of.get(patient) for patient in group}) > 1 for group in groups),
+            "across_split": sum(
+                len({part_of.get(patient) for patient in group} - {-1}) > 1 for group in groups
+            ),
         }
         found.append(Finding(code="patient-ids-alike", level="warning", values=values))
     if several := of_several_people(records):
         found.append(
             Finding(code="patient-id-of-several", level="warning", values={"patients": len(several)})
         )
+    if (issued := of_several_issuers(records)) and "issuer" not in rule.join:
+        found.append(Finding(code="patient-id-of-issuers", level="warning", values={"patients": len(issued)}))
     if subject.site is None or not records or not intake.patients_by_part:
         return found
-    if intake.patients < FEW_PATIENTS:
-        found.append(
-            Finding(
-                code="few-patients",
-                level="warning",
-                values={"patients": intake.patients, "least": FEW_PATIENTS},
-            )
-        )
+    if (used := intake.patients - intake.left_out) < FEW_PATIENTS:
+        values = {"patients": used, "least": FEW_PATIENTS}
+        found.append(Finding(code="few-patients", level="warning", values=values))
     nominal, train = subject.site.nominal_patients, intake.patients_by_part["train"]
-    if not nominal / OFF_BUCKET <= train <= nominal * OFF_BUCKET:
-        found.append(
-            Finding(code="nominal-patients", level="warning", values={"patients": train, "nominal": nominal})
-        )
+    if (right := right_bucket(nominal, train)) is not None:
+        values = {"patients": train, "nominal": nominal, "right": right}
+        found.append(Finding(code="nominal-patients", level="warning", values=values))
     return found
 
 
@@ -625,6 +670,15 @@ def _on_consent(subject: Subject) -> list[Finding]:
     rules, opt_outs = subject.found.admission.rules, subject.found.admission.opt_outs(subject.slices)
     if missing := missing_ethics(subject.found.site.kind, rules.ethics):
         found.append(Finding(code="ethics-missing", level="warning", values={"fields": ", ".join(missing)}))
+    site, folder = subject.found.site, subject.found.folder
+    if site.kind != "hospital":
+        try:
+            admit_kind(site, folder, again=True)
+        except RefusedError as refusal:
+            found.append(Finding(code=refusal.code, level="warning", values={"kind": site.kind}))
+        if real := with_real_ids(subject.found.images_root):
+            values = {"files": real, "of": len(sample(subject.found.images_root)), "kind": site.kind}
+            found.append(Finding(code="ids-look-real", level="warning", values=values))
     if opt_outs.near:
         found.append(Finding(code="opt-out-alike", level="warning", values={"patients": opt_outs.near}))
     if opt_outs.without_id:
@@ -842,15 +896,17 @@ def _own_profile(subject: Subject) -> tuple[Path, ProfileOrigin]:
 def _indexes_trained_on(subject: Subject) -> list[str]:
     """Indexes in the order in which the ledger says they were used; none where there is no ledger, or it is
     damaged: that is not ours to say here."""
-    from client.site.ledger import Ledger, ledger_file_name
+    from client.site.ledger import Ledger
+    from client.site.site_ledger import LEDGER
 
     assert subject.site is not None
-    path = subject.state / ledger_file_name(subject.site.cohort)
-    if not path.exists():
-        return []
     try:
-        with Ledger.open(path, cohort=subject.site.cohort, key=subject.key) as ledger:
-            return [row.fingerprint for row in ledger.rows() if row.fingerprint]
+        with Ledger.open(subject.state / LEDGER, cohort=subject.site.cohort, key=subject.key) as ledger:
+            return [
+                row.fingerprint
+                for row in ledger.rows()
+                if row.fingerprint and row.cohort == subject.site.cohort
+            ]
     except FedqcError:
         return []
 

@@ -37,6 +37,12 @@ def finding_text(code: str, values: dict[str, Any], say: Say) -> str:
     return say(f"{code}.found", **words)
 
 
+def patients_text(found: Readiness, say: Say) -> str:
+    """How many patients, and how many of them a run leaves out because they are in an earlier cohort."""
+    said = counted(say, found.intake.patients, "patients")
+    return said + say("in-earlier-cohort", count=found.intake.left_out) if found.intake.left_out else said
+
+
 def left_out(found: Readiness, say: Say) -> list[tuple[str, int, str, str]]:
     """What of the files is not used: kind, count, code, file numbers."""
     intake = found.subject.slices.intake
@@ -116,7 +122,7 @@ def _verdict(found: Readiness, say: Say) -> list[str]:
         f"{counted(say, intake.found, 'files')}: {intake.used} {say('step.used')}, "
         f"{len(intake.quarantined)} {say('quarantine')},"
         f" {len(intake.duplicates)} {say('duplicate')}, {len(intake.excluded)} {say('exclusion')};"
-        f" {counted(say, len(intake.records), 'slices')}, {counted(say, found.intake.patients, 'patients')}",
+        f" {counted(say, len(intake.records), 'slices')}, {patients_text(found, say)}",
     ]
     if (opt_outs := found.opt_outs) is not None:
         lines.append(say("opt-out", listed=opt_outs.listed, found=opt_outs.found))

@@ -52,6 +52,13 @@ ENGLISH: dict[str, str] = {
     "above 2000 HU.",
     "hu-wrong-sign.do": "Likely cause: signed values stored as unsigned (PixelRepresentation). Export the "
     "originals.",
+    "mr-negative.found": "{slices} slices of {series} MR series hold values below zero, which a magnitude "
+    "image has not.",
+    "mr-negative.do": "Likely cause: a real or phase image, or unsigned values stored as signed "
+    "(PixelRepresentation). Remove the series, or export the originals.",
+    "mr-wrong-sign.found": "{slices} slices of {series} MR series have large areas near their highest value.",
+    "mr-wrong-sign.do": "Likely cause: signed values stored as unsigned (PixelRepresentation), or an inverted "
+    "image. Review them (--html), and export the originals.",
     "blank-slices.found": "{slices} slices have one value only.",
     "blank-slices.do": "Review them (--html); remove them, or export the series again.",
     "old-age-keys.found": "cohort.yaml bounds the age by the old keys least and most.",
@@ -70,6 +77,9 @@ ENGLISH: dict[str, str] = {
     "series.",
     "label-problems.found": "The label sheet has {problems} problems ({codes}).",
     "label-problems.do": "They are listed below; correct the sheet.",
+    "ledger-unusable.found": "The site's privacy ledger cannot be used [{problem}]: it will refuse every task on "
+    "patients, and which of them are in an earlier cohort is not known.",
+    "ledger-unusable.do": "fedqc site check says what is wrong; fedqc explain CODE, what to do.",
     "leak.found": "The label sheet puts one patient in two parts.",
     "leak.do": "Give all rows of a patient the same part; fedqc data prepare SITE names the files.",
     "no-patient-id.found": "{slices} slices have no patient ID: all of them count as one patient.",
@@ -88,8 +98,18 @@ ENGLISH: dict[str, str] = {
     "patient-id-of-several.found": "{patients} patient IDs occur with two birth dates or two sexes.",
     "patient-id-of-several.do": "Ask who exported them: several people under one ID count as one patient. "
     "--show-paths names a file of each.",
+    "patient-id-of-issuers.found": "{patients} patient IDs were given by two issuers (IssuerOfPatientID). Each "
+    "counts as one patient.",
+    "patient-id-of-issuers.do": "If they are one person each, state it: join: [issuer] (site.yaml, patients). If "
+    "not, prefix the IDs when you export. --show-paths names a file of each.",
     "ethics-missing.found": "cohort.yaml does not state {fields}: this hospital refuses every task.",
     "ethics-missing.do": "Fill in the reference of the ethics approval and the consent basis.",
+    "kind-undeclared.found": "site.yaml says kind: {kind}, and no operator has declared that these "
+    "images are no hospital's patients: this site refuses every task.",
+    "kind-undeclared.do": "kind: hospital; or, if these are no hospital's patients: fedqc site declare WHY.",
+    "ids-look-real.found": "{files} of {of} files that were looked at name a person, and site.yaml says kind: "
+    "{kind}: no noise, no budget, exact scores.",
+    "ids-look-real.do": "kind: hospital, unless these persons agreed that exact results leave.",
     "opt-out-alike.found": "{patients} patients in use have an ID that differs from one on the opt-out list "
     "only in leading zeros, separators or issuer.",
     "opt-out-alike.do": "Compare list and archive (--show-paths names a file of each). If a patient opted out, "
@@ -104,9 +124,10 @@ ENGLISH: dict[str, str] = {
     "few-patients.found": "{patients} patients: under differential privacy a model learns little from "
     "fewer than {least}.",
     "few-patients.do": "Add patients, or take part as a site that only evaluates.",
-    "nominal-patients.found": "{patients} training patients, and site.yaml says nominal_patients: {nominal}.",
-    "nominal-patients.do": "Pick the bucket nearest to the training patients before the first run; never "
-    "the exact count.",
+    "nominal-patients.found": "{patients} training patients belong in the bucket {right}, and site.yaml says "
+    "nominal_patients: {nominal}.",
+    "nominal-patients.do": "Write that bucket into site.yaml before the first run: it is this site's weight, and "
+    "divides its noise. Never the exact count.",
     "one-sided.found": "Artifacts that cannot be learned or scored in a part of the split, because "
     "no patient or every patient there has them: {where}.",
     "one-sided.do": "Label more patients, or leave the artifact to other sites.",
@@ -119,8 +140,11 @@ ENGLISH: dict[str, str] = {
     "other patients.",
     "split-differs.found": "{problem}.",
     "split-differs.do": "Ask the coordinator to leave split out of the plan.",
+    "no-sheet.found": "site.yaml says labels: none. This site trains only where a plan simulates artifacts on "
+    "its slices (training.inject), and is not scored.",
+    "no-sheet.do": "fedqc data labels SITE --next 50 names the studies to read first.",
     "none-assessed.found": "site.yaml declares that no artifact was assessed (assessed: []): this site refuses "
-    "to train.",
+    "to train, except where a plan simulates artifacts (training.inject).",
     "none-assessed.do": "Label images, then name the artifacts that the readers assessed.",
     "assessed-differs.found": "site.yaml declares {artifacts} as assessed, and no image has such a label.",
     "assessed-differs.do": "Fill in the label sheet, or remove it from assessed in site.yaml.",
@@ -167,6 +191,7 @@ ENGLISH: dict[str, str] = {
     "files": "files",
     "slices": "slices",
     "patients": "patients",
+    "in-earlier-cohort": ", of them {count} in an earlier cohort (left out)",
     "one files": "file",
     "one slices": "slice",
     "one patients": "patient",
@@ -296,6 +321,10 @@ CHINESE: dict[str, str] = {
     "hu-too-high.do": "可能原因：数值加了 1024，而 RescaleIntercept 没有减去。请导出原始图像。",
     "hu-wrong-sign.found": "{series} 个 CT 序列的 {slices} 个切片没有空气（-1000 HU），却有大片区域高于 2000 HU。",
     "hu-wrong-sign.do": "可能原因：有符号数值按无符号存储（PixelRepresentation）。请导出原始图像。",
+    "mr-negative.found": "{series} 个 MR 序列的 {slices} 个切片含有负值，而幅值图像没有负值。",
+    "mr-negative.do": "可能原因：实部或相位图像，或无符号数值按有符号存储（PixelRepresentation）。请移除该序列，或导出原始图像。",
+    "mr-wrong-sign.found": "{series} 个 MR 序列的 {slices} 个切片有大片区域接近最高值。",
+    "mr-wrong-sign.do": "可能原因：有符号数值按无符号存储（PixelRepresentation），或图像被反转。请查看（--html），并导出原始图像。",
     "blank-slices.found": "{slices} 个切片只有一个数值。",
     "blank-slices.do": "请查看（--html）；删除这些切片，或重新导出该序列。",
     "old-age-keys.found": "cohort.yaml 用旧键 least 和 most 限定年龄。",
@@ -312,6 +341,8 @@ CHINESE: dict[str, str] = {
     "labels-match-nothing.do": "file 应为相对于图像文件夹的路径，或使用其他键列：sop_uid、series_uid、accession 与 series。",
     "label-problems.found": "标注表有 {problems} 处问题（{codes}）。",
     "label-problems.do": "问题列在下方；请修正标注表。",
+    "ledger-unusable.found": "本站点的隐私账本无法使用 [{problem}]：本站点将拒绝所有涉及患者的任务，也无法得知哪些患者属于更早的队列。",
+    "ledger-unusable.do": "fedqc site check 给出原因；fedqc explain CODE 给出处理办法。",
     "leak.found": "标注表将同一患者划入两个部分。",
     "leak.do": "同一患者的所有行应填写相同的划分；fedqc data prepare SITE 指出相关文件。",
     "no-patient-id.found": "{slices} 个切片没有患者信息：它们全部算作一名患者。",
@@ -327,8 +358,16 @@ CHINESE: dict[str, str] = {
     "patients.join (zeros, case, width, charset, spaces, issuer)；如为不同的人，无需处理。",
     "patient-id-of-several.found": "{patients} 个患者编号对应两个出生日期或两种性别。",
     "patient-id-of-several.do": "请向导出者核实：多人共用一个编号会被计为一名患者。--show-paths 为每个编号列出一个文件。",
+    "patient-id-of-issuers.found": "{patients} 个患者编号由两个机构签发（IssuerOfPatientID），各计为一名患者。",
+    "patient-id-of-issuers.do": "若每个编号确为同一人，请在 site.yaml 的 patients 中写入 join: [issuer]；否则请在导出时为编号加前缀。"
+    "--show-paths 为每个编号列出一个文件。",
     "ethics-missing.found": "cohort.yaml 未填写 {fields}：本医院将拒绝所有任务。",
     "ethics-missing.do": "请填写伦理批件编号和知情同意依据。",
+    "kind-undeclared.found": "site.yaml 中 kind 为 {kind}，但无人声明这些图像不属于医院患者：本站点将拒绝所有任务。",
+    "kind-undeclared.do": "改为 kind: hospital；若确无需要保护的人：fedqc site declare 理由。",
+    "ids-look-real.found": "查看的 {of} 个文件中有 {files} 个指明了具体的人，而 site.yaml 中 kind 为 {kind}："
+    "不加噪声、不计预算、给出精确分数。",
+    "ids-look-real.do": "改为 kind: hospital，除非这些人已同意发送精确结果。",
     "opt-out-alike.found": "{patients} 名在用患者的编号与退出名单中的编号仅在前导零、分隔符或签发机构上不同。",
     "opt-out-alike.do": "请核对名单与归档（--show-paths 为每名患者列出一个文件）。如患者已退出，请按图像头中的写法填入名单。",
     "opt-out-without-id.found": "{slices} 个切片没有患者编号，无法与退出名单核对。",
@@ -338,8 +377,9 @@ CHINESE: dict[str, str] = {
     "opt-out": "退出名单：共 {listed} 人，此文件夹中找到 {found} 人",
     "few-patients.found": "共 {patients} 名患者：在差分隐私下少于 {least} 名很难训练模型。",
     "few-patients.do": "请增加患者，或作为仅评估的站点参加。",
-    "nominal-patients.found": "训练患者 {patients} 名，而 site.yaml 中 nominal_patients 为 {nominal}。",
-    "nominal-patients.do": "首次运行前请选择最接近训练患者数的档位；不要填写确切人数。",
+    "nominal-patients.found": "训练患者 {patients} 名，应属档位 {right}，而 site.yaml 中 nominal_patients 为 {nominal}。",
+    "nominal-patients.do": "首次运行前请在 site.yaml 中写入该档位：它决定本站点的权重，也是噪声的除数。"
+    "不要填写确切人数。",
     "one-sided.found": "以下伪影缺少阳性或阴性患者，无法在本站点学习或评分：{where}。",
     "one-sided.do": "请标注更多患者，或将该伪影留给其他站点。",
     "disputed.found": "{labels} 个标注在阅片人之间有分歧，未使用。",
@@ -350,7 +390,9 @@ CHINESE: dict[str, str] = {
     "split-fixed.do": "请在 site.yaml 中恢复首次运行所用的划分；其他划分需另建站点并使用其他患者。",
     "split-differs.found": "{problem}。",
     "split-differs.do": "请协调方从计划中删除 split。",
-    "none-assessed.found": "site.yaml 声明未评估任何伪影（assessed: []）：本站点拒绝训练。",
+    "no-sheet.found": "site.yaml 声明 labels: none。仅当计划在本站点切片上模拟伪影（training.inject）时，本站点才参与训练；不计算得分。",
+    "no-sheet.do": "fedqc data labels SITE --next 50 列出应先阅读的检查。",
+    "none-assessed.found": "site.yaml 声明未评估任何伪影（assessed: []）：除非计划模拟伪影（training.inject），本站点拒绝训练。",
     "none-assessed.do": "请先标注图像，再列出阅片者评估过的伪影。",
     "assessed-differs.found": "site.yaml 声明已评估 {artifacts}，但没有图像带有此类标注。",
     "assessed-differs.do": "填写标注表，或从 site.yaml 的 assessed 中删除。",
@@ -388,6 +430,7 @@ CHINESE: dict[str, str] = {
     "files": "文件",
     "slices": "切片",
     "patients": "患者",
+    "in-earlier-cohort": "，其中 {count} 名属于更早的队列（不使用）",
     "one files": "文件",
     "one slices": "切片",
     "one patients": "患者",

@@ -50,12 +50,12 @@ from client.dicom.reading import (
 from client.dicom.sources import Source, expand_archives, find_files
 from client.dicom.workers import Outcome, Workers
 from common.errors import DataError
-from common.files import append_line, locked, sync_folder
+from common.files import append_line, locked, make_private, sync_folder
 from common.preprocess import PREPROCESS_VERSION
 from common.progress_bar import Progress
 
 FORMAT = 3
-HEADERS_FORMAT = 2
+HEADERS_FORMAT = 3
 """Raised when other facts are read from a header, or other rules exclude. Every header is then read again;
 slices that were decoded stay.
 """
@@ -246,6 +246,42 @@ def is_prepared(cache_dir: Path, size: int) -> bool:
         return False
 
 
+def open_index(
+    images_root: Path,
+    key: bytes,
+    cache_dir: Path,
+    size: int,
+    fingerprint: str,
+    *,
+    admit: Criteria = ADMIT_ALL,
+) -> Slices | None:
+    """The cache as it is, if it still holds the index `fingerprint`; what became of the folder since does not
+    matter. None where it holds another, or none.
+
+    Nothing of the folder is listed or read, so that a file that can no longer be read changes nothing.
+    Args: as `load_or_build`.
+    """
+    wanted = _Wanted(
+        root=images_root.absolute(), key=key, size=size, admit=admit, rules=admit.digest(), state=""
+    )
+    found = _open(cache_dir.absolute(), wanted, built=False, as_it_is=True)
+    return found if found is not None and found.fingerprint == fingerprint else None
+
+
+def open_current(
+    images_root: Path, key: bytes, cache_dir: Path, size: int, *, admit: Criteria = ADMIT_ALL
+) -> Slices | None:
+    """The cache, if it is complete for the folder as it is now; None where something would have to be read
+    first. Changes nothing.
+
+    Args: as `load_or_build`.
+    """
+    images_root, rules = images_root.absolute(), admit.digest()
+    state = _state_of(find_files(images_root), key, rules, size)
+    wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, rules=rules, state=state)
+    return _open(cache_dir.absolute(), wanted, built=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
     root: Path
@@ -269,13 +305,14 @@ def _state_of(listing: Sequence[Source], key: bytes, rules: str, size: int) -> s
     return state.hexdigest()
 
 
-def _open(cache_dir: Path, wanted: _Wanted, *, built: bool) -> Slices | None:
-    """The cache as it is, if it is complete for this state of the folder and not damaged."""
+def _open(cache_dir: Path, wanted: _Wanted, *, built: bool, as_it_is: bool = False) -> Slices | None:
+    """The cache as it is, if it is complete for this state of the folder, or for any, and not damaged."""
     if not (cache_dir / "store.sqlite3").exists():
         return None
     try:
         with closing(_Store(cache_dir, wanted)) as store:
-            if store.meta("versions") != store.versions or store.meta(f"state:{wanted.size}") != wanted.state:
+            state = store.meta(f"state:{wanted.size}")
+            if store.meta("versions") != store.versions or not (as_it_is or state == wanted.state):
                 return None
             if store.meta("patients") != wanted.admit.patients.digest():
                 return None  # its headers were read under another rule, or by an earlier version
@@ -524,7 +561,7 @@ class _Store:
         self._folder, self._key, self._admit = cache_dir, wanted.key, wanted.admit
         self._roots = (wanted.root, Path(os.path.realpath(wanted.root)))
         path = cache_dir / "store.sqlite3"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        make_private(path)
         self._db = sqlite3.connect(path, timeout=30)
         self._packs: dict[int, Any] = {}
         self._rows: dict[int, int] = {}
@@ -847,7 +884,9 @@ _IDENTIFIERS = {
     "scanner": "scanner",
 }
 _OF_THE_CACHE = frozenset({"number", "file", "root", "place", "row", "content"})
-_OF_THE_PATIENT = frozenset({"patient", "patient_origin", "patient_forms", "patient_near", "birth", "sex"})
+_OF_THE_PATIENT = frozenset(
+    {"patient", "patient_origin", "patient_forms", "patient_near", "birth", "sex", "issuer"}
+)
 _OWN = frozenset({"image", "frame", "instance_number", "slice_position_mm"})
 """Fields that every slice has for itself."""
 _OF_THE_HEADER = tuple(

@@ -2,8 +2,10 @@
 
 Only magnitude images of anatomy are used in MR, and only images in Hounsfield units in CT. Values 3 and
 following of ImageType (or of the FrameType of an enhanced frame) are compared with tables of whole values,
-in upper case and with spaces for underscores and hyphens; no value is searched for a part of a word. MPR is
-no exclusion for original MR images: GE writes it into ordinary two-dimensional series.
+in upper case and with spaces for underscores, hyphens and brackets. Vendors put the kind of an image beside
+other words (SWI_PHASE, MONO_70KEV, HEPATIC FAT FRACTION), so that words with one meaning are also found
+within a value; a part of a word never is. MPR is no exclusion for original MR images: GE writes it into
+ordinary two-dimensional series.
 
 References: DICOM PS3.3 C.7.6.1.1.2 (ImageType), C.8.2.1.1.1 (CT, with the values of multi-energy images),
     C.8.3.1.1.1 (MR), C.8.13.3.1 (enhanced MR), C.8.15.2.1 (enhanced CT), C.8.16.1 and C.8.16.2 (frame type,
@@ -13,11 +15,27 @@ References: DICOM PS3.3 C.7.6.1.1.2 (ImageType), C.8.2.1.1.1 (CT, with the value
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.artifacts import Modality
 
-_LOCALIZERS = frozenset({"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW", "SCANO"})
+
+def _words(*phrases: str) -> re.Pattern[str]:
+    """Finds one of the phrases as whole words in a plain value."""
+    return re.compile(rf"(?<![^ ])(?:{'|'.join(map(re.escape, phrases))})(?![^ ])")
+
+
+_LOCALIZERS = _words(
+    *("LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW", "SCANO", "SURVEY"),
+    *("CT SOM4 TOP", "CT SOM5 TOP", "CT SOM7 TOP", "CT SOM8 TOP", "CT SOM10 TOP"),
+)
+_SCREENS = _words(
+    *("SCREENSHOT", "SCREEN SHOT", "SCREENSAVE", "SCREEN SAVE", "SCREEN CAPTURE", "SECONDARY CAPTURE"),
+    *("DOSE INFO", "DOSE REPORT", "DOSE SHEET", "PATIENT PROTOCOL", "SEGMENTATION"),
+    *("CT SOM4 PROT", "CT SOM5 PROT", "CT SOM7 PROT", "CT SOM8 PROT", "CT SOM10 PROT"),
+)
 _NOT_MAGNITUDE = frozenset(
     {
         *("P", "R", "I"),
@@ -31,10 +49,21 @@ _NOT_MAGNITUDE = frozenset(
             "PHASEDIFF",
         ),
         *("UNWRAPPED PHASE", "FILTERED PHASE", "REAL", "REAL IMAGE", "REAL PART", "IMAG", "IMAGINARY"),
-        *("IMAGINARY IMAGE", "IMAGINARY PART", "COMPLEX", "PHA", "PCA PHASE"),
+        *("IMAGINARY IMAGE", "IMAGINARY PART", "COMPLEX", "PHA", "PCA PHASE", "CR", "PSIR"),
     }
 )
-"""Of MR. Philips joins the letter and the technique (P_FFE, R_IR): see `_is_not_magnitude`."""
+"""Of MR. Philips joins the letter and the technique (P_FFE, R_IR): see `_is_not_magnitude`. CR is its phase
+corrected real image, PSIR the phase-sensitive one of an inversion recovery.
+"""
+_NOT_MAGNITUDE_WORDS = _words(
+    "PHASE", "PHA", "PHASEMAP", "PHASEDIFF", "PHASECORR", "UNWRAPPED", "IMAGINARY", "REAL"
+)
+_MAGNITUDE_WORDS = _words(
+    *("IN PHASE", "INPHASE", "OUT PHASE", "OUT OF PHASE", "OPP PHASE", "OPPOSED PHASE", "OPPOSITE PHASE"),
+    *("PHASE CONTRAST", "MULTI PHASE", "MULTIPHASE", "ARTERIAL PHASE", "VENOUS PHASE", "PORTAL PHASE"),
+    *("DELAYED PHASE", "LATE PHASE", "EARLY PHASE", "EQUILIBRIUM PHASE", "REAL TIME"),
+)
+"""A phase that is no phase image: of a Dixon scan, of the heart, of a contrast medium."""
 _MAPS = frozenset(
     {
         # diffusion
@@ -61,8 +90,57 @@ _MAPS = frozenset(
         *("RMTT", "CCBV", "PBP", "GBP", "KTRANS", "KEP", "VE", "VP", "IAUC", "PEI", "TTD", "TTS", "PSMAP"),
         *("PERMEABILITY", "BLOOD FLOW", "BLOOD VOLUME", "BAT"),
         *("T TEST", "TTEST", "Z SCORE", "ZSCORE", "STD DEVIATION", "CORRELATION", "BOLD MAP"),
-        *("METABOLITE", "SPECTRAL", "SPECTROSCOPY", "M MODE"),
+        *("METABOLITE", "SPECTRAL", "SPECTROSCOPY", "M MODE", "CSI", "GLM", "SLOPE", "WAVE", "NOISE", "T0"),
+        *("ISOTROPIC DWI", "ISO DWI"),
     }
+)
+_MAP_WORDS = _words(
+    *("MAP", "MAPS", "ADC", "EADC", "DADC", "CADC", "TENSOR", "ANISOTROPY", "DIFFUSIVITY", "TRACEW", "COLFA"),
+    *("KURTOSIS", "CALC BVALUE", "CALCULATED BVALUE", "CDWI", "SYNTHETIC DWI", "COMPUTED DWI"),
+    *(
+        "T1MAP",
+        "T2MAP",
+        "T2STARMAP",
+        "T2*MAP",
+        "R2STAR",
+        "R2*",
+        "T1RHO",
+        "T1 RHO",
+        "QSM",
+        "MTR",
+        "MWF",
+        "ECV",
+    ),
+    *(
+        "FIELDMAP",
+        "B0MAP",
+        "B1MAP",
+        "FMAP",
+        "FAMAP",
+        "FRACTION",
+        "PDFF",
+        "WFF",
+        "HFF",
+        "FATFRAC",
+        "WATERFRAC",
+    ),
+    *("FATFRACTION", "WATERFRACTION", "PERCENTAGE", "PERCENT", "VELOCITY", "STIFFNESS", "ELASTOGRAM"),
+    *("SHEAR MODULUS", "TEMPERATURE", "RELAXOMETRY", "RELAXATION"),
+    *("CBF", "CBV", "MTT", "TTP", "TMAX", "RCBF", "RCBV", "RMTT", "RTTP", "RELCBF", "RELCBV", "RELCCBV"),
+    *("RELMTT", "PBP", "GBP", "RBV", "RBF", "KTRANS", "KEP", "PERMEABILITY", "BLOOD FLOW", "BLOOD VOLUME"),
+    *("TRANSIT TIME", "TIME TO PEAK", "TIME TO MAXIMUM", "WASH IN", "WASH OUT", "WASHIN", "WASHOUT"),
+    *(
+        "MAX SLOPE",
+        "PEAK ENHANCEMENT",
+        "LEAKAGE",
+        "GOODNESS OF FIT",
+        "RSQ",
+        "R^2",
+        "CHI2",
+        "STDDEV",
+        "STD DEV",
+    ),
+    *("SENSITIVITY", "GFACTOR", "G FACTOR", "T TEST", "TTEST", "Z SCORE"),
 )
 _MAPS_OF_VALUE_4 = frozenset({"T1", "T2", "T2 STAR", "T2*", "PROTON DENSITY"})
 """In value 3 of a frame these are a contrast; in value 4 (derived pixel contrast) the quantity itself."""
@@ -72,6 +150,10 @@ _PROJECTIONS = frozenset(
         *("PROJECTION IMAGE", "THIN MIP", "THIN MINIP", "VOLUME RENDER", "VOLUME RENDERING", "VRT", "SSD"),
         *("SURFACE RENDER", "RADIAL MIP", "CPR", "CURVED", "CURVED MPR", "RAYSUM", "COLLAPSE", "MIP IMAGE"),
     }
+)
+_PROJECTION_WORDS = _words(
+    *("MIP", "MINIP", "MNIP", "MAXIP", "AVIP", "MAX IP", "MIN IP", "MINIMUM IP", "MAXIMUM IP", "VRT", "CPR"),
+    *("VOLUME RENDERING", "PROJECTION", "CURVED", "RAYSUM", "CSAPARALLEL", "CSA PARALLEL", "CSA 3D"),
 )
 _REFORMATS = frozenset({"MPR", "CSA MPR", "MPR THICK", "REFORMATTED", "REFORMAT", "RESAMPLED", "OBLIQUE MPR"})
 _COMBINED = frozenset(
@@ -92,6 +174,34 @@ _SPECTRAL = frozenset(
         *("COMPTON", "COMPTON SCATTER", "SCATTER", "DE MAP", "UNCERTAINTY"),
     }
 )
+_SPECTRAL_WORDS = _words(
+    *(
+        "VMI",
+        "MONO",
+        "MONOE",
+        "MONOENERGETIC",
+        "MONOCHROMATIC",
+        "IODINE",
+        "VNC",
+        "VNUE",
+        "VUE",
+        "TNC",
+        "ZEFF",
+    ),
+    *(
+        "Z EFF",
+        "RHOZ",
+        "EFFECTIVE Z",
+        "ELECTRON DENSITY",
+        "MATERIAL",
+        "URIC ACID",
+        "CALCIUM",
+        "HAP",
+        "DE MAP",
+    ),
+    *("VIRTUAL NON CONTRAST", "VIRTUAL UNENHANCED", "PHOTOELECTRIC", "COMPTON"),
+)
+"""Of CT. MIX is none: the mean of two energies that every dual-source scan gives."""
 _TECHNIQUES = frozenset(
     {
         *("FFE", "TFE", "SE", "TSE", "IR", "PCA", "EPI", "GRASE", "GRE", "TIR", "MIX", "PC", "GR"),
@@ -110,6 +220,7 @@ _UNITS_OF_MAPS = frozenset(
         *("MGML", "MG/ML", "DEGC", "CELSIUS", "KPA", "PA", "UT", "NT", "T", "Z EFF", "ED", "EDW"),
     }
 )
+_FACTOR = re.compile(r"^[X*]?[\d.]+(?:\s*[\^E]?\s*\d+)?\s*[*X]?\s*|\s*\*\s*[\d.]+$")
 _UNITS_OF_PHASE = frozenset(
     {
         *("RAD", "RADIAN", "RADIANS", "MRAD", "MILLIRAD", "MILLIRADS", "MILLIRADIAN", "MILLIRADIANS"),
@@ -146,7 +257,13 @@ class Content:
 
 
 def is_localizer(image_type: tuple[str, ...]) -> bool:
-    return not _LOCALIZERS.isdisjoint(map(_plain, image_type))
+    return _finds(_LOCALIZERS, map(_plain, image_type))
+
+
+def is_screen(image_type: tuple[str, ...]) -> bool:
+    """Whether values 3 and following name a screenshot, a protocol or a dose report."""
+    kinds = list(map(_plain, image_type[2:]))
+    return _finds(_SCREENS, kinds) or "DOSE" in kinds
 
 
 def not_anatomy(content: Content) -> str | None:
@@ -165,7 +282,9 @@ def not_anatomy(content: Content) -> str | None:
             return "not-magnitude"
         if any(map(_is_not_magnitude, kinds)):
             return "not-magnitude"
-    elif any(kind in _SPECTRAL or _head(kind) in _SPECTRAL for kind in kinds):
+    elif _finds(_SPECTRAL_WORDS, kinds) or any(
+        kind in _SPECTRAL or _head(kind) in _SPECTRAL for kind in kinds
+    ):
         return "spectral-map"
     if any(map(_is_map, kinds)) or _is_map(_plain(content.contrast)) or _is_field_map(kinds):
         return "parameter-map"
@@ -174,6 +293,7 @@ def not_anatomy(content: Content) -> str | None:
     calculation = _plain(content.calculation)
     if (
         not _PROJECTIONS.isdisjoint(kinds)
+        or _finds(_PROJECTION_WORDS, kinds)
         or calculation not in {"", "NONE"}
         or _plain(content.volumetric) == "DISTORTED"
         or (content.modality == "CT" and not _REFORMATS.isdisjoint(kinds))
@@ -183,7 +303,7 @@ def not_anatomy(content: Content) -> str | None:
         return "combined"
     if content.modality == "CT" and unit not in _HOUNSFIELD:
         return "not-hounsfield"
-    if content.modality == "MR" and unit in _UNITS_OF_MAPS:
+    if content.modality == "MR" and _is_unit_of_map(content.rescale_type):
         return "parameter-map"
     return None
 
@@ -194,7 +314,11 @@ def is_reformat(image_type: tuple[str, ...]) -> bool:
 
 
 def _plain(value: str) -> str:
-    return " ".join(value.upper().replace("_", " ").replace("-", " ").split())
+    return " ".join(re.sub(r"[_\-()\[\]{}:;,]", " ", value.upper()).split())
+
+
+def _finds(words: re.Pattern[str], values: Iterable[str]) -> bool:
+    return any(map(words.search, values))
 
 
 def _head(kind: str) -> str:
@@ -204,11 +328,24 @@ def _head(kind: str) -> str:
 
 
 def _is_not_magnitude(kind: str) -> bool:
-    return kind in _NOT_MAGNITUDE or _head(kind) in _NOT_MAGNITUDE
+    if kind in _NOT_MAGNITUDE or _head(kind) in _NOT_MAGNITUDE:
+        return True
+    return _NOT_MAGNITUDE_WORDS.search(_MAGNITUDE_WORDS.sub("", kind)) is not None
 
 
 def _is_map(kind: str) -> bool:
-    return kind in _MAPS or _head(kind) in _MAPS or kind.split()[-1:] in (["MAP"], ["MAPS"])
+    if kind in _MAPS or _head(kind) in _MAPS or _MAP_WORDS.search(kind):
+        return True
+    return kind.removesuffix(" UNSPECIFIED") in _MAPS_OF_VALUE_4 and kind not in _MAPS_OF_VALUE_4
+
+
+def _is_unit_of_map(rescale_type: str) -> bool:
+    """Whether a unit is that of a quantity: also behind a factor (10^-6 mm2/s) and in brackets (T2[ms])."""
+    inside = re.findall(r"[\[(]([^\])]*)[\])]", rescale_type)
+    for unit in map(_plain, (rescale_type, *inside)):
+        if unit in _UNITS_OF_MAPS or _FACTOR.sub("", unit) in _UNITS_OF_MAPS or _MAP_WORDS.search(unit):
+            return True
+    return False
 
 
 def _is_field_map(kinds: tuple[str, ...]) -> bool:

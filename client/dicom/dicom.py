@@ -61,7 +61,7 @@ from client.dicom.codecs import (
     is_lossy,
     starts_codestream,
 )
-from client.dicom.content import Content, is_localizer, is_reformat, not_anatomy
+from client.dicom.content import Content, is_localizer, is_reformat, is_screen, not_anatomy
 from client.dicom.elements import (
     Elements,
     age_years,
@@ -185,6 +185,7 @@ _KEYWORDS = (
     "Manufacturer",
     "ManufacturerModelName",
     "PatientID",
+    "IssuerOfPatientID",
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
@@ -264,6 +265,7 @@ class SliceHeader:
     charset: str  # of both, as declared
     birth_date: str  # YYYYMMDD
     sex: str
+    issuer: str  # IssuerOfPatientID
     study_uid: str
     series_uid: str
     accession: str
@@ -442,7 +444,7 @@ def _never_used(image_type: tuple[str, ...], *, burned_in: bool) -> str | None:
         return "burned-in"
     if is_localizer(image_type):
         return "localizer"
-    if image_type[1:2] not in {(), ("",), ("PRIMARY",)}:
+    if image_type[1:2] not in {(), ("",), ("PRIMARY",)} or is_screen(image_type):
         return "secondary"
     return None
 
@@ -866,6 +868,7 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         charset="\\".join(texts(elements, "SpecificCharacterSet")),
         birth_date=date(elements, "PatientBirthDate"),
         sex=text(elements, "PatientSex").upper(),
+        issuer=_stripped(elements, "IssuerOfPatientID"),
         study_uid=text(elements, "StudyInstanceUID"),
         series_uid=text(elements, "SeriesInstanceUID"),
         accession=printable(text(elements, "AccessionNumber")),

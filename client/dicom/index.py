@@ -94,6 +94,7 @@ class SliceRecord:
     patient_near: tuple[str, ...] = ()
     birth: str = ""
     sex: str = ""
+    issuer: str = ""
 
     @property
     def path(self) -> Path:

@@ -69,6 +69,8 @@ class Identified(Protocol):
     def birth(self) -> str: ...
     @property
     def sex(self) -> str: ...
+    @property
+    def issuer(self) -> str: ...
 
 
 class PatientRule(StrictModel):
@@ -207,12 +209,14 @@ def under_key(header: dict[str, Any], key: bytes, rule: PatientRule) -> dict[str
     origin, _ = named_by(header, rule)
     forms, loose = forms_of(header["patient_id"], header["charset"], key) if origin == "id" else ((), ())
     birth, sex = header["birth_date"], header["sex"]
+    issuer = normalised(readings(header["issuer"], header["charset"])[0])
     return {
         "patient_origin": origin,
         "patient_forms": forms,
         "patient_near": loose,
         "birth": keyed("birth", birth, key) if birth and birth not in _PLACEHOLDER_DATES else "",
         "sex": keyed("sex", sex, key) if sex in {"M", "F"} else "",
+        "issuer": keyed("issuer", issuer, key) if issuer and origin == "id" else "",
     }
 
 
@@ -259,6 +263,15 @@ def of_several_people(records: Iterable[Identified]) -> frozenset[str]:
     return frozenset(
         patient for stated in (births, sexes) for patient, values in stated.items() if len(values) > 1
     )
+
+
+def of_several_issuers(records: Iterable[Identified]) -> frozenset[str]:
+    """Patients whose ID was given by two issuers: perhaps two people, whose numbers happen to be the same."""
+    issuers: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.issuer:
+            issuers[record.patient].add(record.issuer)
+    return frozenset(patient for patient, values in issuers.items() if len(values) > 1)
 
 
 def is_listed(record: Identified, listed: Collection[str]) -> bool:

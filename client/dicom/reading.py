@@ -30,6 +30,10 @@ KNOWN_POINTS_HU = {"air": (-1100, -850), "tissue": (-150, 150), "shifted": (850,
 """Ranges of which `measures` gives the shares: air; soft tissue; soft tissue in an image whose offset of 1024
 was not subtracted; what is denser than bone.
 """
+MR_POINTS = ("negative", "bright", "", "")
+"""What stands there for MR: the shares of pixels below zero, and above nine tenths of the highest value while
+the lowest lies below a tenth of it. Noise about zero that is stored with a sign and read without has both.
+"""
 MEASURES = 4 + len(KNOWN_POINTS_HU)
 _BLOCK = 1 << 20
 
@@ -90,7 +94,7 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
             digest.update(np.ascontiguousarray(image).data)
             pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
             stored[place] = to_stored(normalize_image(image, modality, side), modality)
-            measured.append(measures(stored[place], modality))
+            measured.append(measures(stored[place], modality, image))
     return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
 
 
@@ -110,13 +114,17 @@ def _headers(stream: BinaryIO, size: int, name: str, frames: slice) -> tuple[Any
         raise refusal(code, "recognised as no DICOM image") from None
 
 
-def measures(stored: np.ndarray, modality: Modality) -> list[float | str]:
+def measures(stored: np.ndarray, modality: Modality, physical: np.ndarray | None = None) -> list[float | str]:
     """Image statistics of one slice as it is stored: mean and standard deviation (stored units), detail,
-    difference hash; of CT the shares of pixels within each range of `KNOWN_POINTS_HU`, of MR zeros.
+    difference hash; of CT the shares of pixels within each range of `KNOWN_POINTS_HU`, of MR `MR_POINTS`.
 
     Detail is the standard deviation of the discrete Laplacian over that of the image: low in blurred slices,
     high in noisy ones. The hash (64 bits, hexadecimal) compares neighbours in an 8 x 9 thumbnail;
     near-duplicates differ in a few bits.
+
+    Args:
+        stored: int16 (size, size). physical: float32 (rows, columns), the MR signal; None: not at hand, and
+            `MR_POINTS` are zeros.
     """
     image = stored.astype(np.float32)
     spread = float(image.std())
@@ -132,11 +140,20 @@ def measures(stored: np.ndarray, modality: Modality) -> list[float | str]:
         spread,
         float(laplacian.std()) / spread if spread > 0 else 0.0,
         bits.tobytes().hex(),
-        *(
-            float(((stored >= low) & (stored <= high)).mean()) if modality == "CT" else 0.0
-            for low, high in KNOWN_POINTS_HU.values()
-        ),
+        *(_shares_hu(stored) if modality == "CT" else _shares_mr(physical)),
     ]
+
+
+def _shares_hu(stored: np.ndarray) -> list[float]:
+    return [float(((stored >= low) & (stored <= high)).mean()) for low, high in KNOWN_POINTS_HU.values()]
+
+
+def _shares_mr(physical: np.ndarray | None) -> list[float]:
+    if physical is None:
+        return [0.0] * len(MR_POINTS)
+    low, high = float(physical.min()), float(physical.max())
+    bright = float((physical > 0.9 * high).mean()) if 0 <= low < 0.1 * high else 0.0
+    return [float((physical < 0).mean()), bright, 0.0, 0.0]
 
 
 def _digest(stream: BinaryIO) -> str:

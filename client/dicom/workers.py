@@ -64,6 +64,7 @@ _AHEAD = 8  # answers per child that may wait for an earlier one
 _HELD_BYTES = 256 << 20
 _MAX_ANSWER_BYTES = 512 << 20  # arrays of one answer
 _START_S = 120.0  # for a child to import its modules, from a cold disk shared by many
+_MAX_WAITS = 60  # times the limit of an item that waiting for a processor may add to it
 _WORTH_A_CHILD_S = 0.3  # what one more child costs to start; a small folder is done before that
 _TRIES = 2  # an item that is in hand when a child crashes may be the victim of the one before it
 _MAX_JSON_BYTES = 16 << 20
@@ -113,7 +114,8 @@ class Workers:
         count: the most children at a time; by default one for each processor this process may use, at most
             `MAX_CHILDREN`.
         seconds_per_item: after which the child is killed, and the item is `too-slow`. Counts only while `map`
-            is being asked for answers.
+            is being asked for answers, and on Linux not while the child is ready and other processes have the
+            processors: on a busy machine no file is at fault.
         memory_bytes: address space beyond what Python and numpy take. Linux; other systems may not enforce
             it.
         linger: leave idle children for the next Workers with the same settings in this process (about 50 MiB
@@ -274,7 +276,7 @@ class Workers:
             if child.ready and not was_ready:
                 self._grown_at = time.monotonic()
         for child in busy:
-            if child.numbers and child.left_s <= 0 and child in self._children:
+            if child.numbers and child.left_s <= 0 and child in self._children and not child.has_waited():
                 yield from self._bury(child, waiting, tries, failure="too-slow")
 
     def _bury(
@@ -333,6 +335,7 @@ class _Child:
         self.numbers: deque[int] = deque()  # items it was given and did not answer; it works on the first
         self.left_s = _START_S  # until it has to have started, or answered
         self._seconds = seconds
+        self._waited_s = self._credit_s = 0.0
         self._outgoing = bytearray(_framed(settings.encode()))
         self._heard: list[tuple[int, Outcome]] = []
         self._buffers = self._wanted_buffers()
@@ -348,7 +351,7 @@ class _Child:
 
     def take(self, number: int, item: bytes) -> None:
         if self.ready and not self.numbers:
-            self.left_s = self._seconds
+            self._begin()
         self.numbers.append(number)
         self._outgoing += _framed(str(number).encode() + b" " + item)
         self._send()
@@ -435,7 +438,31 @@ class _Child:
                             yield array.reshape(-1).view(np.uint8).data
                     outcome = Outcome(value=answer["value"], arrays=tuple(arrays))
                 self._heard.append((self.numbers.popleft(), outcome))
-            self.left_s = self._seconds
+            self._begin()
+
+    def _begin(self) -> None:
+        """The time of the next item begins."""
+        self.left_s, self._credit_s, self._waited_s = self._seconds, 0.0, self._wait_s()
+
+    def has_waited(self) -> bool:
+        """Whether the item waited for a processor since its time began: it gets that time again."""
+        waited = self._wait_s()
+        again = min(waited - self._waited_s, _MAX_WAITS * self._seconds - self._credit_s)
+        if not self.ready or again < 0.01 * self._seconds:
+            return False
+        self._waited_s, self._credit_s = waited, self._credit_s + again
+        self.left_s += again
+        return self.left_s > 0
+
+    def _wait_s(self) -> float:
+        """How long the child was ready to run and did not, since its start; 0 where the system does not say.
+
+        Reference: Linux, Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
+        """
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return 0.0
 
 
 # idle children, by their settings, which name this process
@@ -534,7 +561,7 @@ def _answer(function: Function, number: int, item: bytes, outgoing: int, seconds
     """One item. Nothing of it is left when this returns."""
     # The parent keeps the time. Should it be gone, and with it whoever could kill us, this ends us, also in
     # a library that never returns.
-    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+    signal.setitimer(signal.ITIMER_REAL, (2 + _MAX_WAITS) * seconds + 1)
     arrays: list[np.ndarray] = []
     try:
         value, given = function(json.loads(item))

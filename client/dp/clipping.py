@@ -1,48 +1,74 @@
 """Clip each patient's gradient once, which bounds a patient's influence on a step.
 
-The promise of `clipped_sum`: adding or removing one patient, with any number of slices and any values in
-them, changes the sum by at most `clip_norm` in L2 (up to rounding), and leaves every other patient's part of
-it unchanged. A patient whose vector is not finite weighs zero, silently: an error or a warning would tell
-that such a patient exists.
+A row is clipped by its own values alone, whatever the other rows hold. A patient whose vector is not finite
+weighs zero, silently: an error or a warning would tell that such a patient exists. Floats bound the norm up
+to rounding; `client.dp.release` makes the bound exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
+VALUES_PER_BLOCK = 1 << 20  # bounds the memory of float64 copies; changes nothing else
 
-def patient_means(per_slice: Tensor, owner: Tensor, num_patients: int) -> Tensor:
+
+def patient_means(
+    per_slice: Tensor, owner: Tensor, num_patients: int, weights: Tensor | None = None
+) -> Tensor:
     """The mean of each patient's rows: the gradient of that patient's mean loss, from per-slice gradients.
 
     Args:
         per_slice: shape (slices, n).
         owner: shape (slices,), which patient a row belongs to, 0 ... num_patients - 1; each has at least one.
+        weights: shape (slices,), sums to 1 for each patient; None: a patient's rows weigh the same.
     Returns:
         shape (num_patients, n), the dtype of `per_slice`.
     """
-    slices = torch.bincount(owner, minlength=num_patients).clamp(min=1)
     total = torch.zeros(num_patients, per_slice.shape[1], dtype=per_slice.dtype)
+    if weights is not None:
+        return total.index_add_(0, owner, per_slice * weights[:, None])
+    slices = torch.bincount(owner, minlength=num_patients).clamp(min=1)
     return total.index_add_(0, owner, per_slice / slices[owner, None])
 
 
-def clip_factors(per_patient: Tensor, clip_norm: float) -> Tensor:
-    """min(1, clip_norm / norm) of each row, 0 where the row is not finite; shape (patients,)."""
-    norms = per_patient.norm(dim=1)
-    factors = (clip_norm / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
-    return torch.where(norms.isfinite(), factors, 0.0)
-
-
-def clipped_sum(per_patient: Tensor, clip_norm: float) -> Tensor:
-    """The sum over patients of their vectors, each scaled down to norm `clip_norm` at most.
+def clipped(per_patient: np.ndarray, clip_norm: float) -> np.ndarray:
+    """Each row, scaled down to norm `clip_norm` at most, up to rounding; zero where the row is not finite.
 
     Args:
-        per_patient: shape (patients, n); may have no rows.
-        clip_norm: L2 bound of one patient.
+        per_patient: floats, shape (patients, n).
+        clip_norm: L2 bound of one patient, finite and above 0.
     Returns:
-        float64, shape (n,), without noise: not to be released.
+        float64, shape (patients, n).
     """
-    per_patient = per_patient.to(torch.float64)
-    factors = clip_factors(per_patient, clip_norm)
-    counts = factors > 0
-    return factors[counts] @ per_patient[counts]
+    rows = np.array(per_patient, dtype=np.float64, order="C")
+    with np.errstate(invalid="ignore"):  # what is not finite stays so in a maximum
+        largest = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
+    broken = ~np.isfinite(largest)
+    rows[broken] = 0
+    largest[broken | (largest == 0)] = 1
+    # divided by its largest value first, so that no square is too large or too small for a float
+    unit = rows / largest[:, None]
+    reach = clip_norm / np.maximum(np.sqrt(np.square(unit).sum(axis=1)), 1.0)
+    too_long = largest > reach
+    return np.multiply(unit, reach[:, None], out=rows, where=too_long[:, None])
+
+
+def clipped_sum(per_patient: np.ndarray, clip_norm: float) -> np.ndarray:
+    """The sum over patients of their clipped vectors, float64, shape (n,). Without noise: not to be released
+    from patients of a hospital.
+    """
+    total = np.zeros(per_patient.shape[1])
+    for block in row_blocks(per_patient):
+        total += clipped(block, clip_norm).sum(axis=0)
+    return total
+
+
+def row_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows`, some at a time, so that copies of a block stay small."""
+    height = max(1, VALUES_PER_BLOCK // max(1, rows.shape[1]))
+    for start in range(0, len(rows), height):
+        yield rows[start : start + height]

@@ -167,6 +167,11 @@ class LabelTable:
     # the sheet in other encodings that its bytes may be in: `best_reading` chooses
     other_readings: tuple[LabelTable, ...] = ()
 
+    @classmethod
+    def empty(cls) -> LabelTable:
+        """That of a site without a sheet."""
+        return cls(path=Path(), rows=(), artifacts=())
+
     @property
     def readers(self) -> tuple[tuple[str, bool], ...]:
         """(pseudonym, is of the panel), first-level readers first, each in the order of the sheet."""

@@ -33,7 +33,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
-from common.processes import LOOPBACK, port_error
+from common.processes import LOOPBACK, described_status, port_error
 from common.strict import StrictModel, describe_validation, strict_yaml
 
 READABLE = (
@@ -113,7 +113,7 @@ _TROUBLES: tuple[tuple[str, str, str, str], ...] = (
         "restore it from a backup, or make a new site",
     ),
     (
-        r"address already in use",
+        r"address already in use|Failed to bind to address",
         "port-in-use",
         "one of the node's two loopback ports is taken",
         "is another node of this folder running?",
@@ -133,7 +133,8 @@ _TROUBLES: tuple[tuple[str, str, str, str], ...] = (
     ),
 )
 """Pattern of Flower's output, error code, message, hint. The first match counts."""
-_ENDED = "superlink-error", "the SuperNode ended without an error message", "see node/node.log"
+MAX_SHOWN = 200
+"""Characters of the SuperNode's last line that are shown where none of its lines is a known trouble."""
 
 log = logging.getLogger("fedqc.node")
 
@@ -295,11 +296,13 @@ class Status:
         self.connected = False
         self.code = ""
         self._message, self._hint = "", ""
+        self._last = ""
         self._since = _now()
         self._write()
 
     def hear(self, line: str) -> None:
         """One line of the SuperNode."""
+        self._last = line
         if _CONNECTED.search(line) or (_AGAIN.search(line) and self._rank == len(_TROUBLES) - 1):
             self._rank, self.code, self._message, self._hint = len(_TROUBLES), "", "", ""
             self._turn(connected=True)
@@ -315,10 +318,19 @@ class Status:
         self.code, self._message, self._hint = code, message, hint
         self._turn(connected=False)
 
-    def end(self, *, asked: bool) -> None:
-        """The SuperNode has ended, because it was asked to or by itself."""
+    def end(self, *, asked: bool, how: str) -> None:
+        """The SuperNode has ended, because it was asked to or by itself; all of its lines were heard.
+
+        Args:
+            how: with which status or signal.
+        """
         if not asked and not self.code:
-            self.say(*_ENDED)
+            last = self._last[:MAX_SHOWN] or "nothing"
+            self.say(
+                "superlink-error",
+                f"the SuperNode ended with {how}; its last line: {last}",
+                "see node/node.log",
+            )
         self._turn(connected=False)
 
     def line(self) -> str:
@@ -343,8 +355,9 @@ class _Node:
     def __init__(self, folder: Path, config: NodeConfig, isolation: Isolation) -> None:
         self._folder, self._config = folder, config
         self._status = Status(folder / "status.json", isolation)
-        self._stop = threading.Event()
+        self._stop, self._drained = threading.Event(), threading.Event()
         self._signal = 0
+        self._is_dismissed = False
 
     def run(self) -> int:
         handler = logging.handlers.RotatingFileHandler(
@@ -381,34 +394,51 @@ class _Node:
         except NetworkError as error:
             self._status.say(error.code, error.message, error.hint)
         finally:
-            self._end(child)
-            pump.join(1)
-        self._status.end(asked=self._signal != 0)
+            how = self._end(child)
+        self._status.end(asked=self._signal != 0, how=how)
         if self._signal:
             return 128 + self._signal
         print(self._status.line(), file=sys.stderr, flush=True)
         return NetworkError.exit_status
 
     def _pump(self, lines: IO[str]) -> None:
-        for line in lines:
-            plain = _COLOURS.sub("", line).rstrip()
-            if not plain:
-                continue
-            log.info("flower: %s", plain)
-            before = self._status.line()
-            if not self._signal:
-                self._status.hear(plain)
-            if self._status.line() != before:
-                print(self._status.line(), file=sys.stderr, flush=True)
-        self._stop.set()
+        try:
+            for line in lines:
+                plain = _COLOURS.sub("", line).rstrip()
+                if not plain:
+                    continue
+                log.info("flower: %s", plain)
+                before = self._status.line()
+                if not self._signal and not self._is_dismissed:
+                    self._status.hear(plain)
+                if self._status.line() != before:
+                    print(self._status.line(), file=sys.stderr, flush=True)
+        finally:
+            self._drained.set()
+            self._stop.set()
 
-    def _end(self, child: subprocess.Popen[str]) -> None:
-        child.terminate()
+    def _end(self, child: subprocess.Popen[str]) -> str:
+        """End the SuperNode unless it has ended by itself, and hear the rest of its output.
+
+        What it says because it is told to end is no diagnosis: Flower says the same where its signature is no
+        longer accepted.
+
+        Returns:
+            the status or signal that it ended with.
+        """
+        if self._drained.is_set():  # it closed its output: it is ending
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
+        if child.poll() is None:
+            self._is_dismissed = True
+            child.terminate()
         try:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        self._drained.wait(GRACE_S)
+        return described_status(child.returncode)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

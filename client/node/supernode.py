@@ -95,7 +95,7 @@ def main(parent: int) -> None:
     """Run a SuperNode until the process `parent` or Flower's main loop ends; does not return."""
     die_with_parent()
     if os.getppid() != parent:
-        sys.exit(1)
+        sys.exit("the node that started this SuperNode has ended")
     vars(main_loop)["time"] = Naps()
     turns = Turns(main_loop._pull_and_store_message, main_loop._push_messages)
     vars(main_loop).update(_pull_and_store_message=turns.pull, _push_messages=turns.push)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,19 @@ def check(
 
 
 def hand_out(
-    site_yaml: Path, *, readers: int, out: Path | None, per: Per, seed: int = SEED, size: int = DEFAULT_SIZE
+    site_yaml: Path,
+    *,
+    readers: int,
+    out: Path | None,
+    per: Per,
+    seed: int = SEED,
+    size: int = DEFAULT_SIZE,
+    only: Set[int] | None = None,
 ) -> list[Path]:
     """Write one workbook a reader, each in an order of its own, into a new folder.
 
     Args:
+        only: positions of slices in `site_images`; rows with one of these are written. None: all.
         out: the folder, by default `sheets` beside site.yaml; it may exist if it is empty.
         seed: another seed makes another batch, with other keys and orders.
     Raises:
@@ -136,9 +144,10 @@ def hand_out(
     ours = site_images(site_yaml, size=size)
     folder = out or ours.folder / "sheets"
     _refuse_among_images(folder, ours)
-    items = _items(ours, per)
+    items = [item for item in _items(ours, per) if only is None or not only.isdisjoint(item.positions)]
     refuse_too_many(len(items))  # before thousands of pictures are drawn
-    batch = batch_name(f"readers:{seed}:{per}", ours.key)
+    chosen = "" if only is None else ":" + ",".join(map(str, sorted(only)))
+    batch = batch_name(f"readers:{seed}:{per}{chosen}", ours.key)
     lines = [
         Line(item=item, picture=_picture(ours, item), is_open=applies_to(item.modality)) for item in items
     ]

@@ -18,7 +18,8 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from client.simulation.gallery_text import definition_of, gallery_speaker, title_of
-from client.simulation.real_slices import Simulated, Wish, body_of, chosen_slices, seed_of, simulate
+from client.simulation.real_slices import Simulated, Wish, chosen_slices, seed_of, simulate
+from client.views.acquisition import body_of
 from common.artifacts import MODALITIES, Modality
 from common.errors import ConfigError
 from common.files import write_bytes

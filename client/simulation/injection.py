@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from torch import Tensor
 
 from client.dicom.dicom import SliceHeader, exclusion, read_header, read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
@@ -42,36 +41,18 @@ from client.dicom.sources import find_files
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
 from client.simulation.phantom_sites import write_site_yaml
-from client.simulation.real_slices import Simulated, acquisition_of, as_square, body_of, scanning_sequence
+from client.simulation.real_slices import Simulated, as_square, scanning_sequence
 from client.site.config import nominal_bucket
-from common.artifacts import ARTIFACTS, NAMES, Modality
+from client.views.acquisition import acquisition_of, body_of
+from client.views.corruption import DRAWS, ORDER, Corrupted, can_occur, corrupt, shows
+from common.artifacts import NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.names import SITE_NAME
-from common.physics import SIMULATORS, choose, ct, record
-from common.physics.acquisition import Acquisition, uniform
-from common.physics.threads import one_thread
+from common.physics.acquisition import uniform
 from common.strict import StrictModel, describe_all
 
-DRAWS = 5
 POSITION_STEP_MM = 0.1  # images closer than this along the slice normal show the same position
-# as they arise: metal is painted last, motion blurs all
-ORDER = (
-    "beam_hardening",
-    "metal",
-    "chemical_shift",
-    "susceptibility",
-    "motion",
-)
-UNEVEN_HU = 40.0  # an even change of all soft tissue is no artifact
-MIN_CHANGED = {
-    "metal": 0.20,
-    "beam_hardening": 0.2,
-    "motion": 0.15,
-    "susceptibility": 0.03,
-    "chemical_shift": 0.05,
-}
-"""What `changed_share` must reach in every slice for a label; chosen by looking at sheets."""
 STAND_IN = (
     "one volunteer a scanner: 'patients' are disjoint slice blocks of the same person, each in several "
     "versions with simulated artifacts;"
@@ -432,87 +413,6 @@ def load(source: RealImage, *, mirrored: bool) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(small[:, ::-1] if mirrored else small), spacing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Corrupted:
-    """Slices with their artifacts, and what was drawn for each."""
-
-    images: list[np.ndarray]
-    masks: list[np.ndarray]  # bool: where any artifact changed the slice
-    simulators: dict[str, str]  # named artifact → the simulator that shows it
-    params: list[dict[str, dict[str, Any]]]  # of each slice: named artifact → `record`
-    # of each named artifact, the smallest share of the body's pixels that it changed in a slice
-    changed: dict[str, float]
-
-
-@one_thread()
-def corrupt(
-    images: Sequence[np.ndarray],
-    modality: Modality,
-    severities: dict[str, float],
-    acquisitions: Sequence[Acquisition],
-    generator: torch.Generator,
-) -> Corrupted:
-    """Every artifact of the modality in turn, at severity zero where `severities` does not name it.
-
-    Args:
-        images: slices of one patient, each (rows, columns), HU or magnitude. All slices show one draw: the
-            implant, field or bandwidth stays as it is, placed relative to the body in each slice; only
-            movement differs from slice to slice.
-        severities: of each named artifact, the same in all slices.
-        acquisitions: how each slice was taken.
-    """
-    changed: dict[str, float] = {}
-    slices = [torch.from_numpy(image) for image in images]
-    bodies = [body_of(image, modality) for image in slices]
-    masks = [torch.zeros_like(body) for body in bodies]
-    params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
-    chosen: dict[str, str] = {}
-    for name in ORDER:
-        if not can_occur(name, modality):
-            continue
-        shown_by, severity = choose(name, generator), severities.get(name, 0.0)
-        simulator = SIMULATORS[shown_by]
-        start = int(torch.randint(0, 2**31 - 1, (), generator=generator))
-        results: list[Tensor] = []
-        for number, (image, body, acquisition) in enumerate(zip(slices, bodies, acquisitions, strict=True)):
-            own = torch.Generator().manual_seed(start + number if name == "motion" else start)
-            drawn = simulator.draw(severity, own, acquisition)
-            result, mask = simulator.apply(image, drawn)
-            results.append(result)
-            if severity > 0:
-                chosen[name] = shown_by
-                params[number][name] = record(drawn)
-                masks[number] |= mask
-                changed[name] = min(
-                    changed.get(name, 1.0), changed_share(image, result, mask & body, modality)
-                )
-        slices = results
-    return Corrupted(
-        images=[image.numpy() for image in slices],
-        masks=[mask.numpy() for mask in masks],
-        simulators=chosen,
-        params=params,
-        changed=changed,
-    )
-
-
-def changed_share(before: Tensor, after: Tensor, mask: Tensor, modality: Modality) -> float:
-    """How much of a slice an artifact changed visibly.
-
-    MR: the masked share of the body. CT: the masked share of soft tissue whose change differs from that
-        tissue's median by `UNEVEN_HU`.
-    Args:
-        mask: the simulator's map of changed pixels, within the body.
-    """
-    if modality == "MR":
-        return float(mask.sum()) / max(1, int(body_of(before, modality).sum()))
-    tissue = ct.soft_tissue(before[None])[0]
-    change = (after - before)[tissue]
-    if not change.numel():
-        return 0.0
-    return float((((change - change.median()).abs() > UNEVEN_HU) & mask[tissue]).float().mean())
-
-
 def _write_hospital(
     folder: Path,
     name: str,
@@ -713,7 +613,7 @@ def _make_version(
     for _ in range(DRAWS):
         severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
         made = corrupt(clean, modality, severities, [acquisition] * len(clean), generator)
-        if all(made.changed[name] >= MIN_CHANGED[name] for name in artifacts):
+        if shows(made, artifacts):
             return Version(
                 clean=clean,
                 made=made,
@@ -769,7 +669,3 @@ def write_image(
             derived=True,
         ),
     )
-
-
-def can_occur(name: str, modality: Modality) -> bool:
-    return any(one.name == name and one.modality == modality for one in ARTIFACTS)

@@ -32,33 +32,19 @@ from client.dicom.index import pseudonym
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
 from client.simulation.injection import (
-    DRAWS,
     LABEL_COLUMNS,
-    MIN_CHANGED,
-    ORDER,
-    Corrupted,
     Severity,
     Version,
-    can_occur,
-    corrupt,
     patient_name,
     shown_of,
     write_image,
     write_tables,
 )
 from client.simulation.phantom_sites import write_site_yaml
-from client.simulation.real_slices import (
-    MIN_BODY,
-    Place,
-    acquisition_of,
-    as_square,
-    body_of,
-    find_slices,
-    halving,
-    pixels_of,
-    seed_of,
-)
+from client.simulation.real_slices import Place, as_square, find_slices, halving, pixels_of, seed_of
 from client.site.config import nominal_bucket
+from client.views.acquisition import MIN_BODY, acquisition_of, body_of
+from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
 from common.artifacts import MODALITIES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
@@ -365,7 +351,7 @@ def _version_of(person: Person, deal: Deal, counts: _Counts) -> Version | None:
             if name != CLEAN:
                 severities = {name: round(uniform(generator, deal.severity.low, deal.severity.high), 2)}
             attempt = corrupt(clean, person.modality, severities, acquisitions, generator)
-            if _shows(attempt, severities):
+            if shows(attempt, severities):
                 made = attempt
                 break
         if made is not None:
@@ -380,10 +366,6 @@ def _version_of(person: Person, deal: Deal, counts: _Counts) -> Version | None:
                 severities=severities,
             )
     raise AssertionError("a clean version is always possible")
-
-
-def _shows(made: Corrupted, severities: Mapping[str, float]) -> bool:
-    return all(made.changed[name] >= MIN_CHANGED[name] for name in severities)
 
 
 def _read(person: Person, skipped: Counter[str]) -> tuple[list[np.ndarray], list[SliceHeader], list[float]]:

@@ -6,7 +6,6 @@ A slice is known here by its modality and a number ("CT slice 2"). Its file and 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from client.dicom.dicom import SliceHeader, exclusion, read_headers, read_slices
 from client.dicom.sources import Source, expand_archives, find_files, open_source
+from client.views.acquisition import MIN_BODY, acquisition_of, body_of, is_spin_echo, pulse_sequence
 from common.artifacts import MODALITIES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.physics import SIMULATORS, record
-from common.physics.acquisition import Acquisition, acquire, body_mask
 from common.physics.threads import one_thread
 from common.preprocess import CT_RANGE_HU, clip_ct, pad_to_square, resample
 from common.progress_bar import Progress
 
 MAX_SIDE = 256
-CT_BODY_HU = -400.0
-HARDENING_GAIN = 60.0
-"""Of real CT slices. At 25 most chests show nothing at any severity; at 120 they resemble no scanner's
-images: chosen by looking at slices of 31 people."""
-MIN_BODY = 0.1
-"""Share of a slice that must be body: the ends of a stack show little to judge."""
 MAX_FILES = 3000  # of a larger folder every n-th file is looked at
 DEFAULT_SEVERITIES = (0.25, 0.5, 0.75, 1.0)
 
@@ -207,60 +199,15 @@ def as_square(image: np.ndarray, header: SliceHeader) -> tuple[np.ndarray, float
     ] * square.shape[0] / size
 
 
-def acquisition_of(image: Tensor, header: SliceHeader, spacing_mm: float) -> Acquisition:
-    """How a real slice was taken, as far as its header says; elsewhere what is common."""
-    fields: dict[str, float | str] = {
-        "pixel_spacing_mm": spacing_mm,
-        "slice_thickness_mm": header.slice_thickness_mm or 5.0,
-    }
-    if header.modality == "MR":
-        fields["phase_encoding"] = header.phase_encoding or "COL"
-        fields["field_tesla"] = header.field_strength_t or 1.5
-        fields["echo_time_ms"] = header.echo_time_ms or 10.0
-        fields["sequence"] = pulse_sequence(header)
-        fields["spin_echo"] = _is_spin_echo(header)
-    else:
-        fields["hardening_gain"] = HARDENING_GAIN
-    return acquire(image, header.modality, **fields)
-
-
-_DIFFUSION = r"(?<![a-z])(dwi|dti|diff|diffusion)(?![a-z])|\d+dir"
-
-
-def _words(header: SliceHeader) -> str:
-    return f"{header.sequence} {header.series_description}".lower()
-
-
-def pulse_sequence(header: SliceHeader) -> str:
-    """ "EPI", "GRE" or "SE". Diffusion and functional series are EPI, also where the scanning sequence
-    (0018,0020) does not say so.
-    """
-    words = _words(header)
-    if (
-        re.search(rf"\bep\b|(?<![a-z])(epi|epfid|ep2d|bold|fmri)|{_DIFFUSION}", words)
-        and "epigastr" not in words
-    ):
-        return "EPI"
-    return "GRE" if re.search(r"\bgr\b|(?<![a-z])(gre|flash|spgr|tfl)", words) else "SE"
-
-
 def scanning_sequence(header: SliceHeader) -> tuple[str, ...]:
     """ScanningSequence (0018,0020) for a slice that is written anew: as in the source, and what
     `acquisition_of` concluded from its description, which is not copied.
     """
     kind = {"EPI": "EP", "GRE": "GR", "SE": "SE"}[pulse_sequence(header)]
     concluded = [kind] if kind != "SE" or not header.scanning_sequence else []
-    if _is_spin_echo(header):
+    if is_spin_echo(header):
         concluded.append("SE")
     return tuple(dict.fromkeys((*header.scanning_sequence, *concluded)))
-
-
-def _is_spin_echo(header: SliceHeader) -> bool:
-    return re.search(rf"\bse\b|{_DIFFUSION}", _words(header)) is not None
-
-
-def body_of(image: Tensor, modality: Modality) -> Tensor:
-    return body_mask(image, threshold=CT_BODY_HU if modality == "CT" else None)
 
 
 def seed_of(*words: object) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from client.dicom.patients import AS_WRITTEN, PatientRule
 from client.labels.reader_agreement import Rule
@@ -19,9 +19,20 @@ from common.plan import Split
 from common.strict import StrictModel, describe_all, strict_yaml
 
 MAX_SITE_BYTES = 64 << 10
+NO_SHEET = "none"
+"""`labels` of a site without a label sheet: it trains where a plan injects artifacts, and is never scored."""
 
 
 _PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class Declaration(StrictModel):
+    """An operator's word that images are no hospital's patients. It holds for one folder of images."""
+
+    by: str = Field(min_length=1, max_length=200)
+    at: str = Field(min_length=1, max_length=40)
+    why: str = Field(min_length=1, max_length=500)
+    images: _PathText
 
 
 class SiteConfig(StrictModel):
@@ -29,10 +40,12 @@ class SiteConfig(StrictModel):
 
     name: str = Field(pattern=SITE_NAME)
     kind: SiteKind
-    # the ledger keeps one account per cohort
+    # stands in each row of the ledger; all cohorts of an installation share one budget
     cohort: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    # a budget of its own for this cohort: patients of the installation's other cohorts are left out of it
+    cohort_disjoint: bool = False
     images: _PathText = "images"
-    labels: _PathText = "labels.csv"
+    labels: _PathText = "labels.csv"  # the sheet; `none`: there is none
     consensus: Rule = "agree"  # how several readers become one label: client/labels/reader_agreement.py
     # artifacts that this site's readers assessed; None: not declared. A site that assessed none never trains
     assessed: tuple[str, ...] | None = None
@@ -44,6 +57,8 @@ class SiteConfig(StrictModel):
         None  # where "patients" are not persons: one plain sentence that says what they are
     )
     policy: str | None = None
+    # needed where the kind is not hospital and fedqc did not generate the images: `fedqc site declare`
+    declared_not_hospital: Declaration | None = None
     patients: PatientRule = AS_WRITTEN  # who is one patient, and who is one without a PatientID
 
     @field_validator("assessed", mode="before")
@@ -61,6 +76,22 @@ class SiteConfig(StrictModel):
         if len(set(known)) < len(known):
             raise ValueError("names an artifact twice")
         return tuple(name for name in NAMES if name in known)
+
+    @model_validator(mode="after")
+    def _assessed_on_a_sheet(self) -> SiteConfig:
+        if not self.has_sheet and self.assessed:
+            raise ValueError(f"labels: {NO_SHEET}, and assessed names {', '.join(self.assessed)}")
+        return self
+
+    @property
+    def has_sheet(self) -> bool:
+        """Whether the site has a label sheet."""
+        return self.labels != NO_SHEET
+
+    @property
+    def assesses(self) -> bool:
+        """Whether readers of this site assessed an artifact, as far as it declares."""
+        return self.has_sheet and self.assessed != ()
 
 
 def read_site(path: Path) -> tuple[SiteConfig, Path]:
@@ -139,6 +170,22 @@ def next_bucket(patients: int) -> tuple[int, int] | None:
     """
     above = next((bucket for bucket in BUCKETS if bucket > patients), None)
     return None if above is None else (above - patients, above)
+
+
+OFF_BUCKET = 2.5
+"""The widest step between two buckets."""
+
+
+def right_bucket(nominal_patients: int, patients: int) -> int | None:
+    """The bucket that `patients` training patients belong in, where the nominal number is off by more than
+    `OFF_BUCKET`; else None. Local: it is computed from the data.
+
+    A site weighs its nominal number in the mean, and divides its noised sums by it: a number that is too
+    large outweighs the other sites and learns nothing, one that is too small learns in leaps.
+    """
+    if nominal_patients / OFF_BUCKET <= patients <= nominal_patients * OFF_BUCKET:
+        return None
+    return nominal_bucket(patients)
 
 
 def nominal_bucket(patients: float) -> int:

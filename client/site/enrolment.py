@@ -18,7 +18,7 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from client.dicom.patients import NEW_SITE_JOIN
+from client.dicom.provenance import is_generated
 from client.ipc.protocol import MAX_SOCKET_PATH_BYTES
-from client.site.config import SiteConfig, read_site, site_key
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.config import SiteConfig, read_site
 from client.site.policy import SitePolicy, in_plain_words, missing_ethics, read_policy
+from client.site.run_data import user_name
+from client.site.site_ledger import init_ledger
 from common.enrolment import Kit, Request, read_kit, same_fingerprint, write_request
 from common.errors import ConfigError
 from common.files import write_as_owner
@@ -64,8 +66,8 @@ class Level:
         lines = [
             self.purpose,
             (
-                f"ε at most {policy.max_epsilon:g} over the lifetime of the cohort{per_run}; δ at most "
-                f"{policy.max_delta:g}."
+                f"ε at most {policy.max_epsilon:g} over the lifetime of this installation{per_run}; "
+                f"δ at most {policy.max_delta:g}."
             ),
             f"In words, with all of it spent: {in_plain_words(policy.max_epsilon, policy.max_delta)}.",
             f"δ: with a probability of at most {policy.max_delta:g} this guarantee fails.",
@@ -76,7 +78,10 @@ class Level:
                 "disclosed": (
                     "Exact scores over your test patients may be sent; they are outside the guarantee."
                 ),
-            }.get(policy.evaluation, "Scores over your patients only with noise; exact ones are refused."),
+            }.get(
+                policy.evaluation,
+                "Scores over your patients only with noise, charged as ε; exact ones are refused.",
+            ),
             "Each plan needs your approval." if policy.require_approval else "Plans need no approval.",
         ]
         return "\n".join(lines)
@@ -91,7 +96,7 @@ LEVELS: dict[str, Level] = {
             max_delta=1e-6,
             min_nominal_patients=100,
             allow_non_private=False,
-            evaluation="none",
+            evaluation="dp",
             max_rounds=100,
             require_approval=True,
         ),
@@ -100,6 +105,7 @@ LEVELS: dict[str, Level] = {
         purpose="For a hospital's own patients.",
         policy=SitePolicy(
             max_epsilon=8.0,
+            max_epsilon_per_run=2.0,
             max_delta=1e-5,
             min_nominal_patients=50,
             allow_non_private=False,
@@ -127,7 +133,7 @@ class NewSite:
 
     name: str  # lower case, digits, hyphens; the coordinator sees it
     kind: SiteKind
-    cohort: str  # the ledger keeps one account for it
+    cohort: str  # stands in each row of the ledger
     images: Path | str  # folder; relative paths are relative to the working directory
     labels: Path | str  # label sheet, likewise
     nominal_patients: int  # a public bucket the operator picks, never a count
@@ -136,6 +142,7 @@ class NewSite:
     stand_in: str = ""  # where "patients" are not persons, what they are
     ethics_approval: str = ""  # these two go into cohort.yaml, which stays here
     consent_basis: str = ""
+    declare: str = ""  # why the images are no hospital's patients, where the kind is not hospital
 
 
 def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambda text: None) -> Path:
@@ -151,8 +158,9 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         the request's path.
     Raises:
         ConfigError: `site-exists` (this folder has its keys: `site init` has been here), `bad-argument`
-            (site.yaml has another value), `no-such-folder`, `unknown-level`, `ethics-missing`, `bad-site`,
-            `not-writable`. Nothing is left behind.
+            (site.yaml has another value), `no-such-folder`, `unknown-level`, `ethics-missing`,
+            `kind-undeclared`, `bad-site`, `not-writable`. Nothing is left behind.
+        LedgerError: privacy was spent in this state folder, and its ledger is gone (code `ledger-missing`).
     """
     from client.site.config import BUCKETS
 
@@ -227,9 +235,18 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
         "split": _split_of(state),
     }
     values |= {"stand_in": new.stand_in} if new.stand_in else {}
+    if new.declare and new.kind != "hospital":
+        values["declared_not_hospital"] = _declaration(new.declare, values["images"])
+    elif not is_no_hospital(adopted, new.kind, images):
+        raise ConfigError(
+            f"--kind {new.kind}: no operator has declared that the images in {images} are no hospital's "
+            "patients",
+            code="kind-undeclared",
+            hint="--declare WHY (one sentence, which stays at the site), or --kind hospital",
+        )
     values |= {} if new.assessed is None else {"assessed": list(new.assessed)}
     try:
-        SiteConfig.model_validate(values)
+        config = SiteConfig.model_validate(values)
         Request.model_validate(
             {
                 "site": new.name,
@@ -243,7 +260,9 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
     except ValidationError as error:
         raise ConfigError(f"site.yaml: {describe_validation(error)}", code="bad-site") from None
     known = existing_cohort(folder)
-    unset = {"policy", "split", "assessed"} - (adopted.model_fields_set if adopted else set())
+    unset = {"policy", "split", "assessed", "declared_not_hospital"} - (
+        adopted.model_fields_set if adopted else set()
+    )
     lacking = {
         folder / "site.yaml": {name: value for name, value in values.items() if name in unset},
         folder / "cohort.yaml": {name: text for name, text in legal.items() if not known.get(name)},
@@ -293,7 +312,7 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             version=version("fedqc"),
         )
         write_secret(node / "runtime.secret", secrets.token_bytes(RUNTIME_SECRET_BYTES))
-        Ledger.open(state / ledger_file_name(new.cohort), cohort=new.cohort, key=site_key(state)).close()
+        init_ledger(adopted or config, folder)
         write_request(folder / "request.zip", request, load_key(state / "signing.key"))
         if adopted is None:
             write_yaml(  # last: a folder with a site.yaml is complete
@@ -313,6 +332,50 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
             ) from None
         raise
     return folder / "request.zip"
+
+
+def is_no_hospital(site: SiteConfig | None, kind: SiteKind, images: Path) -> bool:
+    """Whether images need no declaration: they are a hospital's, an operator declared them, fedqc made them,
+    or there are none yet.
+    """
+    declared = site is not None and site.declared_not_hospital is not None
+    return kind == "hospital" or declared or is_generated(images) is not False
+
+
+def declare_not_hospital(folder: Path, why: str) -> None:
+    """Note in site.yaml, with time and user, why its images are no hospital's patients.
+
+    Raises:
+        ConfigError: `bad-argument` (a hospital, or no reason), `already-declared`, `no-such-site`,
+            `bad-site` (site.yaml is not written as one key a line), `not-writable`.
+    """
+    site, _ = read_site(folder)
+    path = folder / "site.yaml"
+    if site.kind == "hospital" or not why.strip():
+        raise ConfigError(
+            f"{path}: kind: {site.kind}; nothing to declare"
+            if site.kind == "hospital"
+            else "the reason is missing",
+            code="bad-argument",
+            hint="one sentence: why the images are no hospital's patients",
+        )
+    if site.declared_not_hospital is not None:
+        raise ConfigError(
+            f"{path}: declared_not_hospital is there, for {site.declared_not_hospital.images}",
+            code="already-declared",
+            hint="for other images remove the key first",
+        )
+    text = _with_keys(path, {"declared_not_hospital": _declaration(why, site.images)})
+    try:
+        write_as_owner(path, text.encode(), mode=stat.S_IMODE(path.stat().st_mode))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})", code="not-writable") from None
+    read_site(folder)
+
+
+def _declaration(why: str, images: str) -> dict[str, str]:
+    at = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"by": user_name(), "at": at, "why": " ".join(why.split()), "images": images}
 
 
 def existing_site(folder: Path) -> SiteConfig | None:

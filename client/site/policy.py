@@ -21,17 +21,15 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import ConfigError, RefusedError
-from common.names import SITE_KINDS, SiteKind, Unit
-from common.plan import RunPlan
-from common.privacy import GaussianSteps, noise_multiplier_for
+from common.names import SITE_KINDS, EvaluationMode, SiteKind, Unit
+from common.privacy import epsilon_text
 from common.strict import StrictModel, describe_all, strict_yaml
 
-Evaluation = Literal["dp", "disclosed", "synthetic", "none"]
+Evaluation = EvaluationMode | Literal["none"]
 
 ETHICS_FIELDS = ("ethics_approval", "consent_basis")
 _NOTHING = frozenset({"none", "na", "tbd", "todo", "pending", "unknown", "null", "xxx", "无", "待定", "未知"})
 _HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9])")
-_LOOSENESS: dict[str, int] = {"none": 0, "synthetic": 1, "dp": 2, "disclosed": 3}
 
 
 class SitePolicy(StrictModel):
@@ -40,17 +38,22 @@ class SitePolicy(StrictModel):
     Every number is a cap on what a plan may request; none replaces what the plan says.
     """
 
-    # over the lifetime of a cohort, per patient, all runs and evaluations together
+    # over the lifetime of the installation, per patient, all runs and evaluations together
     max_epsilon: float = Field(default=8.0, gt=0, le=1000)
     max_epsilon_per_run: float | None = Field(default=None, gt=0, le=1000)
     max_delta: float = Field(default=1e-5, gt=0, lt=1e-3)
     # fewer: a private arm would learn nothing and protect badly
     min_nominal_patients: int = Field(default=50, ge=1)
     allow_non_private: bool = False  # whether an arm without noise may train on this site's patients
+    # private arms once patients trained without noise, or in a plan that does both: refuse them, or take part
+    # and send that no claim holds
+    after_non_private: Literal["refuse", "void"] = "refuse"
     evaluation: Evaluation = "dp"
     max_clip_norm: float | None = Field(default=None, gt=0)
     max_rounds: int | None = Field(default=None, ge=1)
     hours: str | None = None  # local time in which work may begin, "22:00-06:00": the end is not part of it
+    # a hospital's answers to private and evaluation tasks leave at multiples of it, in seconds; 0: at once
+    answer_grid_s: float = Field(default=10.0, ge=0, le=3600)
     require_approval: bool = (
         False  # whether somebody here must have said yes to each plan, `fedqc site approve`
     )
@@ -85,7 +88,7 @@ def default_policy(kind: SiteKind) -> SitePolicy:
     would.
     """
     if kind == "hospital":
-        return SitePolicy()
+        return SitePolicy(max_epsilon_per_run=2.0)
     if kind in ("public", "synthetic"):
         return SitePolicy(max_epsilon=1000.0, allow_non_private=True, evaluation="synthetic")
     raise ConfigError(
@@ -173,8 +176,7 @@ def admit_training(
 
     Args:
         private: whether the arm clips and adds noise. If not, epsilon, delta and clip_norm are not looked at.
-        epsilon, delta: what the whole arm will cost by the gate's accountant (`common.privacy.rdp_epsilon` of
-            its schedule).
+        epsilon, delta: what the whole plan asks of one patient (`common.pricing.plan_epsilon`).
         clip_norm: L2 bound of one patient's contribution to one step.
         nominal_patients: the public bucket the operator picked, not a count of patients.
         rounds: how many rounds the arm has.
@@ -198,6 +200,15 @@ def admit_training(
     epsilon = _positive("epsilon", epsilon)
     delta = _positive("delta", delta)
     clip_norm = _positive("clip_norm", clip_norm)
+    _admit_private(policy, epsilon, delta, nominal_patients)
+    if policy.max_clip_norm is not None and clip_norm > policy.max_clip_norm:
+        raise _refusal(
+            "clip-norm-over-policy",
+            f"the plan clips at {clip_norm:g}, this site's policy permits at most {policy.max_clip_norm:g}",
+        )
+
+
+def _admit_private(policy: SitePolicy, epsilon: float, delta: float, nominal_patients: int) -> None:
     if nominal_patients < policy.min_nominal_patients:
         raise _refusal(
             "too-few-patients",
@@ -210,17 +221,32 @@ def admit_training(
         most = policy.epsilon_per_run
         raise _refusal(
             "epsilon-over-policy",
-            f"the plan costs epsilon {epsilon:.4g}, this site's policy permits at most {most:.4g} per run",
+            (
+                f"the plan costs epsilon {epsilon_text(epsilon)}, this site's policy permits at most "
+                f"{most:.4g} per run"
+            ),
         )
     if delta > policy.max_delta:
         raise _refusal(
             "delta-over-policy",
             f"the plan asks for delta {delta:g}, this site's policy permits at most {policy.max_delta:g}",
         )
-    if policy.max_clip_norm is not None and clip_norm > policy.max_clip_norm:
-        raise _refusal(
-            "clip-norm-over-policy",
-            f"the plan clips at {clip_norm:g}, this site's policy permits at most {policy.max_clip_norm:g}",
+
+
+def admit_void(policy: SitePolicy) -> None:
+    """Admit a private arm although these patients train, or trained, without noise: for an observer of both
+    models no epsilon holds.
+
+    Raises:
+        RefusedError: code `cohort-void`.
+    """
+    if policy.after_non_private == "refuse":
+        reason = "this site's patients trained without noise, or do so in this plan: no epsilon would hold"
+        raise RefusedError(
+            reason,
+            code="cohort-void",
+            public_reason=reason,
+            hint="leave out the arms without noise; or policy.yaml: after_non_private: void",
         )
 
 
@@ -239,39 +265,6 @@ def admit_hours(policy: SitePolicy, now: datetime) -> None:
     within = start <= moment < end if start < end else moment >= start or moment < end
     if not within:
         raise _refusal("outside-hours", f"this site's policy permits work at {policy.hours} local time only")
-
-
-def admit_plan(policy: SitePolicy, approved: bool) -> None:
-    """Admit a plan that somebody at the hospital approved, or any where the policy does not ask for that.
-
-    Raises:
-        RefusedError: code `not-approved`.
-    """
-    if policy.require_approval and not approved:
-        reason = "this plan has not been approved at this site"
-        raise RefusedError(
-            reason,
-            code="not-approved",
-            public_reason=reason,
-            hint="approve exactly this plan: fedqc site approve PLAN",
-        )
-
-
-def private_schedule(plan: RunPlan, rounds: int | None = None) -> GaussianSteps:
-    """What the private arm does to one patient over `rounds`, by default all of the plan's.
-
-    Without a noise multiplier of its own the plan gets the one with which the *whole* run costs its epsilon.
-    """
-    wanted = plan.privacy
-    noise = wanted.noise_multiplier
-    if noise is None:
-        steps = plan.private_steps_per_round * plan.training.rounds
-        noise = noise_multiplier_for(wanted.epsilon, wanted.delta, wanted.sample_rate, steps)
-    return GaussianSteps(
-        noise_multiplier=noise,
-        sample_rate=wanted.sample_rate,
-        steps=plan.private_steps_per_round * (plan.training.rounds if rounds is None else rounds),
-    )
 
 
 def in_plain_words(epsilon: float, delta: float, unit: Unit = "patient") -> str:
@@ -294,32 +287,48 @@ def in_plain_words(epsilon: float, delta: float, unit: Unit = "patient") -> str:
     return text
 
 
-def admit_evaluation(policy: SitePolicy, requested: Evaluation, *, kind: SiteKind = "hospital") -> None:
-    """Admit an evaluation that is at most as loose as the policy's, or refuse it.
+def evaluation_mode(policy: SitePolicy, kind: SiteKind, noise_multiplier: float | None) -> EvaluationMode:
+    """How this site is scored: as loosely as its policy permits, and no looser; or refuse.
 
-    From strict to loose: none, synthetic (no patients of a hospital), dp (noised, charged), disclosed (exact
-    aggregates). At a public or synthetic site nobody is protected, so that every evaluation is admitted
-    unless the policy says none.
+    A public or synthetic site has no patients to protect: it is scored exactly unless its policy says
+    none. A hospital is scored exactly only where its policy says `disclosed`, and with noise where it says
+    `dp`.
 
+    Args:
+        noise_multiplier: of the plan's evaluation; None where the plan asks for none with noise.
     Raises:
         RefusedError: code `evaluation-not-permitted`.
     """
-    if requested not in _LOOSENESS:
-        raise ConfigError(
-            f"unknown evaluation {requested!r}",
-            code="unknown-evaluation",
-            hint=f"known: {', '.join(_LOOSENESS)}",
-        )
     if kind != "hospital" and policy.evaluation != "none":
-        return
-    if _LOOSENESS[requested] > _LOOSENESS[policy.evaluation]:
+        return "synthetic"
+    if policy.evaluation == "disclosed":
+        return "disclosed"
+    if policy.evaluation != "dp":
         raise _refusal(
             "evaluation-not-permitted",
-            (
-                f"the plan asks for evaluation '{requested}', this site's policy permits at most "
-                f"'{policy.evaluation}'"
-            ),
+            f"this site's policy permits evaluation '{policy.evaluation}': its patients are not scored",
         )
+    if noise_multiplier is None:
+        raise _refusal(
+            "evaluation-not-permitted",
+            "this site is scored only with noise, and the plan has no privacy.evaluation_noise_multiplier",
+        )
+    return "dp"
+
+
+def admit_noised_evaluation(
+    policy: SitePolicy, *, epsilon: float, delta: float, nominal_patients: int
+) -> None:
+    """Admit an evaluation with noise, or refuse it. What is left of the lifetime budget is the ledger's to
+    decide.
+
+    Args:
+        epsilon, delta: what the whole run costs a patient of this site.
+        nominal_patients: the public bucket the operator picked.
+    Raises:
+        RefusedError: codes `too-few-patients`, `epsilon-over-policy`, `delta-over-policy`.
+    """
+    _admit_private(policy, _positive("epsilon", epsilon), _positive("delta", delta), nominal_patients)
 
 
 def _refusal(code: str, reason: str) -> RefusedError:

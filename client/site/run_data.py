@@ -40,26 +40,38 @@ class RunData:
     since: str
     data: DataDigests
     refused: DataDigests | None = None  # other data that were met and not yet accepted
-    changes: tuple[str, ...] = ()  # of `refused`: images, labels, split
+    changes: tuple[str, ...] = ()  # of `refused`: images, labels, split; or record, where it was lost
     accepted: tuple[dict[str, Any], ...] = ()  # when, by whom, which changes
 
 
 def bind_data(
-    state: Path, run: str, plan_sha256: str, data: DataDigests, *, opted_out: Collection[str] = ()
+    state: Path,
+    run: str,
+    plan_sha256: str,
+    data: DataDigests,
+    *,
+    opted_out: Collection[str] = (),
+    took_part: bool = False,
 ) -> bool:
     """Keep the data of a run at its first use, and compare them at every later one.
 
     Args:
         opted_out: patients whose absence is no change.
+        took_part: whether the ledger says that this site trained in the run. A record that is missing then
+            was lost; without such a witness this is taken for the first use.
     Returns:
         whether the operator has accepted other data since the first round.
     Raises:
-        DataError: the data have changed (code `data-changed`).
+        DataError: the data have changed, or nobody knows any more what they were (code `data-changed`).
         RunError: the record of the first round cannot be written (code `not-writable`).
     """
     known = check_data(state, run, data, opted_out=opted_out)
     if known is None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
+        if took_part:
+            lost = RunData(run=run, plan_sha256=plan_sha256, since=now, data=_UNKNOWN)
+            _write(state, lost)
+            raise _refused(state, lost, data, _LOST)
         try:
             _write(state, RunData(run=run, plan_sha256=plan_sha256, since=now, data=data))
         except ConfigError as error:  # as where the ledger meets a full disk: every first round writes here
@@ -78,18 +90,44 @@ def check_data(
     known = _read(_path(state, run))
     if known is None:
         return None
-    changes = changes_between(known.data, data, opted_out=opted_out)
+    is_lost = known.data == _UNKNOWN
+    changes = _LOST if is_lost else changes_between(known.data, data, opted_out=opted_out)
     if changes:
-        _write(state, replace(known, refused=data, changes=changes))
-        raise DataError(
-            f"the {' and '.join(changes)} of this site changed since the first round of run {run} "
-            f"({known.since})",
-            code="data-changed",
-            hint=f"restore the data, or accept the change: fedqc site approve PLAN --changed-data {run}",
-        )
+        raise _refused(state, known, data, changes)
     if known.refused is not None:
         _write(state, replace(known, refused=None, changes=()))
     return known
+
+
+_UNKNOWN = DataDigests(images="", labels={}, split={})
+_LOST = ("record",)
+"""In place of what changed: nobody knows, because the record of the first round is gone."""
+
+
+def _refused(state: Path, known: RunData, data: DataDigests, changes: tuple[str, ...]) -> DataError:
+    """The refusal of other data, which the operator may accept from now on."""
+    _write(state, replace(known, refused=data, changes=changes))
+    run = known.run
+    problem = f"the {' and '.join(changes)} of this site changed since the first round of run {run}"
+    restore = "the data"
+    if changes == _LOST:
+        problem = f"the ledger holds run {run}, but the record of its data in state/{RUNS} is gone"
+        restore = f"state/{RUNS} from the backup"
+    return DataError(
+        f"{problem} ({known.since})",
+        code="data-changed",
+        hint=f"restore {restore}, or accept the present data: fedqc site approve PLAN --changed-data {run}",
+    )
+
+
+def data_of_run(state: Path, run: str) -> DataDigests | None:
+    """The data that a run is bound to; None where this site has taken no part in it.
+
+    Raises:
+        DataError: the record cannot be read (code `data-changed`).
+    """
+    known = _read(_path(state, run))
+    return None if known is None else known.data
 
 
 def changes_between(
@@ -139,6 +177,24 @@ def runs_refused(state: Path) -> list[RunData]:
     """Runs that were refused because data changed, and whose change nobody has accepted."""
     known = (_read(path) for path in sorted((state / RUNS).glob("*.json")))
     return [one for one in known if one is not None and one.refused is not None]
+
+
+def plan_of_run(state: Path, run: str) -> str:
+    """The hash of the plan of a run that this site has begun; "" where it has not."""
+    try:
+        known = _read(_path(state, run))
+    except DataError:
+        return ""
+    return "" if known is None else known.plan_sha256
+
+
+def index_of_run(state: Path, run: str) -> str:
+    """The index version that a run began with at this site; "" where it has not begun."""
+    try:
+        known = _read(_path(state, run))
+    except DataError:
+        return ""
+    return "" if known is None else known.data.images
 
 
 def user_name() -> str:

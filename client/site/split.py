@@ -71,17 +71,19 @@ def split_of_site(site: SiteConfig, folder: Path, plan: Split | None = None) -> 
     return SiteSplit(shares=bound, origin="first run" if own is None else "site.yaml")
 
 
-def fix_split(site: SiteConfig, folder: Path, split: SiteSplit) -> None:
+def fix_split(site: SiteConfig, folder: Path, split: SiteSplit, *, always: bool = False) -> None:
     """Keep the split of a run that is about to begin, once and for all.
 
     The plan's split is kept only where the site has joined a federation: a simulation may try several.
 
+    Args:
+        always: keep it in a simulation, too: a hospital's patients are about to be scored.
     Raises:
         RunError: it cannot be written (code `not-writable`); as where the ledger meets a full disk, nothing
             of a patient decides that.
     """
     state = folder / site.state
-    is_bound = split.origin == "site.yaml" or (state / "coordinator.json").is_file()
+    is_bound = always or split.origin == "site.yaml" or (state / "coordinator.json").is_file()
     if is_bound and not (state / SPLIT).exists():
         train, validation, test = split.shares
         values = {

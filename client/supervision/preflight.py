@@ -20,38 +20,42 @@ import stat
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import yaml
 
-from client.data.cohort import admit_quarantine, check_site, site_slices
+from client.data.cohort import admit_quarantine, check_site, holds_index, site_slices
 from client.data.inclusion import read_rules
+from client.dicom.cache import is_prepared
 from client.dicom.index import MAX_QUARANTINED
-from client.site.approvals import is_approved
-from client.site.config import SiteConfig, next_bucket, read_site
+from client.dicom.provenance import sample, with_real_ids
+from client.site.approvals import admit_approved, index_approved
+from client.site.config import SiteConfig, next_bucket, read_site, right_bucket
 from client.site.enrolment import coordinator_of
+from client.site.kind import admit_kind
+from client.site.ledger_migration import old_ledgers
 from client.site.policy import (
     SitePolicy,
     admit_ethics,
     admit_hours,
-    admit_plan,
     default_policy,
     in_plain_words,
-    private_schedule,
     read_policy,
 )
-from common.arms import is_private
+from client.site.site_ledger import has_ledger, open_ledger
 from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
 from common.plan import RunPlan
 from common.preprocess import DEFAULT_SIZE
-from common.privacy import rdp_epsilon
+from common.pricing import charges, with_noise
+from common.privacy import epsilon_of, epsilon_text
 from common.strict import strict_yaml
 
 CACHE_BYTES = 2 << 30
@@ -94,8 +98,10 @@ def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT
         check_gpu(),
         *check_encryption([state, folder / config.images]),
         check_modes(folder, config),
-        check_data(folder, plan),
+        check_ledger(folder, config),
+        *check_data(folder, config, plan),
         check_ethics(folder, config),
+        check_kind(folder, config),
     ]
     try:
         policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
@@ -378,20 +384,73 @@ def check_modes(folder: Path, config: SiteConfig) -> Check:
     return Check(check="modes", ok=True, found="keys and state are their owner's only")
 
 
-def check_data(folder: Path, plan: RunPlan | None) -> Check:
-    """Images and labels, prepared as the plan wants them (else as fedqc does by default)."""
+def check_ledger(folder: Path, config: SiteConfig) -> Check:
+    """Whether the privacy ledger is there and intact: without it a hospital refuses all that is charged."""
+    state = folder / config.state
+    if old_ledgers(state):
+        return Check(check="ledger", ok=True, found="of an earlier version, taken over at the first start")
+    if config.kind != "hospital" and not has_ledger(state):
+        return Check(check="ledger", ok=None, found=f"none yet at this site of kind {config.kind}")
+    try:
+        with open_ledger(config, folder) as ledger:
+            length = len(ledger.rows())
+    except FedqcError as error:
+        fix = error.hint or "restore the newest copy of the state folder"
+        return Check(check="ledger", ok=False, problem=f"{error.code}: {error.message}", fix=fix)
+    return Check(check="ledger", ok=True, found=f"intact, entries: {length}")
+
+
+def check_data(folder: Path, config: SiteConfig, plan: RunPlan | None) -> Iterator[Check]:
+    """Images and labels, prepared as the plan wants them (else as fedqc does by default), and the nominal
+    number of patients beside them.
+    """
     try:
         if plan is None:
             found = check_site(folder)
         else:
             found = check_site(folder, size=plan.image_size, plan_split=plan.split)
     except FedqcError as error:
-        return Check(
+        yield Check(
             check="data",
             ok=False,
             problem=f"{error.code}: {error.message}",
             fix=error.hint or "see fedqc data check",
         )
+        return
+    yield _files(folder, found, plan)
+    if plan is None or config.name not in plan.held_out:
+        yield check_bucket(config.nominal_patients, found["patients_by_part"]["train"])
+
+
+def check_bucket(nominal_patients: int, training_patients: int) -> Check:
+    """The nominal number of patients against those that would train. A warning: nothing is refused for it,
+    because a refusal would tell how many patients there are.
+    """
+    right = right_bucket(nominal_patients, training_patients)
+    said = f"nominal_patients: {nominal_patients}, and {training_patients} training patients"
+    if right is None:
+        return Check(check="bucket", ok=True, found=said)
+    effect = (
+        "the site would outweigh the others, and its steps be too small"
+        if nominal_patients > training_patients
+        else "the site would weigh too little, and its steps be too large"
+    )
+    fix = f"write nominal_patients: {right} into site.yaml before the first run"
+    return Check(check="bucket", ok=True, found=said, problem=f"{said}: {effect}", fix=fix)
+
+
+def bucket_note(site: Path) -> str:
+    """What an operator should know of the nominal number of patients when the site joins: "" where it fits,
+    or where the images have not been prepared yet. Decodes nothing.
+    """
+    config, folder = read_site(site)
+    if not is_prepared(folder / config.state / "cache", DEFAULT_SIZE):
+        return ""
+    found = (one for one in check_data(folder, config, None) if one.check == "bucket" and one.problem)
+    return next((f"{one.problem}; {one.fix}" for one in found), "")
+
+
+def _files(folder: Path, found: Mapping[str, Any], plan: RunPlan | None) -> Check:
     left_out = len(found["quarantined"])
     if left_out > MAX_QUARANTINED * found["found"]:
         try:
@@ -402,7 +461,10 @@ def check_data(folder: Path, plan: RunPlan | None) -> Check:
             return Check(
                 check="data", ok=False, problem=f"{refusal.code}: {refusal.message}", fix=refusal.hint
             )
-    said = f"{found['used']} of {found['found']} files, {found['patients']} patients, prepared"
+    said = f"{found['used']} of {found['found']} files, {found['patients']} patients"
+    if elsewhere := found["patients_left_out"]:
+        said += f", of them {elsewhere} in an earlier cohort (left out)"
+    said += ", prepared"
     if (missing := next_bucket(found["patients_by_part"]["train"])) is not None:
         more = f"{missing[0]} more training patient" + (" reaches" if missing[0] == 1 else "s reach")
         said += f"; {more} the next bucket ({missing[1]})"
@@ -433,15 +495,50 @@ def check_ethics(folder: Path, config: SiteConfig) -> Check:
     return Check(check="ethics", ok=True, found="approval and consent basis stated in cohort.yaml")
 
 
+def check_kind(folder: Path, config: SiteConfig) -> Check:
+    """What says that a site of another kind is no hospital, and whether its patients look like persons."""
+    if config.kind == "hospital":
+        return Check(check="kind", ok=None, found="hospital")
+    images = folder / config.images
+    try:
+        said = f"{config.kind}: {admit_kind(config, folder, again=True)}"
+    except RefusedError as refusal:
+        declared = "no operator has declared that these are no hospital's patients"
+        problem = f"{refusal.code}: kind: {config.kind}, and {declared}"
+        return Check(check="kind", ok=False, problem=problem, fix=refusal.hint)
+    if real := with_real_ids(images):
+        looked = len(sample(images))
+        problem = f"{said}; {real} of {looked} files that were looked at name a person"
+        fix = "kind: hospital in site.yaml, unless these persons agreed that exact results leave"
+        return Check(check="kind", ok=True, found=said, problem=problem, fix=fix)
+    return Check(check="kind", ok=True, found=said)
+
+
+def check_frozen(folder: Path, plan: RunPlan, index: str) -> Check:
+    """Whether the cache still holds the images that were frozen when the plan was approved."""
+    try:
+        held = holds_index(folder / "site.yaml", plan.image_size, index)
+    except FedqcError as error:
+        return Check(check="index", ok=False, problem=f"{error.code}: {error.message}", fix=error.hint)
+    if held:
+        return Check(check="index", ok=True, found=f"{index}, as it was approved")
+    problem = "data-changed: the images changed since the plan was approved"
+    return Check(check="index", ok=False, problem=problem, fix="approve it again: fedqc site approve PLAN")
+
+
 def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPlan) -> Iterator[Check]:
     """What this site would answer to each part of the plan, and what the plan would cost."""
     from client.agent.tasks import Agent
     from common.wire import DescribeTask, SiteReadiness
 
     state = folder / config.state
-    yield _asked(
-        "approval", lambda: admit_plan(policy, is_approved(state, plan.sha256())), "given, or not needed"
-    )
+    text = with_noise(plan).canonical_json()
+    if policy.require_approval:
+        yield _asked("approval", lambda: admit_approved(state, text, run=""), "given")
+    else:
+        yield Check(check="approval", ok=True, found="not needed")
+    if frozen := index_approved(state, with_noise(plan).sha256()):
+        yield check_frozen(folder, plan, frozen)
     yield _asked("hours", lambda: admit_hours(policy, datetime.now()), policy.hours or "any")
     ready = Agent(folder / "site.yaml", plan).describe(DescribeTask(run="", rehearse=True))
     if not isinstance(ready, SiteReadiness):
@@ -459,9 +556,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
             check=f"arm {arm}", ok=not problem, found=answer, problem=problem, fix=_REFUSED if problem else ""
         )
     problem = (
-        ""
-        if ready.evaluation == "accept"
-        else f"{ready.evaluation}: the policy says evaluation: {policy.evaluation}"
+        "" if ready.evaluation == "accept" else f"{ready.evaluation}: {ready.reasons.get('evaluation', '')}"
     )
     yield Check(
         check="evaluation",
@@ -470,10 +565,14 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         problem=problem,
         fix=_REFUSED if problem else "",
     )
-    if trains and any(is_private(arm) for arm in ready.arms):
-        epsilon = rdp_epsilon([private_schedule(plan)], plan.privacy.delta)
+    if asked := charges(plan, trains=trains):
         delta, unit = plan.privacy.delta, config.patients.unit
-        said = f"ε {epsilon:.2f} per {unit} at δ {delta:g}: {in_plain_words(epsilon, delta, unit)}"
+        epsilon = epsilon_of(list(asked.values()), delta)
+        parts = ", ".join(f"{name} {epsilon_text(epsilon_of([one], delta))}" for name, one in asked.items())
+        said = (
+            f"ε {epsilon_text(epsilon)} per {unit} at δ {delta:g} for the whole plan ({parts}): "
+            f"{in_plain_words(epsilon, delta, unit)}"
+        )
         if ready.rounds_affordable is not None:
             said += (
                 f". The remaining budget covers {ready.rounds_affordable} of {plan.training.rounds} rounds"

@@ -35,7 +35,9 @@ def unit_texts(site: Path, python: str = sys.executable) -> dict[str, str]:
     config, folder = read_site(site)
     folder = folder.absolute()
     state, node, run = folder / config.state, folder / "node", folder / "run"
-    private = [state, folder / config.images, folder / config.labels]
+    private = [state, folder / config.images]
+    if config.has_sheet:
+        private.append(folder / config.labels)
     command = (
         f"{quoted(python)} -P -m common.cli site start --site {quoted(folder)} --require-isolation --only"
     )

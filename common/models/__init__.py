@@ -1,8 +1,13 @@
-"""Networks by name. To add one: a file here, a line in `MODELS`, a plan that uses it."""
+"""Networks by name. To add one: a file here, a line in `MODELS`, a plan that uses it.
+
+Of a slice a network sees that slice alone, in training too: GroupNorm, nothing that the batch shares. The
+arguments that a plan may give are the keyword arguments of the entry; where they are words or truth values,
+no plan can ask for a network of another size than those written here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import torch
@@ -10,7 +15,17 @@ from torch import Tensor, nn
 
 from common.artifacts import NAMES
 from common.errors import PlanError
+from common.models.ama_resnet import AMAResNet
+from common.models.cnn_2d import cnn_2d
+from common.models.csp import csp
+from common.models.densenet import densenet121
+from common.models.efficientnet import efficientnet_b0
+from common.models.resnet import resnet18, resnet50, se_resnet18
+from common.models.resnet50_attention import resnet50_attention
 from common.models.small_cnn import SmallCNN
+from common.models.unet_encoder import unet_encoder
+from common.models.vgg import vgg16, vgg19
+from common.strict import NO_ARGUMENTS, Scalar, checked_arguments
 
 
 class Classifier(Protocol):
@@ -18,37 +33,55 @@ class Classifier(Protocol):
 
     head: nn.Linear
 
-    def features(self, x: Tensor) -> Tensor: ...
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 2, S, S) slices to (B, F), what `head` takes."""
+        ...
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet50_attention": resnet50_attention,
+    "ama_resnet": AMAResNet,
+    "cnn_2d": cnn_2d,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "se_resnet18": se_resnet18,
+    "densenet121": densenet121,
+    "unet_encoder": unet_encoder,
+    "csp": csp,
+    "efficientnet_b0": efficientnet_b0,
 }
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:
     """A freshly initialised network with one output an artifact.
 
+    Args:
+        args: `model.args` of a plan.
     Raises:
-        PlanError: the name is unknown; the hint lists the known ones.
+        PlanError: the name is unknown, or an argument is or has a wrong value; the hint lists the known ones.
     """
     if name not in MODELS:
         raise PlanError(
             f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}"
         )
-    return MODELS[name](len(NAMES))
+    keywords = checked_arguments(args, MODELS[name], where="model.args", of=name, code="bad-model-args")
+    return MODELS[name](len(NAMES), **keywords)
 
 
-def fresh(name: str, seed: int) -> nn.Module:
+def fresh(name: str, seed: int, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:
     """A network whose first weights follow from the seed alone.
 
     Raises:
-        PlanError: the name is unknown.
+        PlanError: as `build`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(name)
+        return build(name, args)
 
 
 def as_classifier(model: nn.Module) -> Classifier:
+    """The same network, for type checkers: every entry of `MODELS` is one."""
     return cast(Classifier, model)

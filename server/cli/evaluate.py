@@ -1,8 +1,9 @@
-"""`fedqc simulate`, `fedqc report`, `fedqc compare`: simulate a consortium, evaluate runs."""
+"""`fedqc simulate`, `report`, `compare`, `verify RUN`: simulate a consortium, evaluate and recompute runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from common.cli import Format, FormatOption
 from common.plan import read_plan
+from common.progress_bar import progress_shown
 from server.simulation.simulate import idle_threads, run_simulation
 
 simulate = typer.Typer(add_completion=False)
@@ -38,14 +40,22 @@ def simulate_command(
     format: FormatOption = Format.text,
 ) -> int:
     """Run PLAN on all sites under DATA in one process, and write the run folder OUT."""
+    from server.run.tune import resolved
     from server.run_folder import refuse_existing
 
-    run_plan = read_plan(plan)
+    with progress_shown() as progress:
+        run_plan, tuning = resolved(read_plan(plan), progress=progress)
     if seed is not None:
         run_plan = run_plan.model_copy(update={"seed": seed})
     refuse_existing(out)
     return run_simulation(
-        run_plan, data, out, threads or idle_threads(), format, accept_quarantine=accept_quarantine
+        run_plan,
+        data,
+        out,
+        threads or idle_threads(),
+        format,
+        accept_quarantine=accept_quarantine,
+        tuning=tuning.to_json() if tuning else None,
     )
 
 
@@ -53,11 +63,33 @@ def simulate_command(
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
 ) -> None:
-    """Write RUN/report.html, one page that needs no network. All its numbers are in evaluation.json."""
+    """Write RUN/report.html, one page that needs no network. All its numbers are in evaluation.json.
+
+    How `auto` chose the settings of private arms is in tuning.json.
+    """
     from server.evaluation.report.page import write_report
     from server.run_folder import RunFolder
 
     print(write_report(RunFolder.open(run)))
+
+
+def verify_run(run: Path, format: Format) -> int:
+    """Recompute a run folder from the answers that its sites signed (`fedqc verify RUN`).
+
+    Returns:
+        the exit status: 1 where something does not hold.
+    """
+    from server.run.recompute import recompute
+    from server.run_folder import RunFolder
+
+    findings = recompute(RunFolder.open(run))
+    if format is Format.json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+    else:
+        words = {True: "ok", False: "FAIL", None: "-"}
+        for finding in findings:
+            print(f"{words[finding.holds]:5s} {finding.check:28s} {finding.detail}".rstrip())
+    return 1 if any(finding.holds is False for finding in findings) else 0
 
 
 @compare.command()

@@ -16,11 +16,13 @@ import typer
 from common.cli import INTERRUPTED, Format, FormatOption
 from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
-from common.progress_bar import say
+from common.privacy import epsilon_text
+from common.progress_bar import progress_shown, say
 from server.cli.federation import FederationOption, open_federation
 
 if TYPE_CHECKING:
     from server.federation.registry import Federation
+    from server.run.tune import Tuning
 
 run = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -52,12 +54,44 @@ def check(
     from server.run.control_files import Order, read_outcome
     from server.run.rehearsal import check_table
 
-    opened, run_plan = open_federation(federation), _read_known_plan(plan)
+    opened, run_plan = open_federation(federation), _read_known_plan(plan)[0]
     name = f"check-{secrets.token_hex(4)}"
     _submit(opened, run_plan, name, Order(mode="check", wait_s=wait_s))
     answers = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
     print(json.dumps(answers, ensure_ascii=False) if format is Format.json else check_table(answers))
-    return 0 if answers["enough"] and not answers["missing"] else PARTIAL if answers["enough"] else 4
+    if not answers["enough"] or not answers["scored"]:
+        return 4
+    return PARTIAL if answers["missing"] or answers["unscored"] else 0
+
+
+@run.command()
+def tune(
+    plan: Annotated[Path, typer.Argument(help="Plan file.")],
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Sites that will train. Default: privacy.expected_sites.")
+    ] = None,
+    patients: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nominal patients of each. Default: privacy.expected_patients."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the plan with the chosen settings and its noise here.")
+    ] = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Choose the settings of PLAN's private arms on public rehearsal hospitals. No site is asked."""
+    from common.files import write_bytes
+    from server.run.tune import resolved, tuning_table, with_auto
+    from server.run_folder import plan_text
+
+    asked = with_auto(read_plan(plan), sites=sites, patients=patients)
+    with progress_shown() as progress:
+        signed, found = resolved(asked, progress=progress)
+    assert found is not None
+    if out is not None:
+        write_bytes(out, plan_text(signed).encode())
+        say(f"{out}: the plan with these settings")
+    print(json.dumps(found.to_json()) if format is Format.json else tuning_table(found))
 
 
 @run.command()
@@ -78,7 +112,8 @@ def start(
     """Check PLAN once more and run it. Ctrl-C stops watching, not the run."""
     from server.run.control_files import Order
 
-    opened, run_plan = open_federation(federation), _read_known_plan(plan)
+    opened = open_federation(federation)
+    run_plan, tuning = _read_known_plan(plan)
     chosen = name or f"{run_plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _run_folder(opened, chosen)
     if folder.exists():
@@ -87,7 +122,8 @@ def start(
             code="run-exists",
             hint=f"fedqc run resume {chosen}, or --name",
         )
-    _submit(opened, run_plan, chosen, Order(accept_missing=accept_missing, wait_s=wait_s))
+    order = Order(accept_missing=accept_missing, wait_s=wait_s, tuning=tuning.to_json() if tuning else None)
+    _submit(opened, run_plan, chosen, order)
     with _run_goes_on(chosen):
         return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
 
@@ -202,17 +238,26 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
 
 
-def _read_known_plan(path: Path) -> RunPlan:
-    """Read a plan file; its strategy must be one that this coordinator knows, before anything is signed.
+def _read_known_plan(path: Path) -> tuple[RunPlan, Tuning | None]:
+    """Read a plan file, and write into it what will be signed: settings that it leaves to `auto`, and the
+    noise of its releases.
 
+    Returns:
+        the plan, and how its settings were chosen; None where it states them.
     Raises:
-        PlanError: the plan does not validate, or its strategy is unknown.
+        PlanError: the plan does not validate, its strategy is unknown to this coordinator, it has an arm
+            that exists in simulations only, or `auto` finds no settings.
+        ConfigError: no noise makes the plan cost its epsilon.
     """
+    from server.run.conduct import check_controls
+    from server.run.tune import resolved
     from server.strategies import strategy_named
 
     plan = read_plan(path)
+    check_controls(plan)
     strategy_named(plan.training.strategy)
-    return plan
+    with progress_shown() as progress:
+        return resolved(plan, progress=progress)
 
 
 def _run_folder(federation: Federation, name: str) -> Path:
@@ -401,7 +446,7 @@ def watch_line(state: dict[str, Any]) -> str:
     epsilons = [claim["epsilon"] for claim in state["claims"].values()]
     if epsilons:
         units = sorted({claim.get("unit", "patient") for claim in state["claims"].values()})
-        parts.append(f"epsilon {max(epsilons):.2f} per {' or '.join(units)} for the whole run")
+        parts.append(f"epsilon {epsilon_text(max(epsilons))} per {' or '.join(units)} for the whole run")
     if 0 < state["done"] < state["units"]:
         left = state["seconds"] / state["done"] * (state["units"] - state["done"])
         parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")

@@ -21,6 +21,8 @@ from scipy.stats import norm, t
 
 from common.arms import ARMS
 from common.errors import ConfigError
+from common.privacy import epsilon_text
+from server.evaluation.tables import noised_sites
 from server.run_folder import RunFolder, without_nan
 
 PLACES = ("home", "elsewhere", "unseen")
@@ -91,9 +93,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def patient_numbers(evaluation: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
-    """site -> artifact -> patients with and without it. Equal numbers do not prove equal patients; unequal
-    ones disprove it.
+def patient_numbers(evaluation: Mapping[str, Any]) -> dict[str, dict[str, tuple[int | None, int | None]]]:
+    """site -> artifact -> patients with and without it; (None, None) where noise hides them. Equal numbers do
+    not prove equal patients; unequal ones disprove it.
     """
     first: Mapping[str, Any] = next(iter(evaluation["matrix"].values()), {})
     return {
@@ -108,8 +110,10 @@ def about(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         **{key: evaluation[key] for key in ("run", "plan", "seed", "status", "private_arms", "incomplete")},
         "privacy": {
             site: {key: claim[key] for key in ("epsilon", "delta", "unit", "adjacency", "refused")}
+            | ({"void": claim["void"]} if claim.get("void") else {})
             for site, claim in evaluation["privacy"].items()
         },
+        "noised": noised_sites(evaluation),
     }
 
 
@@ -252,6 +256,11 @@ def _number(value: float | None) -> float:
 def compare_table(result: Mapping[str, Any]) -> str:
     """The comparison in plain lines."""
     lines = [f"[{number}] {_run_line(run)}" for number, run in enumerate(result["runs"])]
+    lines += [
+        f"[{number}] {site}: {how}"
+        for number, run in enumerate(result["runs"])
+        for site, how in run["noised"].items()
+    ]
     lines += [f"    partial: {line}" for run in result["runs"] for line in run["incomplete"]]
     body = _seeds_lines(result) if result["kind"] == "seeds" else _plans_lines(result)
     return "\n".join([*lines, "", *body])
@@ -268,7 +277,8 @@ def privacy_line(run: Mapping[str, Any]) -> str:
         return "NOT PRIVATE"
     arms, spent = ", ".join(run["private_arms"]), _epsilon(run)
     if not spent:
-        return f"{arms}: NO GUARANTEE"
+        void = sorted({claim["void"] for claim in given if claim.get("void")})
+        return f"{arms}: NO GUARANTEE{f' ({void[0]})' if void else ''}"
     delta = max(claim["delta"] for claim in given)
     return f"{arms}: epsilon {spent} by site, delta {delta:g}, per {units_of(given)}, {given[0]['adjacency']}"
 
@@ -283,7 +293,7 @@ def _epsilon(*runs: Mapping[str, Any]) -> str:
     claims = [claim["epsilon"] for run in runs for claim in run["privacy"].values() if not claim["refused"]]
     if not claims or None in claims:
         return ""
-    spent = [f"{math.ceil(round(epsilon * 100, 9)) / 100:.2f}" for epsilon in (min(claims), max(claims))]
+    spent = [epsilon_text(epsilon) for epsilon in (min(claims), max(claims))]
     return " to ".join(dict.fromkeys(spent))
 
 

@@ -3,21 +3,32 @@
 A score is the macro AUROC of a model at a site: the mean over the artifacts that have patients with and
 without them. Every headline figure is a linear combination of AUROCs at several sites; patients of different
 sites are independent, so its variance is the sum over sites of w' C w, with C the covariance each site sent
-(common.counts.auroc_covariance).
+(common.counts.auroc_covariance). A site that was scored with noise sends none: the variances then come from
+the noise and the estimated numbers of patients (server/evaluation/noised.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
+from common.arms import (
+    FEDERATED,
+    FEDERATED_CLIPPED,
+    FEDERATED_DP,
+    LOCAL,
+    LOCAL_CLIPPED,
+    LOCAL_DP,
+    POOLED,
+    PUBLIC,
+)
 from common.artifacts import NAMES
 from common.counts import Counts
+from server.evaluation.noised import NOT_ESTIMABLE, NoisedCounts
 
 Cell = tuple[str, str]
 """(site, model)"""
@@ -25,12 +36,15 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class SiteScores:
-    """What one site sent: counts a model, and the covariance of all AUROCs, (K*A, K*A) in the order of
-    `counts`.
+    """What one site sent: counts a model, exact or with noise, and the covariance of all AUROCs, (K*A, K*A)
+    in the order of `counts`.
     """
 
-    counts: Mapping[str, Counts]
+    counts: Mapping[str, Counts] | Mapping[str, NoisedCounts]
     covariance: np.ndarray
+    scoring: Mapping[str, Any] = field(
+        default_factory=lambda: {"mode": "synthetic"}
+    )  # mode; of noise, its price
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +146,9 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     (FEDERATED, PUBLIC),
     (FEDERATED_DP, PUBLIC),
     (FEDERATED_DP, FEDERATED),
+    (FEDERATED_DP, LOCAL_DP),
+    (FEDERATED_DP, FEDERATED_CLIPPED),  # what the noise cost: all else is the same
+    (LOCAL_DP, LOCAL_CLIPPED),
     (POOLED, FEDERATED),
 )
 
@@ -149,19 +166,30 @@ def headline(study: Study, arms: Sequence[str]) -> dict[str, dict[str, float] | 
     return found
 
 
-def site_metrics(counts: Counts) -> dict[str, dict[str, float | int]]:
-    """artifact -> auroc, low, high, n_pos, n_neg."""
+def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
+    """artifact -> auroc, low, high, n_pos, n_neg.
+
+    Numbers of patients under noise are estimates and have other names, `n_pos_estimate` and `n_neg_estimate`;
+    an AUROC that the noise hides has a `reason`.
+    """
     auroc, (low, high) = counts.auroc(), counts.interval()
-    return {
-        name: {
-            "auroc": float(auroc[a]),
-            "low": float(low[a]),
-            "high": float(high[a]),
-            "n_pos": int(counts.n_pos[a]),
-            "n_neg": int(counts.n_neg[a]),
+    found: dict[str, dict[str, Any]] = {}
+    for a, name in enumerate(NAMES):
+        row = {"auroc": float(auroc[a]), "low": float(low[a]), "high": float(high[a])}
+        n_pos, n_neg = int(counts.n_pos[a]), int(counts.n_neg[a])
+        if isinstance(counts, Counts):
+            found[name] = row | {"n_pos": n_pos, "n_neg": n_neg}
+            continue
+        found[name] = row | {
+            "n_pos": None,
+            "n_neg": None,
+            "n_pos_estimate": n_pos,
+            "n_neg_estimate": n_neg,
+            "n_deviation": counts.n_deviation,
         }
-        for a, name in enumerate(NAMES)
-    }
+        if np.isnan(auroc[a]):
+            found[name]["reason"] = NOT_ESTIMABLE
+    return found
 
 
 def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
@@ -203,6 +231,7 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         for where in ("home", "elsewhere", "unseen", *study.training, *several)
     ]
     return {
+        "scoring": {site: dict(scores_at.scoring) for site, scores_at in study.sites.items()},
         "counts": {
             site: {model: counts.to_json() for model, counts in scores_at.counts.items()}
             for site, scores_at in study.sites.items()

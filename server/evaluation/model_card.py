@@ -7,6 +7,11 @@ from typing import Any
 
 from common.arms import is_private
 from common.artifacts import ARTIFACTS
+from common.privacy import epsilon_text
+from server.evaluation.tables import noised_sites
+
+INJECTED_LABELS = "sheet and injected views"
+"""How labels arose where the plan injects artifacts. Which sites have a label sheet, no site says."""
 
 
 def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> str:
@@ -16,12 +21,14 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
         arm: the arm whose model is handed on; `model` is the plan's `model` section.
     """
     claims = {site: claim for site, claim in evaluation["privacy"].items() if claim["epsilon"] is not None}
-    private = is_private(arm) and claims
+    void = {site: claim["void"] for site, claim in evaluation["privacy"].items() if claim.get("void")}
+    private = is_private(arm) and claims and not void
     guarantees = "; ".join(_guarantee(site, claim) for site, claim in claims.items())
     scores = evaluation["scores"][arm]
     sites = ", ".join(
         f"{site['site']} ({site['kind']})" for site in evaluation["sites"] if site["role"] == "training"
     )
+    none = "not estimable" if noised_sites(evaluation) else "not measured (n = 0)"
     unseen = ", ".join(site["site"] for site in evaluation["sites"] if site["role"] == "held_out")
     lines = [
         f"# Model of run {evaluation['run']}",
@@ -32,6 +39,7 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
         ),
         "",
         f"**Private:** {guarantees}" if private else "**This model is NOT PRIVATE.**",
+        *([f"- {site}: {why}." for site, why in void.items()] if is_private(arm) else []),
         "",
         (
             "- Input: one CT (HU) or MR slice as `common/preprocess.py` prepares it. Output: a logit an "
@@ -40,9 +48,21 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
         "  other modality; a patient's score is the maximum over slices.",
         *(f"  - `{artifact.name}` ({artifact.modality}): {artifact.definition}" for artifact in ARTIFACTS),
         f"- Trained at: {sites}. Never saw: {unseen or 'no site was held out'}.",
+        *(
+            [
+                f"- Labels: {labels}. Each site simulated artifacts on slices of its own patients, and used "
+                "its label sheet where it has one. Scores are against label sheets."
+            ]
+            if (labels := evaluation.get("labels"))
+            else []
+        ),
         (
-            f"- Macro AUROC at home {_score(scores['home'])}, at a hospital never seen "
-            f"{_score(scores['unseen'])}; report.html has every site."
+            f"- Macro AUROC at home {_score(scores['home'], none)}, at a hospital never seen "
+            f"{_score(scores['unseen'], none)}; report.html has every site."
+        ),
+        *(
+            f"- Scores at {site}: {how}; no exact number left it."
+            for site, how in noised_sites(evaluation).items()
         ),
         (
             "- Not measured: calibration, a threshold, agreement with radiologists. Not a medical device; "
@@ -55,15 +75,15 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
 
 def _guarantee(site: str, claim: dict[str, Any]) -> str:
     return (
-        f"{site}: ε = {claim['epsilon']:.3g}, δ = {claim['delta']:g} per {claim['unit']} "
+        f"{site}: ε = {epsilon_text(claim['epsilon'])}, δ = {claim['delta']:g} per {claim['unit']} "
         f"({claim['adjacency']})"
     )
 
 
-def _score(score: dict[str, float]) -> str:
+def _score(score: dict[str, float], none: str) -> str:
     """A value with its interval; nan is said, not printed as a number."""
     if math.isnan(score["value"]):
-        return "not measured (n = 0)"
+        return none
     low, high = score["low"], score["high"]
     return (
         f"{score['value']:.3f}"

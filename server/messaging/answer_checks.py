@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from common.artifacts import NAMES
-from common.counts import BINS
+from common.counts import BINS, NOISED_BINS, noise_deviation
 from common.errors import ConfigError, RunError
 from common.privacy import GaussianSteps, rdp_epsilon
-from common.weights import LIMIT, decode_steps, dequantize_int8
+from common.weights import LIMIT, decode_steps, dequantize_int8, int8_variance
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
 MAX_COUNT = 2**31
 """Patients in one bin: no hospital has more, and sums of more could overflow."""
+MAX_DEVIATIONS = 12.0
+"""Noise beyond so many standard deviations is none: a chance below 1e-32 a count."""
 
 
 def check_update(
@@ -47,6 +49,11 @@ def check_update(
         if value != expected:
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-update")
     steps = answer.update
+    added = int8_variance(steps, size) if codec == "int8" else 0.0
+    if answer.added_variance != added:  # it follows from the frame: another number could say anything
+        raise RunError(
+            f"{site.site}: added_variance is {answer.added_variance!r}, expected {added!r}", code="bad-update"
+        )
     if codec != "plain":
         steps = dequantize_int8(steps, size) if codec == "int8" else decode_steps(steps, size)
     if steps.shape != (size,):
@@ -58,36 +65,61 @@ def check_update(
     return steps
 
 
-def check_evaluation(answer: SiteEvaluation, task: EvaluateTask, site: SiteDescription) -> None:
+def check_evaluation(
+    answer: SiteEvaluation,
+    task: EvaluateTask,
+    site: SiteDescription,
+    noise_multiplier: float | None = None,
+) -> None:
     """Refuse an evaluation that is not the answer to `task` from `site`, or that no patients could give.
 
+    Args:
+        noise_multiplier: of the plan's evaluation.
     Raises:
         RunError: code `bad-evaluation`, saying which claim does not hold.
     """
-    cells = len(task.models) * len(NAMES)
-    claims = {
+    models, cells = len(task.models), len(task.models) * len(NAMES)
+    modes = ("dp", "disclosed") if site.kind == "hospital" else ("synthetic",)
+    claims: dict[str, tuple[object, object]] = {
         "site": (answer.site, site.site),
         "run": (answer.run, task.run),
         "models": (answer.models, task.models),
-        "histograms": (answer.histograms.shape, (len(task.models), 2, len(NAMES), BINS)),
-        "covariance": (answer.covariance.shape, (cells, cells)),
-        "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
+        "mode": (answer.mode, answer.mode if answer.mode in modes else " or ".join(modes)),
     }
+    if answer.mode == "dp":
+        claims |= {
+            "noise": (answer.noise_multiplier, noise_multiplier),
+            "noised": (answer.noised.shape, (models, 2, len(NAMES), NOISED_BINS)),
+            "kind": (str(answer.noised.dtype), "int64"),
+        }
+    else:
+        claims |= {
+            "histograms": (answer.histograms.shape, (models, 2, len(NAMES), BINS)),
+            "covariance": (answer.covariance.shape, (cells, cells)),
+            "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
+        }
     for claim, (value, expected) in claims.items():
         if value != expected:
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-evaluation")
-    if answer.histograms.min() < 0 or answer.histograms.max() > MAX_COUNT:
+    counts, beyond = answer.histograms, 0.0
+    if answer.mode == "dp":
+        _check_price(answer.site, answer.epsilon, answer.delta, answer.noise_multiplier)
+        counts, beyond = answer.noised, MAX_DEVIATIONS * noise_deviation(answer.noise_multiplier, models)
+    if counts.min() < -beyond or counts.max() > MAX_COUNT + beyond:
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
 
 
 def _check_guarantee(answer: SiteUpdate) -> None:
     """A private update says what it guarantees, in numbers that can be accounted for."""
-    epsilon, delta, noise = answer.epsilon, answer.delta, answer.noise_multiplier
+    _check_price(answer.site, answer.epsilon, answer.delta, answer.noise_multiplier, code="bad-update")
+
+
+def _check_price(
+    site: str, epsilon: float | None, delta: float | None, noise: float, *, code: str = "bad-evaluation"
+) -> None:
     try:
         if epsilon is None or delta is None or noise <= 0 or not 0 < epsilon < np.inf:
-            raise RunError(
-                f"{answer.site}: a private update without its epsilon, delta and noise", code="bad-update"
-            )
+            raise RunError(f"{site}: a noised answer without its epsilon, delta and noise", code=code)
         rdp_epsilon([GaussianSteps(noise_multiplier=noise, sample_rate=1.0, steps=1)], delta)
     except ConfigError as error:
-        raise RunError(f"{answer.site}: {error}", code="bad-update") from None
+        raise RunError(f"{site}: {error}", code=code) from None

@@ -51,6 +51,7 @@ class Answer:
     seconds: float  # since the first question
     question: Question
     payload: bytes = b""
+    envelope: bytes = b""  # payload, statement and signature, as the site sent them
     failure: str = ""  # code
 
     @property
@@ -245,10 +246,11 @@ def _opened(message: Message, seal: Seal, node: int, asked: Question, seconds: f
     if message.has_error():
         return Answer(node=node, seconds=seconds, question=asked, failure="unavailable")
     try:
-        payload = seal.open(Envelope.from_record(message.content), asked)
+        envelope = Envelope.from_record(message.content)
+        payload = seal.open(envelope, asked)
     except FedqcError as failure:
         return Answer(node=node, seconds=seconds, question=asked, failure=failure.code)
-    return Answer(node=node, seconds=seconds, question=asked, payload=payload)
+    return Answer(node=node, seconds=seconds, question=asked, payload=payload, envelope=envelope.to_bytes())
 
 
 def describe_sites(grid: Grid, seal: Seal, *, expected: int, deadline_s: float) -> list[Site]:
@@ -271,17 +273,24 @@ def describe_sites(grid: Grid, seal: Seal, *, expected: int, deadline_s: float) 
 
 
 def rehearse(
-    grid: Grid, seal: Seal, *, expected: int, deadline_s: float
+    grid: Grid, seal: Seal, *, expected: int, deadline_s: float, run: str = "", lineage: str = ""
 ) -> dict[str, SiteReadiness | Refusal]:
     """Ask every connected node whether it would carry the plan, and how far. Nothing is trained; waits as
     `describe_sites`.
 
+    Args:
+        run: the run that is to go on, by which a hospital knows what it approved; "" for a new one.
+        lineage: of the starting weights; "" where it is unknown.
     Returns:
         site name -> its readiness or its refusal; a node that failed stands under "node-<id>" with the code.
     """
     found: dict[str, SiteReadiness | Refusal] = {}
     for answer in _introductions(
-        grid, seal, DescribeTask(rehearse=True), expected=expected, deadline_s=deadline_s
+        grid,
+        seal,
+        DescribeTask(run=run, rehearse=True, lineage=lineage),
+        expected=expected,
+        deadline_s=deadline_s,
     ):
         try:
             said: SiteReadiness | Refusal
@@ -309,7 +318,7 @@ def _introductions(
         grid,
         seal,
         nodes,
-        lambda node, attempt: seal.question(task, payload),
+        lambda node, attempt: seal.question(task, payload, node=node),
         "query.describe",
         deadline_s=ANSWER_S,
     )

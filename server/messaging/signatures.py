@@ -10,13 +10,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import RunError
 from common.plan import RunPlan
 from common.signing import Statement, payload_sha256, sign, verify
-from common.wire import Envelope, Refusal, WireMessage, site_of, type_of
+from common.wire import Envelope, Refusal, WireMessage, ledger_head_of, site_of, type_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,32 @@ class Question:
     statement: Statement
 
 
+class Witness(Protocol):
+    """Keeps the last head of each site's privacy ledger, and reminds the site of it."""
+
+    def of_site(self, site: str) -> str:
+        """The head last reported; "" where none was."""
+
+    def of_node(self, node: int) -> str:
+        """The head last reported by the site behind a node; "" where none was, or the node is not known."""
+
+    def keep(self, site: str, head: str) -> None:
+        """Take note of a head that carries the site's signature."""
+
+
+class _NoWitness:
+    """Of a simulation: nobody is reminded."""
+
+    def of_site(self, site: str) -> str:
+        return ""
+
+    def of_node(self, node: int) -> str:
+        return ""
+
+    def keep(self, site: str, head: str) -> None:
+        pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seal:
     """The keys of a federation; without them (a simulation) nothing is signed and nothing verified."""
@@ -34,6 +61,7 @@ class Seal:
     plan_sha256: str
     key: Ed25519PrivateKey | None = None
     sites: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
+    witness: Witness = field(default_factory=_NoWitness)
 
     @staticmethod
     def none(plan: RunPlan) -> Seal:
@@ -45,12 +73,18 @@ class Seal:
         payload: bytes,
         *,
         site: str = "",
+        node: int | None = None,
         run: str = "",
         arm: str = "",
         round: int = 0,
         base_sha256: str = "",
     ) -> Question:
-        """`payload` is `task.to_bytes()`, made once for all sites; the nonce is new for each."""
+        """`payload` is `task.to_bytes()`, made once for all sites; nonce and ledger head are the site's own.
+
+        Args:
+            node: whom a question without a site is sent to.
+        """
+        head = self.witness.of_site(site) if site else "" if node is None else self.witness.of_node(node)
         statement = Statement(
             site=site,
             kind=type(task).__name__,
@@ -61,6 +95,7 @@ class Seal:
             base_sha256=base_sha256,
             payload_sha256=payload_sha256(payload) if self.key else "",
             nonce=secrets.token_hex(16),
+            ledger_head=head,
         )
         return Question(payload=payload, statement=statement)
 
@@ -109,6 +144,8 @@ class Seal:
             raise RunError(f"{name}: the answer is not one to this question", code="bad-signature")
         if site_of(envelope.payload) != name:
             raise RunError(f"{name}: the answer is in the name of another site", code="bad-signature")
+        if head := ledger_head_of(envelope.payload):
+            self.witness.keep(name, head)
         return envelope.payload
 
 

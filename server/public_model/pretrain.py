@@ -21,13 +21,15 @@ import torch
 
 from common.artifacts import NAMES
 from common.counts import Counts, per_patient
+from common.errors import ConfigError
 from common.files import write_bytes
 from common.learning import extract_features, score, set_threads
+from common.lineage import KEY, NO_DATA, Lineage, read_lineage
 from common.model_file import load_model, save_model
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import PublicSet
-from common.weights import flatten, manifest_of, unflatten
+from common.weights import digest, flatten, manifest_of, unflatten
 from server.public_model.public_set import Slices, draw, public_set
 from server.run_folder import MODEL, RunFolder
 
@@ -117,19 +119,42 @@ training data is invented; use ranks, or fit thresholds on your own data. Not a 
 """
 
 
+def public_lineage(run: RunFolder, flat: np.ndarray) -> Lineage:
+    """The lineage of weights made from the model of a run, whose sites hold public or synthetic data only.
+
+    Args:
+        flat: the run's model, float32 (parameters,).
+    Raises:
+        ConfigError: a hospital took part, or the run's own starting weights were not public (code
+            `non-private-ancestor`).
+    """
+    kinds = [site["kind"] for site in run.manifest["sites"]]
+    start = read_lineage(run.path / MODEL) or NO_DATA  # runs of earlier versions: random weights
+    if "hospital" in {*kinds, *start.kinds}:
+        raise ConfigError(
+            f"{run.path}: hospitals took part in this run or in its starting weights",
+            code="non-private-ancestor",
+            hint="a public model is made of phantoms and public images",
+        )
+    made_by = f"pretrain, plan {run.plan.name} {run.plan.sha256()}"
+    return start.child(made_by, weights=digest(flat), kinds=kinds, private=True)
+
+
 def main() -> None:
     folder, out = RunFolder.open(Path(sys.argv[1])), Path(sys.argv[2])
     set_threads(folder.manifest["threads"])
     model = SmallCNN(len(NAMES))
     manifest = manifest_of(model.state_dict())
-    model.load_state_dict(unflatten(load_model(folder.path / MODEL, manifest), manifest))
+    flat = load_model(folder.path / MODEL, manifest)
+    lineage = public_lineage(folder, flat)
+    model.load_state_dict(unflatten(flat, manifest))
     auroc = finish(model)
     state = model.state_dict()
     save_model(
         out,
         flatten(state),
         manifest_of(state),
-        {"trained_by": "configs/plans/pretrain_phantom.yaml", "data": "public phantoms"},
+        {"trained_by": f"plan {folder.plan.name}", KEY: lineage.text()},
     )
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
     write_bytes(out.with_suffix(".md"), card(folder, sha256, auroc).encode())

@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from common.artifacts import INDEX, MODALITIES, NAMES
-from common.counts import Counts, per_patient
+from common.counts import Counts, per_patient, quantile_edges
 from common.learning import score
-from common.losses import loss_named
+from common.losses import PerSampleLoss
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.physics.ct import projector
 from common.physics.phantom import draw_patients
@@ -60,13 +60,21 @@ def public_set(settings: PublicSet, size: int) -> Slices:
     return slices
 
 
-def measure(model: nn.Module, slices: Slices, loss: str) -> dict[str, float]:
+def measure(model: nn.Module, slices: Slices, loss: PerSampleLoss) -> dict[str, float]:
     """Mean loss a slice and macro AUROC a patient."""
     import torch
 
     logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
     counts = Counts.of(*per_patient(logits, slices.labels, slices.patients))
-    losses = loss_named(loss)(torch.from_numpy(logits), torch.from_numpy(slices.labels))
+    losses = loss(torch.from_numpy(logits), torch.from_numpy(slices.labels))
     auroc = counts.auroc()
     defined = auroc[~np.isnan(auroc)]
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
+
+
+def public_edges(model: nn.Module, slices: Slices) -> np.ndarray:
+    """The bins of sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1): quantiles
+    of the model's scores of public patients, with and without each artifact alike.
+    """
+    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
+    return quantile_edges(per_patient(logits, slices.labels, slices.patients)[0])

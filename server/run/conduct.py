@@ -6,29 +6,33 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from common.arms import ARMS, FINAL_ARMS, PUBLIC
+from common.arms import ARMS, FINAL_ARMS, PUBLIC, is_control
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
 from common.learning import get_threads
-from common.losses import loss_named
+from common.lineage import KEY as LINEAGE
+from common.lineage import Lineage, lineage_of_plan
+from common.losses import loss_of
 from common.model_file import load_model, save_model
 from common.models import build, fresh
 from common.plan import RunPlan
-from common.weights import Manifest, flatten, manifest_of, resolve_initial, unflatten
+from common.signing import public_text
+from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
 from server.evaluation.estimates import Study, report_numbers
-from server.evaluation.model_card import model_card
+from server.evaluation.model_card import INJECTED_LABELS, model_card
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
-from server.public_model.public_set import measure, public_set
+from server.public_model.public_set import measure, public_edges, public_set
 from server.run.observers import (
     EvaluationBegan,
     Live,
@@ -39,9 +43,17 @@ from server.run.observers import (
     StageGivenUp,
     compose,
 )
-from server.run.privacy_claims import all_refused, privacy_claims
-from server.run.rounds import RunContext, Stage, StageResult, run_rounds, score_sites
-from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, write_json
+from server.run.privacy_claims import merged, privacy_claims
+from server.run.rounds import (
+    RunContext,
+    Stage,
+    StageRefused,
+    StageResult,
+    result_so_far,
+    run_rounds,
+    score_sites,
+)
+from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, averaged, write_json
 from server.strategies import strategy_named
 
 
@@ -64,6 +76,7 @@ def conduct(
     path: Path,
     *,
     simulation: dict[str, str] | None = None,
+    tuning: Mapping[str, Any] | None = None,
     seal: Seal | None = None,
     observers: Sequence[Observer] = (),
 ) -> RunFolder:
@@ -72,6 +85,7 @@ def conduct(
     Args:
         path: the run folder.
         simulation: where a simulation's data lie.
+        tuning: how the plan's settings were chosen, kept in a new run folder.
         seal: the federation's keys; None signs and verifies nothing.
         observers: notified of each event, after progress on stderr and, in a federation, live.json.
     Raises:
@@ -80,8 +94,8 @@ def conduct(
     started = time.monotonic()
     seal = seal or Seal.none(plan)
     check_names(plan)
-    manifest = manifest_of(build(plan.model.name).state_dict())
-    initial = _initial_weights(plan, manifest)
+    manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    initial = initial_weights(plan, manifest)
     sites = describe_sites(
         grid,
         seal,
@@ -90,10 +104,15 @@ def conduct(
     )
     hospitals = [site for site in sites if not site.description.members]
     check_sites(plan, [site.name for site in hospitals])
-    folder = open_or_create(path, plan, hospitals, simulation, signed=seal.key is not None)
+    check_controls(plan, hospitals if simulation else None)
+    keys = {name: public_text(key) for name, key in seal.sites.items()}
+    folder = open_or_create(
+        path, plan, hospitals, simulation, tuning=tuning, signed=seal.key is not None, keys=keys
+    )
     stages = _stages(plan, sites, folder)
     units = plan.training.rounds * len(stages) + 1
     live = [Live(folder.path, units=units)] if seal.key else []
+    score_public, edges_of = _on_public_set(plan, manifest)
     context = RunContext(
         grid=grid,
         seal=seal,
@@ -101,17 +120,21 @@ def conduct(
         run=str(folder.manifest["run"]),
         manifest=manifest,
         initial=initial,
+        lineage=initial_lineage(plan),
         strategy=strategy_named(plan.training.strategy),
-        score_public=_public_score(plan, manifest),
+        score_public=score_public,
+        public_edges=edges_of,
         observe=compose(Progress(units), *live, *observers),
     )
     training = tuple(site.name for site in hospitals if site.name not in plan.held_out)
     context.observe(RunBegan(run=context.run, training=training, held_out=plan.held_out))
     try:
         trained = train_arms(context, stages)
-        final = next(name for name in (*FINAL_ARMS, *trained.models) if name in trained.models)
+        final = next(name for name in (*FINAL_ARMS, *_to_hand_on(trained)) if name in trained.models)
         context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
-        study, absent, changed = score_sites(context, hospitals, trained.models, final=final)
+        study, absent, changed = score_sites(
+            context, hospitals, trained.models, final=final, keep=folder.keep_scores
+        )
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
@@ -123,8 +146,11 @@ def conduct(
     if data_changed := sorted(trained.data_changed | changed):  # a bare fact: what changed stays at the site
         evaluation["data_changed"] = data_changed
         folder.update_manifest(data_changed=data_changed)
+    if plan.privacy.alternatives and len(evaluation["private_arms"]) > 1:
+        evaluation["alternatives"] = True
     status = evaluation["status"]
-    save_model(folder.path / MODEL, trained.models[final], manifest, {"arm": final, "run": context.run})
+    trainers = [site for site in sites if site.name not in plan.held_out]
+    save_model(folder.path / MODEL, trained.models[final], manifest, _metadata(context, final, trainers))
     write_bytes(
         folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode()
     )
@@ -138,10 +164,12 @@ def check_names(plan: RunPlan) -> None:
     """Check the words of a plan that name code of ours, before a site is asked.
 
     Raises:
-        PlanError: unknown model or strategy. ConfigError: unknown loss. The hint lists the known names.
+        PlanError: unknown model or strategy, or arguments of a model or a loss that it does not take.
+            ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what
+            is known.
     """
-    build(plan.model.name)
-    loss_named(plan.training.loss)
+    build(plan.model.name, plan.model.args)
+    loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms))
     strategy_named(plan.training.strategy)
 
 
@@ -159,30 +187,70 @@ def _evaluation(
         "rounds": plan.training.rounds,
         "epochs": plan.epochs,
         "arms": list(plan.arms),
-        "private_arms": [arm for arm in plan.arms if ARMS[arm].private and arm in trained.models],
+        "private_arms": [
+            arm
+            for arm in plan.arms
+            if ARMS[arm].private and any(name.partition("/")[0] == arm for name in trained.models)
+        ],
         "sites": [_about(site, plan) for site in hospitals],
         "privacy": trained.privacy,
         "curves": trained.curves,
         "chosen_rounds": trained.chosen_rounds,
         "refusals": trained.refusals,
         "incomplete": sorted(trained.incomplete),
+        **({"labels": INJECTED_LABELS} if plan.training.inject is not None else {}),
         **report_numbers(study, plan.arms),
     }
 
 
-def _public_score(plan: RunPlan, manifest: Manifest) -> Callable[[np.ndarray], dict[str, float]]:
-    """The measurement of a flat model on the coordinator's own phantoms."""
-    network = build(plan.model.name)
+def _on_public_set(
+    plan: RunPlan, manifest: Manifest
+) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], np.ndarray]]:
+    """The measurement of a flat model on the coordinator's own phantoms, and the bins that follow from it."""
+    network = build(plan.model.name, plan.model.args)
     public = public_set(plan.public_set, plan.image_size)
 
-    def score_public(flat: np.ndarray) -> dict[str, float]:
+    def load(flat: np.ndarray) -> nn.Module:
         network.load_state_dict(unflatten(flat, manifest))
-        return measure(network, public, plan.training.loss)
+        return network
 
-    return score_public
+    def score_public(flat: np.ndarray) -> dict[str, float]:
+        return measure(load(flat), public, loss_of(plan.training))
+
+    return score_public, lambda flat: public_edges(load(flat), public)
 
 
-def _initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
+def initial_lineage(plan: RunPlan) -> Lineage | None:
+    """What the plan's starting weights were trained on; None where nothing says it.
+
+    Raises:
+        ConfigError: as `resolve_initial`; the file is no model.
+    """
+    is_random = plan.model.initial == "random"
+    path = None if is_random else resolve_initial(plan.model.initial, plan.model.sha256)
+    return lineage_of_plan(plan.model.initial, path)
+
+
+def _metadata(context: RunContext, arm: str, sites: Sequence[Site]) -> dict[str, str]:
+    """What a model file of a run says of itself; its lineage only where that of the starting weights is
+    known.
+    """
+    said = {"arm": arm, "run": context.run}
+    if context.lineage is None:
+        return said
+    name = arm.partition("/")[0]
+    if name == PUBLIC:
+        return said | {LINEAGE: context.lineage.text()}
+    child = context.lineage.child(
+        f"run {context.run}, arm {arm}",
+        weights=digest(context.initial),
+        kinds=[site.description.kind for site in sites],
+        private=ARMS[name].private,
+    )
+    return said | {LINEAGE: child.text()}
+
+
+def initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
     """The weights that every arm starts from: the plan's file, or fresh ones drawn from its seed.
 
     Raises:
@@ -190,7 +258,7 @@ def _initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
     """
     if plan.model.initial != "random":
         return load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
-    return flatten(fresh(plan.model.name, plan.seed).state_dict())
+    return flatten(fresh(plan.model.name, plan.seed, plan.model.args).state_dict())
 
 
 def train_arms(context: RunContext, stages: Sequence[Stage]) -> Trained:
@@ -206,32 +274,39 @@ def train_arms(context: RunContext, stages: Sequence[Stage]) -> Trained:
     for stage in stages:
         try:
             result = run_rounds(context, stage)
-        except RefusedError as refusal:
+        except StageRefused as refusal:
             reason = f"{stage.name}: every site refused: {refusal.public_reason}"
             trained.refusals.append(reason)
             _give_up(context, stage, reason)
             if stage.kind.private:
-                trained.privacy = all_refused(stage.sites, refusal.code, refusal.public_reason)
+                _claim(context, stage, refusal.result, trained)
         except RunError as failure:
             if stage.kind.owner != "site":
                 raise
             reason = f"{stage.name}: failed ({failure.code})"
             trained.incomplete.add(reason)
             _give_up(context, stage, reason)
+            if stage.kind.private:  # what its earlier rounds spent stays spent
+                _claim(context, stage, result_so_far(context, stage), trained)
         else:
             _keep(context, stage, result, at_start, trained)
-    if not trained.models:
+    if not _to_hand_on(trained):
         if not trained.refusals:
             raise RunError(
                 f"no arm finished: {'; '.join(sorted(trained.incomplete))}",
                 code="no-quorum",
                 hint="fedqc run resume continues it",
             )
-        reason = trained.refusals[0]
+        reason = "; ".join(trained.refusals)
         raise RefusedError(
             f"no arm could run: {reason}", public_reason=reason, hint="the sites' policies say why"
         )
     return trained
+
+
+def _to_hand_on(trained: Trained) -> list[str]:
+    """Models that a run may hand on: all but those of controls."""
+    return [name for name in trained.models if not is_control(name.partition("/")[0])]
 
 
 def _give_up(context: RunContext, stage: Stage, reason: str) -> None:
@@ -243,15 +318,18 @@ def _keep(
     context: RunContext, stage: Stage, result: StageResult, at_start: dict[str, float], trained: Trained
 ) -> None:
     """Add the outcome of a stage to `trained`. The round of a site's own model is chosen by the public set; a
-    shared model is that of the last round.
+    shared model is that of the last round, and that of a private arm or its control the mean of the last
+    rounds that the plan says.
     """
     name, folder, records = stage.name, stage.folder, stage.folder.rounds()
     chosen = (
         max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"]
-        if stage.kind.owner == "site"
+        if stage.kind.owner == "site" and not stage.kind.clips
         else records[-1]["round"]
     )
-    trained.models[name] = load_model(folder.checkpoint_path(chosen), context.manifest)
+    trained.models[name] = folder.model_of(
+        chosen, context.manifest, averaged=averaged(context.plan, stage.arm)
+    )
     trained.chosen_rounds[name] = chosen
     trained.curves[name] = [{"round": 0, **at_start}] + [
         {"round": record["round"], **record["public"]} for record in records
@@ -259,11 +337,19 @@ def _keep(
     trained.incomplete |= {f"{name}: {site} refused" for site in result.refused}
     trained.incomplete |= {f"{name}: {site} failed ({code})" for site, code in result.failed.items()}
     save_model(
-        folder.model_path, trained.models[name], context.manifest, {"arm": stage.arm, "run": context.run}
+        folder.model_path,
+        trained.models[name],
+        context.manifest,
+        _metadata(context, stage.arm, stage.sites),
     )
     trained.data_changed |= result.data_changed
     if stage.kind.private:
-        trained.privacy = privacy_claims(context.plan, result, stage.sites)
+        _claim(context, stage, result, trained)
+
+
+def _claim(context: RunContext, stage: Stage, result: StageResult, trained: Trained) -> None:
+    """Add what a private stage guarantees to `trained`."""
+    trained.privacy = merged(trained.privacy, privacy_claims(context.plan, result, stage.sites))
 
 
 def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
@@ -286,19 +372,42 @@ def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
         )
 
 
+def check_controls(plan: RunPlan, sites: Sequence[Site] | None = None) -> None:
+    """Refuse the control of a private arm where real patients could train it without noise.
+
+    Args:
+        sites: of a simulation; None: the run is deployed.
+    Raises:
+        PlanError: the run is deployed, or a simulated site is a hospital (code `simulation-only`).
+    """
+    hospitals = [site.name for site in sites or () if site.description.kind == "hospital"]
+    if not plan.controls or (sites is not None and not hospitals):
+        return
+    why = f": {hospitals[0]} is a hospital" if hospitals else ""
+    raise PlanError(
+        f"arm `{plan.controls[0]}` exists in simulations of sites that are no hospital only{why}",
+        code="simulation-only",
+        hint=f"leave {', '.join(plan.controls)} out of arms",
+    )
+
+
 def open_or_create(
     path: Path,
     plan: RunPlan,
     sites: Sequence[Site],
     simulation: dict[str, str] | None,
     *,
+    tuning: Mapping[str, Any] | None = None,
     signed: bool = False,
+    keys: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """The run folder to go on with, or a new one.
 
     Args:
+        tuning: how the plan's settings were chosen.
         signed: the run belongs to a federation, where coordinator and hospitals know it by the name of its
             folder.
+        keys: the sites' public keys, by which `fedqc verify` checks their answers.
 
     Raises:
         ConfigError: the folder belongs to another plan (code `other-plan`) or ran with other threads
@@ -321,8 +430,9 @@ def open_or_create(
                 _about(site, plan) | {"unit": site.description.unit, "ethics": site.description.ethics}
                 for site in sites
             ],
+            **({"keys": keys} if keys else {}),
         }
-        return RunFolder.create(path, plan, manifest, simulation)
+        return RunFolder.create(path, plan, manifest, simulation, tuning)
     folder = RunFolder.open(path)
     if folder.plan.sha256() != plan.sha256():
         raise ConfigError(

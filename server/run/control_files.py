@@ -30,6 +30,7 @@ class Order(StrictModel):
     mode: Literal["check", "train"] = "train"
     accept_missing: bool = False
     wait_s: float = Field(default=60, ge=0, le=1e5)  # for nodes to connect
+    tuning: dict[str, Any] | None = None  # how the plan's settings were chosen, for a new run folder
 
 
 def order_path(federation: Path, run: str) -> Path:

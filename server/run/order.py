@@ -10,10 +10,11 @@ from server.federation.notify import tell
 from server.messaging.flower import FAILURES, Grid, as_fedqc_error
 from server.messaging.requests import rehearse
 from server.messaging.signatures import Seal
-from server.run.conduct import check_names, conduct
+from server.run.conduct import check_controls, check_names, conduct, initial_lineage
 from server.run.control_files import being_run, failure_of, read_order, write_outcome
 from server.run.observers import Notices
 from server.run.rehearsal import admit, rehearsed
+from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from server.federation.registry import Federation
@@ -46,6 +47,7 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
     Raises:
         FedqcError: the run failed; also what Flower and its transport raise.
     """
+    from server.federation.ledger_heads import LedgerHeads
     from server.federation.registry import EnrolledKeys
 
     run = path.name
@@ -56,14 +58,25 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
     order = read_order(federation.folder, run)
     try:
         check_names(plan)
-        seal = Seal(plan_sha256=plan.sha256(), key=federation.signing_key(), sites=EnrolledKeys(federation))
-        answers = rehearse(grid, seal, expected=len(seal.sites), deadline_s=order.wait_s)
+        check_controls(plan)
+        seal = Seal(
+            plan_sha256=plan.sha256(),
+            key=federation.signing_key(),
+            sites=EnrolledKeys(federation),
+            witness=LedgerHeads(federation),
+        )
+        known = initial_lineage(plan)
+        lineage = known.text() if known else ""
+        begun = str(RunFolder.open(path).manifest["run"]) if (path / "plan.yaml").exists() else ""
+        answers = rehearse(
+            grid, seal, expected=len(seal.sites), deadline_s=order.wait_s, run=begun, lineage=lineage
+        )
         check = rehearsed(plan, answers, list(seal.sites))
         write_outcome(federation.folder, run, "check", check)
         if order.mode == "check":
             return
         admit(plan, check, accept_missing=order.accept_missing)
-        folder = conduct(grid, plan, path, seal=seal, observers=(Notices(notify),))
+        folder = conduct(grid, plan, path, tuning=order.tuning, seal=seal, observers=(Notices(notify),))
     except FAILURES as error:
         failure = as_fedqc_error(error, run)
         write_outcome(federation.folder, run, "failure", failure_of(failure))

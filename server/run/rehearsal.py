@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.arms import is_private
 from common.errors import PlanError, RefusedError
+from common.excursion import update_excursion
 from common.plan import RunPlan
+from common.weights import REACH
 from common.wire import Refusal, SiteReadiness
 
 ACCEPT = "accept"
+_NO_HOSPITAL = "the private arm would be charged, and no hospital could be scored"
+_NOBODY = "no site could be scored: the run would train, and end without a result"
 
 
 def rehearsed(
@@ -25,6 +30,13 @@ def rehearsed(
     sites = {name: _entry(plan, name, found.get(name)) for name in sorted({*enrolled, *found})}
     missing = sorted(name for name, site in sites.items() if not site["takes_part"])
     training = [name for name, site in sites.items() if site["takes_part"] and name not in plan.held_out]
+    buckets = {
+        name: said.nominal_patients
+        for name, said in found.items()
+        if isinstance(said, SiteReadiness) and name in training and _trains_privately(said)
+    }
+    beyond = noise_beyond_reach(plan, buckets)
+    scored = [name for name, site in sites.items() if site["evaluation"] == ACCEPT]
     return {
         "plan": plan.name,
         "plan_sha256": plan.sha256(),
@@ -35,21 +47,40 @@ def rehearsed(
         "sites": sites,
         "missing": missing,
         "training": training,
+        "beyond_reach": beyond,
+        "unscored": _unscored(plan, sites),
+        "scored": scored,
         "enough": len(training) >= plan.federation.quorum
+        and not beyond
         and all(name in sites and sites[name]["takes_part"] for name in plan.held_out),
     }
+
+
+def noise_beyond_reach(plan: RunPlan, nominal_patients: Mapping[str, int]) -> dict[str, float]:
+    """Sites whose noise alone could carry a weight beyond what one update holds (`REACH`), and how far.
+
+    There every update is cut off: it would be paid for, and wrong.
+    Args:
+        nominal_patients: the public bucket of each site that would train a private arm.
+    """
+    reached = {name: update_excursion(plan, patients) for name, patients in nominal_patients.items()}
+    return {name: float(f"{far:.3g}") for name, far in reached.items() if far > REACH}
 
 
 def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> None:
     """Permit a run to start.
 
     Raises:
-        PlanError: too few sites for the quorum, or a held-out site is away (code `too-few-sites`), whatever
-            was accepted.
-        RefusedError: sites are missing or refuse and nobody accepted that (code `sites-missing`).
+        PlanError: too few sites for the quorum, or a held-out site is away (code `too-few-sites`), or the
+            noise leaves the range of an update (`noise-too-large`), whatever was accepted.
+        RefusedError: no site could be scored (`no-evaluation`), whatever was accepted; or nobody accepted
+            that sites are missing or refuse (`sites-missing`), or that a private arm would be charged and
+            no hospital be scored (`no-hospital-scored`).
     """
     sites = check["sites"]
     why = ", ".join(f"{name}: {sites[name]['answer']}" for name in check["missing"])
+    if check["beyond_reach"]:
+        raise PlanError(f"{_beyond_text(check)}", code="noise-too-large", hint=_LESS_NOISE)
     if not check["enough"]:
         raise PlanError(
             f"{len(check['training'])} sites would train, the quorum is {plan.federation.quorum}"
@@ -57,11 +88,20 @@ def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> N
             code="too-few-sites",
             hint="fedqc run check shows each site's answer",
         )
+    if not check["scored"]:
+        said = {name: site["evaluation"] or site["answer"] for name, site in sites.items()}
+        raise RefusedError(f"{_NOBODY} ({_listed(said)})", code="no-evaluation", hint=_TO_BE_SCORED)
     if check["missing"] and not accept_missing:
         raise RefusedError(
             f"not every site would take part ({why})",
             code="sites-missing",
             hint="--accept-missing starts without them",
+        )
+    if check["unscored"] and not accept_missing:
+        raise RefusedError(
+            f"{_NO_HOSPITAL}: {_listed(check['unscored'])}",
+            code="no-hospital-scored",
+            hint=f"{_TO_BE_SCORED}; --accept-missing trains all the same",
         )
 
 
@@ -78,14 +118,41 @@ def check_table(check: Mapping[str, Any]) -> str:
             f"{name:20s}{site['answer']:28s}{site['version'] or '-':10s}{data:10s}{rounds:>8s}{seconds:>10s}"
         )
         lines += [f"  {arm}: {why}" for arm, why in site["reasons"].items()]
+        if site["evaluation"] == ACCEPT:
+            lines.append(f"  evaluation: {ACCEPT}")
         if "too-few-patients" in site["arms"].values():  # the number itself stays at the hospital
             lines.append("  the hospital sees how many patients the next bucket needs: fedqc site check PLAN")
     if check["missing"]:
         lines.append(f"would not take part: {', '.join(check['missing'])}")
+    if check["beyond_reach"]:
+        lines += [f"NOT to be started: {_beyond_text(check)}", f"  {_LESS_NOISE}"]
+        return "\n".join(lines)
+    if check["enough"] and not check["scored"]:
+        lines += [f"NOT to be started: {_NOBODY}", f"  {_TO_BE_SCORED}"]
+        return "\n".join(lines)
+    if check["unscored"]:
+        lines.append(f"NOT worth its price: {_NO_HOSPITAL}")
     lines.append(
         "enough sites to start" if check["enough"] else f"NOT enough sites: the quorum is {check['quorum']}"
     )
     return "\n".join(lines)
+
+
+def _trains_privately(said: SiteReadiness) -> bool:
+    return any(is_private(arm) and code == ACCEPT for arm, code in said.arms.items())
+
+
+_TO_BE_SCORED = "privacy.evaluation_share above 0, or other policies"
+_LESS_NOISE = "lower privacy.learning_rate, or raise privacy.epsilon, or leave out small sites"
+
+
+def _listed(codes: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {code}" for name, code in codes.items())
+
+
+def _beyond_text(check: Mapping[str, Any]) -> str:
+    sites = ", ".join(f"{name} {far:g}" for name, far in check["beyond_reach"].items())
+    return f"noise could carry a weight beyond {REACH:g}, the most that an update holds ({sites})"
 
 
 def _entry(plan: RunPlan, name: str, said: SiteReadiness | Refusal | None) -> dict[str, Any]:
@@ -97,6 +164,8 @@ def _entry(plan: RunPlan, name: str, said: SiteReadiness | Refusal | None) -> di
         "takes_part": False,
         "reasons": {},
         "arms": {},
+        "kind": None,
+        "evaluation": None,
         "version": "",
         "data_prepared": None,
         "rounds_affordable": None,
@@ -115,10 +184,21 @@ def _entry(plan: RunPlan, name: str, said: SiteReadiness | Refusal | None) -> di
         answer = f"accept {len(said.arms) - len(refusals)} of {len(said.arms)} arms"
     else:
         answer = refusals[0] if refusals else ACCEPT
-    shown = said.model_dump(
-        mode="json", include={"arms", "version", "data_prepared", "rounds_affordable", "seconds_a_round"}
-    )
-    reasons = {} if held_out else dict(said.reasons)
+    shown = said.model_dump(mode="json", include=set(entry))
+    reasons = {name: why for name, why in said.reasons.items() if not held_out or name == "evaluation"}
     if said.evaluation != ACCEPT:
-        reasons["evaluation"] = said.evaluation
+        reasons.setdefault("evaluation", said.evaluation)
     return entry | shown | {"answer": answer, "takes_part": takes_part, "reasons": reasons}
+
+
+def _unscored(plan: RunPlan, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Site -> why it could not be scored, where a private arm would be charged and that is so at every
+    hospital that takes part; where no hospital takes part, at every site.
+    """
+    if not any(is_private(arm) for arm in plan.arms):
+        return {}
+    present = {name: site for name, site in sites.items() if site["takes_part"]}
+    hospitals = {name: site for name, site in present.items() if site["kind"] == "hospital"} or present
+    if any(site["evaluation"] == ACCEPT for site in hospitals.values()):
+        return {}
+    return {name: site["evaluation"] for name, site in hospitals.items()}

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from common.arms import ARMS, Arm
-from common.counts import Counts
+from common.counts import Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
+from common.lineage import Lineage
 from common.model_file import load_model
 from common.plan import RunPlan
-from common.weights import Manifest, advance, digest, encode_floats, encode_steps
+from common.trainable import trained_part
+from common.weights import Manifest, Part, advance, digest, encode_floats, encode_steps, part_size
 from common.wire import EvaluateTask, Refusal, SiteEvaluation, SiteUpdate, TrainTask
 from server.evaluation.estimates import SiteScores, Study
+from server.evaluation.noised import NoisedCounts, covariance
 from server.messaging.answer_checks import check_evaluation, check_update
 from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
@@ -43,7 +46,10 @@ class RunContext:
     initial: np.ndarray  # float32 (parameters,): where every arm starts
     strategy: Strategy
     score_public: Callable[[np.ndarray], dict[str, float]]  # the coordinator's own measurement of a model
+    # the bins of a model for sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1)
+    public_edges: Callable[[np.ndarray], np.ndarray]
     observe: Observer
+    lineage: Lineage | None = None  # of `initial`; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,35 +79,32 @@ class StageResult:
     data_changed: set[str] = field(default_factory=set)
 
 
+class StageRefused(RefusedError):
+    """Every site refused a stage. Carries what its earlier rounds did: what was spent stays spent."""
+
+    def __init__(self, message: str, *, code: str, public_reason: str, result: StageResult) -> None:
+        super().__init__(message, code=code, public_reason=public_reason)
+        self.result = result
+
+
 def run_rounds(context: RunContext, stage: Stage) -> StageResult:
     """Run the rounds of a stage, from its last checkpoint or from `context.initial`, to the plan's last.
 
     Raises:
-        RefusedError: every site refused, before or at this round; carries the first reason.
+        StageRefused: every site refused, before or at this round; carries the reason that decided, the last.
         RunError: fewer valid answers than the quorum, which is the plan's or all sites of a smaller stage
             (code `no-quorum`).
     """
     plan, folder, rounds = context.plan, stage.folder, context.plan.training.rounds
     start = folder.last_round()
     folder.forget_rounds_after(start)
-    trainable = context.manifest.part(stage.kind.trainable)
-    size = trainable.stop - trainable.start
+    result = result_so_far(context, stage)
+    trainable = trained_part(plan, stage.arm)
+    size = part_size(trainable)
     strategy = context.strategy
-    result = StageResult(
-        weights=load_model(folder.checkpoint_path(start), context.manifest)
-        if start
-        else context.initial.copy()
-    )
     state = (
         strategy.state_from_checkpoint(folder.load_state(start)) if start else strategy.initial_state(size)
     )
-    for record in folder.rounds():
-        result.refused |= {
-            site: Refusal.model_validate(refusal) for site, refusal in record["refused"].items()
-        }
-        result.failed |= record["failed"]
-        result.claims |= record["claims"]
-        result.data_changed |= set(record.get("data_changed", ()))
     context.observe(
         StageBegan(
             stage=stage.name,
@@ -114,7 +117,7 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
     for number in range(start + 1, rounds + 1):
         began = time.monotonic()
         invited = {site.node: site for site in stage.sites if site.name not in result.refused}
-        this = _Round(context, stage.arm, number, invited=invited, model=outgoing)
+        this = _Round(context, stage, number, invited=invited, model=outgoing)
         answers = ask(
             context.grid,
             context.seal,
@@ -150,14 +153,38 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
     return result
 
 
+def result_so_far(context: RunContext, stage: Stage) -> StageResult:
+    """The outcome of the finished rounds of a stage, from its folder."""
+    folder = stage.folder
+    start = folder.last_round()
+    result = StageResult(
+        weights=load_model(folder.checkpoint_path(start), context.manifest)
+        if start
+        else context.initial.copy()
+    )
+    for record in folder.rounds():
+        result.refused |= {
+            site: Refusal.model_validate(refusal) for site, refusal in record["refused"].items()
+        }
+        result.failed |= record["failed"]
+        result.claims |= record["claims"]
+        result.data_changed |= set(record.get("data_changed", ()))
+    return result
+
+
 def _check_quorum(context: RunContext, stage: Stage, this: _Round, result: StageResult) -> None:
     quorum = min(context.plan.federation.quorum, len(stage.sites))
     if len(this.weights) >= quorum:
         return
     if not this.weights and len(result.refused) == len(stage.sites):
-        first = next(iter(result.refused.values()))
-        raise RefusedError(
-            f"{stage.arm}: every site refused: {first.reason}", code=first.code, public_reason=first.reason
+        # who refused before left enough sites behind; without an answer in this round, the last one decided
+        site, last = list((this.refused or result.refused).items())[-1]
+        when = f"round {this.number}: " if this.number > 1 else ""
+        raise StageRefused(
+            f"{stage.arm}: every site refused: {when}{last.reason}",
+            code=last.code,
+            public_reason=f"{when}{last.reason} [{last.code}, {site}]",
+            result=result,
         )
     missing = {name: refusal.code for name, refusal in result.refused.items()} | this.failed
     sites = ", ".join(f"{name} {code}" for name, code in sorted(missing.items()))
@@ -173,16 +200,18 @@ class _Round:
     """One round: the task for each site, and the answers."""
 
     def __init__(
-        self, context: RunContext, arm: str, number: int, *, invited: dict[int, Site], model: _Model
+        self, context: RunContext, stage: Stage, number: int, *, invited: dict[int, Site], model: _Model
     ) -> None:
+        self._folder = stage.folder
         self._codec, self._invited, self._model = context.plan.federation.codec, invited, model
         self.number = number
         self._task = TrainTask(
             run=context.run,
-            arm=arm,
+            arm=stage.arm,
             round=number,
-            private=ARMS[arm].private,
+            private=stage.kind.private,
             base_sha256=model.sha256,
+            lineage=context.lineage.text() if context.lineage and stage.kind.private else "",
             base=np.zeros(0, np.float32),
         )
         self.updates = context.strategy.accumulate(model.num_trainable)
@@ -232,6 +261,7 @@ class _Round:
         except FedqcError as failure:
             self.failed[site.name] = failure.code
         else:
+            self._folder.keep_answer(self.number, site.name, answer.envelope)
             self.updates.add(steps, update.weight)
             self.weights[site.name] = update.weight
             self._moved["up"] += len(answer.payload)
@@ -245,6 +275,7 @@ class _Round:
                     "epsilon": update.epsilon,
                     "delta": update.delta,
                     "unit": site.description.unit,
+                    **({"void": True} if update.void else {}),
                 }
 
     def close(self) -> None:
@@ -269,14 +300,14 @@ class _Round:
         }
 
 
-PASSING = ("outside-hours", "base-not-held")
-"""Refusals that hold for one round only: the site is asked again in the next."""
+PASSING = ("outside-hours", "base-not-held", "approval-expired")
+"""Refusals that may hold for one round only: the site is asked again in the next."""
 
 
 class _Model:
     """The model of an arm on its way to the sites, as small as what each of them holds allows."""
 
-    def __init__(self, codec: str, trainable: slice, weights: np.ndarray) -> None:
+    def __init__(self, codec: str, trainable: Part, weights: np.ndarray) -> None:
         self._codec, self._trainable, self._weights = codec, trainable, weights
         self._step: np.ndarray | None = None
         self._before = ""
@@ -289,7 +320,7 @@ class _Model:
 
     @property
     def num_trainable(self) -> int:
-        return self._trainable.stop - self._trainable.start
+        return part_size(self._trainable)
 
     def is_held_by(self, site: str) -> bool:
         """Whether `site` trained from the model before this one, so that the step from there is enough."""
@@ -359,14 +390,46 @@ FAILURES = (
 """Codes of a refusal that report a failure, not a decision of the site's policy."""
 
 
+def _scores_everyone(site: Site, plan: RunPlan) -> bool:
+    """Whether a site is scored on all its patients: one that never trains, and is no hospital."""
+    return site.name in plan.held_out and site.description.kind != "hospital"
+
+
+def scores_of(evaluation: SiteEvaluation) -> SiteScores:
+    """What a checked answer says, by model."""
+    scoring: dict[str, Any] = {"mode": evaluation.mode}
+    if evaluation.mode != "dp":
+        exact = zip(evaluation.models, evaluation.histograms, strict=True)
+        counts = {name: Counts(positives=h[0], negatives=h[1]) for name, h in exact}
+        return SiteScores(counts=counts, covariance=evaluation.covariance, scoring=scoring)
+    deviation = noise_deviation(evaluation.noise_multiplier, len(evaluation.models))
+    scoring |= {
+        "epsilon": evaluation.epsilon,
+        "delta": evaluation.delta,
+        "noise_multiplier": evaluation.noise_multiplier,
+        "deviation": deviation,
+    }
+    noised = {
+        name: NoisedCounts(positives=h[0], negatives=h[1], deviation=deviation)
+        for name, h in zip(evaluation.models, evaluation.noised, strict=True)
+    }
+    return SiteScores(counts=noised, covariance=covariance(list(noised.values())), scoring=scoring)
+
+
 def score_sites(
-    context: RunContext, hospitals: Sequence[Site], models: dict[str, np.ndarray], *, final: str
+    context: RunContext,
+    hospitals: Sequence[Site],
+    models: dict[str, np.ndarray],
+    *,
+    final: str,
+    keep: Callable[[str, bytes], None],
 ) -> tuple[Study, dict[str, str], set[str]]:
     """Have every site score all models in one message, so that comparisons are paired.
 
     Args:
         models: float32 (parameters,) by name.
         final: the name of the model that each site keeps for its own use.
+        keep: called with each site and its counted answer, as it was signed.
     Returns:
         the study; the sites without a score, each with the code of its refusal or failure; and the sites
         whose data changed during the run, which their operators accepted.
@@ -379,11 +442,17 @@ def score_sites(
     scored: dict[str, SiteScores] = {}
     data_changed: set[str] = set()
     absent = {site.name: "no-answer" for site in hospitals}
+    noise = plan.privacy.evaluation_noise_multiplier
+    edges: dict[str, np.ndarray] = {}
+    if noise is not None and any(site.description.kind == "hospital" for site in hospitals):
+        edges["edges"] = np.stack([context.public_edges(flat) for flat in weights])
     for everyone in (False, True):
-        asked = {site.node: site for site in hospitals if (site.name in plan.held_out) == everyone}
+        asked = {site.node: site for site in hospitals if _scores_everyone(site, plan) == everyone}
         if not asked:
             continue
-        task = EvaluateTask(run=context.run, models=names, everyone=everyone, final=final, weights=weights)
+        task = EvaluateTask(
+            run=context.run, models=names, everyone=everyone, final=final, weights=weights, **edges
+        )
         answers = ask(
             context.grid,
             context.seal,
@@ -400,25 +469,33 @@ def score_sites(
                     absent[site.name] = Refusal.from_bytes(answer.payload).code
                     continue
                 evaluation = SiteEvaluation.from_bytes(answer.payload)
-                check_evaluation(evaluation, task, site.description)
+                check_evaluation(evaluation, task, site.description, noise)
             except RunError as failure:
                 absent[site.name] = answer.failure or failure.code
                 continue
-            counts = {
-                name: Counts(positives=h[0], negatives=h[1])
-                for name, h in zip(names, evaluation.histograms, strict=True)
-            }
-            scored[site.name] = SiteScores(counts=counts, covariance=evaluation.covariance)
+            keep(site.name, answer.envelope)
+            scored[site.name] = scores_of(evaluation)
             if evaluation.data_changed:
                 data_changed.add(site.name)
     if not scored:
         raise RunError(
             "no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why"
         )
-    study = Study(
-        sites={site.name: scored[site.name] for site in hospitals if site.name in scored},
-        training=[site.name for site in hospitals if site.name not in plan.held_out],
-        held_out=list(plan.held_out),
-        models=list(names),
-    )
+    study = study_of(plan, [site.name for site in hospitals], scored, names)
     return study, {site: code for site, code in absent.items() if site not in scored}, data_changed
+
+
+def study_of(
+    plan: RunPlan, sites: Sequence[str], scored: Mapping[str, SiteScores], models: Sequence[str]
+) -> Study:
+    """What the sites' scores say together.
+
+    Args:
+        sites: every hospital of the run, in its order; those without a score are left out.
+    """
+    return Study(
+        sites={site: scored[site] for site in sites if site in scored},
+        training=[site for site in sites if site not in plan.held_out],
+        held_out=list(plan.held_out),
+        models=list(models),
+    )

@@ -66,6 +66,7 @@ def run_simulation(
     accept_quarantine: bool = False,
     run: str = "",
     accept_changed_data: bool = False,
+    tuning: dict[str, Any] | None = None,
 ) -> int:
     """Run `plan` on the sites under `data` into the run folder `out`, and print the results.
 
@@ -74,6 +75,7 @@ def run_simulation(
         accept_quarantine: continue although many files cannot be read.
         run: name of the run that is resumed; "" for a new one.
         accept_changed_data: continue it although the data of a site changed.
+        tuning: how the plan's settings were chosen, kept in the run folder.
     Returns:
         exit status.
     Raises:
@@ -105,7 +107,7 @@ def run_simulation(
     nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     grid = LocalGrid(client_app(), nodes, config)
-    folder = conduct(grid, plan, out, simulation={"data": str(data.absolute())})
+    folder = conduct(grid, plan, out, simulation={"data": str(data.absolute())}, tuning=tuning)
     evaluation = folder.evaluation
     if format is Format.json:
         print(json.dumps(summary(evaluation, folder.path), ensure_ascii=False))

@@ -5,6 +5,7 @@ tested.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,27 @@ def test_turns_alternate_and_the_first_is_not_counted(measuring: ModuleType) -> 
     costs = measuring.interleave({"a": lambda turn: side("a", turn), "b": lambda turn: side("b", turn)}, 2)
     assert "".join(calls) == "abbaab"
     assert [cost.wall_s for cost in costs["a"]] == [1, 2]
+
+
+def test_a_benchmark_prints_its_result_as_asked_and_a_failure_is_one_line(
+    measuring: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    parser = measuring.command_line("What does it cost?", quick="less", usual=5)
+    asked = parser.parse_args(["--format", "json"])
+    assert measuring.repetitions_of(asked) == 5
+    assert measuring.repetitions_of(parser.parse_args(["--quick"])) == 3
+    assert measuring.repetitions_of(parser.parse_args(["--quick", "--repetitions", "7"])) == 7
+    assert measuring.reported("one", asked, lambda: {"a": 1}, lambda result: "| table |") == 0
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+    assert measuring.reported("one", parser.parse_args([]), lambda: {"a": 1}, lambda result: "| table |") == 0
+    assert capsys.readouterr().out == "| table |\n"
+
+    def fails() -> None:
+        raise measuring.BenchmarkError("no device")
+
+    assert measuring.reported("one", asked, fails, str) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "one: no device\n")
 
 
 def test_cpu_of_descendants_is_counted(measuring: ModuleType) -> None:

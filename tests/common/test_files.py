@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from common import files
-from common.files import sweep, whole_folder, write_bytes, write_new
+from common.files import make_private, sweep, whole_folder, write_bytes, write_new
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(
@@ -54,3 +57,24 @@ def test_a_whole_folder_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
         (staging / "file").touch()
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "private" / "file").exists()
+
+
+def test_making_a_file_that_exists_leaves_the_locks_on_it(tmp_path: Path) -> None:
+    """Closing a second handle would release them: another process then takes the file for its own."""
+    path = tmp_path / "store.sqlite3"
+    make_private(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    other = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def takes_it() -> bool:
+        run = subprocess.run(
+            [sys.executable, "-c", other, str(path)], check=False, capture_output=True, timeout=60
+        )
+        return run.returncode == 0
+
+    with path.open("r+b") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        make_private(path)
+        assert not takes_it()
+        path.read_bytes()  # the control: it opens and closes the file
+        assert takes_it()

@@ -33,6 +33,7 @@ from common.weights import (
     dequantize_int8,
     encode_floats,
     encode_steps,
+    int8_variance,
     quantize_int8,
 )
 
@@ -319,13 +320,22 @@ def test_int8_moves_a_value_by_less_than_its_scale_and_never_off_the_grid(
         assert np.all(arrived % scale == 0)
         assert np.all(np.abs(arrived - part) < scale)
     assert 0 <= added <= (2 * LIMIT / 127 * GRID) ** 2 / 4
+    assert 0 <= int8_variance(frame, steps.size) <= (2 * LIMIT / 127 * GRID) ** 2 / 6
 
 
 @given(arrays(np.int32, SIZES, elements=st.integers(-127, 127)))
 def test_int8_of_small_steps_is_exact(steps: np.ndarray) -> None:
     frame, added = quantize_int8(steps, coins())
     assert np.array_equal(dequantize_int8(frame, steps.size), steps)
-    assert added == 0
+    assert added == int8_variance(frame, steps.size) == 0
+
+
+def test_the_variance_that_a_frame_tells_is_a_function_of_its_scales_alone() -> None:
+    """By hand: 1024 values at scale 4 have 1024 * 15 / 6 grid steps squared, one at scale 1 has none."""
+    steps = np.full(BLOCK + 1, 500, np.int32)
+    steps[-1] = 3
+    told = {int8_variance(quantize_int8(steps + moved, coins())[0], steps.size) for moved in (0, 1, 2)}
+    assert told == {BLOCK * 15 * GRID**2 / (6 * steps.size)}
 
 
 @pytest.mark.parametrize("deviation", [100, 17_000, 5_000_000])
@@ -341,6 +351,7 @@ def test_int8_is_unbiased_and_says_its_variance(deviation: float) -> None:
     errors = np.stack([dequantize_int8(frame, steps.size) for frame, _ in frames]).astype(np.float64) - steps
     empirical = float((errors**2).mean()) * GRID**2
     assert added.pop() == pytest.approx(empirical, rel=0.1)
+    assert int8_variance(frames[0][0], steps.size) == pytest.approx(empirical, rel=0.1)
     spread = errors.std() / np.sqrt(repetitions)
     assert abs(errors.mean()) <= 5 * spread / np.sqrt(steps.size)
     means = errors.mean(axis=0)

@@ -38,7 +38,9 @@ MESSAGES: tuple[WireMessage, ...] = (
         everyone=True,
         final="public",
         weights=np.ones((2, 7), np.float32),
+        edges=np.linspace(-1, 1, 2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7),
     ),
+    EvaluateTask(run="r", models=("public",), everyone=True, weights=np.ones((1, 7), np.float32)),
     DescribeTask(run="r", rehearse=True),
     SiteDescription(
         site="hospital-a",
@@ -70,6 +72,16 @@ MESSAGES: tuple[WireMessage, ...] = (
         mode="synthetic",
         histograms=np.arange(2 * 5 * 4).reshape(1, 2, 5, 4),
         covariance=np.full((5, 5), np.nan),
+    ),
+    SiteEvaluation(
+        site="hospital-a",
+        run="r",
+        models=("public",),
+        mode="dp",
+        noise_multiplier=4.5,
+        epsilon=0.8,
+        delta=1e-5,
+        noised=np.arange(-40, 40).reshape(1, 2, 5, 8),
     ),
     Refusal(site="hospital-a", run="r", code="too-few-patients", reason="the policy says so"),
     SiteReadiness(

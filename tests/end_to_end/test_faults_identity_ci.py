@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.cli.site import budgets
 from client.ipc.client import agent_health
+from client.site.budget import budgets
 from client.supervision.preflight import check, check_clock, contact
 from common.enrolment import Request, write_request
 from common.errors import NetworkError
@@ -521,7 +521,7 @@ def test_f15_an_agent_without_memory_answers_with_a_code_and_goes_on(hospital: H
     plan, before = big.canonical_json(), len(hospital.rows())
     told = []
     try:
-        for mebibytes in (64, 16, 4, 1, 0):
+        for mebibytes in (32, 16, 4, 1, 0):
             limit = memory_of(hospital.pid) + (mebibytes << 20)
             resource.prlimit(hospital.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
             try:

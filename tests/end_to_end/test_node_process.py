@@ -310,7 +310,14 @@ def connected(rig: Rig, node: subprocess.Popen[bytes]) -> Callable[[], bool]:
     return lambda: rig.status().get("connected") is True or node.poll() is not None
 
 
-def test_a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig: Rig) -> None:
+def test_a_node_from_its_first_message_to_its_end(rig: Rig) -> None:
+    """One story of one key: it is used, its SuperNode is killed, it is online still, it is accepted again."""
+    a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig)
+    a_key_that_is_online_already_or_unknown_is_said(rig)
+    sigterm_ends_node_and_supernode(rig)
+
+
+def a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig: Rig) -> None:
     pinned, bundle_sha256 = rig.app("pinned")
     other, _ = rig.app("other")
     rig.enrol(bundle_sha256)
@@ -334,7 +341,7 @@ def test_a_message_reaches_the_agent_and_only_under_the_pinned_bundle(rig: Rig) 
     assert rig.status()["last_error"] == "superlink-error"
 
 
-def test_a_key_that_is_online_already_or_unknown_is_said(rig: Rig) -> None:
+def a_key_that_is_online_already_or_unknown_is_said(rig: Rig) -> None:
     """Flower believes the SuperNode that was killed above to be online for up to a minute, and says the same
     of an unknown key.
     """
@@ -347,7 +354,7 @@ def test_a_key_that_is_online_already_or_unknown_is_said(rig: Rig) -> None:
     assert "Traceback" not in said
 
 
-def test_sigterm_ends_node_and_supernode(rig: Rig) -> None:
+def sigterm_ends_node_and_supernode(rig: Rig) -> None:
     def once_accepted() -> bool:
         with rig.running(rig.node(), "last") as node:
             until(connected(rig, node), 90, rig.logs)

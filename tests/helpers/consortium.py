@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from flwr.app import Error, Message
 
+from client.site.config import read_site
+from client.site.site_ledger import init_ledger
 from common.plan import RunPlan, parse_plan
 
 SITES, PATIENTS, SIZE = ("hospital-a", "hospital-b", "hospital-c", "hospital-d"), 14, 32
@@ -44,15 +46,20 @@ def write_plan(path: Path, **changes: Any) -> Path:
 
 
 def settle(site: Path, policy: Mapping[str, object] | None = None, **fields: object) -> None:
-    """What an operator does with an editor: change fields of site.yaml, write a policy.yaml."""
+    """What an operator does with an editor: change fields of site.yaml, write a policy.yaml. A hospital gets
+    its ledger, as by `site init`.
+    """
     path = site / "site.yaml"
     values = yaml.safe_load(path.read_text(encoding="utf-8")) | fields
     if policy is not None:
         (site / "policy.yaml").write_text(yaml.safe_dump(dict(policy)), encoding="utf-8")
         values["policy"] = "policy.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    if values["kind"] == "hospital" and not (site / "cohort.yaml").exists():
+    if values["kind"] != "hospital":
+        return
+    if not (site / "cohort.yaml").exists():
         (site / "cohort.yaml").write_text("ethics_approval: 2026-17\nconsent_basis: broad consent\n")
+    init_ledger(*read_site(site))
 
 
 def node_configs(data: Path, names: Sequence[str] = SITES) -> dict[int, dict[str, str]]:

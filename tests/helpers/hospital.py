@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from client.cli.site import budgets
 from client.ipc.client import agent_health, ask_agent
+from client.site.budget import budgets
 from common.signing import Statement, load_key, verify
 from common.wire import (
     Envelope,

@@ -187,6 +187,8 @@ class Deployment:
         name: str,
         *,
         level: str = "open",
+        kind: str = "synthetic",
+        nominal: int = NOMINAL,
         images: Path | None = None,
         labels: Path | None = None,
         **more: str,
@@ -203,13 +205,13 @@ class Deployment:
             "--name",
             name,
             "--kind",
-            "synthetic",
+            kind,
             "--level",
             level,
             "--yes",
         ]
         words += ["--images", images or site / "images", "--labels", labels or site / "labels.csv"]
-        words += ["--nominal-patients", NOMINAL, "--cohort", more.pop("cohort", f"phantoms-{name}")]
+        words += ["--nominal-patients", nominal, "--cohort", more.pop("cohort", f"phantoms-{name}")]
         words += [word for option, value in more.items() for word in (f"--{option.replace('_', '-')}", value)]
         self.do(*words)
         settle(site, split={"train": 0.6, "test": 0.4})  # as the tiny plan's: every site has test patients

@@ -10,8 +10,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.agent.tasks import Agent
-from client.site.config import read_site, site_key
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.config import read_site
+from client.site.ledger import Ledger
+from client.site.site_ledger import open_ledger
 from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan
@@ -45,14 +46,13 @@ HEAD = MANIFEST.part("head.")
 
 
 def ledger(data: Path, name: str = A) -> Ledger:
-    site, folder = read_site(data / name)
-    state = folder / site.state
-    return Ledger.open(state / ledger_file_name(site.cohort), cohort=site.cohort, key=site_key(state))
+    return open_ledger(*read_site(data / name))
 
 
 def rows(data: Path, name: str = A) -> list[tuple[str, str, int]]:
     with ledger(data, name) as opened:
-        return [(row.kind, row.part, row.steps) for row in opened.rows() if row.kind != "open"]
+        charges = [row for row in opened.rows() if row.kind in ("reserve", "commit", "non-private")]
+        return [(row.kind, row.part, row.steps) for row in charges]
 
 
 def spellings(text: str) -> list[bytes]:

@@ -43,6 +43,14 @@ def hang(path: str) -> Answer:
         signal.pause()
 
 
+def spin(seconds: float) -> Answer:
+    """Work for so long a processor's time, however long that takes."""
+    begin = time.process_time()
+    while time.process_time() - begin < seconds:
+        pass
+    return "done", []
+
+
 def stuck(_: None) -> Answer:
     """In foreign code that holds Python's lock: no thread and no Python signal handler of this process will
     run.
@@ -151,6 +159,7 @@ _DEEDS = {
         give,
         sleep,
         hang,
+        spin,
         stuck,
         segfault,
         segfault_once,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,14 @@ ANSWERS = len(TRAINING) * 2 + len(TRAINING) * 2 + 2  # local, federated and pool
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return Consortium(data=tiny_consortium).conduct(
+def asked_often(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hospitals that several runs without noise ask: a copy, since agents open their ledgers."""
+    return Path(shutil.copytree(tiny_consortium, tmp_path_factory.mktemp("asked-often") / "data"))
+
+
+@pytest.fixture(scope="module")
+def whole(asked_often: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return Consortium(data=asked_often).conduct(
         tiny_plan(**RESUMED), tmp_path_factory.mktemp("whole") / "run"
     )
 
@@ -204,13 +211,13 @@ def models(folder: RunFolder) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("stop_at", "left"), [(1, ANSWERS), (8, ANSWERS - 6), (ANSWERS, 1)])
 def test_a_run_stopped_at_any_answer_resumes_to_the_same_bits(
-    stop_at: int, left: int, whole: RunFolder, tiny_consortium: Path, tmp_path: Path
+    stop_at: int, left: int, whole: RunFolder, asked_often: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(**RESUMED)
     with pytest.raises(KeyboardInterrupt):
-        Consortium(data=tiny_consortium, stop_at=stop_at).conduct(plan, tmp_path / "run")
+        Consortium(data=asked_often, stop_at=stop_at).conduct(plan, tmp_path / "run")
     assert not (tmp_path / "run" / "evaluation.json").exists()
-    again = Consortium(data=tiny_consortium)
+    again = Consortium(data=asked_often)
     folder = again.conduct(plan, tmp_path / "run")
     assert models(folder) == models(whole)
     assert sum(kind == "train" for _, kind in again.asked) == left, "a finished round is not repeated"
@@ -220,15 +227,15 @@ def test_a_run_stopped_at_any_answer_resumes_to_the_same_bits(
 
 
 def test_a_crash_between_a_record_and_its_checkpoint_repeats_the_round(
-    whole: RunFolder, tiny_consortium: Path, tmp_path: Path
+    whole: RunFolder, asked_often: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(**RESUMED)
     with pytest.raises(KeyboardInterrupt):
-        Consortium(data=tiny_consortium, stop_at=11).conduct(plan, tmp_path / "run")
+        Consortium(data=asked_often, stop_at=11).conduct(plan, tmp_path / "run")
     arm = RunFolder.open(tmp_path / "run").arm("federated")
     assert arm.last_round() == 1
     arm.checkpoint_path(1).unlink()
-    folder = Consortium(data=tiny_consortium).conduct(plan, tmp_path / "run")
+    folder = Consortium(data=asked_often).conduct(plan, tmp_path / "run")
     assert models(folder) == models(whole)
     assert [record["round"] for record in folder.arm("federated").rounds()] == [1, 2]
 
@@ -266,8 +273,8 @@ def test_another_number_of_threads_is_refused(
     assert caught.value.hint.startswith("--threads 1 ")
 
 
-def test_a_public_only_run_trains_nobody(tiny_consortium: Path, tmp_path: Path) -> None:
-    consortium = Consortium(data=tiny_consortium)
+def test_a_public_only_run_trains_nobody(asked_often: Path, tmp_path: Path) -> None:
+    consortium = Consortium(data=asked_often)
     folder = consortium.conduct(tiny_plan(arms=["public"]), tmp_path / "run")
     assert {kind for _, kind in consortium.asked} == {"query.describe", "evaluate"}
     assert set(folder.evaluation["metrics"]["public"]) == set(SITES)

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
+from common.arms import (
+    FEDERATED,
+    FEDERATED_CLIPPED,
+    FEDERATED_DP,
+    LOCAL,
+    LOCAL_CLIPPED,
+    LOCAL_DP,
+    POOLED,
+    PUBLIC,
+)
 from server.evaluation.report.numerals import Number, signed
 
 WIDTH = 1000
@@ -30,8 +39,11 @@ class Style:
 STYLES: dict[str, Style] = {
     PUBLIC: Style(colour="#6b6b6b", marker="cross", dash="2 4"),
     LOCAL: Style(colour="#c44e00", marker="triangle", dash="7 3"),
+    LOCAL_DP: Style(colour="#8a6d00", marker="triangle", dash="2 2"),
+    LOCAL_CLIPPED: Style(colour="#111111", marker="triangle", dash="9 2 2 2"),
     FEDERATED: Style(colour="#0063a3", marker="circle"),
     FEDERATED_DP: Style(colour="#007f5c", marker="diamond", dash="10 3 2 3"),
+    FEDERATED_CLIPPED: Style(colour="#111111", marker="diamond", dash="5 2"),
     POOLED: Style(colour="#a3478a", marker="square", dash="4 2"),
 }
 OTHER = Style(colour="#333333", marker="circle", dash="1 3")
@@ -114,7 +126,11 @@ def _polyline(
 
 def swatch(model: str) -> Markup:
     """Line and marker of an arm, for a legend or a table row."""
-    style = style_of(model)
+    return swatch_of(style_of(model))
+
+
+def swatch_of(style: Style) -> Markup:
+    """Line and marker of a style, for a legend."""
     return Markup(
         '<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true" class="swatch">{}{}</svg>'
     ).format(_polyline([(1, 7), (33, 7)], style), _marker(17, 7, style, 4))
@@ -373,6 +389,80 @@ def curves(panels: Sequence[tuple[str, Sequence[Curve]]], alt: str, axis: str) -
             parts.append(_line(x(line.points[-1][0]) + 4, wanted, right + 12, at - over, colour, 0.8))
             parts.append(_text(right + 15, at - over + 4, line.label, size=11.5, colour=colour))
     return _svg(WIDTH, head + plot + foot, alt, parts)
+
+
+# the choice of settings
+
+SERIES = (
+    Style(colour="#6b6b6b", marker="cross", dash="2 4"),
+    Style(colour="#c44e00", marker="triangle", dash="7 3"),
+    Style(colour="#0063a3", marker="circle"),
+    Style(colour="#a3478a", marker="square", dash="4 2"),
+    Style(colour="#007f5c", marker="diamond", dash="10 3 2 3"),
+    Style(colour="#8a6d00", marker="triangle", dash="2 2"),
+)
+"""Lines that are no arms, in their order."""
+NARROW = 560
+"""Width of a figure that is not shown across the whole page, so that a telephone leaves its text legible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainLine:
+    label: str
+    style: Style
+    points: Sequence[tuple[float, float]]  # rate, above 0; gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainWords:
+    alt: str
+    rate: str
+    gain: str
+    chosen: str
+
+
+def gains_by_rate(lines: Sequence[GainLine], *, chosen: tuple[float, float], words: GainWords) -> Markup:
+    """Gain over the logarithm of the rate, the chosen point in a ring. Losses larger than the best gain are
+    drawn at the lower edge: they would flatten all else.
+    """
+    left, right, top, height = 52.0, NARROW - 16.0, 26.0, 260.0
+    points = [chosen, *(point for line in lines for point in line.points)]
+    exponents = [math.log10(rate) for rate, _ in points]
+    first, last = min(exponents), max(exponents)
+    best, least = max(gain for _, gain in points), min(gain for _, gain in points)
+    floor = max(least, -abs(best))
+    margin = 0.08 * ((best - floor) or 0.1)
+    low, high = floor - margin, best + margin
+
+    def x(rate: float) -> float:
+        return left + 12 + (math.log10(rate) - first) / ((last - first) or 1.0) * (right - left - 24)
+
+    def y(gain: float) -> float:
+        return top + (high - max(gain, floor)) / (high - low) * height
+
+    parts = [_text(4, 14, words.gain, size=13, colour=MUTED)]
+    for tick in ticks(low, high):
+        colour, dash = (MUTED, "4 3") if tick == 0 else (RULE, "")
+        parts.append(_line(left, y(tick), right, y(tick), colour, 1, dash))
+        parts.append(_text(left - 6, y(tick) + 4, signed(tick), anchor="end", size=12, colour=MUTED))
+    for rate in sorted({rate for rate, _ in points}):
+        parts.append(_text(x(rate), top + height + 17, f"{rate:g}", anchor="middle", size=12, colour=MUTED))
+    middle = (left + right) / 2
+    parts.append(_text(middle, top + height + 37, words.rate, anchor="middle", size=13, colour=MUTED))
+    for line in lines:
+        places = [(x(rate), y(gain)) for rate, gain in line.points]
+        parts.append(_polyline(places, line.style, 2, line.label))
+        parts += [_marker(*place, line.style, 4) for place in places]
+    at, ring = (x(chosen[0]), y(chosen[1])), 9.5
+    parts.append(
+        Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" fill="none" stroke="{}" stroke-width="2.4"/>').format(
+            *at, ring, INK
+        )
+    )
+    parts.append(_text(at[0], at[1] - ring - 5, words.chosen, anchor="middle", bold=True))
+    return Markup(
+        '<svg viewBox="0 0 {w:g} {h:g}" role="img" aria-label="{alt}" class="figure narrow">{body}</svg>'
+    ).format(w=NARROW, h=top + height + 44, alt=words.alt, body=_join(parts))
 
 
 # heat map

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
+from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC, is_control
 from server.evaluation.estimates import COMPARISONS
 from server.evaluation.report.numerals import cut, score, signed
 from server.evaluation.report.reading import TRAINED, Estimate, Reading, title
@@ -93,6 +93,15 @@ def _at_unseen(reading: Reading, arm: str, sites: str) -> str:
     )
 
 
+def controls(reading: Reading) -> list[str]:
+    """What the difference between a private arm and its control says, where both have a model."""
+    return [
+        reading.say("contrasts.control", arm=arm, control=other)
+        for arm, other in COMPARISONS
+        if is_control(other) and reading.models_of(arm) and reading.models_of(other)
+    ]
+
+
 def _turned(way: str) -> str:
     return {"higher": "lower", "lower": "higher"}.get(way, way)
 
@@ -173,25 +182,41 @@ def privacy_banner(reading: Reading) -> Banner:
         kinds = sorted({site["kind"] for site in reading.sites if site["role"] == "training"})
         if "hospital" not in kinds:
             lines.append(say("privacy.none.no_patients", kinds=listing(kinds, "or")))
+        if reading.noised:
+            lines += _scores(reading)
         return Banner(level="alarm", title=say("privacy.none.title"), lines=lines)
     given = [site for site, claim in reading.claims.items() if not claim["refused"]]
     if reading.unprotected or not given:
         sites = listing(reading.unprotected or reading.training)
+        void = [site for site in reading.unprotected if reading.claims[site].get("void")]
+        why = [say("privacy.void", sites=listing(void))] if void else []
         return Banner(
-            level="alarm", title=say("privacy.hole.title", sites=sites), lines=[say("privacy.hole"), *tags]
+            level="alarm",
+            title=say("privacy.hole.title", sites=sites),
+            lines=[say("privacy.hole"), *why, *tags],
         )
     if others:
         mixed = say("privacy.mixed", others=listing(others))
         return Banner(
             level="caution",
             title=say("privacy.mixed.title", private=listing(private)),
-            lines=[*tags, mixed, say("privacy.scores_exact")],
+            lines=[*tags, mixed, *_scores(reading)],
         )
     return Banner(
         level="calm",
         title=say("privacy.all.title"),
-        lines=[*tags, say("privacy.all"), say("privacy.scores_exact")],
+        lines=[*tags, say("privacy.all"), *_scores(reading)],
     )
+
+
+def _scores(reading: Reading) -> list[str]:
+    """How the numbers of the page were obtained: with noise, or as exact counts."""
+    noised = [f"{site} ({reading.noise_tag(site)})" for site in reading.noised]
+    exact = [site["site"] for site in reading.sites if site["site"] not in reading.noised]
+    lines = [reading.say("privacy.scores_noised", sites=listing(noised))] if noised else []
+    if noised and exact:
+        lines.append(reading.say("privacy.scores_exact_at", sites=listing(exact)))
+    return lines if noised else [reading.say("privacy.scores_exact")]
 
 
 def _refusals(reading: Reading) -> list[str]:
@@ -251,6 +276,9 @@ def _gaps(reading: Reading) -> list[str]:
     for site in [*reading.training, *reading.held_out]:
         if not reading.is_scored(site):
             lines.append(say("not.unscored", site=site))
+            continue
+        if site in reading.noised:
+            lines.append(say("not.noised", site=site, tag=reading.noise_tag(site)))
             continue
         sizes = reading.sizes[site]
         empty = [title(name) for name, (pos, neg) in sizes.items() if pos + neg == 0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 Number = float | None
 
 
@@ -23,13 +21,6 @@ def sticks_out(low: Number, high: Number) -> bool:
 def signed(value: float) -> str:
     text = f"{value:+.3f}".replace("-", "−")
     return "0.000" if text in ("+0.000", "−0.000") and value == 0 else text
-
-
-def rounded_up(value: float) -> str:
-    """Epsilon with two decimals, never smaller than it is."""
-    if not math.isfinite(value):
-        return "∞"
-    return f"{math.ceil(round(value * 100, 9)) / 100:.2f}"
 
 
 def plain(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Render report.html from evaluation.json: one self-contained file that opens offline."""
+"""Render report.html from evaluation.json and tuning.json: one self-contained file that opens offline."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from common.counts import Counts
 from common.files import write_bytes
 from common.i18n import Say, speaker
 from common.plan import RunPlan
+from common.privacy import epsilon_text
 from server.evaluation.report import figures, findings
-from server.evaluation.report.numerals import Number, cut, plain, rounded_up, score, signed, sticks_out
+from server.evaluation.report.numerals import Number, cut, plain, score, signed, sticks_out
 from server.evaluation.report.reading import Estimate, Reading, title, with_modality
+from server.evaluation.report.tuning import tuning_view
 from server.evaluation.report.words import LANGUAGES, listing
 from server.run_folder import REPORT, RunFolder
 
@@ -43,16 +45,28 @@ def write_report(folder: RunFolder) -> Path:
     """Render the run's report.html and return where it lies.
 
     Raises:
-        ConfigError: the run has no evaluation yet (code `not-finished`).
+        ConfigError: the run has no evaluation yet (code `not-finished`); tuning.json is damaged
+            (`bad-tuning`).
     """
     path = folder.path / REPORT
-    write_bytes(path, render(folder.evaluation, folder.manifest, folder.plan).encode())
+    page = render(folder.evaluation, folder.manifest, folder.plan, folder.tuning)
+    write_bytes(path, page.encode())
     return path
 
 
-def render(evaluation: Mapping[str, Any], manifest: Mapping[str, Any], plan: RunPlan) -> str:
+def render(
+    evaluation: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    plan: RunPlan,
+    tuning: Mapping[str, Any] | None = None,
+) -> str:
     """The page as one string of HTML. Every value is escaped; the only markup is the template's and the
     figures'.
+
+    Args:
+        tuning: content of tuning.json; None: the plan stated its settings.
+    Raises:
+        ConfigError: `tuning` is not what fedqc writes (code `bad-tuning`).
     """
     say = speaker(LANGUAGE, LANGUAGES)
     reading = Reading(evaluation, say)
@@ -82,7 +96,11 @@ def render(evaluation: Mapping[str, Any], manifest: Mapping[str, Any], plan: Run
         curves=curve_figure(reading),
         curve_rows=curve_rows(reading),
         contrasts=contrast_rows(reading),
+        controls=findings.controls(reading),
         claims=claim_rows(reading),
+        tuning=tuning_view(tuning, plan, say) if tuning else None,
+        private_arms=listing([arm for arm in reading.arms if is_private(arm)]),
+        alternatives=bool(reading.evaluation.get("alternatives")),
         gaps=findings.not_measured(reading),
         provenance=provenance(reading, manifest, plan),
         settings=settings(plan, say),
@@ -206,6 +224,8 @@ def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cel
     if rows is None:
         return Cell(text=reading.say("missing.unscored"), missing=True)
     found = rows[artifact]
+    if found["auroc"] is None and site in reading.noised:
+        return Cell(text=reading.say("missing.noise"), missing=True)
     if found["auroc"] is None:
         empty = found["n_pos"] + found["n_neg"] == 0
         return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
@@ -221,7 +241,7 @@ def artifact_tables(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "artifact": with_modality(artifact),
-            "sizes": [reading.sizes.get(site["site"], {}).get(artifact) for site in reading.sites],
+            "sizes": [reading.patients(site["site"], artifact) for site in reading.sites],
             "rows": [
                 {
                     "model": model,
@@ -242,7 +262,7 @@ def unseen_tables(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "site": site,
-            "sizes": [reading.sizes[site][artifact] for artifact in NAMES],
+            "sizes": [reading.patients(site, artifact) for artifact in NAMES],
             "rows": [
                 {
                     "model": model,
@@ -359,12 +379,12 @@ def claim_rows(reading: Reading) -> list[dict[str, str]]:
         else:
             none = say("privacy.tag.none")
             row |= {
-                "epsilon": none if claim["epsilon"] is None else rounded_up(claim["epsilon"]),
-                "epsilon_pld": none if claim["epsilon_pld"] is None else rounded_up(claim["epsilon_pld"]),
+                "epsilon": none if claim["epsilon"] is None else epsilon_text(claim["epsilon"]),
+                "epsilon_pld": none if claim["epsilon_pld"] is None else epsilon_text(claim["epsilon_pld"]),
                 "delta": none if claim["delta"] is None else plain(claim["delta"]),
                 "noise": "–" if claim["noise_multiplier"] is None else f"{claim['noise_multiplier']:.4g}",
                 "unit": f"{claim['unit']}, {claim['adjacency']}",
-                "state": say("privacy.state.spent"),
+                "state": say("privacy.state.void" if claim.get("void") else "privacy.state.spent"),
             }
         rows.append(row)
     return rows
@@ -430,7 +450,7 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
 
 def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) -> figures.RocPanel:
     lines, sizes = [], [0, 0]
-    scored = [site for site in sites if reading.is_scored(site)]
+    scored = [site for site in sites if reading.is_scored(site) and site not in reading.noised]
     for model in reading.models if unseen else reading.arms:
         merged = Counts.empty()
         for site in scored:
@@ -503,6 +523,7 @@ def provenance(reading: Reading, manifest: Mapping[str, Any], plan: RunPlan) -> 
         (say("provenance.plan"), evaluation["plan"]),
         (say("provenance.plan_sha256"), manifest["plan_sha256"]),
         (say("provenance.initial_sha256"), manifest["initial_sha256"] or say("provenance.not_stated")),
+        *([(say("provenance.labels"), say("labels.injected"))] if evaluation.get("labels") else []),
         (say("provenance.seed"), str(evaluation["seed"])),
         (say("provenance.rounds"), f"{evaluation['rounds']}, {evaluation['epochs']}"),
         (say("provenance.threads"), str(manifest["threads"])),

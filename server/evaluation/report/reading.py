@@ -11,7 +11,8 @@ from common.arms import ARMS
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.i18n import Say
-from server.evaluation.report.numerals import plain, rounded_up
+from common.privacy import epsilon_text
+from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH, listing
 
 Estimate = Mapping[str, float | None]
@@ -65,20 +66,55 @@ class Reading:
         return site in self.evaluation["counts"]
 
     @cached_property
+    def noised(self) -> dict[str, dict[str, Any]]:
+        """Sites that were scored with noise, and its price."""
+        scoring = self.evaluation.get("scoring", {})
+        return {
+            site["site"]: found
+            for site in self.sites
+            if (found := scoring.get(site["site"], {})) and found["mode"] == "dp"
+        }
+
+    @cached_property
     def sizes(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """site -> artifact -> test patients with and without it; the same for every model."""
+        """site -> artifact -> test patients with and without it, of the sites scored exactly; the same for
+        every model.
+        """
         return {
             site: {name: (rows["n_pos"], rows["n_neg"]) for name, rows in at_sites[site].items()}
             for at_sites in list(self.evaluation["matrix"].values())[:1]
             for site in at_sites
+            if site not in self.noised
         }
+
+    def patients(self, site: str, artifact: str) -> str | None:
+        """Test patients with / without an artifact, as text; of a site scored with noise an estimate, by the
+        counts of the first model. None: the site was not scored.
+        """
+        if site in self.noised:
+            row = next(iter(self.evaluation["matrix"].values()))[site][artifact]
+            spread = f"{row['n_deviation']:.0f}"
+            return self.say(
+                "sites.estimate", pos=row["n_pos_estimate"], neg=row["n_neg_estimate"], spread=spread
+            )
+        pair = self.sizes.get(site, {}).get(artifact)
+        return None if pair is None else f"{pair[0]} / {pair[1]}"
+
+    def noise_tag(self, site: str) -> str:
+        """Says that a site was scored with noise, and its price; empty for others."""
+        found = self.noised.get(site)
+        return self.say("noised.tag", epsilon=epsilon_text(found["epsilon"])) if found else ""
 
     def averaged(self, site: str) -> list[str]:
         """The artifacts in a site's macro AUROC."""
         return [name for name, pair in self.sizes.get(site, {}).items() if min(pair) > 0]
 
     def macro_note(self, site: str) -> str:
-        """How many artifacts a site's macro AUROC averages, where not all."""
+        """How many artifacts a site's macro AUROC averages, where not all; or that it was scored with
+        noise.
+        """
+        if site in self.noised:
+            return self.noise_tag(site)
         count = len(self.averaged(site))
         return (
             self.say("sites.macro_of", count=count, total=len(NAMES))
@@ -104,6 +140,7 @@ class Reading:
         return next((model for model in (f"{arm}/{site}", arm) if model in self.models), None)
 
     def counts(self, site: str, model: str) -> Counts:
+        """The exact counts of a site that was scored without noise."""
         return Counts.from_json(self.evaluation["counts"][site][model])
 
     # scores
@@ -140,6 +177,8 @@ class Reading:
     def _why_no_score(self, site: str) -> str:
         if not self.is_scored(site):
             return self.say("missing.unscored")
+        if site in self.noised:
+            return self.say("missing.noise")
         if not any(sum(pair) for pair in self.sizes.get(site, {}).values()):
             return self.say("missing.n0")
         return self.say("missing.not_estimable")
@@ -212,7 +251,7 @@ class Reading:
         ]
         if not spent or self.unprotected:
             return ""
-        low, high = rounded_up(min(spent)), rounded_up(max(spent))
+        low, high = epsilon_text(min(spent)), epsilon_text(max(spent))
         return high if low == high else self.say("privacy.tag.range", low=low, high=high)
 
     # words about names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.arms import FEDERATED_DP
+from common.arms import FEDERATED_CLIPPED, FEDERATED_DP, LOCAL_CLIPPED, LOCAL_DP
 from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
@@ -22,17 +22,21 @@ ENGLISH: dict[str, str] = {
     "privacy.none.planned": "A private arm was planned and did not run.",
     "privacy.refused": "{sites} refused [{code}]: {reason}.",
     "privacy.none.no_patients": "No hospital patient took part: every training site is of kind {kinds}.",
-    "privacy.mixed.title": "Only {private} is private",
+    "privacy.mixed.title": "Private: only {private}",
     "privacy.mixed": "{others} trained without noise on the same patients. Those models are NOT PRIVATE, "
     "and so is the run as a whole.",
     "privacy.hole.title": "NO GUARANTEE at {sites}",
     "privacy.hole": "The private arm used updates of these sites without a finite epsilon.",
+    "privacy.void": "{sites}: no claim, this cohort also trained without noise.",
     "privacy.all.title": "Trained under differential privacy",
     "privacy.all": "Every model that saw a site's patients carries the guarantee stated beside its scores.",
     "privacy.scores_exact": (
         "Epsilon covers the private model. The scores on this page are exact counts of test patients, "
         "outside that guarantee."
     ),
+    "privacy.scores_noised": "{sites}: part of what the plan costs a patient there.",
+    "privacy.scores_exact_at": "The scores at {sites} are exact counts, outside that guarantee.",
+    "noised.tag": "scored with noise, ε {epsilon}",
     "privacy.tag": "ε {epsilon}, δ {delta}, per {unit}, {adjacency}",
     "privacy.tag.short": "ε {epsilon}",
     "privacy.tag.range": "{low} to {high} by site",
@@ -41,34 +45,85 @@ ENGLISH: dict[str, str] = {
     "privacy.untouched": "saw no site's patients",
     "privacy.section": "Privacy",
     "privacy.lead": (
-        "What the private arm ({arm}) guarantees at each site, over the whole run. The unit is one {unit}; "
+        "What private training ({arms}) guarantees at each site, over the whole run. The unit is one {unit}; "
         "neighbouring data sets differ by one {unit} ({adjacency})."
     ),
     "privacy.not_planned": "The plan has no private arm, so there is no epsilon to report.",
     "privacy.column.site": "Site",
-    "privacy.column.epsilon": "ε (RDP)",
+    "privacy.column.epsilon": "ε",
     "privacy.column.epsilon_pld": "ε (PLD)",
     "privacy.column.delta": "δ",
     "privacy.column.noise": "Noise multiplier",
     "privacy.column.unit": "Unit, adjacency",
     "privacy.column.state": "State",
     "privacy.state.spent": "took part",
+    "privacy.state.void": "no claim: this cohort also trained without noise",
     "privacy.state.silent": "no update, no claim",
     "privacy.state.held_out": "held out: never trained",
     "privacy.state.refused": "refused [{code}]: {reason}",
-    "privacy.note": "RDP is what the site's ledger charges; PLD is a tighter account of the same fixed "
-    "schedule. Both are rounded up.",
+    "privacy.note": "ε covers all that the plan asks of one patient: private arms and noised evaluation. PLD "
+    "accounts the same fixed schedule numerically. Both are rounded up.",
+    "privacy.alternatives": "In this simulation the private arms are alternatives: each costs ε as if it "
+    "were run alone. A hospital that ran all of them would spend more.",
+    # settings of the private arms
+    "tuning.section": "How the settings of the private arms were chosen",
+    "tuning.lead": (
+        "On {count} public rehearsals, phantoms that look other than what the starting weights were trained "
+        "on, with the noise of ε {epsilon} at {sites} sites of {patients} patients each. No site was asked, "
+        "and nothing was charged. The smallest gain over the rehearsals decided."
+    ),
+    "tuning.foreign.title": "Not the choice of this plan",
+    "tuning.foreign": "The digest of tuning.json is not the one that privacy.origin of the plan names.",
+    "tuning.figure": (
+        "Smallest gain of macro AUROC over the rehearsals, by rate and steps per round; in the ring, the "
+        "choice. Rate is learning rate times clip. Of settings that are nearly as good as the best, the one "
+        "that depends least on the noise was taken. Large losses are drawn at the lower edge. Clip and "
+        "averaged rounds are the same on all lines; other clips were tried at the choice."
+    ),
+    "tuning.alt": (
+        "Line chart of the smallest gain over the rehearsals by rate, one line a number of steps per round, "
+        "with the chosen setting in a ring. The tables below hold the numbers of the choice."
+    ),
+    "tuning.axis.rate": "rate (learning rate × clip), logarithmic",
+    "tuning.axis.gain": "smallest gain of macro AUROC",
+    "tuning.chosen": "chosen",
+    "tuning.one_step": "1 step per round",
+    "tuning.steps": "{count} steps per round",
+    "tuning.gains": "Macro AUROC of the starting weights, and the gain of the chosen setting, by rehearsal.",
+    "tuning.column.rehearsal": "Rehearsal",
+    "tuning.column.start": "Starting weights",
+    "tuning.column.gain": "Gain",
+    "tuning.is_worst": "the smallest: it decided",
+    "tuning.settings": "The chosen setting.",
+    "tuning.clip": "Clip",
+    "tuning.learning_rate": "Learning rate",
+    "tuning.rate": "Rate",
+    "tuning.steps_per_round": "Steps per round",
+    "tuning.average_rounds": "Rounds whose models are averaged",
+    "tuning.worst": "Smallest gain",
+    "tuning.spread": "Standard deviation between draws of the noise",
+    "tuning.digests": "Origin: these numbers come from tuning.json in the same folder.",
+    "tuning.start": "Starting weights, SHA-256",
+    "tuning.digest": "All that was tried, SHA-256",
+    "tuning.origin": "As the plan states it",
+    "tuning.no_origin": "not stated in the plan",
     # arms
     "arm.public": "starting weights, not trained further",
     "arm.local": "each site alone",
+    f"arm.{LOCAL_DP}": "each site alone under differential privacy",
     "arm.federated": "trained together, no noise",
     f"arm.{FEDERATED_DP}": "trained together under differential privacy",
+    f"arm.{LOCAL_CLIPPED}": f"as {LOCAL_DP}, with noise 0",
+    f"arm.{FEDERATED_CLIPPED}": f"as {FEDERATED_DP}, with noise 0",
     "arm.pooled": "all images in one place (simulation only)",
     "arm.other": "",
     "who.public": "the starting weights",
     "who.local": "sites training alone",
+    f"who.{LOCAL_DP}": "sites training alone in private",
     "who.federated": "the federated model",
     f"who.{FEDERATED_DP}": "the private federated model",
+    f"who.{LOCAL_CLIPPED}": "sites training alone as in private, with noise 0",
+    f"who.{FEDERATED_CLIPPED}": "the same training with noise 0",
     "who.pooled": "the pooled model",
     "who.other": "{arm}",
     "arm.no_model": "no model: did not run",
@@ -134,6 +189,10 @@ ENGLISH: dict[str, str] = {
     "sites.macro_of": "{count} of {total} artifacts",
     "sites.held_out": "held out, never trained",
     "sites.patients": "Test patients with and without each artifact (n with / n without).",
+    "sites.estimate": "≈ {pos} / {neg} (noise ± {spread})",
+    "sites.noised": (
+        "Numbers of patients with ≈ are estimates: noise was added, and no exact number left the site."
+    ),
     "sites.mean_of": "mean of {count} local models",
     "sites.unseen_mean": "all held-out sites (mean)",
     "sites.macro": "A site's macro AUROC is the mean over the artifacts that have patients with and "
@@ -164,6 +223,7 @@ ENGLISH: dict[str, str] = {
         " scale; such a curve may lie below those of its sites. AUROCs are in the matrix above, site by site."
     ),
     "roc.local": "local is one line a model at held-out sites.",
+    "roc.noised": "No curve is drawn for sites that were scored with noise: {sites}.",
     "roc.alt": "ROC curves, one panel an artifact and one line an arm, {where}.",
     "roc.table": "AUROC by artifact at the held-out site {site}, with 95 % intervals (n with / n without).",
     # curves
@@ -206,6 +266,10 @@ ENGLISH: dict[str, str] = {
         "nothing differed, about one in "
         "twenty would still exclude zero."
     ),
+    "contrasts.control": (
+        "{arm} − {control} is what the noise cost: {control} is the same training with noise 0, and is not "
+        "private."
+    ),
     "contrasts.none": "The plan has no pair of arms to compare.",
     "where.home": "home",
     "where.elsewhere": "elsewhere",
@@ -213,6 +277,7 @@ ENGLISH: dict[str, str] = {
     # missing
     "missing.n0": "n = 0",
     "missing.not_estimable": "not estimable",
+    "missing.noise": "not estimable at this n and ε",
     "missing.unscored": "not scored",
     "missing.no_held_out": "no site held out",
     "missing.interval": "interval not estimable",
@@ -234,6 +299,10 @@ ENGLISH: dict[str, str] = {
     "no interval.",
     "not.macro_differs": "Macro scores average different artifacts at different sites, so sites are not "
     "comparable with each other.",
+    "not.noised": (
+        "{site}: {tag}, in eight bins. Its intervals include the noise, and treat models and artifacts as "
+        "independent. A score that the noise hides is not estimable, and in none of the means."
+    ),
     "not.unscored": "{site}: sent no score, and is in none of the means.",
     "not.data_changed": "The data of {sites} changed during the run; the operator accepted that.",
     "not.incomplete": "{line}.",
@@ -251,6 +320,8 @@ ENGLISH: dict[str, str] = {
     "provenance.section": "Provenance",
     "provenance.run": "Run",
     "provenance.plan": "Plan",
+    "provenance.labels": "Labels that training used",
+    "labels.injected": "label sheets, and artifacts that each site simulated on its own slices",
     "provenance.plan_sha256": "Plan, SHA-256",
     "provenance.initial_sha256": "Starting weights, SHA-256",
     "provenance.seed": "Seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def train_task(base: np.ndarray, *, private: bool = False, **changes: Any) -> Tr
     return TrainTask(**({"run": "r", "arm": arm, "round": 1, "private": private, "base": base} | changes))
 
 
+@pytest.fixture(scope="module")
+def crafted_for(tiny_consortium: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hospitals that crafted models are sent to: an agent opens its ledger, so they are a copy."""
+    return Path(shutil.copytree(tiny_consortium, tmp_path_factory.mktemp("crafted-for") / "data"))
+
+
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.agent.tasks.load_cohort", lambda *_, **__: pytest.fail("data was read"))
@@ -126,31 +133,27 @@ def refusal(data: Path, task: TrainTask, plan: Any = PLAN) -> Refusal:
     ("name", "private"),
     [(name, private) for name in CRAFTED for private in (False, True) if (name, private) != FAR],
 )
-def test_a_crafted_model_is_refused_before_data_is_read(
-    name: str, private: bool, tiny_consortium: Path
-) -> None:
-    said = refusal(tiny_consortium, train_task(CRAFTED[name], private=private))
+def test_a_crafted_model_is_refused_before_data_is_read(name: str, private: bool, crafted_for: Path) -> None:
+    said = refusal(crafted_for, train_task(CRAFTED[name], private=private))
     assert said.code == "crafted-model"
     assert "\n" not in said.reason
 
 
 @pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("private", [False, True], ids=["not-private", "private"])
-def test_the_public_model_is_not_refused(private: bool, tiny_consortium: Path) -> None:
+def test_the_public_model_is_not_refused(private: bool, crafted_for: Path) -> None:
     """The control: with it the agent goes on to the data."""
     with pytest.raises(pytest.fail.Exception, match="data was read"):
-        Agent(tiny_consortium / A / "site.yaml", PLAN).train(
-            train_task(INITIAL, private=private, run="control")
-        )
+        Agent(crafted_for / A / "site.yaml", PLAN).train(train_task(INITIAL, private=private, run="control"))
 
 
 @pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("position", [0, HEAD.start - 1])
-def test_an_altered_backbone_is_refused_in_the_private_arm(position: int, tiny_consortium: Path) -> None:
+def test_an_altered_backbone_is_refused_in_the_private_arm(position: int, crafted_for: Path) -> None:
     """The smallest change there is; the other arms train the backbone, so there it is an honest model."""
     altered = INITIAL.copy()
     altered[position] = np.nextafter(altered[position], np.float32(9))
-    assert refusal(tiny_consortium, train_task(altered, private=True)).code == "crafted-model"
+    assert refusal(crafted_for, train_task(altered, private=True)).code == "crafted-model"
     check_base(altered, INITIAL, MANIFEST, frozen=None)
 
 
@@ -190,24 +193,27 @@ def test_weights_that_wandered_are_no_crafted_model(seed: int, spread: float) ->
     check_base(moved, None, MANIFEST, frozen=None)
 
 
-@given(st.floats(0, REACH))
-def test_noise_may_carry_the_private_head_as_far_as_the_grid(value: float) -> None:
-    """How far depends on the plan's epsilon: to bound it like other weights would refuse an honest plan with
-    a small one.
+@given(st.floats(0, REACH), st.integers(1, 1000))
+def test_noise_may_carry_the_private_head_as_far_as_every_round_can(value: float, rounds: int) -> None:
+    """Each update is cut off at the grid's reach, so that a small epsilon never makes an honest model look
+    crafted, after it was paid for.
     """
-    check_base(with_part("head.", value), INITIAL, MANIFEST, frozen=FROZEN)
-    with pytest.raises(RefusedError):
-        check_base(with_part("head.", REACH * 1.001), INITIAL, MANIFEST, frozen=FROZEN)
+    check_base(with_part("head.", value * rounds), INITIAL, MANIFEST, frozen=FROZEN, rounds_done=rounds)
+    far = REACH * (rounds + 1)
+    with pytest.raises(RefusedError, match=f"more than {rounds} rounds"):
+        check_base(with_part("head.", far), INITIAL, MANIFEST, frozen=FROZEN, rounds_done=rounds)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training": {"rounds": 5}},
-        {"training": {"rounds": 2, "local_epochs": 4, "learning_rate": 0.01, "batch_size": 4}},
-        {"training": {"rounds": 4}, "privacy": {"epsilon": 0.2}},
+        # of rounds as usual the agents of every other run in these tests refuse none
+        pytest.param({"training": {"rounds": 5}}, marks=pytest.mark.slow, id="as-usual"),
+        pytest.param(
+            {"training": {"rounds": 2, "local_epochs": 4, "learning_rate": 0.01, "batch_size": 4}}, id="fast"
+        ),
+        pytest.param({"training": {"rounds": 4}, "privacy": {"epsilon": 0.2}}, id="much-noise"),
     ],
-    ids=["as-usual", "fast", "much-noise"],
 )
 def test_honest_models_of_all_arms_are_never_refused(
     changes: dict[str, Any], consortium: Consortium, tmp_path: Path
@@ -225,6 +231,7 @@ def test_honest_models_of_all_arms_are_never_refused(
             INITIAL,
             MANIFEST,
             frozen=FROZEN if "federated_dp" in path.parts else None,
+            rounds_done=int(path.stem.removeprefix("round-")),
         )
 
 
@@ -323,9 +330,9 @@ def test_a_frame_that_is_not_one_of_this_model_is_refused(name: str) -> None:
 
 @pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("name", ["no frame", "a damaged frame"])
-def test_a_damaged_frame_is_refused_before_data_is_read(name: str, tiny_consortium: Path) -> None:
+def test_a_damaged_frame_is_refused_before_data_is_read(name: str, crafted_for: Path) -> None:
     base, _ = WRONG[name]()
-    assert refusal(tiny_consortium, train_task(base)).code == "bad-frame"
+    assert refusal(crafted_for, train_task(base)).code == "bad-frame"
 
 
 def test_an_agent_holds_the_model_it_was_last_sent_for_each_arm_and_no_other(data: Path) -> None:

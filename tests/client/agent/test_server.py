@@ -30,6 +30,7 @@ ANSWER = """
 import socket, sys, time
 from pathlib import Path
 from client.agent import server
+from client.agent.job import NoAnswer
 
 site = Path(sys.argv[1])
 
@@ -37,6 +38,8 @@ def answer(method, plan_json, envelope, *, progress, cancelled):
     (site / "begun").write_text(plan_json)
     if envelope == b"fail":
         raise ValueError("the images of PATIENT-77 in /secret/path")
+    if envelope == b"hide":
+        raise NoAnswer
     if envelope == b"connect":
         return str(socket.socket().connect_ex(("127.0.0.1", int(plan_json)))).encode()
     if envelope == b"large":
@@ -233,6 +236,16 @@ def test_when_the_caller_is_killed_the_work_stops(running: Running) -> None:
     node.wait()
     until((running.site / "was-cancelled").exists)
     until(lambda: not (running.site / "run" / "busy").exists())
+    assert running.ask() == b"Train {} task"
+
+
+def test_work_that_gives_no_answer_looks_like_an_agent_that_is_not_there(running: Running) -> None:
+    with pytest.raises(NetworkError) as caught:
+        running.ask(b"hide")
+    assert caught.value.code == "agent-unreachable"
+    with pytest.raises(NetworkError) as absent:
+        ask_agent(running.site / "nowhere.sock", "Train", "{}", b"task", deadline_s=5.0)
+    assert absent.value.code == caught.value.code
     assert running.ask() == b"Train {} task"
 
 

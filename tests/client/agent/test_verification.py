@@ -4,9 +4,11 @@ signed and noted it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -16,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,16 +27,17 @@ from client.agent import verification as guard_module
 from client.agent.failures import disk_is_full
 from client.agent.tasks import agent_for
 from client.agent.verification import Guard, guard_for
-from client.site.approvals import approve
+from client.data.cohort import load_cohort
+from client.site.approvals import approvals, approve, withdraw
+from client.site.ledger import _sqlite_errors
 from common.errors import ConfigError
 from common.model_file import load_model
 from common.models import build
-from common.signing import Statement, load_key, payload_sha256, sign, verify
-from common.weights import digest, manifest_of
+from common.signing import Statement, sign
+from common.weights import manifest_of
 from common.wire import (
     DescribeTask,
     Envelope,
-    EvaluateTask,
     Refusal,
     SiteDescription,
     SiteEvaluation,
@@ -44,86 +47,31 @@ from common.wire import (
     WireMessage,
     type_of,
 )
-from tests.helpers.consortium import TRAINING, settle, tiny_plan
-from tests.helpers.site_agent import BASE, COORDINATOR, MARKER, OTHER, enrol, ledger, rows, spellings
-
-A, B, _ = TRAINING
-PLAN = tiny_plan(name="guarded", arms=["federated", "federated_dp"], federation={"codec": "plain"})
-JSON = PLAN.canonical_json()
-METHODS = {"DescribeTask": "Describe", "TrainTask": "Train", "EvaluateTask": "Evaluate"}
-TRAIN = TrainTask(run="r", arm="federated", round=1, private=False, base_sha256=digest(BASE), base=BASE)
-PRIVATE = TRAIN.model_copy(update={"arm": "federated_dp", "private": True})
-EVALUATE = EvaluateTask(
-    run="r", models=("public", "federated"), everyone=False, final="federated", weights=np.stack([BASE, BASE])
+from tests.helpers.consortium import settle, tiny_plan
+from tests.helpers.signed_site import (
+    EVALUATE,
+    JSON,
+    METHODS,
+    PLAN,
+    PRIVATE,
+    REHEARSE,
+    TRAIN,
+    A,
+    B,
+    ask,
+    code_of,
+    decoded,
+    question,
+    sealed,
+    statement,
 )
-REHEARSE = DescribeTask(run="r", rehearse=True)
-drawn = iter(range(10**9))
+from tests.helpers.site_agent import BASE, COORDINATOR, MARKER, OTHER, enrol, ledger, rows, spellings
 
 
 @pytest.fixture
 def site(data: Path) -> Path:
     enrol(data / A)
     return data / A
-
-
-def statement(task: WireMessage, **changes: Any) -> Statement:
-    values = {
-        "site": A,
-        "kind": type(task).__name__,
-        "run": getattr(task, "run", ""),
-        "arm": getattr(task, "arm", ""),
-        "round": getattr(task, "round", 0),
-        "plan_sha256": PLAN.sha256(),
-        "base_sha256": getattr(task, "base_sha256", ""),
-        "payload_sha256": payload_sha256(task.to_bytes()),
-        "nonce": f"{next(drawn):032x}",
-    }
-    return Statement(**values | changes)
-
-
-def question(
-    task: WireMessage, *, key: Ed25519PrivateKey = COORDINATOR, payload: bytes | None = None, **changes: Any
-) -> bytes:
-    """A task as the coordinator would sign it, save for `changes` to the statement and a `payload` in its
-    place.
-    """
-    text = statement(task, **changes).text()
-    return Envelope(payload=payload or task.to_bytes(), statement=text, signature=sign(text, key)).to_bytes()
-
-
-def ask(
-    folder: Path, task: WireMessage, plan: str = JSON, *, guard: Guard | None = None, **changes: Any
-) -> WireMessage:
-    """The answer to an honest question, whose seal is checked."""
-    sent = question(task, **changes)
-    asked = Statement.parse(Envelope.from_bytes(sent).statement)
-    opened = sealed(folder, (guard or Guard(str(folder))).answer(METHODS[type(task).__name__], plan, sent))
-    said = Statement.parse(opened.statement)
-    assert (said.nonce, said.run, said.arm, said.round) == (asked.nonce, asked.run, asked.arm, asked.round)
-    assert (said.plan_sha256, said.base_sha256) == (asked.plan_sha256, asked.base_sha256)
-    return decoded(opened.payload)
-
-
-def sealed(site: Path, answer: bytes) -> Envelope:
-    """An answer's envelope, found to be signed by the site over its final bytes."""
-    opened = Envelope.from_bytes(answer)
-    verify(opened.statement, opened.signature, load_key(site / "state" / "signing.key").public_key())
-    said = Statement.parse(opened.statement)
-    assert (said.site, said.kind) == (A, type_of(opened.payload))
-    assert said.payload_sha256 == hashlib.sha256(opened.payload).hexdigest()
-    return opened
-
-
-def decoded(payload: bytes) -> WireMessage:
-    kinds = {
-        kind.__name__: kind for kind in (SiteDescription, SiteReadiness, SiteUpdate, SiteEvaluation, Refusal)
-    }
-    return kinds[type_of(payload)].from_bytes(payload)
-
-
-def code_of(answer: WireMessage) -> str:
-    assert isinstance(answer, Refusal), answer
-    return answer.code
 
 
 def noted(site: Path) -> list[dict[str, Any]]:
@@ -360,6 +308,32 @@ def test_a_plan_that_nobody_here_approved_is_not_carried(task: WireMessage, site
         return
     with pytest.raises(pytest.fail.Exception, match="data was read"):
         ask(site, task)
+
+
+def test_one_approval_serves_one_run(site: Path) -> None:
+    settle(site, policy=OPEN | {"require_approval": True})
+    approve(site, PLAN)
+    guard = Guard(str(site))
+    assert isinstance(ask(site, REHEARSE, guard=guard), SiteReadiness), "a rehearsal begins no run"
+    for task in (TRAIN, TRAIN.model_copy(update={"round": 2})):
+        assert isinstance(ask(site, task, guard=guard), SiteUpdate)
+    assert isinstance(ask(site, EVALUATE, guard=guard), SiteEvaluation)
+    for other in (TRAIN, EVALUATE):
+        again = other.model_copy(update={"run": "r2"})
+        assert code_of(ask(site, again, guard=guard)) == "approval-used"
+    assert code_of(ask(site, DescribeTask(rehearse=True), guard=guard)) == "approval-used"
+    assert isinstance(ask(site, REHEARSE, guard=guard), SiteReadiness), "this run may be resumed"
+    withdraw(site / "state", PLAN.sha256())
+    assert code_of(ask(site, TRAIN, guard=guard)) == "not-approved"
+
+
+def test_outside_the_hours_no_run_begins(site: Path) -> None:
+    now = datetime.now().hour
+    hours = f"{(now + 2) % 24:02}:00-{(now + 3) % 24:02}:00"
+    settle(site, policy=OPEN | {"require_approval": True, "hours": hours})
+    approve(site, PLAN)
+    assert code_of(ask(site, TRAIN)) == "outside-hours"
+    assert [one.begun for one in approvals(site / "state")] == [()]
 
 
 def test_a_change_of_policy_counts_from_the_next_question(site: Path) -> None:
@@ -627,9 +601,26 @@ def test_a_full_disk_under_the_ledger_is_no_decision_of_the_site(
     assert isinstance(ask(site, PRIVATE), SiteUpdate)
 
 
-def full_database(*_: Any, **__: Any) -> None:
-    from client.site.ledger import _sqlite_errors
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_NOMEM, None])
+def test_no_memory_under_the_ledger_is_said_as_any_other_failure(
+    site: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    """How much memory is left depends on the images that were read."""
 
+    def without_memory(*_: Any, **__: Any) -> None:
+        with _sqlite_errors(Path("ledger")):
+            if code is None:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            failure = sqlite3.OperationalError("disk I/O error")
+            failure.sqlite_errorcode = code
+            raise failure
+
+    monkeypatch.setattr("client.site.ledger.Ledger.reserve", without_memory)
+    assert code_of(ask(site, PRIVATE)) == "site-failure"
+    assert "out-of-memory" in (site / "state" / "site.log").read_text(encoding="utf-8")
+
+
+def full_database(*_: Any, **__: Any) -> None:
     with _sqlite_errors(Path("ledger")):
         connection = sqlite3.connect(":memory:")
         connection.execute("PRAGMA max_page_count = 2")
@@ -695,3 +686,74 @@ def test_a_joined_site_whose_key_others_may_read_does_not_start(site: Path) -> N
     (site / "state" / "signing.key").chmod(0o644)
     with pytest.raises(ConfigError, match="0644"):
         Guard(str(site))
+
+
+def test_who_opts_out_between_two_rounds_is_gone_from_what_is_sent(site: Path, tmp_path: Path) -> None:
+    """Through the agent's door: the second update is that of a site which never had the patient, and the
+    answer that is stored for the first question stays the answer to it.
+    """
+    images = {path: pydicom.dcmread(path).PatientID for path in (site / "images").glob("*.dcm")}
+    cohort = load_cohort(site, size=PLAN.image_size, plan_split=PLAN.split)
+    row = int(np.flatnonzero(cohort.part == 0)[0])
+    patient = images[site / "images" / cohort.records[row].file]
+    guard = Guard(str(site))
+    first = ask(site, PRIVATE, guard=guard)
+    assert isinstance(first, SiteUpdate)
+    second = TRAIN.model_copy(update={"round": 2})
+    before = ask(site, second, guard=guard)
+    (site / "cohort.yaml").write_text("opt_out_file: out.csv\n")
+    (site / "out.csv").write_text(f"PatientID;Date\n{str(patient).lower()};2026-01-01\n")
+    after = ask(site, second, guard=guard)
+    never = tmp_path / "never" / A
+    shutil.copytree(site, never)
+    (never / "out.csv").write_text("PatientID\n")
+    for path, one in images.items():
+        if one == patient:
+            (never / "images" / path.name).unlink()
+    without = ask(never, second.model_copy(update={"run": "s"}))  # another run, as its data differ
+    assert isinstance(before, SiteUpdate)
+    assert isinstance(after, SiteUpdate)
+    assert isinstance(without, SiteUpdate)
+    np.testing.assert_array_equal(after.update, without.update)
+    assert (before.update != after.update).any()
+    assert ask(site, PRIVATE, guard=guard).to_bytes() == first.to_bytes()
+
+
+def test_the_stated_unit_leaves_through_the_door(site: Path) -> None:
+    settle(site, kind="hospital", patients={"fallback": "study"})
+    described = ask(site, DescribeTask(run="r"))
+    assert isinstance(described, SiteDescription)
+    assert described.unit == "study"
+
+
+# ---- the witness
+
+
+def test_a_ledger_that_the_coordinator_knew_longer_does_nothing(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ledger and head file were set back together, as by a backup, or the folder was copied."""
+    settle(site, kind="hospital", policy={"evaluation": "disclosed"})
+    private = tiny_plan(name="guarded", arms=["federated_dp"])
+    plan, how = private.canonical_json(), {"plan_sha256": private.sha256()}
+    backup = {path.name: path.read_bytes() for path in (site / "state").glob("ledger*")}
+    first = ask(site, DescribeTask(), plan, **how)
+    assert isinstance(first, SiteDescription)
+    assert isinstance(ask(site, PRIVATE, plan, ledger_head=first.ledger_head, **how), SiteUpdate)
+    latest = ask(site, DescribeTask(), plan, ledger_head=first.ledger_head, **how)
+    assert isinstance(latest, SiteDescription)
+    for path in (site / "state").glob("ledger*"):
+        path.unlink()
+    for name, content in backup.items():
+        (site / "state" / name).write_bytes(content)
+    again = PRIVATE.model_copy(update={"run": "another"})
+    assert isinstance(ask(site, DescribeTask(), plan, ledger_head=first.ledger_head, **how), SiteDescription)
+    monkeypatch.setattr("client.agent.tasks.load_cohort", lambda *_, **__: pytest.fail("data was read"))
+    for task in (DescribeTask(), REHEARSE, PRIVATE, again, EVALUATE):
+        assert code_of(ask(site, task, plan, ledger_head=latest.ledger_head, **how)) == "ledger-rolled-back"
+
+
+def test_a_head_that_is_none_is_no_ancestor(site: Path) -> None:
+    settle(site, kind="hospital")
+    for head in ("1:" + "0" * 64, "x", "-1:", "999999999:" + "f" * 64):
+        assert code_of(ask(site, DescribeTask(), ledger_head=head)) == "ledger-rolled-back"

@@ -18,18 +18,21 @@ from typer.testing import CliRunner
 
 from client.cli.site import site as group
 from client.simulation.phantom_sites import write_consortium
-from client.site.approvals import is_approved
-from client.site.config import read_site, site_key
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.approvals import approval_of, approve, index_approved, note_run
+from client.site.config import read_site
 from client.site.run_data import DataDigests, bind_data
+from client.site.sent_log import note_sent
+from client.site.site_ledger import LEDGER, open_ledger
 from common.enrolment import Kit, read_request, write_kit
 from common.errors import DataError, FedqcError
 from common.plan import Split, read_plan
-from common.privacy import GaussianSteps
+from common.pricing import with_noise
+from common.privacy import GaussianSteps, epsilon_text
 from common.signing import load_key, public_text
 from tests.helpers.command_line import ROOT
 from tests.helpers.command_line import typed as type_fedqc
 from tests.helpers.consortium import write_plan
+from tests.helpers.own_slices import write as write_image
 
 STEPS = GaussianSteps(noise_multiplier=20.0, sample_rate=1.0, steps=10)
 
@@ -153,22 +156,23 @@ def test_check_gives_a_table_json_and_an_exit_status(site: Path) -> None:
 
 def test_approve_shows_the_plan_in_plain_words_and_asks(site: Path, tmp_path: Path) -> None:
     path = write_plan(tmp_path / "plan.yaml", question="Does it work?", arms=["federated_dp", "federated"])
-    plan = read_plan(path)
+    plan = with_noise(read_plan(path))
     result = typed("approve", path, "--site", site, given="n\n")
     for word in (
         "Does it work?",
         plan.sha256(),
         "small_cnn",
-        "ε 8.00",
+        "ε 2.00 at δ 1e-05",
         "times in 100",
         "NOT PRIVATE",
         "rounds     2",
         "unknown: this site has not joined",
     ):
         assert word in result.output
-    assert not is_approved(site / "state", plan.sha256())
+    assert "for 1 new run" in result.output
+    assert approval_of(site / "state", plan.sha256()) is None
     done("approve", path, "--site", site, given="y\n")
-    assert is_approved(site / "state", plan.sha256())
+    assert approval_of(site / "state", plan.sha256()) is not None
     assert "already approved" in done("approve", path, "--site", site).output
 
 
@@ -176,40 +180,108 @@ def test_approve_with_yes_asks_nothing(site: Path, tmp_path: Path) -> None:
     path = write_plan(tmp_path / "plan.yaml", held_out=["hospital-a"])
     result = done("approve", path, "--site", site, "--yes")
     assert "only scores" in result.output
-    assert is_approved(site / "state", read_plan(path).sha256())
+    assert approval_of(site / "state", with_noise(read_plan(path)).sha256()) is not None
 
 
-def spend(site: Path, cohort: str = "c1") -> None:
-    with Ledger.open(
-        site / "state" / ledger_file_name(cohort), cohort=cohort, key=site_key(site / "state")
-    ) as ledger:
+def test_approvals_are_listed_renewed_and_withdrawn(site: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
+    signed = with_noise(read_plan(path))
+    assert json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout) == []
+    last = date.today() + timedelta(days=5)
+    done("approve", path, "--site", site, "--yes", "--runs", 2, "--until", last)
+    note_run(site / "state", signed.canonical_json(), "demo-1")
+    (row,) = json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout)
+    assert (row["plan_sha256"], row["runs_left"], row["begun"]) == (signed.sha256(), 1, ["demo-1"])
+    assert (row["until"], row["state"], row["by"] != "") == (last.isoformat(), "open", True)
+    text = done("approve", "--list", "--site", site).stdout
+    for word in (signed.sha256(), "open", "demo-1", "1 left", last.isoformat()):
+        assert word in text
+    done("approve", path, "--site", site, "--yes", "--days", 30)
+    (row,) = json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout)
+    assert (row["runs_left"], row["until"]) == (1, (date.today() + timedelta(days=30)).isoformat())
+    done("approve", "--withdraw", path, "--site", site)
+    assert "withdrawn" in done("approve", "--list", "--site", site).stdout
+    assert refused("approve", "--withdraw", signed.sha256(), "--site", site).code == "no-such-approval"
+    done("approve", path, "--site", site, "--yes")
+    done("approve", "--withdraw", signed.sha256()[:12], "--site", site)
+
+
+def test_approving_freezes_the_images_and_approving_again_freezes_them_anew(
+    data: Path, tmp_path: Path
+) -> None:
+    path, site = write_plan(tmp_path / "plan.yaml"), data / "hospital-a"
+
+    def index() -> str | None:
+        (row,) = json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout)
+        return row["index"]  # type: ignore[no-any-return]
+
+    said = done("approve", path, "--site", site, "--yes").output
+    first = index()
+    assert first is not None
+    assert f"index {first}" in said
+    checks = json.loads(typed("check", path, "--site", site, "--format", "json").stdout)
+    assert next(one for one in checks if one["check"] == "index")["ok"] is True
+    images = sorted((site / "images").glob("*.dcm"))
+    images[0].unlink()
+    checks = json.loads(typed("check", path, "--site", site, "--format", "json").stdout)  # reads it anew
+    assert "approve it again" in next(one for one in checks if one["check"] == "index")["fix"]
+    assert "already approved" in done("approve", path, "--site", site).output
+    second = index()
+    assert second not in (None, first)
+    for image in images[1 : len(images) // 4]:
+        image.write_bytes(b"damaged")
+    said = done("approve", path, "--site", site, "--yes", "--days", 3).output
+    assert "too-many-quarantined" in said
+    assert "approve the plan again" in said
+    assert index() == second, "the run still has these images"
+
+
+def test_a_plan_is_approved_without_images_and_the_operator_is_told(site: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
+    said = done("approve", path, "--site", site, "--yes").output
+    assert "the images are not frozen for this plan [" in said
+    assert approval_of(site / "state", with_noise(read_plan(path)).sha256()).index == ""  # type: ignore[union-attr]
+
+
+def test_approve_needs_a_plan_and_one_end(site: Path, tmp_path: Path) -> None:
+    assert refused("approve", "--site", site).code == "bad-argument"
+    path = write_plan(tmp_path / "plan.yaml")
+    both = ["--days", 3, "--until", date.today()]
+    assert refused("approve", path, "--site", site, "--yes", *both).code == "bad-argument"
+    assert refused("approve", path, "--site", site, "--yes", "--until", "2020-01-01").code == "bad-argument"
+
+
+def spend(site: Path) -> None:
+    with open_ledger(*read_site(site)) as ledger:
         ledger.reserve(
             request=json.dumps(["run-1", "federated_dp"]),
             steps=STEPS,
             purpose="federated_dp",
             fingerprint="",
             max_epsilon=8.0,
-            delta=1e-5,
+            max_delta=1e-5,
         )
 
 
 def test_the_budget_says_what_was_spent_on_what(site: Path) -> None:
     (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
-    assert (account["spent"], account["left"], account["entries"]) == (0.0, 8.0, [])
+    assert (account["spent"], account["cap"], account["entries"]) == (0.0, 8.0, [])
     spend(site)
     (account,) = json.loads(done("budget", "--site", site, "--format", "json", "--verify").stdout)
     assert 0 < account["spent"] < 8.0
-    assert account["left"] == pytest.approx(8.0 - account["spent"])
-    assert (account["cohort"], account["delta"], account["verified"], account["rows"]) == (
-        "c1",
-        1e-5,
-        True,
-        2,
+    assert (account["cohorts"], account["delta"], account["verified"], account["rows"]) == (
+        *(["c1"], 1e-5, True),
+        3,
     )
     assert account["entries"][0]["request"] == "run-1 federated_dp"
     text = done("budget", "--site", site, "--verify").stdout
     assert "times in 100" in text
-    assert "verified: 2 entries" in text
+    assert "verified: 3 entries" in text
+    shown = " ".join(text.split())
+    assert f"ε {epsilon_text(account['spent'])} spent; guaranteed: at most ε 8.00" in shown
+    assert "per patient (add/remove one patient), at δ 1e-05" in shown
+    (bar,) = (line.strip() for line in text.splitlines() if line.strip().startswith("["))
+    assert (len(bar), bar.count("#")) == (42, round(40 * account["spent"] / 8))
 
 
 def test_a_site_whose_unit_is_the_study_says_so_beside_every_epsilon(site: Path, tmp_path: Path) -> None:
@@ -222,7 +294,7 @@ def test_a_site_whose_unit_is_the_study_says_so_beside_every_epsilon(site: Path,
     assert "per study" in text
     assert "one study took part" in " ".join(text.split())
     path = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
-    assert "costs each study" in typed("approve", path, "--site", site, given="n\n").output
+    assert "to each study" in typed("approve", path, "--site", site, given="n\n").output
 
 
 def test_a_plan_is_not_approved_without_ethics_approval(site: Path, tmp_path: Path) -> None:
@@ -235,9 +307,7 @@ def test_a_plan_is_not_approved_without_ethics_approval(site: Path, tmp_path: Pa
 
 
 def test_a_run_without_privacy_is_never_hidden_by_a_number(site: Path) -> None:
-    with Ledger.open(
-        site / "state" / ledger_file_name("c1"), cohort="c1", key=site_key(site / "state")
-    ) as ledger:
+    with open_ledger(*read_site(site)) as ledger:
         ledger.record_non_private(
             request=json.dumps(["run-2", "federated"]), purpose="federated", fingerprint=""
         )
@@ -246,28 +316,66 @@ def test_a_run_without_privacy_is_never_hidden_by_a_number(site: Path) -> None:
     assert "NOT PRIVATE" in done("budget", "--site", site).stdout
 
 
-def test_an_earlier_cohort_is_still_accounted_for(site: Path) -> None:
+def rename_cohort(site: Path, **fields: object) -> None:
+    values = yaml.safe_load((site / "site.yaml").read_text()) | fields
+    (site / "site.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_a_renamed_cohort_goes_on_with_the_same_budget(site: Path) -> None:
     spend(site)
-    path = site / "site.yaml"
-    path.write_text(path.read_text(encoding="utf-8").replace("cohort: c1", "cohort: c2"), encoding="utf-8")
+    (before,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    rename_cohort(site, cohort="c2")
+    (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    assert account["spent"] == before["spent"] > 0
+    spend(site)
+    (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    assert account["spent"] > before["spent"]
+    assert [entry["cohort"] for entry in account["entries"]] == ["c1", "c2"]
+
+
+def test_a_disjoint_cohort_is_an_account_of_its_own(site: Path) -> None:
+    with open_ledger(*read_site(site)) as ledger:
+        ledger.admit_patients({"p": []})
+    spend(site)
+    rename_cohort(site, cohort="c2", cohort_disjoint=True)
     accounts = json.loads(done("budget", "--site", site, "--format", "json").stdout)
-    assert [(account["cohort"], account["spent"] > 0) for account in accounts] == [
-        ("c2", False),
-        ("c1", True),
-    ]
-    spend(site, "c2")
-    accounts = json.loads(done("budget", "--site", site, "--format", "json").stdout)
-    assert [account["cohort"] for account in accounts] == ["c2", "c1"]
+    assert [(account["account"], account["spent"] > 0) for account in accounts] == [("c2", False), ("", True)]
+    assert "cohort c2, disjoint: ε 0.00 spent" in done("budget", "--site", site).stdout
+
+
+def test_the_cap_is_raised_by_name_and_reason_only(site: Path) -> None:
+    assert refused("budget", "--site", site, "--raise", "9", "--reason", "more").code == "bad-cap"
+    spend(site)
+    assert refused("budget", "--site", site, "--raise", "9").code == "bad-request"
+    done("budget", "--site", site, "--raise", "9", "--reason", "new consent form")
+    (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    assert account["cap"] == 8.0, "policy.yaml still says 8"
+    assert [(row["epsilon"], row["reason"]) for row in account["raised"]] == [(9.0, "new consent form")]
+    policy = yaml.safe_load((site / "policy.yaml").read_text()) | {"max_epsilon": 9.0}
+    (site / "policy.yaml").write_text(yaml.safe_dump(policy))
+    (account,) = json.loads(done("budget", "--site", site, "--format", "json").stdout)
+    assert account["cap"] == 9.0
+    assert "cap raised to ε 9" in done("budget", "--site", site).stdout
+
+
+def test_a_budget_below_what_was_spent_is_shown(site: Path) -> None:
+    spend(site)
+    policy = yaml.safe_load((site / "policy.yaml").read_text())
+    policy |= {"max_epsilon": 0.01, "max_epsilon_per_run": 0.01}
+    (site / "policy.yaml").write_text(yaml.safe_dump(policy))
+    text = done("budget", "--site", site).stdout
+    assert "OVER the cap" in text
+    assert "[" + "#" * 40 + "]" in text
 
 
 def test_a_ledger_that_was_tampered_with_is_refused(site: Path) -> None:
     import sqlite3
 
     spend(site)
-    path = site / "state" / ledger_file_name("c1")
+    path = site / "state" / LEDGER
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute("UPDATE rows SET content = replace(content, '20.0', '90.0') WHERE sequence = 2")
+        connection.execute("UPDATE rows SET content = replace(content, '20.0', '90.0') WHERE sequence = 3")
     connection.close()
     error = refused("budget", "--site", site, "--verify")
     assert (error.code, error.exit_status) == ("ledger-damaged", 4)
@@ -275,8 +383,9 @@ def test_a_ledger_that_was_tampered_with_is_refused(site: Path) -> None:
 
 def test_a_ledger_that_is_gone_is_refused(site: Path) -> None:
     spend(site)
-    (site / "state" / ledger_file_name("c1")).unlink()
-    assert refused("budget", "--site", site).code == "ledger-missing"
+    for path in (site / "state").glob("ledger.sqlite3*"):
+        path.unlink()
+        assert refused("budget", "--site", site).code == "ledger-missing"
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -306,7 +415,10 @@ def test_every_message_that_left_is_shown(site: Path) -> None:
 
 
 def test_a_damaged_line_of_what_was_sent_is_said(site: Path) -> None:
-    (site / "state" / "sent.jsonl").write_text(json.dumps(line()) + "\n{\n", encoding="utf-8")
+    note_sent(site / "state", line())
+    note_sent(site / "state", line(round=2))
+    path = site / "state" / "sent.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"round": 2', '"round": 3'), encoding="utf-8")
     error = refused("sent", "--site", site)
     assert (error.code, "line 2" in error.message) == ("sent-damaged", True)
 
@@ -433,6 +545,51 @@ def test_none_assessed_is_declared_by_a_word(tmp_path: Path) -> None:
     done("init", "--site", tmp_path / "two", *words)
     assert read_site(tmp_path / "two")[0].assessed is None
     assert refused("init", "--site", tmp_path / "three", *words, "--assessed", "zebra").code == "bad-site"
+
+
+def test_a_site_that_is_no_hospital_is_declared_so(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "1.dcm", ours=False)
+    words = ["--name", "a", "--images", tmp_path / "images", "--labels", tmp_path / "labels.csv", "--yes"]
+    words += ["--nominal-patients", 50, "--cohort", "c", "--kind", "public"]
+    assert refused("init", "--site", tmp_path / "a", *words).code == "bad-argument"
+    assert not (tmp_path / "a").exists()
+    prompted = [word for word in words if word != "--yes"]
+    asked = typed("init", "--site", tmp_path / "b", *prompted, given="open\nvolunteers\n")
+    assert "why are these no hospital's patients" in asked.output
+    assert read_site(tmp_path / "b")[0].declared_not_hospital.why == "volunteers"  # type: ignore[union-attr]
+    done("init", "--site", tmp_path / "a", *words, "--declare", "a public\ncollection")
+    declared = read_site(tmp_path / "a")[0].declared_not_hospital
+    assert declared is not None
+    assert (declared.why, declared.images) == ("a public collection", str(tmp_path / "images"))
+    assert refused("declare", "again", "--site", tmp_path / "a").code == "already-declared"
+
+
+def test_a_folder_of_an_earlier_version_is_declared_by_one_command(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    text = "name: a\nkind: public\ncohort: c\nnominal_patients: 50  # about\n"
+    (tmp_path / "site.yaml").write_text(text)
+    assert refused("declare", " ", "--site", tmp_path).code == "bad-argument"
+    done("declare", "a public collection: CC BY", "--site", tmp_path)
+    assert (tmp_path / "site.yaml").read_text().startswith(text)
+    declared = read_site(tmp_path)[0].declared_not_hospital
+    assert declared is not None
+    assert (declared.why, declared.images) == ("a public collection: CC BY", "images")
+    (tmp_path / "site.yaml").write_text(text.replace("public", "hospital"))
+    assert refused("declare", "no", "--site", tmp_path).code == "bad-argument"
+
+
+def test_images_that_were_accepted_in_a_run_are_those_of_later_runs_too(site: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path / "plan.yaml")
+    signed, state = with_noise(read_plan(path)), site / "state"
+    approve(site, signed, runs=2, index="i")
+    first = DataDigests(images="i", labels={"p": "1"}, split={"p": "train"})
+    bind_data(state, "run-1", signed.sha256(), first)
+    with pytest.raises(DataError):
+        bind_data(state, "run-1", signed.sha256(), replace(first, images="j"))
+    assert index_approved(state, signed.sha256()) == "i"
+    done("approve", path, "--site", site, "--changed-data", "run-1", "--yes")
+    assert index_approved(state, signed.sha256()) == "j"
+    assert approval_of(state, signed.sha256()).runs_left == 2  # type: ignore[union-attr]
 
 
 def test_changed_data_are_shown_and_accepted_by_the_operator(site: Path, tmp_path: Path) -> None:

@@ -71,6 +71,19 @@ LISTS = {
     "full width": "".join(chr(ord(one) + 0xFEE0) if "!" <= one <= "~" else one for one in PLAIN),
     "no-break and ideographic space": "\n".join(f"　{one}\N{NO-BREAK SPACE}" for one in LISTED),
     "trailing separators": "\n".join(f"{one};;" for one in LISTED),
+    "names first": "\n".join(["Last^First,PatientID", *(f"Doe^J,{one}" for one in LISTED)]),
+    "bullets": "\n".join(f"• {one}" for one in LISTED),
+    "hyphens, as in YAML": "\n".join(f"- {one}" for one in LISTED),
+    "numbers before": "\n".join(f"{n}. {one}" for n, one in enumerate(LISTED, start=1)),
+    "full-width separators": "\n".join(f"{one}；退出，电话" for one in LISTED),
+    "line separators": "\N{LINE SEPARATOR}".join(LISTED),
+    "a title above": "Withdrawn patients\nPatientID\n" + PLAIN,
+    "a title above columns": "Withdrawn patients;\n;\n" + HEADED,
+    "an MRN beside it": "\n".join(["MRN,Patient ID", *(f"M{n},{one}" for n, one in enumerate(LISTED))]),
+    "an ID of rows": "\n".join(["ID,MRN", *(f"{n},{one}" for n, one in enumerate(LISTED))]),
+    "a comment in quotes": "PatientID,Note\n" + "\n".join(f'{one},"phone # 3"' for one in LISTED),
+    "two on a line": f"{LISTED[0]} {LISTED[1]}\n{LISTED[2]} / X9\nX10",
+    "written as fractions": "\n".join(["PatientID", *LISTED[1:], "001230.0"]),
 }
 
 
@@ -115,6 +128,20 @@ def test_a_workbook(tmp_path: Path, sheet: str) -> None:
     assert opted_out(tmp_path, (tmp_path / "out.csv").read_bytes(), header) == [True]
 
 
+def test_a_number_with_separators_of_thousands_is_the_number(tmp_path: Path) -> None:
+    assert opted_out(tmp_path, b'PatientID\n"81,230"\n"1,230,411"\n', record("81230"), record("1230411")) == [
+        True,
+        True,
+    ]
+
+
+def test_the_first_column_that_is_certain_counts_and_the_others_do_too(tmp_path: Path) -> None:
+    content = b"Subject;MRN;PatientID\nS1;M1;001230\n;M2;\n"
+    known = [record(one) for one in ("001230", "S1", "M1", "M2")]
+    assert opted_out(tmp_path, content, *known) == [True] * 4
+    assert read_admission(tmp_path, KEY).listed == 2
+
+
 def test_lost_zeros_and_another_issuer_are_near_and_not_the_same(tmp_path: Path) -> None:
     near = [record(one) for one in ("001230", "1230^^^CLINIC", "12-30", "1230.0"[:4] + "^^^B&1.2&ISO")]
     assert opted_out(tmp_path, b"01230\n", *near) == [False] * 4
@@ -134,6 +161,14 @@ REFUSED = {
     "two columns of IDs": b"a;b\n1;001230\n2;001231\n",
     "a number that a spreadsheet shortened": b"PatientID\n1.23E+11\n",
     "only punctuation": b"001230\n---\n",
+    "names": b"Name\nDoe^Jane\nRoe^Rick\n",
+    "names without a title": b"Doe^Jane\nRoe^Rick\n",
+    "a column of names": b"Name\nDoe\nRoe\n",
+    "a word among numbers": b"PatientID,Date\n001230,2024-01-01\nTotal,1\n",
+    "markup": b"<table><tr><td>001230</td></tr></table>",
+    "a zero byte": b"001\x00230\n",
+    "a quotation mark that is not closed": b'PatientID,Note\n001230,"by phone\nX1,a\nX2,b\n',
+    "a cell of several lines": b'PatientID,Note\n001230,"by\nphone"\nX1,a\n',
     "too long": b"001230\n" + b"9" * 65,
     "a replacement character": "PatientID\n00\N{REPLACEMENT CHARACTER}1230".encode(),
 }
@@ -145,6 +180,16 @@ def test_what_cannot_be_read_is_refused_and_names_nobody(tmp_path: Path, name: s
         opted_out(tmp_path, REFUSED[name])
     assert (caught.value.code, caught.value.exit_status) == ("bad-opt-out", 2)
     assert "1230" not in caught.value.message + caught.value.hint
+
+
+def test_a_truth_value_is_no_id(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.worksheets[0].append(["PatientID"])
+    book.worksheets[0].append([True])
+    book.save(tmp_path / "out.xlsx")
+    with pytest.raises(ConfigError) as caught:
+        read_opt_outs(tmp_path / "out.xlsx")
+    assert caught.value.code == "bad-opt-out"
 
 
 def test_a_workbook_with_a_second_list_or_a_spoilt_cell_is_refused(tmp_path: Path) -> None:

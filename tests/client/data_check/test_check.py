@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 import client.dicom.cache as cache_module
-from client.data.cohort import admit_quarantine, check_site, load_cohort, open_slices
+from client.data.cohort import admit_quarantine, check_site, load_cohort, open_slices, patient_forms
 from client.data_check.check import Readiness, examine, look, paths_text
 from client.data_check.page import render
 from client.data_check.text import report_text
 from client.data_check.words import LANGUAGES
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
-from client.site.config import next_bucket
-from client.site.ledger import Ledger, ledger_file_name
+from client.site.config import next_bucket, nominal_bucket, read_site
+from client.site.site_ledger import open_ledger
+from client.supervision.preflight import check_data
 from common.errors import ConfigError, DataError
 from common.i18n import speaker
 from common.plan import Split
@@ -243,7 +244,10 @@ def test_one_rule_that_leaves_out_much_is_named(tmp_path: Path) -> None:
 
 
 def test_a_nominal_number_far_off_is_said(tmp_path: Path) -> None:
-    assert "nominal-patients" in codes(examined(site(tmp_path / "a", nominal_patients=200)))
+    far = examined(site(tmp_path / "a", nominal_patients=200))
+    (finding,) = [one for one in far.findings if one.code == "nominal-patients"]
+    right = nominal_bucket(finding.values["patients"])
+    assert (finding.values["nominal"], finding.values["right"]) == (200, right)
     assert "nominal-patients" not in codes(examined(site(tmp_path / "b", nominal_patients=10)))
 
 
@@ -341,6 +345,28 @@ def test_one_id_on_two_people(tmp_path: Path) -> None:
     dataset.save_as(path)
     (one,) = [finding for finding in examined(folder).findings if finding.code == "patient-id-of-several"]
     assert one.values == {"patients": 1}
+
+
+def test_one_id_of_two_issuers_is_one_patient_and_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = site(tmp_path)
+    for number, issuer in enumerate(("CLINIC-SECRET-A", "CLINIC-SECRET-B")):
+        path = folder / f"images/p000/{number}.dcm"
+        dataset = pydicom.dcmread(path)
+        dataset.IssuerOfPatientID = issuer
+        dataset.save_as(path)
+    found = examined(folder)
+    assert found.intake.patients == 12
+    (one,) = [finding for finding in found.findings if finding.code == "patient-id-of-issuers"]
+    assert (one.level, one.values) == ("warning", {"patients": 1})
+    _, out, err = run(capsys, folder, "--show-paths")
+    assert "patient-id-of-issuers: " in err
+    assert "SECRET" not in out + err
+    kept = b"".join(path.read_bytes() for path in (folder / "state/cache").iterdir())
+    assert b"SECRET" not in kept
+    (folder / "site.yaml").write_text(yaml.safe_dump(SITE | {"patients": {"join": ["issuer"]}}))
+    assert "patient-id-of-issuers" not in codes(examined(folder))
 
 
 def test_the_opt_out_list_is_always_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,9 +498,7 @@ def test_the_profile_of_the_last_training_is_kept_and_compared_with(
     monkeypatch.setattr("client.data_check.check.KEPT_PROFILES", 1)
     folder = site(tmp_path)
     trained = examined(folder).subject
-    with Ledger.open(
-        folder / "state" / ledger_file_name("phantoms"), cohort="phantoms", key=trained.key
-    ) as ledger:
+    with open_ledger(*read_site(folder)) as ledger:
         ledger.record_non_private(request="run", purpose="federated", fingerprint=trained.slices.fingerprint)
     for number in range(3):
         write(folder / f"images/more{number}.dcm", f"M-{number}", 500 + number)
@@ -735,6 +759,38 @@ def test_values_that_cannot_be_hounsfield_units_are_named(
     assert {code for code in found if code.startswith(("hu-", "blank"))} == ({expected} - {None})
 
 
+@pytest.mark.parametrize(
+    ("changed", "representation", "expected"),
+    [
+        (lambda signal: signal, 0, None),
+        (lambda signal: signal, 1, None),
+        (lambda signal: np.where(signal > 800, signal - 2000, signal), 1, "mr-negative"),
+        (lambda signal: signal - 500, 1, "mr-negative"),  # a real image
+        (
+            lambda signal: np.where(signal < 30, 65_500 + signal, signal),
+            0,
+            "mr-wrong-sign",
+        ),  # noise about zero
+        (lambda signal: np.full_like(signal, 900), 0, "blank-slices"),
+    ],
+)
+def test_values_that_cannot_be_mr_magnitudes_are_named(
+    tmp_path: Path, changed: Callable[[np.ndarray], np.ndarray], representation: int, expected: str | None
+) -> None:
+    for patient in range(3):
+        signal = changed(np.clip(body(patient) + 1000, 0, None)).astype("<i4")
+        header: dict[str, object] = {
+            "PixelRepresentation": representation,
+            "RescaleSlope": "1",
+            "RescaleIntercept": "0",
+            "PixelData": signal.astype("<i2" if representation else "<u2").tobytes(),
+        }
+        path = tmp_path / f"images/{patient}.dcm"
+        write(path, f"P{patient}", patient, "MR", image=np.zeros((64, 64)), **header)
+    found = codes(examined(tmp_path / "images"), "warning")
+    assert {code for code in found if code.startswith(("mr-", "hu-", "blank"))} == ({expected} - {None})
+
+
 def test_an_archive_that_compresses_with_loss_is_told_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -771,6 +827,46 @@ def test_phase_images_are_named_with_the_next_step(
     status, out, _ = run(capsys, folder, "--lang", lang)
     assert status == 0
     assert "fedqc explain not-magnitude" in out
+
+
+# patients of an earlier cohort
+
+
+def test_patients_of_an_earlier_cohort_are_counted_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run leaves them out; the operator is told how many, and counts training patients without them."""
+    folder = site(tmp_path, nominal_patients=10)
+    forms = patient_forms(load_cohort(folder, size=SIZE).records)
+    with open_ledger(*read_site(folder)) as ledger:
+        ledger.admit_patients({patient: forms[patient] for patient in sorted(forms)[:4]})
+    assert examined(folder).public()["patients_left_out"] == 0, "the same budget"
+    before = check_site(folder, size=SIZE)
+    newer = SITE | {"cohort": "newer", "cohort_disjoint": True, "nominal_patients": 10}
+    (folder / "site.yaml").write_text(yaml.safe_dump(newer))
+    found, report = examined(folder), check_site(folder, size=SIZE)
+    assert examined(folder).public().items() >= report.items()
+    assert (report["patients"], report["patients_left_out"]) == (12, 4)
+    assert sum(report["patients_by_part"].values()) == 8 == sum(before["patients_by_part"].values()) - 4
+    assert {finding.code: finding.values for finding in found.findings}["few-patients"]["patients"] == 8
+    assert "12 patients, of them 4 in an earlier cohort (left out)" in run(capsys, folder)[1]
+    assert "of them 4 in an earlier cohort" in render(found, "en")
+    assert "其中 4 名属于更早的队列" in run(capsys, folder, "--lang", "zh")[1]
+    data = next(check for check in check_data(*read_site(folder)[::-1], None) if check.check == "data")
+    assert "12 patients, of them 4 in an earlier cohort (left out), prepared" in data.found
+
+
+def test_a_ledger_that_cannot_say_who_is_elsewhere_makes_a_site_not_ready(tmp_path: Path) -> None:
+    folder = site(tmp_path)
+    with open_ledger(*read_site(folder)) as ledger:
+        ledger.admit_patients({"a": []})
+    (folder / "site.yaml").write_text(yaml.safe_dump(SITE | {"cohort_disjoint": True}))
+    found = examined(folder)
+    assert found.verdict == "not ready"
+    assert {finding.code: finding.values for finding in found.findings}["ledger-unusable"] == {
+        "problem": "cohort-fixed"
+    }
+    assert "[cohort-fixed]" in report_text(found, speaker("en", LANGUAGES))
 
 
 # split, assessed, buckets

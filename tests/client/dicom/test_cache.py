@@ -24,7 +24,7 @@ import pydicom
 import pytest
 
 import client.dicom.cache as cache_module
-from client.dicom.cache import ADMIT_ALL, is_prepared, load_or_build
+from client.dicom.cache import ADMIT_ALL, is_prepared, load_or_build, open_current
 from client.dicom.dicom import read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import SliceRecord
@@ -496,7 +496,11 @@ def test_a_cache_of_an_earlier_version_reads_headers_again_and_decodes_nothing(
     monkeypatch.setattr("client.dicom.cache._decode", lambda *args: args[2] == [] or pytest.fail("decoded"))
     second = load_or_build(images, KEY, cache, 16)
     assert second.built
-    assert (second.fingerprint, second.measures) == (first.fingerprint, first.measures)
+    kinds = [record.modality for record in first.intake.records]
+    kept = zip(first.measures, kinds, strict=True)  # the MR signal is not at hand without decoding
+    expected = [one if kind == "CT" else [*one[:4], 0.0, 0.0, 0.0, 0.0] for one, kind in kept]
+    assert (second.fingerprint, second.measures) == (first.fingerprint, expected)
+    assert set(kinds) == {"CT", "MR"}
     np.testing.assert_array_equal(second.images, first.images)
     assert b"SECRET" not in (cache / "store.sqlite3").read_bytes()
 
@@ -524,3 +528,19 @@ def test_a_file_of_many_frames_is_read_in_pieces(tmp_path: Path) -> None:
     found = load_or_build(tmp_path / "images", KEY, tmp_path / "cache", 4)
     assert [record.frame for record in found.intake.records] == list(range(count))
     assert found.intake.share_quarantined == 0
+
+
+def test_a_cache_is_opened_without_building_only_where_it_is_that_of_the_folder(tmp_path: Path) -> None:
+    images, cache = tmp_path / "images", tmp_path / "cache"
+    write(images / "1.dcm", 1)
+    assert open_current(images, KEY, cache, 16) is None
+    assert not cache.exists()
+    built = load_or_build(images, KEY, cache, 16)
+    opened = open_current(images, KEY, cache, 16)
+    assert opened is not None
+    assert opened.fingerprint == built.fingerprint
+    assert open_current(images, KEY, cache, 32) is None
+    held = {path.name: path.read_bytes() for path in cache.iterdir()}
+    write(images / "2.dcm", 2)
+    assert open_current(images, KEY, cache, 16) is None
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == held

@@ -43,6 +43,8 @@ def typed(text: str) -> tuple[str, ...]:
         r"M\SWI\NORM", r"M\RETRO\NORM\DIS2D", r"T1\NONE", r"DIFFUSION\NONE", r"T2_STAR\NONE", r"FMRI\NONE",
         r"M\DIXON\WATER", r"W\W\DERIVED", r"F\F\DERIVED", r"IP\IP\DERIVED", r"OP\OP\DERIVED", r"M\IN_PHASE",
         r"M\OPP_PHASE", r"PROTON_DENSITY\NONE", r"PERFUSION\NONE", r"M\FM3_2\FIL", r"ANGIO\TOF", r"CINE\NONE",
+        r"M\OUT_OF_PHASE", r"M\ARTERIAL_PHASE", r"M\REAL_TIME", r"PHASE CONTRAST M\M\PCA", r"M\T2_MAPIT",
+        r"M\MASK", r"M\PHASED_ARRAY",
     ],
 )  # fmt: skip
 def test_magnitude_images_of_anatomy_stay(values: str) -> None:
@@ -55,6 +57,7 @@ def test_magnitude_images_of_anatomy_stay(values: str) -> None:
         r"P\ND", "P", "R", r"I\ND", r"PHASE MAP\P\FFE",
         r"P_FFE", "R_IR", r"I_SE\I\SE", r"M_FFE\P\FFE", "PHASE",
         r"PHASE\UCA", "PHASE_SUBTRACT", "REAL", "IMAGINARY", r"VELOCITY MAP\P\PCA", r"P\RETRO\NORM\DIS2D",
+        "SWI_PHASE", "QFLOW_PHASE", "PHASECORR", "PHASE_CORR", "CR_IR", r"M\NORM\PSIR", "PHASE(RAD)",
     ],
 )  # fmt: skip
 def test_phase_real_and_imaginary_images_are_no_magnitude(values: str) -> None:
@@ -70,6 +73,11 @@ def test_phase_real_and_imaginary_images_are_no_magnitude(values: str) -> None:
         r"B0\B0\UNSPECIFIED", "FIELD_MAP", "B1_MAP", "VELOCITY_MAP", r"PERFUSION\TTP", r"PERFUSION\RELCBF",
         r"PERFUSION\MTT", "METABOLITE_MAP", "TEMPERATURE",
         "QSM", r"ECV MAP", r"MTR", r"DIFFUSION\CALC_BVALUE",
+        r"DIFFUSION\ADC_SS\ND", "SYNTHETIC DWI", "CDWI", r"T2_UNSPECIFIED\T2\UNSPECIFIED", "T2MAP_RSQ",
+        "FAMAP", "PROTON_DENSITY_FAT_FRACTION", "HEPATIC FAT FRACTION", "FAT_PERCENTAGE", r"M\WFF",
+        r"PERFUSION\RCBV_CORR",
+        "TIME_TO_PEAK", "MEAN_TRANSIT_TIME", "CEREBRAL BLOOD VOLUME", "WASH_IN", "MAX_SLOPE", "SHEAR_MODULUS",
+        r"MRE\WAVE", "COIL_SENSITIVITY", "G-FACTOR", "TTP[S]",
     ],
 )  # fmt: skip
 def test_maps_of_a_quantity_are_named(values: str) -> None:
@@ -86,6 +94,8 @@ def test_a_contrast_in_value_3_is_a_quantity_in_value_4_of_a_frame() -> None:
     ("values", "expected"),
     [
         (r"M\MNIP", "projection"),
+        (r"MIP_SAG", "projection"),
+        (r"SWI\MINIMUM_IP", "projection"),
         (r"PROJECTION IMAGE", "projection"),
         (r"ANGIO\MAX_IP", "projection"),
         (r"M\SUB", "combined"),
@@ -121,6 +131,13 @@ def test_projections_and_sums_are_no_single_images(values: str, expected: str) -
         ({"rescale_type": "cm/s"}, "parameter-map"),
         ({"rescale_type": "10^-6 mm2/s"}, "parameter-map"),
         ({"rescale_type": "Hz"}, "parameter-map"),
+        ({"rescale_type": "Hz*10"}, "parameter-map"),
+        ({"rescale_type": "0.1%"}, "parameter-map"),
+        ({"rescale_type": "T2*[ms]"}, "parameter-map"),
+        ({"rescale_type": "ADC [10^-6mm2/s]"}, "parameter-map"),
+        ({"rescale_type": "fat fraction"}, "parameter-map"),
+        ({"rescale_type": "10"}, None),
+        ({"rescale_type": "arbitrary units"}, None),
     ],
 )
 def test_other_facts_about_an_mr_image(facts: dict[str, object], expected: str | None) -> None:
@@ -148,6 +165,16 @@ def test_other_facts_about_an_mr_image(facts: dict[str, object], expected: str |
         (r"VOLUME\RCBF", "", "parameter-map"),
         (r"AXIAL\MIP", "HU", "projection"),
         (r"AXIAL\MPR", "HU", "projection"),
+        (r"AXIAL\CT_SOM7 SPI DUAL\MIX", "HU", None),
+        (r"AXIAL\LOW_DOSE", "HU", None),
+        (r"AXIAL\MONO_70KEV", "HU", "spectral-map"),
+        (r"AXIAL\CT_VMI_40", "HU", "spectral-map"),
+        (r"AXIAL\MD_IODINE", "", "spectral-map"),
+        (r"AXIAL\WATER(IODINE)", "", "spectral-map"),
+        (r"AXIAL\CT_SOM7 SPI DUAL\DE_MONO", "HU", "spectral-map"),
+        (r"PERFUSION_MTT", "", "parameter-map"),
+        (r"AXIAL\CT_SOM5 4D MIP", "HU", "projection"),
+        (r"CSAPARALLEL", "HU", "projection"),
     ],
 )
 def test_ct_images_are_axial_and_in_hounsfield_units(
@@ -165,6 +192,11 @@ def test_the_facts_come_from_the_file(tmp_path: Path) -> None:
     for name in ("SCOUT", "TOPOGRAM", "LOCALIZER"):
         path = write(tmp_path / name, ImageType=["ORIGINAL", "PRIMARY", name])
         assert exclusion(read_header(path)) == "localizer"
+    path = write(tmp_path / "top", ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 TOP"])
+    assert exclusion(read_header(path)) == "localizer"
+    for values in (["DOSE"], ["AXIAL", "CT_SOM5 PROT"], ["SCREEN SAVE"]):
+        path = write(tmp_path / values[-1].strip(), ImageType=["ORIGINAL", "PRIMARY", *values])
+        assert exclusion(read_header(path)) == "secondary"
 
 
 def test_ge_names_the_kind_of_an_image_in_a_private_element(tmp_path: Path) -> None:

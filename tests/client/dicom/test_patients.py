@@ -34,6 +34,7 @@ def header(patient_id: str = "", encoding: str = "utf-8", **more: Any) -> dict[s
         "charset": "",
         "birth_date": "",
         "sex": "",
+        "issuer": "",
         "study_uid": "1.2.3",
         "series_uid": "1.2.3.4",
     }

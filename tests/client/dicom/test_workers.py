@@ -89,6 +89,22 @@ def test_a_hang_is_killed_and_costs_nobody_else_anything() -> None:
     assert seen(*items, seconds_per_item=1.0, count=1) == [1, "too-slow", 2, "too-slow", 3, 4]
 
 
+@linux
+def test_waiting_for_a_processor_is_no_fault_of_a_file() -> None:
+    """Four processes want one processor: each works a quarter of the time."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        items = [{"give": 1}, {"spin": 0.6}, {"spin": 5.0}, {"give": 2}]
+        assert seen(*items, seconds_per_item=1.0, count=1) == [1, "done", "too-slow", 2]
+    finally:
+        os.sched_setaffinity(0, before)
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def test_a_crash_is_answered_with_a_code() -> None:
     items = ({"give": 1}, {"segfault": None}, {"give": 2}, {"vanish": 0}, {"give": 3})
     assert seen(*items, count=1) == [1, "decoder-crashed", 2, "decoder-crashed", 3]

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chisquare
 
-from client.dp.sampler import sample_patients
+from client.dp.coins import Coins
+from client.dp.sampler import draw_slices, sample_patients
 from common.errors import ConfigError
+from tests.helpers.coins import Planted
+
+KEY = bytes(32)
 
 
 def draws(num_patients: int, sample_rate: float, count: int) -> np.ndarray:
     """Who took part, shape (count, num_patients)."""
     took_part = np.zeros((count, num_patients), dtype=bool)
+    coins = Coins(KEY)
     for row in took_part:
-        row[sample_patients(num_patients, sample_rate)] = True
+        row[sample_patients(num_patients, sample_rate, coins)] = True
     return took_part
 
 
@@ -38,10 +43,7 @@ def test_patients_are_independent_and_equally_likely() -> None:
 
 
 def test_a_rate_of_one_takes_everyone_and_draws_nothing() -> None:
-    np.testing.assert_array_equal(sample_patients(5, 1.0), np.arange(5))
-    generator = np.random.default_rng(0)
-    sample_patients(5, 1.0, generator)
-    assert generator.random() == np.random.default_rng(0).random()
+    np.testing.assert_array_equal(sample_patients(5, 1.0, Planted([])), np.arange(5))
 
 
 def test_only_a_rate_of_one_is_everyone() -> None:
@@ -49,17 +51,30 @@ def test_only_a_rate_of_one_is_everyone() -> None:
 
 
 def test_a_step_may_be_empty() -> None:
-    assert sample_patients(0, 0.5).size == 0
-    assert sample_patients(3, 1e-9).size == 0
+    assert sample_patients(0, 0.5, Coins()).size == 0
+    assert sample_patients(3, 1e-9, Coins()).size == 0
 
 
-def test_sampling_is_fresh_unless_a_generator_is_given() -> None:
-    assert len({sample_patients(100, 0.5).tobytes() for _ in range(20)}) == 20
-    first, second = (sample_patients(100, 0.5, np.random.default_rng(1)) for _ in range(2))
+def test_sampling_is_fresh_in_every_step_and_every_training() -> None:
+    assert len({sample_patients(100, 0.5, Coins()).tobytes() for _ in range(20)}) == 20
+    coins = Coins()
+    assert len({sample_patients(100, 0.5, coins).tobytes() for _ in range(20)}) == 20
+    first, second = (sample_patients(100, 0.5, Coins(KEY)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_at_most_so_many_slices_of_a_patient_are_used() -> None:
+    rows = np.arange(10, 30)
+    coins = Coins()
+    drawn = draw_slices(rows, 4, coins)
+    assert len(set(drawn.tolist())) == 4
+    assert set(drawn.tolist()) <= set(rows.tolist())
+    np.testing.assert_array_equal(draw_slices(rows, 20, Planted([])), rows)
+    seen = np.concatenate([draw_slices(rows, 4, coins) for _ in range(500)])
+    assert len(np.unique(seen)) == 20
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.5, math.nan])
 def test_a_rate_that_is_no_probability_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError):
-        sample_patients(10, rate)
+        sample_patients(10, rate, Coins())

@@ -268,6 +268,10 @@ TLS = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
         ("not-authenticated", ["SuperNode ID: 160529", "SuperNode terminated gracefully."]),
         ("other-version", ["Exit Code: 606"]),
         ("superlink-error", ["Exit Code: 305", "Client error '404 Not Found' for url"]),
+        (
+            "port-in-use",
+            ["RuntimeError: Failed to bind to address 127.0.0.1:20118; set GRPC_VERBOSITY"],
+        ),
         ("unreachable", ["Connection attempt failed, retrying in 0.96 seconds"]),
     ],
 )
@@ -290,6 +294,74 @@ def test_what_is_over_is_no_longer_said(tmp_path: Path) -> None:
         is True
     )
     assert found["isolation"] == "files confined"
+
+
+STUB = """
+import sys, types
+from pathlib import Path
+import client.node.process as node
+from common.errors import NetworkError
+
+def serve(address, secret, bundle_sha256, *, stop):
+    if sys.argv[3] == "lost":
+        while "ready" not in (Path(sys.argv[1]) / "node" / "node.log").read_text():
+            pass
+        raise NetworkError("the SuperNode took an answer by halves", code="task-lost", hint="")
+    stop.wait()
+
+sys.modules["client.node.executor"] = types.SimpleNamespace(serve=serve)
+node.supernode_command = lambda folder, config: [sys.executable, "-c", sys.argv[2]]
+sys.exit(node.run_node(Path(sys.argv[1]), require_isolation=False, isolate=False))
+"""
+"""A node whose SuperNode is the program of the second argument; the third says what becomes of a task."""
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "supernode"),
+    [
+        (
+            "superlink-error",
+            "the SuperNode ended with signal 9; its last line: nothing",
+            "import os; os.kill(os.getpid(), 9)",
+        ),
+        (
+            "superlink-error",
+            "the SuperNode ended with status 1; its last line: ValueError: of a kind that nobody knows",
+            "raise ValueError('of a kind that nobody knows')",
+        ),
+        (
+            "key-not-accepted",
+            "the coordinator does not accept this node's key",
+            "print('a line\\n' * 50_000 + 'Exit Code: 600\\n[code: 2004] Failed to activate SuperNode.')",
+        ),
+    ],
+)
+def test_how_a_supernode_ended_is_reported_when_all_of_its_output_was_heard(
+    site: Path, code: str, message: str, supernode: str
+) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", STUB, site, supernode, "stays"], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 3, said.stderr
+    status = json.loads((site / "node" / "status.json").read_text())
+    assert (status["connected"], status["last_error"]) == (False, code)
+    assert status["message"].startswith(message)
+    assert said.stderr.splitlines()[-1].startswith(f"node: [{code}] {message}")
+
+
+def test_what_a_supernode_says_because_it_is_told_to_end_is_no_diagnosis(site: Path) -> None:
+    """Flower's farewell is the same where the coordinator no longer accepts the node's signature."""
+    supernode = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: sys.exit(print('SuperNode terminated gracefully.', flush=True)))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", STUB, site, supernode, "lost"], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 3, said.stderr
+    assert "terminated gracefully" in (site / "node" / "node.log").read_text()
+    assert json.loads((site / "node" / "status.json").read_text())["last_error"] == "task-lost"
 
 
 def test_no_secret_stands_on_the_command_line(site: Path) -> None:

@@ -28,7 +28,8 @@ from client.labels.reader_agreement import wilson
 from client.reader_study.realism import KEY_FILE, acceptance, acceptance_text, hand_out
 from client.simulation.gallery import params_text, write_gallery
 from client.simulation.gallery_text import LANGUAGES
-from client.simulation.real_slices import find_slices, halving, pulse_sequence, simulate, wish
+from client.simulation.real_slices import find_slices, halving, simulate, wish
+from client.views.acquisition import pulse_sequence
 from common.artifacts import ARTIFACTS
 from common.errors import ConfigError, DataError, FedqcError
 from common.physics import SIMULATORS, replay

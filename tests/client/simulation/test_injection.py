@@ -4,8 +4,6 @@ says what can be seen.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
 import re
@@ -15,7 +13,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-import yaml
 
 from client.data.cohort import load_cohort
 from client.dicom.dicom import read_pixels
@@ -39,32 +36,16 @@ from common.artifacts import NAMES
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.physics import SIMULATORS, replay
 from common.physics.acquisition import uniform
+from tests.helpers.injected import BOTH, X, Y, ct_slice, digests, mr_slice, rows_of, run, write_map
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
 REAL_MAP = Path(__file__).parents[3] / "configs" / "real_hospitals.yaml"
-SIDE = 64
 SECRETS = ("SECRET-7", "Clinic of Nowhere", "20190423", "1.2.3.4.5")
-Y, X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
 
 
 def paths_in(folder: Path) -> list[Path]:
     return [source.path for source in find_files(folder)]
-
-
-def ct_slice(position: int) -> np.ndarray:
-    """A body with two dense bones."""
-    image = np.where((Y / 0.7) ** 2 + (X / 0.9) ** 2 < 1, 40.0 + position, -1000.0)
-    for centre in (-0.5, 0.5):
-        image[(Y / 0.15) ** 2 + ((X - centre) / 0.12) ** 2 < 1] = 1200.0
-    return image
-
-
-def mr_slice(position: int, kind: int) -> np.ndarray:
-    """A head: fat, skull, brain; of several contrasts."""
-    radius = np.sqrt((Y / 0.8) ** 2 + (X / 0.7) ** 2)
-    brain = 300.0 + 60 * kind + 40 * np.sin(9 * X + position) * np.cos(7 * Y)
-    return np.select([radius > 1, radius > 0.86, radius > 0.78], [0.0, 900.0, 60.0], brain)
 
 
 def source(root: Path, *, ct: int = 5, mr: int = 8, kinds: int = 3, image: np.ndarray | None = None) -> Path:
@@ -98,44 +79,6 @@ def source(root: Path, *, ct: int = 5, mr: int = 8, kinds: int = 3, image: np.nd
         rows.append(f"{folder}/{path.name},no_artifact,medium,eye")
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     return root
-
-
-def write_map(path: Path, hospitals: dict[str, object], **fields: object) -> Path:
-    whole = {
-        "labels": "labels.csv",
-        "versions": {"clean": 1, "each": 1, "together": 0},
-        **fields,
-        "hospitals": hospitals,
-    }
-    path.write_text(yaml.safe_dump(whole))
-    return path
-
-
-BOTH = {
-    "h1": [
-        {"folder": "scanner_ct", "accept": ["no_artifact"]},
-        {"folder": "scanner_mr", "accept": ["no_artifact"]},
-    ]
-}
-
-
-def run(src: Path, out: Path, map_file: Path, seed: int = 7) -> list[str]:
-    said: list[str] = []
-    inject(src, out, map_file=map_file, seed=seed, say=said.append)
-    return said
-
-
-def rows_of(site: Path) -> list[dict[str, str]]:
-    with (site / "labels.csv").open(newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def digests(root: Path) -> dict[str, str]:
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

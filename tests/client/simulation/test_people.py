@@ -17,14 +17,17 @@ import yaml
 from client.data.cohort import load_cohort
 from client.dicom.dicom import exclusion, read_header, read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
-from client.simulation.injection import MIN_CHANGED, STAND_IN_SEVERAL, changed_share, inject
+from client.simulation.injection import STAND_IN_SEVERAL, inject
 from client.simulation.people import STAND_IN, Deal, deal_of, inject_people
-from client.simulation.real_slices import acquisition_of, as_square, body_of
+from client.simulation.real_slices import as_square
+from client.views.acquisition import acquisition_of, body_of
+from client.views.corruption import MIN_CHANGED, changed_share
 from common.artifacts import NAMES
 from common.errors import ConfigError, FedqcError
 from common.physics import SIMULATORS, replay
 from common.physics.acquisition import acquire
-from tests.client.simulation.test_injection import (
+from tests.helpers.command_line import typed
+from tests.helpers.injected import (
     BOTH,
     X,
     Y,
@@ -35,7 +38,6 @@ from tests.client.simulation.test_injection import (
     run,
     write_map,
 )
-from tests.helpers.command_line import typed
 
 PEOPLE = os.environ.get("FEDQC_REAL_PEOPLE")
 needs_people = pytest.mark.skipif(PEOPLE is None, reason="FEDQC_REAL_PEOPLE is not set")

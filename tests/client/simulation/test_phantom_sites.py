@@ -74,18 +74,18 @@ def test_its_key_is_readable_by_its_owner_only(pair: Path) -> None:
     assert key.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_intake_uses_every_image_and_every_label(tiny_consortium: Path) -> None:
+def test_intake_uses_every_image_and_every_label(data: Path) -> None:
     for name in SITES:
-        found = check_site(tiny_consortium / name, size=32)
-        assert found["used"] == found["found"] == len(list((tiny_consortium / name / "images").iterdir()))
+        found = check_site(data / name, size=32)
+        assert found["used"] == found["found"] == len(list((data / name / "images").iterdir()))
         assert found["patients"] == PATIENTS
         assert found["quarantined"] == []
         assert found["label_problems"]["images_without_label"] == 0
 
 
-def test_every_site_has_every_modality_and_every_artifact_with_and_without(tiny_consortium: Path) -> None:
+def test_every_site_has_every_modality_and_every_artifact_with_and_without(data: Path) -> None:
     for name in SITES:
-        cohort = load_cohort(tiny_consortium / name, size=32)
+        cohort = load_cohort(data / name, size=32)
         assert set(cohort.modality.tolist()) == {0, 1}
         for column in range(len(NAMES)):
             assert {0.0, 1.0} <= set(cohort.labels[:, column].tolist())

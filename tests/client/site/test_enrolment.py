@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.site.config import read_site, site_key
 from client.site.enrolment import LEVELS, NewSite, coordinator_of, init_site, join
-from client.site.ledger import Ledger, ledger_file_name
-from client.site.policy import SitePolicy, read_policy
+from client.site.ledger_rows import LedgerError
+from client.site.policy import default_policy, read_policy
+from client.site.site_ledger import open_ledger
 from common.enrolment import Kit, read_request, write_kit
 from common.errors import ConfigError
 from common.files import write_as_owner
@@ -92,9 +93,7 @@ def test_init_makes_a_site_that_the_rest_of_fedqc_reads(site: Path) -> None:
         "ethics_approval": "2026-17",
         "consent_basis": "broad consent",
     }
-    with Ledger.open(
-        site / "state" / ledger_file_name(config.cohort), cohort=config.cohort, key=site_key(site / "state")
-    ) as ledger:
+    with open_ledger(config, site) as ledger:
         assert len(ledger.rows()) == 1
 
 
@@ -228,7 +227,8 @@ def test_levels_are_ordered_and_say_epsilon_and_delta() -> None:
             "times in 100",
         ):
             assert shown in level.explanation
-    assert SitePolicy() == LEVELS["usual"].policy.model_copy(update={"require_approval": False})
+    assert default_policy("hospital") == LEVELS["usual"].policy.model_copy(update={"require_approval": False})
+    assert (LEVELS["usual"].policy.max_epsilon, LEVELS["usual"].policy.epsilon_per_run) == (8.0, 2.0)
 
 
 def test_join_pins_the_coordinator(site: Path, tmp_path: Path, key: Ed25519PrivateKey) -> None:
@@ -439,3 +439,18 @@ def test_a_new_folder_beside_a_site_is_told_that_its_key_is_new(tmp_path: Path) 
     told: list[str] = []
     made(tmp_path / "site", **values, warn=told.append)
     assert any("new site key" in line and str(tmp_path / "mine") in line for line in told)
+
+
+def test_a_new_site_is_not_made_over_a_spent_budget(site: Path) -> None:
+    """Deleting keys and ledger, or another name of the cohort, gives no fresh budget."""
+    (site / "state" / "sent.jsonl").write_text('{"class": "dp"}\n')
+    for path in (*site.rglob("*.key"), site / "request.zip", site / "node" / "runtime.secret"):
+        if path.name != "site.key":
+            path.unlink()
+    for path in (site / "state").glob("ledger*"):
+        path.unlink()
+    before = everything(site)
+    with pytest.raises(LedgerError) as caught:
+        made(site)
+    assert caught.value.code == "ledger-missing"
+    assert everything(site) == before

@@ -9,20 +9,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from client.site.enrolment import LEVELS
 from client.site.policy import (
     SitePolicy,
-    admit_evaluation,
     admit_hours,
-    admit_plan,
+    admit_noised_evaluation,
     admit_training,
     default_policy,
+    evaluation_mode,
     in_plain_words,
-    private_schedule,
     read_policy,
 )
 from common.errors import ConfigError, RefusedError
-from common.plan import parse_plan
-from common.privacy import GaussianSteps, rdp_epsilon
 
 PLAN: dict[str, Any] = {
     "private": True,
@@ -48,7 +46,10 @@ def test_a_hospital_is_cautious_by_default() -> None:
         "dp",
         False,
     )
-    admit_training(policy, **PLAN)
+    admit_training(policy, **PLAN | {"epsilon": 2.0})
+    with pytest.raises(RefusedError, match="at most 2 per run"):
+        admit_training(policy, **PLAN | {"epsilon": 2.01})
+    assert SitePolicy().epsilon_per_run == 8.0  # a policy that was written keeps its numbers
 
 
 @pytest.mark.parametrize("kind", ["public", "synthetic"])
@@ -116,29 +117,53 @@ def test_a_private_arm_without_a_real_bound_is_an_error(field: str, value: Any) 
 
 
 @pytest.mark.parametrize(
-    ("permitted", "requested", "kind", "is_admitted"),
+    ("permitted", "kind", "noise", "mode"),
     [
-        ("dp", "dp", "hospital", True),
-        ("dp", "synthetic", "hospital", True),
-        ("dp", "none", "hospital", True),
-        ("dp", "disclosed", "hospital", False),
-        ("disclosed", "dp", "hospital", True),
-        ("synthetic", "dp", "hospital", False),
-        ("none", "dp", "hospital", False),
-        ("synthetic", "disclosed", "synthetic", True),
-        ("none", "disclosed", "public", False),
+        ("dp", "hospital", 4.0, "dp"),
+        ("dp", "hospital", None, None),
+        ("disclosed", "hospital", 4.0, "disclosed"),
+        ("disclosed", "hospital", None, "disclosed"),
+        ("synthetic", "hospital", 4.0, None),
+        ("none", "hospital", 4.0, None),
+        ("synthetic", "synthetic", 4.0, "synthetic"),
+        ("dp", "public", None, "synthetic"),
+        ("none", "public", 4.0, None),
     ],
 )
-def test_an_evaluation_is_at_most_as_loose_as_the_policy(
-    permitted: Any, requested: Any, kind: Any, is_admitted: bool
+def test_a_site_is_scored_as_loosely_as_its_policy_permits_and_no_looser(
+    permitted: Any, kind: Any, noise: float | None, mode: str | None
 ) -> None:
     policy = SitePolicy(evaluation=permitted)
-    if is_admitted:
-        admit_evaluation(policy, requested, kind=kind)
-    else:
-        with pytest.raises(RefusedError) as caught:
-            admit_evaluation(policy, requested, kind=kind)
-        assert caught.value.code == "evaluation-not-permitted"
+    if mode is not None:
+        assert evaluation_mode(policy, kind, noise) == mode
+        return
+    with pytest.raises(RefusedError) as caught:
+        evaluation_mode(policy, kind, noise)
+    assert caught.value.code == "evaluation-not-permitted"
+    missing = "evaluation_noise_multiplier" in caught.value.public_reason
+    assert missing == (permitted == "dp"), "what the plan lacks is named"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"nominal_patients": 50}, "too-few-patients"),
+        ({"epsilon": 1.01}, "epsilon-over-policy"),
+        ({"delta": 1e-5}, "delta-over-policy"),
+        ({}, None),
+    ],
+)
+def test_an_evaluation_with_noise_is_held_to_the_same_caps_as_training(
+    changes: dict[str, Any], code: str | None
+) -> None:
+    asked = {"epsilon": 1.0, "delta": 1e-6, "nominal_patients": 500} | changes
+    cautious = LEVELS["cautious"].policy
+    if code is None:
+        admit_noised_evaluation(cautious, **asked)
+        return
+    with pytest.raises(RefusedError) as caught:
+        admit_noised_evaluation(cautious, **asked)
+    assert caught.value.code == code
 
 
 def test_a_policy_is_read_as_people_write_it(tmp_path: Path) -> None:
@@ -260,29 +285,6 @@ def test_hours_that_could_be_misread_are_refused(hours: str, tmp_path: Path) -> 
 
 def test_hours_are_read_as_people_write_them(tmp_path: Path) -> None:
     assert read_policy(written(tmp_path, "hours: 22:00-06:00\n")).hours == "22:00-06:00"
-
-
-def test_a_plan_waits_for_a_yes_only_where_the_policy_asks_for_one() -> None:
-    admit_plan(SitePolicy(), False)
-    admit_plan(SitePolicy(require_approval=True), True)
-    with pytest.raises(RefusedError) as caught:
-        admit_plan(SitePolicy(require_approval=True), False)
-    assert caught.value.code == "not-approved"
-    assert caught.value.public_reason
-
-
-def test_the_private_schedule_costs_what_the_plan_says() -> None:
-    plan = parse_plan(
-        {"name": "x", "training": {"rounds": 5, "local_epochs": 2}, "privacy": {"epsilon": 3.0}}
-    )
-    whole = private_schedule(plan)
-    assert whole.steps == 10
-    assert private_schedule(plan, 2) == GaussianSteps(
-        noise_multiplier=whole.noise_multiplier, sample_rate=1.0, steps=4
-    )
-    assert 2.9 < rdp_epsilon([whole], plan.privacy.delta) <= 3.0
-    stated = parse_plan({"name": "x", "privacy": {"noise_multiplier": 7.0}})
-    assert private_schedule(stated).noise_multiplier == 7.0
 
 
 def test_epsilon_in_plain_words_is_an_upper_bound() -> None:

@@ -15,6 +15,8 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pydicom
 import pytest
 import torch
 import yaml
@@ -23,26 +25,42 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.approvals import approve
-from client.site.config import read_site
+from client.site.config import Declaration, read_site
+from client.site.site_ledger import init_ledger
 from client.supervision import preflight
 from client.supervision.preflight import (
     Check,
+    bucket_note,
     check,
+    check_bucket,
     check_clock,
     check_disk,
     check_encryption,
     check_enrolment,
     check_ethics,
+    check_kind,
+    check_ledger,
     check_modes,
     contact,
     exit_status,
     table,
 )
 from common.errors import ConfigError, NetworkError
+from common.pricing import with_noise
 from tests.helpers.consortium import HELD_OUT, settle, tiny_plan
 
 LONG = timedelta(days=400)
+FACTS = HeaderFacts(
+    modality="CT",
+    pixel_spacing_mm=1.0,
+    patient_id="WANG^FANG",
+    study_uid=make_uid(b"a"),
+    series_uid=make_uid(b"b"),
+    sop_uid=make_uid(b"c"),
+    instance_number=1,
+)
 
 
 class Authority:
@@ -474,12 +492,13 @@ def test_a_site_that_is_ready_is_told_so(data: Path, authority: Authority) -> No
     site = data / "hospital-a"
     with serving(tls_answer(authority.server())) as port:
         joined(site, authority, port)
-        checks = check(site, tiny_plan(arms=["federated_dp", "federated"]))
+        checks = check(site, with_noise(tiny_plan(arms=["federated_dp", "federated"])))
     assert [found for found in checks if found.ok is False] == []
     assert exit_status(checks) == 0
     found = by_name(checks)
     assert found["arm federated_dp"].found == "accept"
-    assert "ε 8.00" in found["cost"].found or "ε 7.9" in found["cost"].found
+    assert "ε 2.00 per patient at δ 1e-05 for the whole plan (federated_dp 1." in found["cost"].found
+    assert "evaluation 0.8" in found["cost"].found
     assert "2 of 2 rounds" in found["cost"].found
     shown = table(checks) + json.dumps([asdict(item) for item in checks])
     assert "never shown" not in shown
@@ -488,7 +507,7 @@ def test_a_site_that_is_ready_is_told_so(data: Path, authority: Authority) -> No
 
 def test_what_the_policy_says_to_a_plan_is_told_arm_by_arm(data: Path) -> None:
     site = data / "hospital-a"
-    policy = {"max_epsilon": 2.0, "require_approval": True, "evaluation": "none", "allow_non_private": False}
+    policy = {"max_epsilon": 1.0, "require_approval": True, "evaluation": "none", "allow_non_private": False}
     settle(site, policy)
     plan = tiny_plan(arms=["federated_dp", "federated"])
     checks = by_name(check(site, plan))
@@ -500,6 +519,31 @@ def test_what_the_policy_says_to_a_plan_is_told_arm_by_arm(data: Path) -> None:
     assert exit_status(list(checks.values())) == 4
     approve(site, plan)
     assert by_name(check(site, plan))["approval"].ok
+
+
+@pytest.mark.parametrize(("nominal", "right"), [(5000, "20"), (1, "20"), (50, ""), (20, "")])
+def test_a_nominal_number_that_is_off_is_shown_with_the_right_bucket_and_fails_nothing(
+    nominal: int, right: str
+) -> None:
+    """5000 with 42 training patients would outweigh every other site."""
+    found = check_bucket(nominal, 42)
+    assert found.ok
+    assert ("nominal_patients: 20" in found.fix, f"{nominal}, and 42" in found.problem) == (bool(right),) * 2
+
+
+def test_site_check_and_join_compare_the_nominal_number_with_the_images(data: Path) -> None:
+    site = data / "hospital-a"
+    settle(site, nominal_patients=10)
+    assert by_name(check(site))["bucket"].problem == bucket_note(site) == ""
+    settle(site, nominal_patients=5000)
+    far = by_name(check(site))["bucket"]
+    assert "5000" in far.problem
+    assert bucket_note(site) == f"{far.problem}; {far.fix}"
+    assert "bucket" not in by_name(check(site, tiny_plan(held_out=["hospital-a"]))), "it does not train"
+
+
+def test_joining_decodes_no_image(tmp_path: Path) -> None:
+    assert bucket_note(bare_site(tmp_path / "site")) == ""
 
 
 def test_a_held_out_site_is_not_asked_to_train(data: Path) -> None:
@@ -531,6 +575,62 @@ def test_ethics_approval_and_consent_are_asked_of_hospitals_only(tmp_path: Path)
     assert check_ethics(folder, config.model_copy(update={"kind": "public"})).ok is None
 
 
+def test_a_site_that_is_no_hospital_shows_what_says_so(data: Path, tmp_path: Path) -> None:
+    config, folder = read_site(bare_site(tmp_path / "site"))
+    assert check_kind(folder, config).ok is None
+    (folder / "images").mkdir()
+    path = folder / "images" / "scan"
+    write_slice(path, np.zeros((8, 8)), FACTS)
+    scanned = pydicom.dcmread(path)
+    scanned.file_meta.ImplementationVersionName = "SCANNER"
+    scanned.save_as(path)
+    public = config.model_copy(update={"kind": "public"})
+    assert "kind-undeclared" in check_kind(folder, public).problem
+    assert check_kind(folder, public).ok is False
+    config, folder = read_site(data / "hospital-a")
+    assert check_kind(folder, config).found == "synthetic: its images were written by fedqc"
+    declared = Declaration(by="li", at="2026-01-01", why="consented volunteers", images="images")
+    public = public.model_copy(update={"declared_not_hospital": declared})
+    found = check_kind(tmp_path / "site", public)
+    assert (found.ok, "consented volunteers" in found.found) == (True, True)
+    assert "1 of 1 files" in found.problem
+    assert "WANG" not in str(found)
+
+
+def test_a_ledger_that_is_missing_or_damaged_is_found_before_a_run(tmp_path: Path) -> None:
+    """A hospital without it refuses every private arm and every noised score."""
+    config, folder = read_site(bare_site(tmp_path / "site"))
+    path = folder / "state" / "ledger.sqlite3"
+    missing = check_ledger(folder, config)
+    assert missing.ok is False
+    assert missing.problem.startswith("ledger-missing: ")
+    assert "fedqc site init" in missing.fix
+    assert not path.exists(), "a check makes no ledger"
+    init_ledger(config, folder)
+    assert check_ledger(folder, config) == Check(check="ledger", ok=True, found="intact, entries: 1")
+    path.unlink()
+    gone = check_ledger(folder, config)
+    assert (gone.ok, gone.problem.startswith("ledger-missing: ")) == (False, True)
+    assert "backup" in gone.fix
+    assert "init" not in gone.fix, "there is no second budget"
+    path.write_bytes(b"no ledger")
+    assert check_ledger(folder, config).problem.startswith("ledger-damaged: ")
+    assert exit_status([check_ledger(folder, config)]) == 2
+
+
+def test_a_site_without_patients_needs_no_ledger_yet(data: Path) -> None:
+    config, folder = read_site(data / "hospital-a")
+    assert check_ledger(folder, config).ok is None
+    assert not (folder / "state" / "ledger.sqlite3").exists()
+
+
+def test_a_ledger_of_an_earlier_version_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    config, folder = read_site(bare_site(tmp_path / "site"))
+    (folder / "state" / "ledger-0a.sqlite3").write_bytes(b"")
+    assert check_ledger(folder, config).found.startswith("of an earlier version")
+    assert not (folder / "state" / "ledger.sqlite3").exists()
+
+
 def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None:
     site = bare_site(tmp_path / "site")
     (site / "node" / "node.key").chmod(0o644)
@@ -544,6 +644,7 @@ def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None
         "enrolment",
         "coordinator",
         "modes",
+        "ledger",
         "data",
         "ethics",
         "policy",

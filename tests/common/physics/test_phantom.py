@@ -118,7 +118,8 @@ def test_adjacent_slices_are_more_alike_than_patients() -> None:
 
 
 def test_the_same_patient_without_artifact_differs_only_by_the_artifact() -> None:
-    base = small(SITE_APPEARANCES[0], prevalence=dict.fromkeys(NAMES, 0.0))
+    # as large as the field of view: on 64 pixels the bone of a small body is less than one wide
+    base = small(SITE_APPEARANCES[0], ct_zoom=(0.85, 0.98), prevalence=dict.fromkeys(NAMES, 0.0))
     for name in NAMES:
         with_it = replace(base, prevalence={**base.prevalence, name: 1.0})
         changed = []

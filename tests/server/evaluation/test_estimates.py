@@ -179,8 +179,11 @@ def test_every_comparison_of_arms_that_exist_is_told_everywhere() -> None:
     assert {arm for pair in COMPARISONS for arm in pair} == {
         "public",
         "local",
+        "local_dp",
+        "local_clipped",
         "federated",
         "federated_dp",
+        "federated_clipped",
         "pooled",
     }
     assert next(row for row in found if row["where"] == "unseen")["value"] == 0.75

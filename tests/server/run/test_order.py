@@ -51,6 +51,7 @@ def test_each_end_has_its_code(
         order, "tell", lambda where, *, event, run, site, detail: told.append(f"{event} {detail}")
     )
     monkeypatch.setattr("server.federation.registry.EnrolledKeys", lambda federation: {})
+    monkeypatch.setattr("server.federation.ledger_heads.LedgerHeads", lambda federation: None)
     federation: Any = SimpleNamespace(folder=tmp_path, signing_key=lambda: None, notify=None)
     with pytest.raises(type(raised)):
         order.serve_order(

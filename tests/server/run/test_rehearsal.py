@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import PlanError, RefusedError
+from common.excursion import update_deviation
 from common.wire import Refusal, SiteReadiness
 from server.run.rehearsal import admit, check_table, rehearsed
 from tests.helpers.consortium import tiny_plan
@@ -107,6 +108,38 @@ def test_who_answered_without_being_known_is_shown_and_counts_for_nobody() -> No
     assert (check["missing"], check["training"]) == (["b", "node-7"], ["a", "c"])
 
 
+def test_a_plan_whose_noise_leaves_the_range_of_an_update_is_refused_before_it_is_charged() -> None:
+    """At one nominal patient this plan's noise has 16 weight units in a round, and an update ends at 64."""
+    found = ALL | {"c": ready("c", nominal_patients=1)}
+    private = tiny_plan(arms=["federated_dp"], held_out=["d"], privacy={"epsilon": 1.0, "learning_rate": 3.0})
+    check = rehearsed(private, found, ENROLLED)
+    assert list(check["beyond_reach"]) == ["c"]
+    assert check["beyond_reach"]["c"] == pytest.approx(8 * update_deviation(private, 1), rel=1e-2)
+    assert not check["enough"]
+    with pytest.raises(PlanError, match=r"beyond 64.*c 1\d\d") as caught:
+        admit(private, check, accept_missing=True)
+    assert caught.value.code == "noise-too-large"
+    text = check_table(check)
+    assert "NOT to be started" in text
+    assert "privacy.learning_rate" in text
+    gentle = private.model_copy(update={"privacy": private.privacy.model_copy(update={"learning_rate": 0.5})})
+    assert rehearsed(gentle, found, ENROLLED)["enough"]
+    without = {name: ready(name, nominal_patients=1, arms={"federated": "accept"}) for name in ENROLLED}
+    plan = tiny_plan(arms=["federated"], held_out=["d"], privacy={"epsilon": 1.0})
+    assert rehearsed(plan, without, ENROLLED)["beyond_reach"] == {}
+
+
+def test_a_site_that_does_not_train_has_no_noise_to_judge() -> None:
+    private = tiny_plan(arms=["federated_dp"], held_out=["d"], privacy={"epsilon": 1.0})
+    private = private.model_copy(update={"arms": ("federated", "federated_dp")})
+    refusing = {"federated": "accept", "federated_dp": "too-few-patients"}
+    found = ALL | {
+        "c": ready("c", nominal_patients=1, arms=refusing),
+        "d": ready("d", nominal_patients=1),
+    }
+    assert rehearsed(private, found, ENROLLED)["beyond_reach"] == {}
+
+
 def test_missing_sites_need_somebody_to_accept_that() -> None:
     check = rehearsed(PLAN, {name: site for name, site in ALL.items() if name != "b"}, ENROLLED)
     with pytest.raises(RefusedError, match="b: no answer") as caught:
@@ -147,6 +180,94 @@ def test_a_run_starts_if_and_only_if_enough_would_train_and_every_held_out_site_
         assert not starts
     else:
         assert starts
+
+
+NO_SCORE = "evaluation-not-permitted"
+
+
+def unscored(*names: str, **changes: Any) -> dict[str, SiteReadiness]:
+    """Everybody accepts; of these sites nobody may score the models."""
+    why = {"evaluation": "only with noise"}
+    return ALL | {name: ready(name, evaluation=NO_SCORE, reasons=why, **changes) for name in names}
+
+
+PRIVATE = tiny_plan(arms=["federated_dp"], held_out=[], federation={"quorum": 2})
+
+
+def test_a_private_run_that_scores_no_hospital_does_not_start_unless_that_is_accepted() -> None:
+    """Epsilon is spent at the start, and the score comes at the end."""
+    found = unscored("a", "b", "c") | {"d": ready("d", kind="public")}
+    check = rehearsed(PRIVATE, found, ENROLLED)
+    assert (check["enough"], check["missing"]) == (True, [])
+    assert check["unscored"] == dict.fromkeys("abc", NO_SCORE)
+    with pytest.raises(RefusedError, match=f"a: {NO_SCORE}") as caught:
+        admit(PRIVATE, check, accept_missing=False)
+    assert (caught.value.code, caught.value.exit_status) == ("no-hospital-scored", 4)
+    admit(PRIVATE, check, accept_missing=True)
+    table = check_table(check)
+    assert table.count("  evaluation: only with noise") == 3
+    assert "no hospital could be scored" in table
+    assert table.endswith("enough sites to start")
+
+
+@pytest.mark.parametrize("accept_missing", [False, True])
+@pytest.mark.parametrize(
+    ("plan", "kind"),
+    [
+        (PRIVATE, "hospital"),
+        (PRIVATE, "public"),
+        (tiny_plan(arms=["federated"], held_out=[], federation={"quorum": 2}), "hospital"),
+    ],
+    ids=["private", "private-public", "not-private"],
+)
+def test_a_run_that_nobody_could_score_does_not_start_whatever_was_accepted(
+    plan: Any, kind: str, accept_missing: bool
+) -> None:
+    """It would train and be charged, and end as `no-evaluation`."""
+    check = rehearsed(plan, unscored(*ENROLLED, kind=kind) | {"d": no("d")}, ENROLLED)
+    assert (check["enough"], check["scored"]) == (True, [])
+    with pytest.raises(RefusedError, match=f"a: {NO_SCORE}.*d: not-approved") as caught:
+        admit(plan, check, accept_missing=accept_missing)
+    assert (caught.value.code, caught.value.exit_status) == ("no-evaluation", 4)
+    table = check_table(check)
+    assert "NOT to be started: no site could be scored" in table
+    assert "enough sites to start" not in table
+
+
+def test_a_site_that_trains_nothing_is_scored_all_the_same() -> None:
+    """The run asks every site that is there for a score, also one that refused every arm."""
+    found = unscored("a", "b", "c") | {"d": ready("d", arms={"federated_dp": "too-few-patients"})}
+    check = rehearsed(PRIVATE, found, ENROLLED)
+    assert check["scored"] == ["d"]
+    admit(PRIVATE, check, accept_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "found"),
+    [
+        (PRIVATE, ALL),
+        (PRIVATE, unscored("a", "b", "c")),
+        (tiny_plan(arms=["federated"], held_out=[]), unscored("a", "b", "c")),
+    ],
+    ids=["all-scored", "one-scored", "not-private"],
+)
+def test_a_run_starts_where_a_hospital_is_scored_or_nothing_is_charged(plan: Any, found: Any) -> None:
+    check = rehearsed(plan, found, ENROLLED)
+    assert check["unscored"] == {}
+    admit(plan, check, accept_missing=False)
+
+
+def test_a_public_site_that_is_scored_does_not_make_up_for_the_hospitals() -> None:
+    found = unscored("a", "b", "c") | {"d": ready("d", kind="public")}
+    assert set(rehearsed(PRIVATE, found, ENROLLED)["unscored"]) == {"a", "b", "c"}
+    public = {name: ready(name, kind="public") for name in ENROLLED}
+    assert rehearsed(PRIVATE, public, ENROLLED)["unscored"] == {}
+
+
+def test_a_hospital_that_does_not_take_part_is_not_asked_for_a_score() -> None:
+    found = unscored("b", "c") | {"a": no("a"), "d": ready("d")}
+    assert rehearsed(PRIVATE, found, ENROLLED)["unscored"] == {}
+    assert set(rehearsed(PRIVATE, found | {"d": no("d")}, ENROLLED)["unscored"]) == {"b", "c"}
 
 
 def test_the_table_says_it_all_in_lines_that_fit_a_terminal() -> None:

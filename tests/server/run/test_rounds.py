@@ -13,10 +13,17 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from common.errors import PlanError, RefusedError, RunError
+from common.i18n import speaker
 from common.model_file import load_model
 from common.models import build
 from common.weights import LIMIT, manifest_of
-from common.wire import SiteDescription, SiteUpdate, message_type
+from common.wire import Refusal, SiteDescription, SiteUpdate, TrainTask, message_type
+from server.evaluation.compare import about, privacy_line
+from server.evaluation.report.findings import privacy_banner
+from server.evaluation.report.page import claim_rows
+from server.evaluation.report.reading import Reading
+from server.evaluation.report.words import LANGUAGES
+from server.evaluation.tables import table
 from server.run_folder import RunFolder
 from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
@@ -259,8 +266,9 @@ def test_a_stricter_policy_refuses_and_the_others_go_on(consortium: Consortium, 
     for site in (A, C):
         claim = found["privacy"][site]
         assert claim["refused"] is None
-        assert 7 < claim["epsilon"] <= 8
-        assert 0 < claim["epsilon_pld"] <= claim["epsilon"]
+        assert 1.8 < claim["epsilon"] <= 2
+        # without sampling epsilon is exact, and PLD an upper bound by its grid
+        assert 0 < claim["epsilon_pld"] <= claim["epsilon"] + 1e-6
         assert (claim["delta"], claim["unit"], claim["adjacency"]) == (1e-5, units[site], "add/remove")
     assert [record["answered"] for record in folder.arm("federated_dp").rounds()] == [[A, C], [A, C]]
 
@@ -293,6 +301,32 @@ def test_an_arm_that_every_site_refuses_has_no_numbers_and_the_run_completes(
     )
     assert all(claim["epsilon"] is None for claim in found["privacy"].values())
     assert not folder.arm("federated_dp").model_path.exists()
+
+
+def test_when_every_site_refuses_later_the_deciding_refusal_is_named_and_what_was_spent_stays(
+    consortium: Consortium, out: Path
+) -> None:
+    settle(consortium.data / A, nominal_patients=20)
+
+    def tamper(message: Message, answer: Message) -> Message | None:
+        if message.metadata.message_type != "train":
+            return None
+        task = TrainTask.from_record(message.content)
+        if not task.private or task.round == 1:
+            return None
+        site = SiteUpdate.from_record(answer.content).site
+        said = Refusal(site=site, run=task.run, code="crafted-model", reason="beyond any grid")
+        return Message(said.to_record(), reply_to=message)
+
+    consortium.tamper = tamper
+    found = evaluation(consortium.conduct(PRIVATE, out))
+    (refusal,) = found["refusals"]
+    assert "round 2: beyond any grid [crafted-model, " in refusal
+    assert "nominal" not in refusal, "who refused in the first round did not decide"
+    codes = {site: claim["refused"]["code"] for site, claim in found["privacy"].items()}
+    assert codes == {A: "too-few-patients", B: "crafted-model", C: "crafted-model"}
+    assert found["privacy"][A]["epsilon"] is None
+    assert all(found["privacy"][site]["epsilon"] > 0 for site in (B, C))
 
 
 def test_a_run_whose_only_arm_is_refused_ends_as_refused(consortium: Consortium, out: Path) -> None:
@@ -366,3 +400,25 @@ def test_the_pooled_arm_needs_a_simulation(consortium: Consortium, out: Path) ->
     with pytest.raises(PlanError) as caught:
         conduct(grid, plan, out)
     assert caught.value.code == "no-pooled-arm"
+
+
+def test_a_cohort_that_also_trained_without_noise_has_no_claim_anywhere(
+    consortium: Consortium, out: Path
+) -> None:
+    policy = {"allow_non_private": True, "after_non_private": "void", "evaluation": "disclosed"}
+    settle(consortium.data / A, kind="hospital", policy=policy)
+    folder = consortium.conduct(PRIVATE, out)
+    found = evaluation(folder)
+    why = "no claim: this cohort also trained without noise"
+    assert (found["privacy"][A]["epsilon"], found["privacy"][A]["void"]) == (None, why)
+    assert found["privacy"][B]["epsilon"] is not None
+    assert "void" not in found["privacy"][B]
+    card = (folder.path / "model_card.md").read_text(encoding="utf-8")
+    assert "NOT PRIVATE" in card
+    assert f"{A}: {why}" in card
+    assert f"{A}: {why}" in table(found)
+    assert f"NO GUARANTEE ({why})" in privacy_line(about(found))
+    reading = Reading(found, speaker("en", LANGUAGES))
+    assert reading.privacy_tag("federated_dp") == "NO GUARANTEE"
+    assert [row["state"] for row in claim_rows(reading)].count(why) == 1
+    assert any(f"{A}: no claim" in line for line in privacy_banner(reading).lines)

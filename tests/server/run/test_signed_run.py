@@ -20,6 +20,7 @@ from flwr.app import Message
 
 from client.agent.tasks import agent_for
 from client.agent.verification import guard_for
+from client.dp.coins import Coins
 from common.errors import PlanError, RefusedError, RunError
 from common.model_file import load_model
 from common.models import build
@@ -34,7 +35,7 @@ from server.run.control_files import Order, read_outcome, write_order
 from server.run.order import serve_order
 from server.run_folder import RunFolder
 from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
-from tests.helpers.site_agent import COORDINATOR, OTHER, enrol
+from tests.helpers.site_agent import COORDINATOR, OTHER, enrol, rows
 
 A, B, C = TRAINING
 MANIFEST = manifest_of(build("small_cnn").state_dict())
@@ -94,7 +95,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def start() -> None:
         numbers = itertools.count()
-        monkeypatch.setattr("client.dp.dp_sgd.fresh_generator", lambda: np.random.default_rng(next(numbers)))
+        monkeypatch.setattr("client.dp.dp_sgd.Coins", lambda: Coins(next(numbers).to_bytes(32)))
 
     return start
 
@@ -366,9 +367,57 @@ def federation(enrolled: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyP
         lambda _, **event: told.append({key: value for key, value in event.items() if key != "run"}),
     )
     told: list[dict[str, str]] = []
+    witness = Remembered()
+    monkeypatch.setattr("server.federation.ledger_heads.LedgerHeads", lambda _: witness)
     return SimpleNamespace(
-        folder=tmp_path / "fed", notify=Notify(), signing_key=lambda: COORDINATOR, told=told
+        folder=tmp_path / "fed",
+        notify=Notify(),
+        signing_key=lambda: COORDINATOR,
+        told=told,
+        witness=witness,
     )
+
+
+@dataclasses.dataclass
+class Remembered:
+    """The coordinator's notes of the sites' ledgers, in memory; node numbers are places in `SITES`."""
+
+    heads: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def of_site(self, site: str) -> str:
+        return self.heads.get(site, "")
+
+    def of_node(self, node: int) -> str:
+        return self.of_site(SITES[node - 1])
+
+    def keep(self, site: str, head: str) -> None:
+        self.heads[site] = head
+
+
+def test_a_site_whose_ledger_was_set_back_takes_part_in_nothing(
+    enrolled: Consortium, federation: Any
+) -> None:
+    """Ledger and head file were restored together from yesterday's backup."""
+    settle(enrolled.data / A, kind="hospital", policy={"evaluation": "disclosed"})
+    state = enrolled.data / A / "state"
+    backup = {path: path.read_bytes() for path in state.glob("ledger*")}
+    plan = tiny_plan(arms=["federated_dp"])
+    serve(enrolled, federation, plan)
+    shutil.rmtree(federation.folder / "runs")
+    serve(enrolled, federation, plan, mode="check")  # the control: today's ledger, which has grown since
+    check = read_outcome(federation.folder, "one", "check")
+    assert check is not None
+    assert check["sites"][A]["answer"] == "accept"
+    for path in state.glob("ledger*"):
+        path.unlink()
+    for path, content in backup.items():
+        path.write_bytes(content)
+    serve(enrolled, federation, plan, mode="check")
+    check = read_outcome(federation.folder, "one", "check")
+    assert check is not None
+    assert {name: site["answer"] for name, site in check["sites"].items()} == {
+        name: "ledger-rolled-back" if name == A else "accept" for name in SITES
+    }
 
 
 def serve(enrolled: Consortium, federation: Any, plan: RunPlan, **order: Any) -> Path:
@@ -396,6 +445,16 @@ def test_a_rehearsal_asks_every_site_and_trains_nothing(enrolled: Consortium, fe
     assert federation.told == []
 
 
+def test_a_run_keeps_how_its_settings_were_chosen_and_so_does_its_resumption(
+    enrolled: Consortium, federation: Any
+) -> None:
+    plan, tuning = tiny_plan(training={"rounds": 1}), {"epsilon": 2.0, "tried": [{"worst": 0.1 + 0.2}]}
+    path = serve(enrolled, federation, plan, tuning=tuning)
+    assert RunFolder.open(path).tuning == tuning
+    serve(enrolled, federation, plan)
+    assert RunFolder.open(path).tuning == tuning
+
+
 def test_a_run_starts_without_a_site_only_where_that_was_accepted(
     enrolled: Consortium, federation: Any
 ) -> None:
@@ -414,6 +473,19 @@ def test_a_run_starts_without_a_site_only_where_that_was_accepted(
         ("refusal", "not-approved"),
         ("partial", ""),
     ]
+
+
+def test_a_run_that_nobody_scores_charges_nothing_also_where_missing_sites_are_accepted(
+    enrolled: Consortium, federation: Any
+) -> None:
+    for name in SITES:
+        settle(enrolled.data / name, policy={"evaluation": "none"})
+    plan = tiny_plan(arms=["federated_dp"], held_out=[], training={"rounds": 1})
+    with pytest.raises(RefusedError) as caught:
+        serve(enrolled, federation, plan, accept_missing=True)
+    assert caught.value.code == "no-evaluation"
+    assert {kind for _, kind in enrolled.asked} == {"query.describe"}
+    assert [rows(enrolled.data, name) for name in SITES] == [[]] * len(SITES)
 
 
 def test_a_run_that_is_complete_says_so_once(enrolled: Consortium, federation: Any) -> None:

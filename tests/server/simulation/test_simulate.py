@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client.site.config import read_site
 from client.site.enrolment import LEVELS
+from client.site.site_ledger import open_ledger
 from common.cli import Format
 from common.errors import DataError, RefusedError
 from common.learning import get_threads
@@ -68,8 +70,14 @@ def test_a_hospital_that_only_evaluates_is_scored_and_spends_nothing(data: Path,
     assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 0
     evaluation = RunFolder.open(tmp_path / "run").evaluation
     assert (evaluation["status"], evaluation["incomplete"]) == ("completed", [])
-    assert list((data / HELD_OUT / "state").glob("ledger-*")) == []
-    assert not (data / HELD_OUT / "state" / "split.json").exists()
+    assert evaluation["scoring"][HELD_OUT] == {"mode": "disclosed"}
+    kept = json.loads((data / HELD_OUT / "state" / "split.json").read_text(encoding="ascii"))
+    assert (kept["train"], kept["test"]) == (0.7, 0.3), (
+        "its own split, not the plan's, in every run from now on"
+    )
+    with open_ledger(*read_site(data / HELD_OUT)) as ledger:
+        assert [row.kind for row in ledger.rows()] == ["open"]
+    assert list((data / B / "state").glob("ledger*")) == []
 
 
 @pytest.fixture
@@ -106,3 +114,14 @@ def test_a_run_resumes_with_the_same_data_and_says_nothing_of_them(
 ) -> None:
     assert resume_simulation(interrupted, None, None, Format.json) == 0
     assert "data_changed" not in RunFolder.open(interrupted.path).evaluation
+
+
+def test_a_simulation_keeps_how_its_settings_were_chosen_from_its_start(data: Path, tmp_path: Path) -> None:
+    """Also one that ends at once: its resumption does not choose again."""
+    for name in TRAINING:
+        settle(data / name, policy={"allow_non_private": False})
+    with pytest.raises(RefusedError):
+        run_simulation(
+            tiny_plan(), data, tmp_path / "run", get_threads(), Format.json, tuning={"epsilon": 2.0}
+        )
+    assert RunFolder.open(tmp_path / "run").tuning == {"epsilon": 2.0}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import yaml
 
 from server.run_folder import RunFolder
 from tests.helpers.command_line import fedqc, simulate_words
@@ -86,14 +87,18 @@ def test_a_private_run_of_three_rounds_completes(deployment: Deployment, private
 def test_a_site_knows_what_it_sent_and_spent(deployment: Deployment, private: dict[str, Any]) -> None:
     site = ("--site", deployment.site("hospital-b"))
     sent = deployment.json("site", "sent", *site)
-    updates = [
-        line for line in sent if line["kind"] == "SiteUpdate" and line["purpose"] == "train federated_dp"
-    ]
+    of_run = [line for line in sent if line["run"] == private["run"]]
+    updates = [line for line in of_run if line["purpose"] == "train federated_dp"]
     assert [(line["class"], line["round"]) for line in updates] == [("dp", 1), ("dp", 2), ("dp", 3)]
     assert [line["kind"] for line in sent if line["run"] == private["run"]].count("SiteEvaluation") == 1
     (budget,) = deployment.json("site", "budget", *site)
-    assert 7.5 < budget["entries"][0]["epsilon"] <= 8
-    assert budget["spent"] == pytest.approx(budget["entries"][0]["epsilon"])
+    costs = {entry["request"]: entry["epsilon"] for entry in budget["entries"]}
+    cost = costs[f"{private['run']} federated_dp"]
+    assert 1.7 < cost <= 2  # the rest is for the scores
+    if len(costs) == 1:
+        assert budget["spent"] == pytest.approx(cost)
+    else:  # another test of this module has begun a private run: composed, less than the sum
+        assert max(costs.values()) < budget["spent"] < sum(costs.values())
     status = deployment.json("site", "status", *site)
     assert (status["agent"], status["node"], status["last_error"], status["federation"]) == (
         True,
@@ -144,6 +149,27 @@ def test_the_deterministic_twin_is_the_simulation_bit_for_bit(
         tensors(deployment.run(TWIN) / "model.safetensors"),
         tensors(deployment.run(PRIVATE) / "model.safetensors"),
     )
+
+
+def test_an_approved_plan_runs_once(deployment: Deployment) -> None:
+    """What the operator approved from the plan file is, letter by letter, what the coordinator signs."""
+    plan = deployed_plan(name="approved", training={"rounds": 1}, federation={"deadline_s": 120, "quorum": 3})
+    site, name = deployment.site("hospital-b"), "hospital-b"
+    policy = site / "policy.yaml"
+    before = policy.read_text(encoding="utf-8")
+    try:
+        policy.write_text(
+            yaml.safe_dump(yaml.safe_load(before) | {"require_approval": True}), encoding="utf-8"
+        )
+        assert deployment.run_check(plan, status=4)["sites"][name]["answer"] == "not-approved"
+        deployment.do("site", "approve", deployment.write_plan(plan), "--yes", "--site", site)
+        assert deployment.run_check(plan, status=0)["sites"][name]["answer"] == "accept"
+        deployment.run_start(plan, "approved")
+        (listed,) = deployment.json("site", "approve", "--list", "--site", site)
+        assert (listed["runs_left"], listed["state"], len(listed["begun"])) == (0, "used", 1)
+        assert deployment.run_check(plan, status=4)["sites"][name]["answer"] == "approval-used"
+    finally:
+        policy.write_text(before, encoding="utf-8")
 
 
 def delivered(deployment: Deployment, name: str) -> Path:

@@ -1,0 +1,71 @@
+"""`fedqc verify RUN`, `fedqc verify --privacy` and `fedqc verify --attack`: three questions, of which the
+coordinator's package answers the first and the hospital's the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.cli import Format, FormatOption, load
+from common.errors import ConfigError
+
+verify = typer.Typer(add_completion=False)
+
+
+@verify.command()
+def verify_command(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder.")] = None,
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Check the installed code instead; takes minutes.")
+    ] = False,
+    attack: Annotated[
+        bool,
+        typer.Option(
+            "--attack", help="Attack this site's next update instead, before it is released; spends nothing."
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="With --privacy or --attack: the plan whose private training is checked."),
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="With --privacy: also audit the private step with canaries.")
+    ] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="With --attack: site folder. Default: $FEDQC_SITE, then the current directory."),
+    ] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --attack: also tell the patients who trained this finished model from the others; "
+            "repeatable."
+        ),
+    ] = None,
+    format: FormatOption = Format.text,
+) -> int:
+    """Recompute RUN from the answers that its sites signed; with --privacy, check that the installed code
+    does what the privacy accounting assumes; with --attack, what an attacker would learn of one patient from
+    this site's next update. Exit status 1: something does not hold.
+    """
+    is_one = [run is not None, privacy, attack].count(True) == 1
+    misplaced = [
+        plan is not None and run is not None,
+        audit and not privacy,
+        (site is not None or bool(model)) and not attack,
+    ]
+    if not is_one or any(misplaced):
+        raise ConfigError(
+            "verify takes either a run folder, or --privacy with --plan and --audit, or --attack with "
+            "--site, --plan and --model",
+            code="bad-argument",
+            hint="fedqc verify RUN, fedqc verify --privacy, or fedqc verify --attack",
+        )
+    if attack:
+        return int(load("client.cli.attack:verify_attack")(site, plan, model or [], format=format))
+    if run is not None:
+        return int(load("server.cli.evaluate:verify_run")(run, format))
+    return int(load("client.cli.privacy:verify_privacy")(plan, with_audit=audit, format=format))

@@ -1,0 +1,125 @@
+"""AUROC from counts that carry noise, with an interval that takes the noise into account.
+
+Small on purpose: one artifact of one model at one site. Positives p and negatives n in bins i, j, each count
+with independent noise of variance s^2; h is 1, 1/2 or 0 where a positive in bin i ranks above, with or below
+a negative in bin j. Then T(theta) = sum p_i n_j (h_ij - theta) has mean zero at the AUROC of these bins,
+since the noise of p and of n is independent and has mean zero; no count is clipped, which would shift it. The
+interval is the set of theta that T does not reject (Fieller 1954, for a ratio):
+T^2 <= z^2 (V_noise + V_patients), with
+
+    V_noise    = s^2 (sum_i a_i^2 + sum_j b_j^2) - s^4 S, at least s^4 S
+                 a_i = sum_j n_j (h_ij - theta),  b_j = sum_i p_i (h_ij - theta),  S = sum (h_ij - theta)^2
+    V_patients = (sum p)^2 (sum n)^2 times the variance of Hanley and McNeil (1982) at theta
+
+V_noise is unbiased but for its floor. Where a class cannot be told from none, or no theta is rejected, the
+AUROC is *not estimable at this noise*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+
+import numpy as np
+
+from common.artifacts import NAMES
+from common.counts import hanley_mcneil
+
+GRID = np.linspace(0, 1, 1001)
+NOT_ESTIMABLE = "not-estimable-at-this-noise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisedCounts:
+    """Noised counts of one model at one site, `positives` and `negatives` int64 of shape (A, bins), below
+    zero at times.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    deviation: float  # standard deviation of the noise on each count
+
+    @property
+    def n_pos(self) -> np.ndarray:
+        """Estimated numbers of patients with each artifact, int64 (A,), at least 0."""
+        return np.maximum(self.positives.sum(axis=1), 0)
+
+    @property
+    def n_neg(self) -> np.ndarray:
+        """Likewise without it."""
+        return np.maximum(self.negatives.sum(axis=1), 0)
+
+    @property
+    def n_deviation(self) -> float:
+        """Standard deviation of the noise on an estimated number of patients."""
+        return float(self.deviation * np.sqrt(self.positives.shape[1]))
+
+    def auroc(self) -> np.ndarray:
+        """Shape (A,), in 0..1; nan where it is not estimable."""
+        return self._estimates[:, 0]
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """The 95 % interval of each AUROC, shapes (A,), (A,); nan where it is not estimable."""
+        return self._estimates[:, 1], self._estimates[:, 2]
+
+    def auroc_variance(self) -> np.ndarray:
+        """Variance of `auroc` from noise and patients, shape (A,); nan where it is not estimable."""
+        return self._estimates[:, 3]
+
+    @cached_property
+    def _estimates(self) -> np.ndarray:
+        rows = zip(self.positives, self.negatives, strict=True)
+        return np.array([_estimate(pos, neg, self.deviation) for pos, neg in rows])
+
+    def to_json(self) -> dict[str, object]:
+        """artifact -> {positives: [n, ...], negatives: [...]}: every bin, as it was sent."""
+        rows = zip(NAMES, self.positives, self.negatives, strict=True)
+        return {name: {"positives": pos.tolist(), "negatives": neg.tolist()} for name, pos, neg in rows}
+
+
+def covariance(models: Sequence[NoisedCounts]) -> np.ndarray:
+    """Of the AUROCs of several models, (K*A, K*A), model-major: their variances alone. The pairing over
+    patients is not known, so that differences between models are conservative.
+    """
+    return np.diag(np.concatenate([counts.auroc_variance() for counts in models]))
+
+
+def _estimate(pos: np.ndarray, neg: np.ndarray, deviation: float) -> tuple[float, float, float, float]:
+    """value, low, high and variance; all nan where the AUROC is not estimable."""
+    none = (np.nan,) * 4
+    z = NormalDist().inv_cdf(0.975)
+    m, n = float(pos.sum()), float(neg.sum())
+    least = max(z * deviation * np.sqrt(len(pos)), 1.0)
+    if min(m, n) < least:
+        return none
+    places = np.arange(len(pos))
+    ranks = 0.5 * (1 + np.sign(places[:, None] - places[None, :]))
+    wins = float(pos @ ranks @ neg)
+    squared = (wins - GRID * m * n) ** 2
+    variance = _variance(pos, neg, ranks, deviation, GRID, m, n)
+    kept = GRID[squared <= z**2 * variance]
+    if not len(kept) or (kept[0] == 0 and kept[-1] == 1):
+        return none
+    value = float(np.clip(wins / (m * n), 0, 1))
+    at_value = _variance(pos, neg, ranks, deviation, np.array([value]), m, n)[0] / (m * n) ** 2
+    return value, float(min(kept[0], value)), float(max(kept[-1], value)), float(at_value)
+
+
+def _variance(
+    pos: np.ndarray,
+    neg: np.ndarray,
+    ranks: np.ndarray,
+    deviation: float,
+    thetas: np.ndarray,
+    m: float,
+    n: float,
+) -> np.ndarray:
+    """V_noise + V_patients at each theta."""
+    centred = ranks[None] - thetas[:, None, None]
+    spread = (centred**2).sum((1, 2))
+    of_rows, of_columns = (centred @ neg) ** 2, (pos @ centred) ** 2
+    noise = deviation**2 * (of_rows.sum(1) + of_columns.sum(1)) - deviation**4 * spread
+    patients = np.array([hanley_mcneil(float(theta), m, n) for theta in thetas]) * (m * n) ** 2
+    return np.maximum(noise, deviation**4 * spread) + patients

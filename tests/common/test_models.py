@@ -1,0 +1,151 @@
+"""Every network keeps to one slice, changes nothing in place, and is the network that it is named after."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.artifacts import NAMES
+from common.errors import PlanError
+from common.models import MODELS, as_classifier, build, fresh
+from common.plan import parse_plan
+from common.weights import digest, flatten
+
+PUBLISHED = {
+    # million parameters without the head of the publication, for three input channels
+    "resnet18": 11.177,
+    "resnet50": 23.508,
+    "resnet50_attention": 23.508 + 2.533,  # CBAM (Woo et al., 2018, table 4): 28.09 against 25.56 with heads
+    "se_resnet18": 11.177 + 0.087,  # gates of Hu et al., here with biases
+    "vgg16": 14.715,  # its convolutions
+    "vgg19": 20.024,
+    "densenet121": 6.954,
+    "efficientnet_b0": 4.008,
+    "csp": 4.17,  # backbone of YOLOv5s
+    "unet_encoder": 18.84,
+}
+DIGESTS = {
+    "small_cnn": "06b98fdd6d2f6c88",
+    "resnet18": "cea0209f91d2751c",
+    "resnet50": "8cd5d2b115116014",
+    "resnet50_attention": "9a9b59a9ac78d5ee",
+    "ama_resnet": "4c2cc5d02321079c",
+    "cnn_2d": "2ce3b1ee55549413",
+    "vgg16": "6adbb30de5561dee",
+    "vgg19": "4dce4594ddcbff48",
+    "se_resnet18": "cc3b8aef33fe3f57",
+    "densenet121": "69e8674f720df8bb",
+    "unet_encoder": "927789e736243672",
+    "csp": "9912c7f9d684dfc3",
+    "efficientnet_b0": "47673a9d72b4b010",
+}
+"""Of the names and shapes of the tensors: models that were trained must load again."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_keeps_to_one_slice_and_changes_nothing_in_place(name: str) -> None:
+    network = build(name)
+    for place, module in network.named_modules():
+        assert not isinstance(module, nn.modules.batchnorm._NormBase), place
+        assert not isinstance(module, nn.modules.dropout._DropoutNd), place
+        assert not getattr(module, "inplace", False), place
+    assert not list(network.buffers())
+    assert type(as_classifier(network).head) is nn.Linear
+    assert as_classifier(network).head.out_features == len(NAMES)
+    # without GroupNorm layers on a single channel, which would leave nothing of it
+    groups = [one for one in network.modules() if isinstance(one, nn.GroupNorm)]
+    assert groups
+    assert min(one.num_channels // one.num_groups for one in groups) >= 2
+
+
+@pytest.mark.parametrize("side", [32, 45])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_takes_slices_of_any_size_and_its_head_is_linear(name: str, side: int) -> None:
+    network = fresh(name, 0).train()
+    x = torch.rand(3, 2, side, side, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    with torch.no_grad():
+        logits, features = network(x), as_classifier(network).features(x)
+        assert torch.equal(as_classifier(network).head(features), logits)
+        assert torch.equal(network.eval()(x), logits)
+    assert torch.equal(x, before)
+    assert logits.shape == (3, len(NAMES))
+    assert logits.isfinite().all()
+    assert (logits[0] != logits[1]).any()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_network_is_as_large_as_published(name: str) -> None:
+    """Up to the stem, which has two input channels for three: under 0.1 %; GroupNorm has as many parameters
+    as BatchNorm.
+    """
+    network = build(name)
+    size = sum(one.numel() for key, one in network.named_parameters() if not key.startswith("head."))
+    assert size / 1e6 == pytest.approx(PUBLISHED[name], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tensors_of_a_network_keep_their_names_and_shapes(name: str) -> None:
+    state = build(name).state_dict()
+    told = ";".join(f"{key}{tuple(tensor.shape)}" for key, tensor in state.items())
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == DIGESTS[name]
+
+
+def test_the_weights_of_the_default_network_are_those_of_its_seed() -> None:
+    assert digest(flatten(fresh("small_cnn", 7).state_dict()))[:16] == "e183677c0cf991da"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "said", "known"),
+    [
+        ("ama_resnet", {"depth": 4}, "model.args.depth is unknown to ama_resnet", "patch, se, pyramid"),
+        ("ama_resnet", {"se": 1}, "model.args.se = 1: must be true or false", "patch, se, pyramid"),
+        ("ama_resnet", {"patch": "fold"}, "one of unshuffle, conv, none", "patch, se, pyramid"),
+        ("resnet18", {"artifacts": 7}, "model.args.artifacts is unknown to resnet18", "resnet18 has none"),
+        ("small_cnn", {"width": 9}, "model.args.width is unknown to small_cnn", "small_cnn has none"),
+    ],
+)
+def test_arguments_that_a_network_does_not_take_are_refused_in_one_line(
+    name: str, args: dict[str, Any], said: str, known: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        build(name, args)
+    assert caught.value.code == "bad-model-args"
+    assert said in caught.value.message
+    assert known in caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_argument_sets_a_size(name: str) -> None:
+    """A hospital builds what a plan names: words and truth values choose among networks of this room."""
+    import inspect
+    from typing import Literal, get_origin
+
+    parameters = inspect.signature(MODELS[name], eval_str=True).parameters
+    assert next(iter(parameters)) == "artifacts"
+    for parameter in list(parameters.values())[1:]:
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.annotation is bool or get_origin(parameter.annotation) is Literal
+
+
+def test_arguments_are_part_of_the_hash_where_there_are_some() -> None:
+    bare = {"name": "ama_resnet", "initial": "random"}
+    given: list[dict[str, Any]] = [{}, {"args": {}}]
+    given += [{"args": {"se": True, "patch": "conv"}}, {"args": {"se": 1, "patch": "conv"}}]
+    plans = [parse_plan({"name": "x", "model": {**bare, **more}}) for more in given]
+    assert plans[0] == plans[1]
+    assert '"args"' not in plans[1].canonical_json()
+    assert len({plan.sha256() for plan in plans}) == len({hash(plan) for plan in plans}) == 3
+    assert plans[2] != plans[3]
+    assert parse_plan(plans[2].model_dump(mode="json")) == plans[2]
+
+
+@pytest.mark.parametrize("args", [{"A": 1}, {"a": [1]}, {"a": None}, {"a": float("nan")}, {"a": "x" * 65}, 3])
+def test_arguments_are_a_small_mapping_of_words_and_numbers(args: Any) -> None:
+    with pytest.raises(PlanError, match=r"model\.args"):
+        parse_plan({"name": "x", "model": {"args": args}})
