@@ -19,6 +19,7 @@ from types import FrameType
 LOOPBACK = "127.0.0.1"
 LOOPBACK_PORTS = range(20_000, 30_000)
 """For services that only this machine uses: below the ports that Linux gives to outgoing connections."""
+_DRAWN: set[int] = set()
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded before any fork, so that the child makes one call and nothing else
 
@@ -204,13 +205,15 @@ def port_error(address: str, port: int) -> OSError | None:
 
 
 def free_ports(count: int, *, avoid: Collection[int] = ()) -> list[int]:
-    """Ports of loopback that are free now, drawn at random from `LOOPBACK_PORTS`.
+    """Ports of loopback that are free now, drawn at random from `LOOPBACK_PORTS`. One process gives no port
+    twice: whom it was given to may not listen yet.
 
     Returns:
         `count` ports, or fewer where fewer are free.
     """
     free: list[int] = []
-    for port in secrets.SystemRandom().sample(LOOPBACK_PORTS, 200):
+    unused = [port for port in LOOPBACK_PORTS if port not in _DRAWN and port not in avoid]
+    for port in secrets.SystemRandom().sample(unused, min(200, len(unused))):
         if len(free) == count:
             break
         with socket.socket() as probe:  # no SO_REUSEADDR: a port in TIME_WAIT is not offered
@@ -218,8 +221,8 @@ def free_ports(count: int, *, avoid: Collection[int] = ()) -> list[int]:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
-        if port not in avoid:
-            free.append(port)
+        free.append(port)
+    _DRAWN.update(free)
     return free
 
 

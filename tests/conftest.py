@@ -29,9 +29,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.command_line import fedqc, simulate_words
 from tests.helpers.consortium import PATIENTS, SITES, Consortium, Finished, settle, tiny_plan, write_plan
+from tests.helpers.ports import keep_apart
 
 settings.register_profile("fedqc", deadline=None)  # other work on the machine is no finding
 settings.load_profile("fedqc")
+keep_apart()
 
 LONG_FIRST = (
     "tests/end_to_end/deployed/test_deployed_run.py",

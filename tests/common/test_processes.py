@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from common import processes
 from common.processes import (
     LOOPBACK,
-    LOOPBACK_PORTS,
     Child,
     Ended,
     Supervisor,
@@ -166,12 +166,21 @@ def test_waiting_ends_with_the_condition_or_with_the_time() -> None:
 
 def test_a_port_in_use_is_noticed_and_not_offered() -> None:
     (port,) = free_ports(1)
-    assert port in LOOPBACK_PORTS
+    assert port in processes.LOOPBACK_PORTS
     assert port_error(LOOPBACK, port) is None
     with socket.socket() as other:
         other.bind((LOOPBACK, port))
         other.listen()
         assert port_error(LOOPBACK, port) is not None
-    ports = free_ports(5, avoid=range(20_000, 29_000))
+    half = range(processes.LOOPBACK_PORTS.start, processes.LOOPBACK_PORTS.start + 500)
+    ports = free_ports(5, avoid=half)
     assert len(set(ports)) == len(ports)
-    assert min(ports) >= 29_000
+    assert min(ports) >= half.stop
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOOPBACK_PORTS", range(29_000, 29_006))
+    monkeypatch.setattr(processes, "_DRAWN", set())
+    given = [free_ports(2) for _ in range(4)]
+    assert sorted(port for pair in given for port in pair) == sorted(set().union(*given))
+    assert given[-1] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,17 +17,12 @@ import pytest
 from client.simulation.phantom_sites import write_consortium
 from common.plan import parse_plan
 from common.weights import resolve_initial
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -90,7 +84,7 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
     )
     config = tmp_path / "run.toml"
     config.write_text(f"plan = '{plan.canonical_json()}'\nrun-dir = '{run}'\n", encoding="utf-8")
-    link_port, home = _free_port(), tmp_path / "link"
+    link_port, home = free_port(), tmp_path / "link"
     _environment(home)
     (home / "config.toml").write_text(
         '[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = '
@@ -114,7 +108,7 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
                 "--superlink",
                 f"127.0.0.1:{link_port}",
                 "--port",
-                str(_free_port()),
+                str(free_port()),
             ]
             node += ["--node-config", f'site-config="{site / "site.yaml"}"']
             nodes.append(_service(node, tmp_path / f"home-{site.name}", tmp_path / f"{site.name}.log"))

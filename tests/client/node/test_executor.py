@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import inspect
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +40,7 @@ from client.node import executor, supernode
 from client.node.executor import serve
 from common.errors import NetworkError
 from common.wire import PULLING, Refusal
+from tests.helpers.ports import free_port
 
 SECRET = b"s" * 48
 BUNDLE = b"the app that this site joined with"
@@ -113,12 +113,6 @@ def until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
     while not is_so():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
