@@ -43,7 +43,7 @@ CLAIMS = (
 )
 
 
-def simulate(plan: dict[str, Any], data: Path, out: Path, threads: int) -> RunFolder:
+def simulate(plan: dict[str, Any], data: Path, out: Path, jobs: int) -> RunFolder:
     """One run in a process of its own, as a user would start it."""
     if not (out / "evaluation.json").exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def simulate(plan: dict[str, Any], data: Path, out: Path, threads: int) -> RunFo
         path.write_text(yaml.safe_dump(plan), encoding="utf-8")
         command = [sys.executable, "-m", "common.cli", "simulate", str(path), "--data", str(data)]
         subprocess.run(
-            [*command, "--out", str(out), "--threads", str(threads)], check=True, stdout=subprocess.DEVNULL
+            [*command, "--out", str(out), "--jobs", str(jobs)], check=True, stdout=subprocess.DEVNULL
         )
     return RunFolder.open(out)
 
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, default=ROOT / "configs/plans/demo.yaml")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
 
@@ -110,7 +110,7 @@ def main() -> int:
         found = []
         for seed in SEEDS:
             changed = plan | changes | {"seed": seed, "name": name}
-            found.append(simulate(changed, data, arguments.out / f"{name}-{seed}", arguments.threads))
+            found.append(simulate(changed, data, arguments.out / f"{name}-{seed}", arguments.jobs))
             if plan["privacy"].get("settings") == "auto":
                 plan["privacy"] = found[0].plan.model_dump(mode="json")["privacy"]
         return found

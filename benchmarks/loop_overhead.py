@@ -275,7 +275,7 @@ def measure(
         prepared.plan,
         "--data",
         prepared.data,
-        "--threads",
+        "--jobs",
         "1",
     ]
     commands: dict[str, list[str | Path]] = {

@@ -11,18 +11,20 @@ import typer
 
 from common.cli import Format, FormatOption
 from common.plan import read_plan
+from common.processes import usable_cores
 from common.progress_bar import progress_shown
-from server.simulation.simulate import idle_threads, run_simulation
+from server.simulation.simulate import run_simulation
 
 simulate = typer.Typer(add_completion=False)
 report = typer.Typer(add_completion=False)
 compare = typer.Typer(add_completion=False)
 
 
-ThreadsOption = Annotated[
+JobsOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="CPU threads. Default: the idle cores, at most 4. The same number gives the same bits."
+        min=1,
+        help="Sites that train side by side. Default: one for each core. The results are the same for any.",
     ),
 ]
 
@@ -33,13 +35,13 @@ def simulate_command(
     data: Annotated[Path, typer.Option(help="Folder with one subfolder per site, each with a site.yaml.")],
     out: Annotated[Path, typer.Option(help="Run folder to create.")],
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Replaces the plan's seed.")] = None,
-    threads: ThreadsOption = None,
+    jobs: JobsOption = None,
     accept_quarantine: Annotated[
         bool, typer.Option("--accept-quarantine", help="Continue although many files cannot be read.")
     ] = False,
     format: FormatOption = Format.text,
 ) -> int:
-    """Run PLAN on all sites under DATA in one process, and write the run folder OUT."""
+    """Run PLAN on all sites under DATA on this machine, and write the run folder OUT."""
     from server.run.tune import resolved
     from server.run_folder import refuse_existing
 
@@ -52,7 +54,7 @@ def simulate_command(
         run_plan,
         data,
         out,
-        threads or idle_threads(),
+        jobs or usable_cores(),
         format,
         accept_quarantine=accept_quarantine,
         tuning=tuning.to_json() if tuning else None,

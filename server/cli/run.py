@@ -137,8 +137,11 @@ def resume(
     data: Annotated[
         Path | None, typer.Option(help="Simulation only: folder of the sites, if they have moved.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Simulation only: CPU threads. Default: as before.")
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Simulation only: sites that train side by side. Default: one for each core."
+        ),
     ] = None,
     accept_missing: Annotated[
         bool, typer.Option("--accept-missing", help="Continue without sites that are away or refuse.")
@@ -162,7 +165,7 @@ def resume(
     if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
         from server.simulation.simulate import resume_simulation
 
-        return resume_simulation(found, data, threads, format, accept_changed_data=accept_changed_data)
+        return resume_simulation(found, data, jobs, format, accept_changed_data=accept_changed_data)
     if accept_changed_data:
         raise ConfigError(
             "--accept-changed-data is for simulations",

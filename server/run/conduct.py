@@ -18,7 +18,7 @@ from torch import nn
 from common.arms import ARMS, FINAL_ARMS, PUBLIC, is_control
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
-from common.learning import get_threads
+from common.learning import get_threads, set_threads
 from common.lineage import KEY as LINEAGE
 from common.lineage import Lineage, lineage_of_plan
 from common.losses import loss_of
@@ -50,9 +50,9 @@ from server.run.rounds import (
     StageRefused,
     StageResult,
     result_so_far,
-    run_rounds,
     score_sites,
 )
+from server.run.side_by_side import run_stages
 from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, averaged, write_json
 from server.strategies import strategy_named
 
@@ -79,6 +79,8 @@ def conduct(
     tuning: Mapping[str, Any] | None = None,
     seal: Seal | None = None,
     observers: Sequence[Observer] = (),
+    jobs: int = 1,
+    others_cpu: Callable[[], float] = lambda: 0.0,
 ) -> RunFolder:
     """Run every arm of `plan` on the sites behind `grid`, or continue where an earlier attempt stopped.
 
@@ -88,6 +90,8 @@ def conduct(
         tuning: how the plan's settings were chosen, kept in a new run folder.
         seal: the federation's keys; None signs and verifies nothing.
         observers: notified of each event, after progress on stderr and, in a federation, live.json.
+        jobs: with more than 1, stages that do not depend on each other are run side by side (a simulation).
+        others_cpu: CPU seconds that processes of the grid have used.
     Raises:
         FedqcError: the run failed; it can be resumed.
     """
@@ -129,7 +133,7 @@ def conduct(
     training = tuple(site.name for site in hospitals if site.name not in plan.held_out)
     context.observe(RunBegan(run=context.run, training=training, held_out=plan.held_out))
     try:
-        trained = train_arms(context, stages)
+        trained = train_arms(context, stages, jobs=jobs)
         final = next(name for name in (*FINAL_ARMS, *_to_hand_on(trained)) if name in trained.models)
         context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
         study, absent, changed = score_sites(
@@ -140,7 +144,7 @@ def conduct(
         raise
     trained.incomplete |= {f"evaluation: {site} gave no score ({code})" for site, code in absent.items()}
     evaluation = _evaluation(context, hospitals, trained, study) | {
-        "cpu_seconds": round(cpu_seconds(), 1),
+        "cpu_seconds": round(cpu_seconds() + others_cpu(), 1),
         "seconds": round(time.monotonic() - started, 1),
     }
     if data_changed := sorted(trained.data_changed | changed):  # a bare fact: what changed stays at the site
@@ -261,9 +265,11 @@ def initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
     return flatten(fresh(plan.model.name, plan.seed, plan.model.args).state_dict())
 
 
-def train_arms(context: RunContext, stages: Sequence[Stage]) -> Trained:
+def train_arms(context: RunContext, stages: Sequence[Stage], *, jobs: int = 1) -> Trained:
     """Run the rounds of every stage.
 
+    Args:
+        jobs: as `conduct`.
     Raises:
         RefusedError: every site refused every arm.
         RunError: a shared arm missed its quorum. The arm of a single site that fails makes the run partial
@@ -271,9 +277,9 @@ def train_arms(context: RunContext, stages: Sequence[Stage]) -> Trained:
     """
     trained = Trained(models={PUBLIC: context.initial} if PUBLIC in context.plan.arms else {})
     at_start = context.score_public(context.initial)
-    for stage in stages:
+    for stage, result_of in run_stages(context, stages, jobs=jobs):
         try:
-            result = run_rounds(context, stage)
+            result = result_of()
         except StageRefused as refusal:
             reason = f"{stage.name}: every site refused: {refusal.public_reason}"
             trained.refusals.append(reason)
@@ -410,8 +416,7 @@ def open_or_create(
         keys: the sites' public keys, by which `fedqc verify` checks their answers.
 
     Raises:
-        ConfigError: the folder belongs to another plan (code `other-plan`) or ran with other threads
-            (`other-threads`).
+        ConfigError: the folder belongs to another plan (code `other-plan`).
     """
     if not (path / "plan.yaml").exists():
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -438,12 +443,7 @@ def open_or_create(
         raise ConfigError(
             f"{path}: belongs to another plan", code="other-plan", hint="choose another run folder"
         )
-    if folder.manifest["threads"] != get_threads():
-        raise ConfigError(
-            f"{path}: ran with {folder.manifest['threads']} threads, this process has {get_threads()}",
-            code="other-threads",
-            hint=f"--threads {folder.manifest['threads']} gives the same bits",
-        )
+    set_threads(folder.manifest["threads"])  # the same bits
     folder.update_manifest(status="running")
     return folder
 

@@ -9,9 +9,11 @@ not depend on timing and Ctrl-C stops at once.
 from __future__ import annotations
 
 import copy
+import importlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -53,6 +55,18 @@ class LocalGrid(Grid):
         self._waiting: dict[str, Message] = {}
         self.down: set[int] = set()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left behind."""
+
+    def cpu_seconds(self) -> float:
+        """What processes of the grid have used, beside this one."""
+        return 0.0
+
     def set_run(self, run: Run) -> None:
         self._run = run
 
@@ -78,7 +92,7 @@ class LocalGrid(Grid):
         for message in messages:
             # Flower hands one RecordDict to every site; a real wire copies
             message.content = _isolated(message.content)
-            ids.append(_stamp(message))
+            ids.append(stamp(message))
             self._waiting[ids[-1]] = message
         return ids
 
@@ -88,14 +102,15 @@ class LocalGrid(Grid):
         """
         for message_id in message_ids:
             if message_id in self._waiting:
-                return [self._deliver(self._waiting.pop(message_id))]
+                return [self.deliver(self._waiting.pop(message_id))]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         ids = self.push_messages(messages)
-        return [self._deliver(self._waiting.pop(message_id)) for message_id in ids]
+        return [self.deliver(self._waiting.pop(message_id)) for message_id in ids]
 
-    def _deliver(self, message: Message) -> Message:
+    def deliver(self, message: Message) -> Message:
+        """The answer to a message, now."""
         node = message.metadata.dst_node_id
         if node in self.down:
             answer = Message(Error(NODE_UNAVAILABLE, "Node unavailable"), reply_to=message)
@@ -104,7 +119,7 @@ class LocalGrid(Grid):
                 answer = self._app(message, self._contexts[node])
             except Exception as error:
                 answer = Message(Error(APP_RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
-        _stamp(answer)
+        stamp(answer)
         return answer
 
 
@@ -116,6 +131,15 @@ def _isolated(content: RecordDict) -> RecordDict:
     return RecordDict(copied)
 
 
-def _stamp(message: Message) -> str:
+def named(reference: str) -> Any:
+    """An object by "module:name". A simulation plays both sides, and is the only place where the server names
+    the client.
+    """
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def stamp(message: Message) -> str:
+    """Give a message the number by which its answer is known."""
     message.metadata.__dict__["_message_id"] = message_id = uuid.uuid4().hex
     return message_id

@@ -1,11 +1,10 @@
-"""Simulate a consortium in one process: find the sites, prepare their data, conduct the run."""
+"""Simulate a consortium on one machine: find the sites, prepare their data, conduct the run."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,21 @@ from common.arms import ARMS
 from common.cli import Format, confirmed
 from common.errors import ConfigError, DataError
 from common.plan import RunPlan
+from common.processes import usable_cores
 from server.evaluation.tables import PARTIAL, summary, table
 
 if TYPE_CHECKING:
     from server.run_folder import RunFolder
-    from server.simulation.local_grid import ClientApp
+    from server.simulation.local_grid import LocalGrid
+
+CLIENT_APP = "client.pooled:app"
+"""What answers for every node of a simulation, the pooled one included."""
 
 
 def resume_simulation(
     folder: RunFolder,
     data: Path | None,
-    threads: int | None,
+    jobs: int | None,
     format: Format,
     *,
     accept_changed_data: bool = False,
@@ -32,7 +35,7 @@ def resume_simulation(
 
     Args:
         data: where the sites lie now; None: where they lay before.
-        threads: CPU threads; None: as before.
+        jobs: as `run_simulation`; None: one for each core.
         accept_changed_data: continue although the data of a site are others than in the first round.
     Returns:
         exit status.
@@ -49,8 +52,9 @@ def resume_simulation(
         folder.plan,
         data or Path(simulation["data"]),
         folder.path,
-        threads or folder.manifest["threads"],
+        jobs or usable_cores(),
         format,
+        threads=int(folder.manifest["threads"]),
         run=str(folder.manifest["run"]),
         accept_changed_data=accept_changed_data,
     )
@@ -60,9 +64,10 @@ def run_simulation(
     plan: RunPlan,
     data: Path,
     out: Path,
-    threads: int,
+    jobs: int,
     format: Format,
     *,
+    threads: int = 1,
     accept_quarantine: bool = False,
     run: str = "",
     accept_changed_data: bool = False,
@@ -71,7 +76,8 @@ def run_simulation(
     """Run `plan` on the sites under `data` into the run folder `out`, and print the results.
 
     Args:
-        threads: CPU threads of torch; the same number gives the same bits.
+        jobs: sites that train side by side, each in a process; the results are the same for any number.
+        threads: of torch in each process; other than 1 for a run that an earlier version began with more.
         accept_quarantine: continue although many files cannot be read.
         run: name of the run that is resumed; "" for a new one.
         accept_changed_data: continue it although the data of a site changed.
@@ -84,11 +90,11 @@ def run_simulation(
     from common.learning import set_threads
     from common.progress_bar import say
     from server.run.conduct import check_names, check_sites, conduct
-    from server.simulation.local_grid import LocalGrid
+    from server.simulation.local_grid import named
 
     set_threads(threads)
     site_yamls = find_sites(data)
-    read_site, prepare = _load("client.site.config:read_site"), _load("client.agent.tasks:prepare")
+    read_site, prepare = named("client.site.config:read_site"), named("client.agent.tasks:prepare")
     names = {path: read_site(path)[0].name for path in site_yamls}
     check_names(plan)
     check_sites(plan, list(names.values()))
@@ -101,13 +107,21 @@ def run_simulation(
             cohort = prepare(path, plan, accept_quarantine=True)
         say(f"{cohort.site.name}: {cohort.report.summary()}")
         if run:
-            check_data = _load("client.agent.tasks:check_run_data")
+            check_data = named("client.agent.tasks:check_run_data")
             if changes := check_data(cohort, run, plan, accept=accept_changed_data):
                 say(f"{cohort.site.name}: other {' and '.join(changes)} than in the first round, accepted")
     nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
-    grid = LocalGrid(client_app(), nodes, config)
-    folder = conduct(grid, plan, out, simulation={"data": str(data.absolute())}, tuning=tuning)
+    with _grid(plan, nodes, config, jobs=jobs, threads=threads) as grid:
+        folder = conduct(
+            grid,
+            plan,
+            out,
+            simulation={"data": str(data.absolute())},
+            tuning=tuning,
+            jobs=jobs,
+            others_cpu=grid.cpu_seconds,
+        )
     evaluation = folder.evaluation
     if format is Format.json:
         print(json.dumps(summary(evaluation, folder.path), ensure_ascii=False))
@@ -134,23 +148,37 @@ def node_configs(
     return nodes
 
 
-def client_app() -> ClientApp:
-    """What answers for every node of a simulation, the pooled one included."""
-    app: ClientApp = _load("client.pooled:app")
-    return app
+def _grid(
+    plan: RunPlan,
+    nodes: Mapping[int, Mapping[str, str]],
+    config: Mapping[str, str],
+    *,
+    jobs: int,
+    threads: int,
+) -> LocalGrid:
+    from server.simulation.local_grid import LocalGrid, named
+    from server.simulation.parallel_grid import ParallelGrid
+
+    if jobs == 1:
+        return LocalGrid(named(CLIENT_APP), nodes, config)
+    return ParallelGrid(
+        CLIENT_APP,
+        nodes,
+        config,
+        jobs=jobs,
+        threads=threads,
+        load={node: _work(plan, values) for node, values in nodes.items()},
+        preload=["client.dp.dp_sgd"] if any(ARMS[arm].clips for arm in plan.arms) else [],
+    )
 
 
-def _load(reference: str) -> Any:
-    """An object by "module:name". A simulation plays both sides, and is the only place where the server names
-    the client.
-    """
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def idle_threads() -> int:
-    """How many cores seem idle, 1 to 4: waiting for a busy core costs several times the work itself."""
-    return max(1, min(4, (os.cpu_count() or 1) - round(os.getloadavg()[0])))
+def _work(plan: RunPlan, node: Mapping[str, str]) -> float:
+    """About what a node has to train: arms of the whole network, times sites that it holds."""
+    is_pooled = "pooled-sites" in node
+    arms = [
+        arm for arm in plan.arms if (ARMS[arm].trainer == "pooled site") == is_pooled and not ARMS[arm].clips
+    ]
+    return len(arms) * (node["pooled-sites"].count(os.pathsep) + 1 if is_pooled else 1)
 
 
 def find_sites(data: Path) -> list[Path]:

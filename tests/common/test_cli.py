@@ -74,8 +74,8 @@ def test_version_is_the_packages_and_loads_nothing() -> None:
     [
         ("data --help", ["phantom", "check"]),
         ("data phantom --help", ["--sites", "--patients", "--seed"]),
-        ("simulate --help", ["--data", "--out", "--seed", "--threads", "--format"]),
-        ("run resume --help", ["--data", "--threads"]),
+        ("simulate --help", ["--data", "--out", "--seed", "--jobs", "--format"]),
+        ("run resume --help", ["--data", "--jobs"]),
     ],
 )
 def test_the_help_of_a_command_loads_no_torch_and_no_flower(words: str, shown: list[str]) -> None:

@@ -355,7 +355,7 @@ def test_a_folder_name_never_lets_a_held_out_site_train(room: Room, monkeypatch:
         ["simulat"],
         ["simulate"],
         ["data", "nope"],
-        ["simulate", "p", "--data", "d", "--out", "o", "--threads", "0"],
+        ["simulate", "p", "--data", "d", "--out", "o", "--jobs", "0"],
     ],
 )
 def test_a_wrong_word_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

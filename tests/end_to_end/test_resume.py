@@ -10,16 +10,13 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.numpy
 
 from client.site.config import read_site
 from client.site.site_ledger import open_ledger
 from tests.helpers.command_line import FEDQC, fedqc, simulate_words
 from tests.helpers.consortium import TRAINING, Finished, write_plan
-
-NOT_PRIVATE = (*(f"local/{site}" for site in TRAINING), "federated", "pooled")
+from tests.helpers.same_models import NOT_PRIVATE, assert_same_models
 
 
 @pytest.fixture
@@ -42,16 +39,6 @@ def stopped(plan: Path, data: Path, out: Path, *, once: str, number: int) -> sub
     assert (out / once).exists(), said[1]
     assert not (out / "evaluation.json").exists(), "it was finished before it was stopped"
     return subprocess.CompletedProcess(command, process.returncode, *said)
-
-
-def assert_same_models(first: Path, second: Path, names: tuple[str, ...] = NOT_PRIVATE) -> None:
-    for name in names:
-        mine, theirs = (
-            safetensors.numpy.load_file(run / "arms" / name / "model.safetensors") for run in (first, second)
-        )
-        assert mine.keys() == theirs.keys()
-        for tensor, value in mine.items():
-            assert np.array_equal(value, theirs[tensor]), f"{name}: {tensor}"
 
 
 def test_a_killed_run_resumes_to_the_same_bits(finished: Finished, data: Path, tmp_path: Path) -> None:
@@ -123,15 +110,6 @@ def test_sigterm_stops_with_143(finished: Finished, data: Path, tmp_path: Path) 
     )
     assert said.returncode == 143
     assert "Traceback" not in said.stderr
-
-
-def test_other_threads_are_refused_and_change_nothing(finished: Finished) -> None:
-    before = {path: path.read_bytes() for path in finished.out.rglob("*") if path.is_file()}
-    said = fedqc("run", "resume", finished.out, "--threads", 2)
-    assert said.returncode == 2
-    assert "fedqc: error [other-threads]: " in said.stderr
-    assert "fedqc: hint: --threads 1 " in said.stderr
-    assert {path: path.read_bytes() for path in finished.out.rglob("*") if path.is_file()} == before
 
 
 def test_a_finished_run_is_not_trained_again(finished: Finished, tmp_path: Path) -> None:

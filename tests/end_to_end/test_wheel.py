@@ -140,7 +140,7 @@ def test_the_installed_command_makes_data_runs_a_plan_and_reports(installed: Pat
         "data",
         "--out",
         "run",
-        "--threads",
+        "--jobs",
         1,
         "--format",
         "json",

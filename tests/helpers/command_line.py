@@ -48,4 +48,4 @@ def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, s
 
 
 def simulate_words(plan: Path, data: Path, out: Path, *more: object) -> list[object]:
-    return ["simulate", plan, "--data", data, "--out", out, "--threads", 1, *more]
+    return ["simulate", plan, "--data", data, "--out", out, "--jobs", 1, *more]

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 import server.simulation.local_grid
+import server.simulation.parallel_grid
 from server.simulation.local_grid import APP_RAISED, NODE_UNAVAILABLE, LocalGrid
 
 NODES = {1: {"site-config": "/a/site.yaml"}, 2: {"site-config": "/b/site.yaml"}}
@@ -41,10 +42,11 @@ def question(node: int, content: RecordDict | None = None) -> Message:
 
 
 def flower_names() -> list[tuple[str, str]]:
-    tree = ast.parse(Path(server.simulation.local_grid.__file__).read_text(encoding="utf-8"))
+    files = [server.simulation.local_grid.__file__, server.simulation.parallel_grid.__file__]
     imports = [
         node
-        for node in ast.walk(tree)
+        for file in files
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flwr")
     ]
     return [(str(node.module), alias.name) for node in imports for alias in node.names]
@@ -61,7 +63,13 @@ def test_the_private_flower_names_are_these() -> None:
     """The list of what may break with the next Flower; the other imports are its public API."""
     public = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
     private = {(module, name) for module, name in flower_names() if module not in public}
-    assert private == {("flwr.supercore.run", "Run"), ("flwr.supercore.task_identity", "TaskIdentity")}
+    assert private == {
+        ("flwr.supercore.run", "Run"),
+        ("flwr.supercore.task_identity", "TaskIdentity"),
+        ("flwr.common.serde", "message_from_proto"),
+        ("flwr.common.serde", "message_to_proto"),
+        ("flwr.proto.message_pb2", "Message"),
+    }
 
 
 def test_it_is_a_grid_with_every_method_of_one() -> None:

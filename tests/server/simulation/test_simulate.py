@@ -14,7 +14,6 @@ from client.site.enrolment import LEVELS
 from client.site.site_ledger import open_ledger
 from common.cli import Format
 from common.errors import DataError, RefusedError
-from common.learning import get_threads
 from server.cli.run import run as run_commands
 from server.run_folder import RunFolder
 from server.simulation.simulate import resume_simulation, run_simulation
@@ -37,7 +36,7 @@ BLANK, INVERTED = {"1": "", "0": ""}, {"1": "0", "0": "1"}
 def test_a_site_without_labels_takes_no_weight_and_the_run_is_partial(data: Path, tmp_path: Path) -> None:
     rewrite(data / B / "labels.csv", BLANK)
     plan = tiny_plan(training={"rounds": 1})
-    assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 6
+    assert run_simulation(plan, data, tmp_path / "run", 1, Format.json) == 6
     folder = RunFolder.open(tmp_path / "run")
     (record,) = folder.arm("federated").rounds()
     assert (sorted(record["weights"]), record["failed"]) == ([A, C], {B: "site-failure"})
@@ -47,7 +46,7 @@ def test_a_site_without_labels_takes_no_weight_and_the_run_is_partial(data: Path
 def test_a_site_that_declares_nothing_assessed_says_so(data: Path, tmp_path: Path) -> None:
     settle(data / B, assessed=[])
     plan = tiny_plan(training={"rounds": 1})
-    assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 6
+    assert run_simulation(plan, data, tmp_path / "run", 1, Format.json) == 6
     (record,) = RunFolder.open(tmp_path / "run").arm("federated").rounds()
     assert record["refused"][B]["code"] == "nothing-assessed"
     assert sorted(record["weights"]) == [A, C]
@@ -56,10 +55,10 @@ def test_a_site_that_declares_nothing_assessed_says_so(data: Path, tmp_path: Pat
 def test_a_plan_with_another_split_than_a_site_does_not_start(data: Path, tmp_path: Path) -> None:
     settle(data / B, split={"train": 0.5, "test": 0.5})
     with pytest.raises(RefusedError) as caught:
-        run_simulation(tiny_plan(), data, tmp_path / "run", get_threads(), Format.json)
+        run_simulation(tiny_plan(), data, tmp_path / "run", 1, Format.json)
     assert (caught.value.code, caught.value.exit_status) == ("split-differs", 4)
     plan = tiny_plan(split={}, training={"rounds": 1})
-    assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 0
+    assert run_simulation(plan, data, tmp_path / "run", 1, Format.json) == 0
 
 
 def test_a_hospital_that_only_evaluates_is_scored_and_spends_nothing(data: Path, tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_a_hospital_that_only_evaluates_is_scored_and_spends_nothing(data: Path,
     policy = LEVELS["usual"].policy.model_dump(exclude_none=True) | {"evaluation": "disclosed"}
     settle(data / HELD_OUT, kind="hospital", policy=policy)
     plan = tiny_plan(training={"rounds": 1})
-    assert run_simulation(plan, data, tmp_path / "run", get_threads(), Format.json) == 0
+    assert run_simulation(plan, data, tmp_path / "run", 1, Format.json) == 0
     evaluation = RunFolder.open(tmp_path / "run").evaluation
     assert (evaluation["status"], evaluation["incomplete"]) == ("completed", [])
     assert evaluation["scoring"][HELD_OUT] == {"mode": "disclosed"}
@@ -121,7 +120,5 @@ def test_a_simulation_keeps_how_its_settings_were_chosen_from_its_start(data: Pa
     for name in TRAINING:
         settle(data / name, policy={"allow_non_private": False})
     with pytest.raises(RefusedError):
-        run_simulation(
-            tiny_plan(), data, tmp_path / "run", get_threads(), Format.json, tuning={"epsilon": 2.0}
-        )
+        run_simulation(tiny_plan(), data, tmp_path / "run", 1, Format.json, tuning={"epsilon": 2.0})
     assert RunFolder.open(tmp_path / "run").tuning == {"epsilon": 2.0}
