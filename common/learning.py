@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.losses import loss_of
 from common.models import as_classifier
+from common.optimizers import optimizer_of
 from common.plan import Training
 from common.preprocess import to_channels
 
@@ -64,7 +65,7 @@ def train_epochs(
     weights: np.ndarray | None = None,
     tick: Callable[[int], None] = lambda epochs: None,
 ) -> None:
-    """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
+    """`training.local_epochs` passes of the plan's optimizer over `rows` of a site's slices, in place.
 
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
@@ -77,7 +78,7 @@ def train_epochs(
     of_samples = loss_of(training)
     rng = np.random.default_rng(seed)
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = adam(parameters, training.learning_rate, training.weight_decay)
+    step = optimizer_of(training, parameters)
     truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
     model.train()
     for epoch in range(training.local_epochs):
@@ -86,35 +87,6 @@ def train_epochs(
             losses = of_samples(model(x), truth[chosen])
             loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()
             step(torch.autograd.grad(loss, parameters))
-
-
-def adam(
-    parameters: list[Tensor], learning_rate: float, weight_decay: float
-) -> Callable[[tuple[Tensor, ...]], None]:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), betas .9 and .999, as a function of
-    the gradients.
-
-    Ours because torch.optim imports torch._dynamo when the first optimizer is built: a second of CPU in every
-    process.
-    """
-    means = [torch.zeros_like(parameter) for parameter in parameters]
-    squares = [torch.zeros_like(parameter) for parameter in parameters]
-    count = 0
-
-    @torch.no_grad()
-    def step(gradients: tuple[Tensor, ...]) -> None:
-        nonlocal count
-        count += 1
-        torch._foreach_lerp_(means, gradients, 0.1)
-        torch._foreach_mul_(squares, 0.999)
-        torch._foreach_addcmul_(squares, gradients, gradients, 0.001)
-        scale = learning_rate / (1 - 0.9**count)
-        denominators = torch._foreach_sqrt(torch._foreach_div(squares, 1 - 0.999**count))
-        torch._foreach_add_(denominators, 1e-8)
-        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
-        torch._foreach_addcdiv_(parameters, means, denominators, -scale)
-
-    return step
 
 
 @torch.no_grad()

@@ -48,7 +48,18 @@ LATER_PRIVACY_KEYS = (
     "trainable",
 )
 
-LATER_TRAINING_KEYS = ("strategy", "inject", "loss_args", "class_weights")
+LATER_TRAINING_KEYS = (
+    "strategy",
+    "inject",
+    "loss_args",
+    "class_weights",
+    "optimizer",
+    "optimizer_args",
+    "warmup_rounds",
+    "decay_rounds",
+    "decay_factor",
+    "ema",
+)
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
 """Shares of patients for training, validation and test."""
@@ -112,8 +123,8 @@ class Inject(StrictModel):
 class Training(StrictModel):
     """`rounds` times `local_epochs` passes over each site's training patients, in every arm.
 
-    Batch size, learning rate, weight decay, schedule and loss are those of the arms without noise; the
-    private arm takes its step from `Privacy`, and its loss is binary cross-entropy.
+    All but the rounds, the epochs, the strategy and `inject` is for the arms without noise; the private arm
+    takes its step from `Privacy`, and its loss is binary cross-entropy.
     """
 
     rounds: int = Field(default=6, ge=1, le=1000)
@@ -121,9 +132,17 @@ class Training(StrictModel):
     batch_size: int = Field(default=16, ge=1, le=4096)  # slices
     learning_rate: float = Field(default=1e-3, ge=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = (
-        "constant"  # cosine: the learning rate falls to nothing over the rounds
-    )
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # common/optimizers.py
+    optimizer_args: PlanArguments = NO_ARGUMENTS  # of the optimizer, such as momentum
+    # of the learning rate over the rounds. cosine: it falls to nothing; step: times `decay_factor` after
+    # every `decay_rounds`
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    decay_rounds: int = Field(default=10, ge=1, le=1000)
+    decay_factor: float = Field(default=0.1, gt=0, le=1)
+    # first rounds in which the learning rate rises in equal steps; the schedule begins after them
+    warmup_rounds: int = Field(default=0, ge=0, le=999)
+    # decay of the exponential mean over the models of the rounds, which is then an arm's model; 0: off
+    ema: float = Field(default=0.0, ge=0, lt=1)
     loss: str = "bce"
     loss_args: PlanArguments = NO_ARGUMENTS  # of the loss: common/losses.py
     # artifact: how much it counts where it is present; others 1
@@ -142,12 +161,29 @@ class Training(StrictModel):
             raise ValueError(f"class_weights: {unknown[0]!r} is no artifact, known: {', '.join(NAMES)}")
         return self
 
+    @model_validator(mode="after")
+    def _warms_up_before_the_last_round(self) -> Training:
+        if self.warmup_rounds >= self.rounds:
+            raise ValueError(f"warmup_rounds = {self.warmup_rounds}, must be below rounds = {self.rounds}")
+        return self
+
     def in_round(self, number: int) -> Training:
         """These settings with the learning rate of round `number`, 1..rounds."""
-        if self.schedule == "constant":
-            return self
-        share = 0.5 * (1 + math.cos(math.pi * (number - 1) / self.rounds))
-        return self.model_copy(update={"learning_rate": self.learning_rate * share})
+        share = self._share_of_rate(number)
+        return self if share == 1 else self.model_copy(update={"learning_rate": self.learning_rate * share})
+
+    def _share_of_rate(self, number: int) -> float:
+        """What of the learning rate is left in a round."""
+        if number <= self.warmup_rounds:
+            return number / (self.warmup_rounds + 1)
+        done, rounds = number - 1 - self.warmup_rounds, self.rounds - self.warmup_rounds
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * done / rounds))
+            case "step":
+                return self.decay_factor ** (done // self.decay_rounds)
 
 
 class Privacy(StrictModel):

@@ -24,6 +24,7 @@ from common.lineage import Lineage, lineage_of_plan
 from common.losses import loss_of
 from common.model_file import load_model, save_model
 from common.models import build, fresh
+from common.optimizers import check_optimizer
 from common.plan import RunPlan
 from common.signing import public_text
 from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
@@ -53,7 +54,7 @@ from server.run.rounds import (
     run_rounds,
     score_sites,
 )
-from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, averaged, write_json
+from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, mean_of, write_json
 from server.strategies import strategy_named
 
 
@@ -164,12 +165,14 @@ def check_names(plan: RunPlan) -> None:
     """Check the words of a plan that name code of ours, before a site is asked.
 
     Raises:
-        PlanError: unknown model or strategy, or arguments of a model or a loss that it does not take.
+        PlanError: unknown model or strategy, or arguments of a model, a loss or an optimizer that it does
+            not take.
             ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what
             is known.
     """
     build(plan.model.name, plan.model.args)
     loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms))
+    check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
 
 
@@ -318,8 +321,7 @@ def _keep(
     context: RunContext, stage: Stage, result: StageResult, at_start: dict[str, float], trained: Trained
 ) -> None:
     """Add the outcome of a stage to `trained`. The round of a site's own model is chosen by the public set; a
-    shared model is that of the last round, and that of a private arm or its control the mean of the last
-    rounds that the plan says.
+    shared model is that of the last round, or the mean over rounds that the plan says.
     """
     name, folder, records = stage.name, stage.folder, stage.folder.rounds()
     chosen = (
@@ -327,9 +329,7 @@ def _keep(
         if stage.kind.owner == "site" and not stage.kind.clips
         else records[-1]["round"]
     )
-    trained.models[name] = folder.model_of(
-        chosen, context.manifest, averaged=averaged(context.plan, stage.arm)
-    )
+    trained.models[name] = folder.model_of(chosen, context.manifest, mean_of(context.plan, stage.arm))
     trained.chosen_rounds[name] = chosen
     trained.curves[name] = [{"round": 0, **at_start}] + [
         {"round": record["round"], **record["public"]} for record in records

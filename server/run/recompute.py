@@ -29,7 +29,7 @@ from server.evaluation.estimates import report_numbers
 from server.messaging.answer_checks import check_update
 from server.run.conduct import initial_weights
 from server.run.rounds import scores_of, study_of
-from server.run_folder import EVALUATION, ArmFolder, RunFolder, averaged, without_nan
+from server.run_folder import EVALUATION, ArmFolder, RunFolder, mean_of, without_nan
 from server.strategies import strategy_named
 
 
@@ -112,9 +112,9 @@ def _model_of(folder: RunFolder, stage: _Stage, manifest: Manifest) -> Finding:
     if chosen is None:
         return Finding(check=f"{stage.name}, model", holds=None, detail="the run is not finished")
     model = load_model(stage.folder.model_path, manifest)
-    count = averaged(folder.plan, stage.arm)
-    holds = bool(np.array_equal(model, stage.folder.model_of(chosen, manifest, averaged=count)))
-    what = f"round {chosen}" if count == 1 else f"the mean of {count} rounds up to {chosen}"
+    mean = mean_of(folder.plan, stage.arm)
+    holds = bool(np.array_equal(model, stage.folder.model_of(chosen, manifest, mean)))
+    what = mean.words(chosen)
     detail = f"of {what}" if holds else f"is not the checkpoint of {what}"
     return Finding(check=f"{stage.name}, model", holds=holds, detail=detail)
 

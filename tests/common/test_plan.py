@@ -215,6 +215,50 @@ def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing() -> None:
     assert constant.in_round(3) == constant
 
 
+def test_a_step_schedule_falls_by_a_factor() -> None:
+    values = {"rounds": 5, "learning_rate": 0.1, "schedule": "step", "decay_rounds": 2, "decay_factor": 0.5}
+    training = parse_plan(tiny_values(training=values)).training
+    rates = [training.in_round(number).learning_rate for number in range(1, 6)]
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"), [("constant", [1, 1, 1]), ("cosine", [1, 0.75, 0.25]), ("step", [1, 0.1, 0.01])]
+)
+def test_a_schedule_begins_after_the_warm_up(schedule: str, after: list[float]) -> None:
+    values = {"rounds": 5, "learning_rate": 0.3, "schedule": schedule, "decay_rounds": 1, "warmup_rounds": 2}
+    training = parse_plan(tiny_values(training=values)).training
+    rates = [training.in_round(number).learning_rate / 0.3 for number in range(1, 6)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, *after])
+
+
+def test_a_warm_up_ends_before_the_last_round() -> None:
+    with pytest.raises(PlanError, match="warmup_rounds = 2, must be below rounds = 2"):
+        parse_plan(tiny_values(training={"rounds": 2, "warmup_rounds": 2}))
+
+
+LATER: dict[str, tuple[object, object]] = {
+    "optimizer": ("adamw", "sgd"),
+    "optimizer_args": ({}, {"beta1": 0.8}),
+    "warmup_rounds": (0, 1),
+    "decay_rounds": (10, 3),
+    "decay_factor": (0.1, 0.2),
+    "ema": (0.0, 0.9),
+}
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_a_later_key_of_training_is_hashed_where_it_is_not_the_default(key: str) -> None:
+    """Plans that were approved before the key existed keep their hash."""
+    default, other = LATER[key]
+    silent = parse_plan(tiny_values())
+    stated = parse_plan(tiny_values(training={"rounds": 2, key: default}))
+    assert stated.sha256() == silent.sha256()
+    changed = parse_plan(tiny_values(training={"rounds": 2, key: other}))
+    assert changed.sha256() != silent.sha256()
+    assert parse_plan(json.loads(changed.canonical_json())) == changed
+
+
 def test_a_private_head_needs_public_features() -> None:
     with pytest.raises(PlanError, match="federated_dp"):
         parse_plan(tiny_values(arms=["federated_dp"], model={"initial": "random"}))
