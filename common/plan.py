@@ -59,6 +59,8 @@ LATER_TRAINING_KEYS = (
     "decay_rounds",
     "decay_factor",
     "ema",
+    "choose_round",
+    "early_stopping",
 )
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
@@ -123,8 +125,8 @@ class Inject(StrictModel):
 class Training(StrictModel):
     """`rounds` times `local_epochs` passes over each site's training patients, in every arm.
 
-    All but the rounds, the epochs, the strategy and `inject` is for the arms without noise; the private arm
-    takes its step from `Privacy`, and its loss is binary cross-entropy.
+    Batch size, loss, optimizer, its learning rate and `ema` are those of the arms without noise; the private
+    arm takes its step from `Privacy`, and its loss is binary cross-entropy.
     """
 
     rounds: int = Field(default=6, ge=1, le=1000)
@@ -143,6 +145,10 @@ class Training(StrictModel):
     warmup_rounds: int = Field(default=0, ge=0, le=999)
     # decay of the exponential mean over the models of the rounds, which is then an arm's model; 0: off
     ema: float = Field(default=0.0, ge=0, lt=1)
+    # whose model every arm hands on, by the coordinator's public set; None: server/run/choice.py
+    choose_round: Literal["last", "public"] | None = None
+    # an arm ends after so many rounds without a better score on the public set
+    early_stopping: int | None = Field(default=None, ge=1, le=1000)
     loss: str = "bce"
     loss_args: PlanArguments = NO_ARGUMENTS  # of the loss: common/losses.py
     # artifact: how much it counts where it is present; others 1

@@ -140,10 +140,24 @@ class ArmFolder:
     def save_checkpoint(self, round_number: int, flat: np.ndarray, manifest: Manifest) -> None:
         save_model(self.checkpoint_path(round_number), flat, manifest, {"round": str(round_number)})
 
-    def model_of(self, last_round: int, manifest: Manifest, mean: RoundMean = ONE_ROUND) -> np.ndarray:
-        """The mean of the checkpoints up to `last_round`, float32 (parameters,)."""
+    def model_of(
+        self,
+        last_round: int,
+        manifest: Manifest,
+        mean: RoundMean = ONE_ROUND,
+        *,
+        newest: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The mean of the models up to `last_round`, float32 (parameters,).
+
+        Args:
+            newest: the model of the last round, where it has no checkpoint yet.
+        """
         return mean.of(
-            load_model(self.checkpoint_path(number), manifest) for number in mean.rounds(last_round)
+            newest
+            if newest is not None and number == last_round
+            else load_model(self.checkpoint_path(number), manifest)
+            for number in mean.rounds(last_round)
         )
 
     def save_state(self, round_number: int, arrays: Mapping[str, np.ndarray]) -> None:

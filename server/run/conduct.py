@@ -34,6 +34,7 @@ from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
 from server.public_model.public_set import measure, public_edges, public_set
+from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
     Live,
@@ -41,7 +42,7 @@ from server.run.observers import (
     Progress,
     RunBegan,
     RunFinished,
-    StageGivenUp,
+    StageEndedEarly,
     compose,
 )
 from server.run.privacy_claims import merged, privacy_claims
@@ -314,21 +315,17 @@ def _to_hand_on(trained: Trained) -> list[str]:
 
 def _give_up(context: RunContext, stage: Stage, reason: str) -> None:
     left = context.plan.training.rounds - stage.folder.last_round()
-    context.observe(StageGivenUp(reason=reason, rounds_left=left))
+    context.observe(StageEndedEarly(reason=reason, rounds_left=left))
 
 
 def _keep(
     context: RunContext, stage: Stage, result: StageResult, at_start: dict[str, float], trained: Trained
 ) -> None:
-    """Add the outcome of a stage to `trained`. The round of a site's own model is chosen by the public set; a
-    shared model is that of the last round, or the mean over rounds that the plan says.
+    """Add the outcome of a stage to `trained`: the model of the round that is chosen (server/run/choice.py),
+    or the mean over the rounds up to it that the plan says.
     """
     name, folder, records = stage.name, stage.folder, stage.folder.rounds()
-    chosen = (
-        max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"]
-        if stage.kind.owner == "site" and not stage.kind.clips
-        else records[-1]["round"]
-    )
+    chosen = choice_of(context.plan, stage.arm).chosen(records)
     trained.models[name] = folder.model_of(chosen, context.manifest, mean_of(context.plan, stage.arm))
     trained.chosen_rounds[name] = chosen
     trained.curves[name] = [{"round": 0, **at_start}] + [

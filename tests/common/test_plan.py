@@ -244,6 +244,8 @@ LATER: dict[str, tuple[object, object]] = {
     "decay_rounds": (10, 3),
     "decay_factor": (0.1, 0.2),
     "ema": (0.0, 0.9),
+    "choose_round": (None, "last"),
+    "early_stopping": (None, 3),
 }
 
 
