@@ -253,12 +253,30 @@ class Federation(StrictModel):
 
 
 class PublicSet(StrictModel):
-    """The coordinator's own phantoms: curves over rounds and every choice come from here, never from a
-    site.
+    """The coordinator's own images, phantoms or a file of real ones: curves over rounds and every choice come
+    from here, never from a site.
     """
 
-    patients: int = Field(default=60, ge=2, le=5000)
+    patients: int = Field(default=60, ge=2, le=5000)  # phantoms
     seed: int = 20261
+    # in place of phantoms: a file that `fedqc data prepare --public-set` wrote, an absolute path
+    file: str | None = Field(default=None, max_length=1000)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = without_defaults(self, serialize(self), ("file", "sha256"))
+        return values if self.file is None else {name: values[name] for name in ("file", "sha256")}
+
+    @model_validator(mode="after")
+    def _is_one_or_the_other(self) -> PublicSet:
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("file and sha256 belong together")
+        if self.file is not None and (stated := sorted({"patients", "seed"} & self.model_fields_set)):
+            raise ValueError(f"{stated[0]} is of phantoms: leave it out, or leave file out")
+        if self.file is not None and not self.file.startswith("/"):
+            raise ValueError(f"file = {self.file!r}, must be an absolute path")
+        return self
 
 
 class RunPlan(StrictModel):

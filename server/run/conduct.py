@@ -163,18 +163,20 @@ def conduct(
 
 
 def check_names(plan: RunPlan) -> None:
-    """Check the words of a plan that name code of ours, before a site is asked.
+    """Check the words of a plan that name code or files of the coordinator, before a site is asked.
 
     Raises:
         PlanError: unknown model or strategy, or arguments of a model, a loss or an optimizer that it does
             not take.
-            ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what
-            is known.
+        ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what is
+            known. As `common.public_slices.load_slices`, of the public set.
     """
     build(plan.model.name, plan.model.args)
     loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms))
     check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
+    if plan.public_set.file is not None:
+        public_set(plan.public_set, plan.image_size)
 
 
 def _evaluation(
@@ -210,7 +212,7 @@ def _evaluation(
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], np.ndarray]]:
-    """The measurement of a flat model on the coordinator's own phantoms, and the bins that follow from it."""
+    """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = build(plan.model.name, plan.model.args)
     public = public_set(plan.public_set, plan.image_size)
 

@@ -284,3 +284,20 @@ def test_the_hash_of_a_plan_of_the_first_version_is_what_it_was() -> None:
         parse_plan({"name": "demo", "privacy": {"epsilon": 8.0}}).sha256()
         == "c356194172d90553f3e1edcef59396d21bfb6a4613c793e7703279e06a10811e"
     )
+
+
+FILE = {"file": "/public.safetensors", "sha256": "a" * 64}
+
+
+def test_a_public_set_is_phantoms_or_a_file() -> None:
+    phantoms, named = parse_plan({"name": "x"}), parse_plan({"name": "x", "public_set": FILE})
+    assert json.loads(phantoms.canonical_json())["public_set"] == {"patients": 60, "seed": 20261}
+    assert json.loads(named.canonical_json())["public_set"] == FILE
+    assert parse_plan(json.loads(named.canonical_json())) == named
+    for values, words in (
+        (FILE | {"patients": 60}, "patients is of phantoms"),
+        ({"file": FILE["file"]}, "file and sha256 belong together"),
+        (FILE | {"file": "public.safetensors"}, "must be an absolute path"),
+    ):
+        with pytest.raises(PlanError, match=words):
+            parse_plan({"name": "x", "public_set": values})
