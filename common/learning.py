@@ -21,6 +21,7 @@ from common.models import as_classifier
 from common.optimizers import optimizer_of
 from common.plan import Training
 from common.preprocess import to_channels
+from common.samplers import SAMPLERS
 
 SCORING_BATCH = 64
 
@@ -70,7 +71,7 @@ def train_epochs(
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
-        seed: decides the shuffles, and nothing else is random.
+        seed: decides the order of the slices, and nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
@@ -80,9 +81,11 @@ def train_epochs(
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step = optimizer_of(training, parameters)
     truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
+    sample = SAMPLERS[training.sampler]
     model.train()
     for epoch in range(training.local_epochs):
-        for chosen, x in batches(images, modality, rng.permutation(rows), training.batch_size):
+        order = sample(rows, modality, labels, rng)
+        for chosen, x in batches(images, modality, order, training.batch_size):
             tick(epoch)
             losses = of_samples(model(x), truth[chosen])
             loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()

@@ -61,6 +61,7 @@ LATER_TRAINING_KEYS = (
     "ema",
     "choose_round",
     "early_stopping",
+    "sampler",
 )
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
@@ -143,6 +144,7 @@ class Training(StrictModel):
     decay_factor: float = Field(default=0.1, gt=0, le=1)
     # first rounds in which the learning rate rises in equal steps; the schedule begins after them
     warmup_rounds: int = Field(default=0, ge=0, le=999)
+    sampler: Literal["uniform", "balanced"] = "uniform"  # common/samplers.py
     # decay of the exponential mean over the models of the rounds, which is then an arm's model; 0: off
     ema: float = Field(default=0.0, ge=0, lt=1)
     # whose model every arm hands on, by the coordinator's public set; None: server/run/choice.py
@@ -305,6 +307,12 @@ class RunPlan(StrictModel):
         if self.model.initial == "random" and clipped:
             raise ValueError(
                 f"arms: {clipped[0]} trains a head on public features, and model.initial = random has none"
+            )
+        if clipped and self.training.sampler != "uniform":
+            raise ValueError(
+                f"training.sampler = {self.training.sampler} counts labels over patients, so that one "
+                f"changes how often another is drawn and no clip bounds it: leave out {clipped[0]}, or "
+                "balance by training.class_weights, which are public"
             )
         return self
 

@@ -78,6 +78,22 @@ def test_the_plan_names_the_optimizer(name: str) -> None:
     assert found.tobytes() != trained().tobytes()
 
 
+def test_a_balanced_pass_learns_from_what_is_rare() -> None:
+    """All slices but one are clean: the last one's label decides more of the step than in a uniform pass."""
+    labels = np.zeros((SLICES, len(NAMES)), np.float32)
+    labels[:-1, :] = 0
+    other = labels.copy()
+    other[-1, 2] = 1
+
+    def moved(sampler: str) -> float:
+        first, second = (trained(labels=one, sampler=sampler, optimizer="sgd") for one in (labels, other))
+        return float(np.abs(first - second).max())
+
+    assert moved("balanced") > moved("uniform") > 0
+    assert trained(sampler="balanced").tobytes() == trained(sampler="balanced").tobytes()
+    assert trained(sampler="balanced").tobytes() != trained(sampler="balanced", seed=2).tobytes()
+
+
 def test_every_row_is_in_exactly_one_batch_in_the_given_order() -> None:
     images, modality, _ = slices()
     rows = np.array([5, 1, 7, 2, 11])

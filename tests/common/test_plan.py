@@ -246,6 +246,7 @@ LATER: dict[str, tuple[object, object]] = {
     "ema": (0.0, 0.9),
     "choose_round": (None, "last"),
     "early_stopping": (None, 3),
+    "sampler": ("uniform", "balanced"),
 }
 
 
@@ -301,3 +302,13 @@ def test_a_public_set_is_phantoms_or_a_file() -> None:
     ):
         with pytest.raises(PlanError, match=words):
             parse_plan({"name": "x", "public_set": values})
+
+
+@pytest.mark.parametrize("arm", ["federated_dp", "local_dp", "federated_clipped"])
+def test_a_private_plan_refuses_a_sampler_that_counts_patients(arm: str) -> None:
+    balanced = {"rounds": 2, "sampler": "balanced"}
+    assert (
+        parse_plan(tiny_values(arms=["local", "federated"], training=balanced)).training.sampler == "balanced"
+    )
+    with pytest.raises(PlanError, match=f"counts labels over patients.*leave out {arm}.*class_weights"):
+        parse_plan(tiny_values(arms=["federated", arm], training=balanced))
