@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.augmentation import augmenter
 from common.losses import loss_of
 from common.models import as_classifier
 from common.optimizers import optimizer_of
@@ -46,12 +47,19 @@ def keep_freed_memory() -> None:
 
 
 def batches(
-    images: np.ndarray, modality: np.ndarray, rows: np.ndarray, size: int
+    images: np.ndarray,
+    modality: np.ndarray,
+    rows: np.ndarray,
+    size: int,
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`."""
+    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`; where
+    there is `augment`, of the slices that it makes of these and their modality.
+    """
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        yield chosen, torch.from_numpy(to_channels(images[chosen], modality[chosen]))
+        slices = images[chosen] if augment is None else augment(images[chosen], modality[chosen])
+        yield chosen, torch.from_numpy(to_channels(slices, modality[chosen]))
 
 
 def train_epochs(
@@ -71,7 +79,7 @@ def train_epochs(
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
-        seed: decides the order of the slices, and nothing else is random.
+        seed: decides the order of the slices and their augmentation, and nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
@@ -81,11 +89,11 @@ def train_epochs(
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step = optimizer_of(training, parameters)
     truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
-    sample = SAMPLERS[training.sampler]
+    sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed)
     model.train()
     for epoch in range(training.local_epochs):
         order = sample(rows, modality, labels, rng)
-        for chosen, x in batches(images, modality, order, training.batch_size):
+        for chosen, x in batches(images, modality, order, training.batch_size, augment):
             tick(epoch)
             losses = of_samples(model(x), truth[chosen])
             loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()

@@ -62,7 +62,10 @@ LATER_TRAINING_KEYS = (
     "choose_round",
     "early_stopping",
     "sampler",
+    "augment",
 )
+
+Augmentation = Literal["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
 """Shares of patients for training, validation and test."""
@@ -145,6 +148,8 @@ class Training(StrictModel):
     # first rounds in which the learning rate rises in equal steps; the schedule begins after them
     warmup_rounds: int = Field(default=0, ge=0, le=999)
     sampler: Literal["uniform", "balanced"] = "uniform"  # common/samplers.py
+    # random changes of slices, anew in every pass, and of the anatomy of views: common/augmentation.py
+    augment: tuple[Augmentation, ...] = ()
     # decay of the exponential mean over the models of the rounds, which is then an arm's model; 0: off
     ema: float = Field(default=0.0, ge=0, lt=1)
     # whose model every arm hands on, by the coordinator's public set; None: server/run/choice.py
@@ -173,6 +178,17 @@ class Training(StrictModel):
     def _warms_up_before_the_last_round(self) -> Training:
         if self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds = {self.warmup_rounds}, must be below rounds = {self.rounds}")
+        return self
+
+    @model_validator(mode="after")
+    def _bends_before_artifacts_only(self) -> Training:
+        if len(set(self.augment)) < len(self.augment):
+            raise ValueError("augment names one twice")
+        if "elastic" in self.augment and self.inject is None:
+            raise ValueError(
+                "augment: elastic bends ghosts and streaks of slices that show them, which no scanner does: "
+                "it is for the views of training.inject, before their artifact is added"
+            )
         return self
 
     def in_round(self, number: int) -> Training:
@@ -313,6 +329,11 @@ class RunPlan(StrictModel):
                 f"training.sampler = {self.training.sampler} counts labels over patients, so that one "
                 f"changes how often another is drawn and no clip bounds it: leave out {clipped[0]}, or "
                 "balance by training.class_weights, which are public"
+            )
+        if clipped and self.training.augment and self.training.inject is None:
+            raise ValueError(
+                f"training.augment: {clipped[0]} takes the slices of a patient as they are, once for all "
+                "steps, and augments views of training.inject only: state inject, or leave augment out"
             )
         return self
 

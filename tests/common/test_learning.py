@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.artifacts import NAMES
+from common.augmentation import augmenter
 from common.learning import batches, extract_features, score, seed_for, train_epochs
 from common.models import as_classifier, build
 from common.plan import Training
@@ -92,6 +93,20 @@ def test_a_balanced_pass_learns_from_what_is_rare() -> None:
     assert moved("balanced") > moved("uniform") > 0
     assert trained(sampler="balanced").tobytes() == trained(sampler="balanced").tobytes()
     assert trained(sampler="balanced").tobytes() != trained(sampler="balanced", seed=2).tobytes()
+
+
+def test_augmentation_follows_from_the_seed_and_changes_every_pass() -> None:
+    words = ("flip", "rotation", "scale", "crop", "shift", "contrast")
+    found = trained(augment=words)
+    assert found.tobytes() == trained(augment=words).tobytes()
+    assert found.tobytes() not in (trained().tobytes(), trained(augment=words, seed=2).tobytes())
+    images, modality, _ = slices()
+    seen: list[bytes] = []
+    augment = augmenter(words, 1)
+    for _ in range(2):
+        for _, x in batches(images, modality, np.arange(SLICES), SLICES, augment):
+            seen.append(x.numpy().tobytes())
+    assert len(set(seen)) == 2
 
 
 def test_every_row_is_in_exactly_one_batch_in_the_given_order() -> None:

@@ -247,6 +247,7 @@ LATER: dict[str, tuple[object, object]] = {
     "choose_round": (None, "last"),
     "early_stopping": (None, 3),
     "sampler": ("uniform", "balanced"),
+    "augment": ([], ["flip", "shift"]),
 }
 
 
@@ -312,3 +313,23 @@ def test_a_private_plan_refuses_a_sampler_that_counts_patients(arm: str) -> None
     )
     with pytest.raises(PlanError, match=f"counts labels over patients.*leave out {arm}.*class_weights"):
         parse_plan(tiny_values(arms=["federated", arm], training=balanced))
+
+
+def test_slices_are_bent_before_an_artifact_only() -> None:
+    bent = {"rounds": 2, "augment": ["elastic", "flip"]}
+    with pytest.raises(PlanError, match="elastic bends ghosts and streaks"):
+        parse_plan(tiny_values(training=bent))
+    assert parse_plan(tiny_values(training=bent | {"inject": {}})).training.augment == ("elastic", "flip")
+    with pytest.raises(PlanError, match="augment names one twice"):
+        parse_plan(tiny_values(training={"rounds": 2, "augment": ["flip", "flip"]}))
+    with pytest.raises(PlanError, match="blur"):
+        parse_plan(tiny_values(training={"rounds": 2, "augment": ["blur"]}))
+
+
+@pytest.mark.parametrize("arm", ["federated_dp", "local_clipped"])
+def test_a_private_arm_augments_views_only(arm: str) -> None:
+    flip = {"rounds": 2, "augment": ["flip"]}
+    with pytest.raises(PlanError, match=f"{arm} takes the slices of a patient as they are"):
+        parse_plan(tiny_values(arms=["federated", arm], training=flip))
+    plan = parse_plan(tiny_values(arms=["federated", arm], training=flip | {"inject": {"views": 2}}))
+    assert plan.training.augment == ("flip",)
