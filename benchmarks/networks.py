@@ -158,9 +158,10 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, dict[str, float]]
     import torch
 
     from common.artifacts import NAMES
-    from common.learning import adam, keep_freed_memory
+    from common.learning import keep_freed_memory
     from common.losses import masked_bce
     from common.models import fresh
+    from common.optimizers import adamw
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -169,7 +170,7 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, dict[str, float]]
     parameters = list(network.parameters())
     images = torch.rand(work["slices"], 2, SIDE_PX, SIDE_PX, generator=generator)
     labels = torch.randint(0, 2, (work["slices"], len(NAMES)), generator=generator).float()
-    update = adam(parameters, 1e-3, 1e-4)
+    update = adamw(parameters, 1e-3, 1e-4)
 
     def step() -> None:
         update(torch.autograd.grad(masked_bce(network(images), labels).mean(), parameters))

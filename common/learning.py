@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.augmentation import augmenter
 from common.losses import loss_of
 from common.models import as_classifier
+from common.optimizers import optimizer_of
 from common.plan import Training
 from common.preprocess import to_channels
+from common.samplers import SAMPLERS
 
 SCORING_BATCH = 64
 
@@ -44,12 +47,19 @@ def keep_freed_memory() -> None:
 
 
 def batches(
-    images: np.ndarray, modality: np.ndarray, rows: np.ndarray, size: int
+    images: np.ndarray,
+    modality: np.ndarray,
+    rows: np.ndarray,
+    size: int,
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`."""
+    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`; where
+    there is `augment`, of the slices that it makes of these and their modality.
+    """
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        yield chosen, torch.from_numpy(to_channels(images[chosen], modality[chosen]))
+        slices = images[chosen] if augment is None else augment(images[chosen], modality[chosen])
+        yield chosen, torch.from_numpy(to_channels(slices, modality[chosen]))
 
 
 def train_epochs(
@@ -64,12 +74,12 @@ def train_epochs(
     weights: np.ndarray | None = None,
     tick: Callable[[int], None] = lambda epochs: None,
 ) -> None:
-    """`training.local_epochs` passes of Adam over `rows` of a site's slices, in place.
+    """`training.local_epochs` passes of the plan's optimizer over `rows` of a site's slices, in place.
 
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
-        seed: decides the shuffles, and nothing else is random.
+        seed: decides the order of the slices and their augmentation, and nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     """
@@ -77,44 +87,17 @@ def train_epochs(
     of_samples = loss_of(training)
     rng = np.random.default_rng(seed)
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = adam(parameters, training.learning_rate, training.weight_decay)
+    step = optimizer_of(training, parameters)
     truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
+    sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed)
     model.train()
     for epoch in range(training.local_epochs):
-        for chosen, x in batches(images, modality, rng.permutation(rows), training.batch_size):
+        order = sample(rows, modality, labels, rng)
+        for chosen, x in batches(images, modality, order, training.batch_size, augment):
             tick(epoch)
             losses = of_samples(model(x), truth[chosen])
             loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()
             step(torch.autograd.grad(loss, parameters))
-
-
-def adam(
-    parameters: list[Tensor], learning_rate: float, weight_decay: float
-) -> Callable[[tuple[Tensor, ...]], None]:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), betas .9 and .999, as a function of
-    the gradients.
-
-    Ours because torch.optim imports torch._dynamo when the first optimizer is built: a second of CPU in every
-    process.
-    """
-    means = [torch.zeros_like(parameter) for parameter in parameters]
-    squares = [torch.zeros_like(parameter) for parameter in parameters]
-    count = 0
-
-    @torch.no_grad()
-    def step(gradients: tuple[Tensor, ...]) -> None:
-        nonlocal count
-        count += 1
-        torch._foreach_lerp_(means, gradients, 0.1)
-        torch._foreach_mul_(squares, 0.999)
-        torch._foreach_addcmul_(squares, gradients, gradients, 0.001)
-        scale = learning_rate / (1 - 0.9**count)
-        denominators = torch._foreach_sqrt(torch._foreach_div(squares, 1 - 0.999**count))
-        torch._foreach_add_(denominators, 1e-8)
-        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
-        torch._foreach_addcdiv_(parameters, means, denominators, -scale)
-
-    return step
 
 
 @torch.no_grad()

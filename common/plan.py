@@ -48,7 +48,24 @@ LATER_PRIVACY_KEYS = (
     "trainable",
 )
 
-LATER_TRAINING_KEYS = ("strategy", "inject", "loss_args", "class_weights")
+LATER_TRAINING_KEYS = (
+    "strategy",
+    "inject",
+    "loss_args",
+    "class_weights",
+    "optimizer",
+    "optimizer_args",
+    "warmup_rounds",
+    "decay_rounds",
+    "decay_factor",
+    "ema",
+    "choose_round",
+    "early_stopping",
+    "sampler",
+    "augment",
+)
+
+Augmentation = Literal["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
 
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
 """Shares of patients for training, validation and test."""
@@ -112,8 +129,8 @@ class Inject(StrictModel):
 class Training(StrictModel):
     """`rounds` times `local_epochs` passes over each site's training patients, in every arm.
 
-    Batch size, learning rate, weight decay, schedule and loss are those of the arms without noise; the
-    private arm takes its step from `Privacy`, and its loss is binary cross-entropy.
+    Batch size, loss, optimizer, its learning rate and `ema` are those of the arms without noise; the private
+    arm takes its step from `Privacy`, and its loss is binary cross-entropy.
     """
 
     rounds: int = Field(default=6, ge=1, le=1000)
@@ -121,9 +138,24 @@ class Training(StrictModel):
     batch_size: int = Field(default=16, ge=1, le=4096)  # slices
     learning_rate: float = Field(default=1e-3, ge=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = (
-        "constant"  # cosine: the learning rate falls to nothing over the rounds
-    )
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # common/optimizers.py
+    optimizer_args: PlanArguments = NO_ARGUMENTS  # of the optimizer, such as momentum
+    # of the learning rate over the rounds. cosine: it falls to nothing; step: times `decay_factor` after
+    # every `decay_rounds`
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    decay_rounds: int = Field(default=10, ge=1, le=1000)
+    decay_factor: float = Field(default=0.1, gt=0, le=1)
+    # first rounds in which the learning rate rises in equal steps; the schedule begins after them
+    warmup_rounds: int = Field(default=0, ge=0, le=999)
+    sampler: Literal["uniform", "balanced"] = "uniform"  # common/samplers.py
+    # random changes of slices, anew in every pass, and of the anatomy of views: common/augmentation.py
+    augment: tuple[Augmentation, ...] = ()
+    # decay of the exponential mean over the models of the rounds, which is then an arm's model; 0: off
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    # whose model every arm hands on, by the coordinator's public set; None: server/run/choice.py
+    choose_round: Literal["last", "public"] | None = None
+    # an arm ends after so many rounds without a better score on the public set
+    early_stopping: int | None = Field(default=None, ge=1, le=1000)
     loss: str = "bce"
     loss_args: PlanArguments = NO_ARGUMENTS  # of the loss: common/losses.py
     # artifact: how much it counts where it is present; others 1
@@ -142,12 +174,40 @@ class Training(StrictModel):
             raise ValueError(f"class_weights: {unknown[0]!r} is no artifact, known: {', '.join(NAMES)}")
         return self
 
+    @model_validator(mode="after")
+    def _warms_up_before_the_last_round(self) -> Training:
+        if self.warmup_rounds >= self.rounds:
+            raise ValueError(f"warmup_rounds = {self.warmup_rounds}, must be below rounds = {self.rounds}")
+        return self
+
+    @model_validator(mode="after")
+    def _bends_before_artifacts_only(self) -> Training:
+        if len(set(self.augment)) < len(self.augment):
+            raise ValueError("augment names one twice")
+        if "elastic" in self.augment and self.inject is None:
+            raise ValueError(
+                "augment: elastic bends ghosts and streaks of slices that show them, which no scanner does: "
+                "it is for the views of training.inject, before their artifact is added"
+            )
+        return self
+
     def in_round(self, number: int) -> Training:
         """These settings with the learning rate of round `number`, 1..rounds."""
-        if self.schedule == "constant":
-            return self
-        share = 0.5 * (1 + math.cos(math.pi * (number - 1) / self.rounds))
-        return self.model_copy(update={"learning_rate": self.learning_rate * share})
+        share = self._share_of_rate(number)
+        return self if share == 1 else self.model_copy(update={"learning_rate": self.learning_rate * share})
+
+    def _share_of_rate(self, number: int) -> float:
+        """What of the learning rate is left in a round."""
+        if number <= self.warmup_rounds:
+            return number / (self.warmup_rounds + 1)
+        done, rounds = number - 1 - self.warmup_rounds, self.rounds - self.warmup_rounds
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * done / rounds))
+            case "step":
+                return self.decay_factor ** (done // self.decay_rounds)
 
 
 class Privacy(StrictModel):
@@ -211,12 +271,30 @@ class Federation(StrictModel):
 
 
 class PublicSet(StrictModel):
-    """The coordinator's own phantoms: curves over rounds and every choice come from here, never from a
-    site.
+    """The coordinator's own images, phantoms or a file of real ones: curves over rounds and every choice come
+    from here, never from a site.
     """
 
-    patients: int = Field(default=60, ge=2, le=5000)
+    patients: int = Field(default=60, ge=2, le=5000)  # phantoms
     seed: int = 20261
+    # in place of phantoms: a file that `fedqc data prepare --public-set` wrote, an absolute path
+    file: str | None = Field(default=None, max_length=1000)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = without_defaults(self, serialize(self), ("file", "sha256"))
+        return values if self.file is None else {name: values[name] for name in ("file", "sha256")}
+
+    @model_validator(mode="after")
+    def _is_one_or_the_other(self) -> PublicSet:
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("file and sha256 belong together")
+        if self.file is not None and (stated := sorted({"patients", "seed"} & self.model_fields_set)):
+            raise ValueError(f"{stated[0]} is of phantoms: leave it out, or leave file out")
+        if self.file is not None and not self.file.startswith("/"):
+            raise ValueError(f"file = {self.file!r}, must be an absolute path")
+        return self
 
 
 class RunPlan(StrictModel):
@@ -245,6 +323,17 @@ class RunPlan(StrictModel):
         if self.model.initial == "random" and clipped:
             raise ValueError(
                 f"arms: {clipped[0]} trains a head on public features, and model.initial = random has none"
+            )
+        if clipped and self.training.sampler != "uniform":
+            raise ValueError(
+                f"training.sampler = {self.training.sampler} counts labels over patients, so that one "
+                f"changes how often another is drawn and no clip bounds it: leave out {clipped[0]}, or "
+                "balance by training.class_weights, which are public"
+            )
+        if clipped and self.training.augment and self.training.inject is None:
+            raise ValueError(
+                f"training.augment: {clipped[0]} takes the slices of a patient as they are, once for all "
+                "steps, and augments views of training.inject only: state inject, or leave augment out"
             )
         return self
 

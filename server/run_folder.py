@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,47 @@ def plan_text(plan: RunPlan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def averaged(plan: RunPlan, arm: str) -> int:
-    """How many of the last rounds' models are averaged into the model of an arm."""
-    return plan.privacy.average_rounds if clips(arm) else 1
+@dataclass(frozen=True, kw_only=True)
+class RoundMean:
+    """How the models after the rounds of an arm are combined into its model. Post-processing: it costs no
+    privacy.
+    """
+
+    last: int = 1  # the mean of the last so many
+    ema: float = 0.0  # or, above 0, of all: each round counts this much of the next one
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the model is another than the last of its rounds."""
+        return self.last > 1 or self.ema > 0
+
+    def rounds(self, last_round: int) -> range:
+        """The rounds that take part, as far as there are so many, oldest first."""
+        return range(1 if self.ema else max(1, last_round - self.last + 1), last_round + 1)
+
+    def of(self, models: Iterable[np.ndarray]) -> np.ndarray:
+        """The mean of float32 (parameters,) models, oldest first; of one it is that model itself."""
+        keeps = self.ema or 1.0
+        total, weight, count = np.zeros(1), 0.0, 0
+        for model in models:
+            total, weight, count = keeps * total + model, keeps * weight + 1.0, count + 1
+        return model if count == 1 else (total / weight).astype(np.float32)
+
+    def words(self, last_round: int) -> str:
+        """What the model is made of, up to a round."""
+        if self.ema:
+            return f"the exponential mean ({self.ema:g}) of the rounds up to {last_round}"
+        if self.last > 1:
+            return f"the mean of {self.last} rounds up to {last_round}"
+        return f"round {last_round}"
+
+
+ONE_ROUND = RoundMean()
+
+
+def mean_of(plan: RunPlan, arm: str) -> RoundMean:
+    """How a plan combines the rounds of an arm."""
+    return RoundMean(last=plan.privacy.average_rounds) if clips(arm) else RoundMean(ema=plan.training.ema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +140,25 @@ class ArmFolder:
     def save_checkpoint(self, round_number: int, flat: np.ndarray, manifest: Manifest) -> None:
         save_model(self.checkpoint_path(round_number), flat, manifest, {"round": str(round_number)})
 
-    def model_of(self, last_round: int, manifest: Manifest, *, averaged: int = 1) -> np.ndarray:
-        """The mean of the checkpoints of `averaged` rounds, as far as there are so many, up to `last_round`;
-        float32 (parameters,). Of one round it is the checkpoint itself.
+    def model_of(
+        self,
+        last_round: int,
+        manifest: Manifest,
+        mean: RoundMean = ONE_ROUND,
+        *,
+        newest: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The mean of the models up to `last_round`, float32 (parameters,).
+
+        Args:
+            newest: the model of the last round, where it has no checkpoint yet.
         """
-        first = max(1, last_round - averaged + 1)
-        if first == last_round:
-            return load_model(self.checkpoint_path(last_round), manifest)
-        total = np.zeros(manifest.size)
-        for number in range(first, last_round + 1):
-            total += load_model(self.checkpoint_path(number), manifest)
-        return (total / (last_round - first + 1)).astype(np.float32)
+        return mean.of(
+            newest
+            if newest is not None and number == last_round
+            else load_model(self.checkpoint_path(number), manifest)
+            for number in mean.rounds(last_round)
+        )
 
     def save_state(self, round_number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Store a strategy's state after a round; nothing where it has none. To be called before

@@ -87,7 +87,13 @@ def draw_views(
         coins = ViewCoins(key=key, run=run, patient=records[0].patient)
         try:
             views = views_of_patient(
-                cohort.images[own], records, cohort.labels[own], coins, inject, max_slices=most
+                cohort.images[own],
+                records,
+                cohort.labels[own],
+                coins,
+                inject,
+                max_slices=most,
+                augment=plan.training.augment,
             )
         except _FAULTS:
             continue

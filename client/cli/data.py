@@ -361,10 +361,18 @@ def prepare(
     show_paths: Annotated[
         bool, typer.Option("--show-paths", help="Also print the paths of files that cannot be read.")
     ] = False,
+    public_set: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the labelled slices of a site of public images as a coordinator's public set, "
+            "for `public_set.file` of a plan."
+        ),
+    ] = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Read, decode and verify a site's images before a run. Resumes where it stopped; changes no image."""
     from client.data import prepare
+    from client.data.public_set import public_set_text, write_public_set
     from common.plan import read_plan
     from common.preprocess import DEFAULT_SIZE
 
@@ -373,7 +381,11 @@ def prepare(
         site, size=size, accept=lambda found: accept_quarantine or confirmed(found)
     )
     report = prepare.report(found, size=size, show_paths=show_paths)
-    print(json.dumps(report, ensure_ascii=False) if format is Format.json else prepare.report_text(report))
+    text = prepare.report_text(report)
+    if public_set is not None and refusal is None:
+        report["public_set"] = write_public_set(site, public_set, size=size)
+        text += "\n" + public_set_text(report["public_set"])
+    print(json.dumps(report, ensure_ascii=False) if format is Format.json else text)
     if refusal is not None:
         raise refusal
 

@@ -29,6 +29,7 @@ import torch
 from client.views.acquisition import MIN_BODY, SliceFacts, acquisition_of, body_of
 from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
 from common.artifacts import INDEX, MODALITIES, NAMES, Modality
+from common.augmentation import augment_anatomy
 from common.physics.acquisition import Acquisition, uniform
 from common.plan import Inject
 from common.preprocess import from_stored, robust_scale_mr, to_stored
@@ -87,6 +88,7 @@ def views_of_patient(
     inject: Inject,
     *,
     max_slices: int,
+    augment: Sequence[str] = (),
 ) -> PatientViews:
     """The views of a patient, on at most `max_slices` slices that are drawn once.
 
@@ -96,6 +98,8 @@ def views_of_patient(
         images: int16 (n, S, S), all slices of the patient as cached.
         records: what the index knows of each.
         labels: float32 (n, artifacts), those of the sheet; nan = not assessed.
+        augment: `training.augment` of the plan: how the anatomy is changed before an artifact is added, the
+            same for all views of a modality, so that nothing but the artifact tells them apart.
     """
     size = images.shape[-1]
     chosen = _chosen(images, records, coins, max_slices)
@@ -106,7 +110,10 @@ def views_of_patient(
         if not rows:
             continue
         marked = {name for name in NAMES if (labels[rows, INDEX[name]] == 1).any()}
-        own, failed = _views(images[rows], [records[row] for row in rows], modality, marked, coins, inject)
+        clean = [from_stored(image, modality) for image in np.asarray(images[rows])]
+        if augment:
+            clean = augment_anatomy(clean, modality, augment, coins.generator(f"anatomy {modality}"))
+        own, failed = _views(clean, [records[row] for row in rows], modality, marked, coins, inject)
         left_out += failed
         made += own
     if not made:
@@ -155,7 +162,7 @@ def _chosen(
 
 
 def _views(
-    stored: np.ndarray,
+    clean: list[np.ndarray],
     records: Sequence[IndexedSlice],
     modality: Modality,
     marked: set[str],
@@ -166,7 +173,6 @@ def _views(
     names = [name for name in ORDER if can_occur(name, modality) and name not in marked]
     if not names:
         return [], 0
-    clean = [from_stored(image, modality) for image in np.asarray(stored)]
     acquisitions = [_acquisition(*one) for one in zip(clean, records, strict=True)]
     first = int(torch.randint(len(names), (), generator=coins.generator(f"first {modality}")))
     shown: list[tuple[str, np.ndarray]] = []

@@ -1,4 +1,5 @@
-"""The coordinator's own images: phantoms of public appearances, generated from the plan's seed.
+"""The coordinator's own images: phantoms of public appearances, generated from the plan's seed, or a file of
+real ones.
 
 Curves over rounds and every choice (epoch, hyper-parameters) come from here, never from a hospital.
 """
@@ -6,7 +7,7 @@ Curves over rounds and every choice (epoch, hyper-parameters) come from here, ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -20,16 +21,7 @@ from common.physics.ct import projector
 from common.physics.phantom import draw_patients
 from common.plan import PublicSet
 from common.preprocess import normalize_image, to_stored
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slices:
-    """Preprocessed slices in memory, as a site's cache holds them."""
-
-    images: np.ndarray  # int16 (n, S, S)
-    modality: np.ndarray  # int8 (n,)
-    labels: np.ndarray  # float32 (n, A), nan where not applicable
-    patients: np.ndarray  # int64 (n,)
+from common.public_slices import Slices, load_slices
 
 
 def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
@@ -55,6 +47,13 @@ def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int)
 
 
 def public_set(settings: PublicSet, size: int) -> Slices:
+    """The public set of a plan, its slices `size` pixels wide.
+
+    Raises:
+        ConfigError: as `common.public_slices.load_slices`.
+    """
+    if settings.file is not None and settings.sha256 is not None:
+        return load_slices(Path(settings.file), settings.sha256, size)
     slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size)
     projector.cache_clear()  # the scanner's matrices hold a hundred MiB, and nothing else in a run needs them
     return slices

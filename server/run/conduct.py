@@ -24,6 +24,7 @@ from common.lineage import Lineage, lineage_of_plan
 from common.losses import loss_of
 from common.model_file import load_model, save_model
 from common.models import build, fresh
+from common.optimizers import check_optimizer
 from common.plan import RunPlan
 from common.signing import public_text
 from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
@@ -33,6 +34,7 @@ from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
 from server.public_model.public_set import measure, public_edges, public_set
+from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
     Live,
@@ -40,7 +42,7 @@ from server.run.observers import (
     Progress,
     RunBegan,
     RunFinished,
-    StageGivenUp,
+    StageEndedEarly,
     compose,
 )
 from server.run.privacy_claims import merged, privacy_claims
@@ -53,7 +55,7 @@ from server.run.rounds import (
     score_sites,
 )
 from server.run.side_by_side import run_stages
-from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, averaged, write_json
+from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, mean_of, write_json
 from server.strategies import strategy_named
 
 
@@ -165,16 +167,20 @@ def conduct(
 
 
 def check_names(plan: RunPlan) -> None:
-    """Check the words of a plan that name code of ours, before a site is asked.
+    """Check the words of a plan that name code or files of the coordinator, before a site is asked.
 
     Raises:
-        PlanError: unknown model or strategy, or arguments of a model or a loss that it does not take.
-            ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what
-            is known.
+        PlanError: unknown model or strategy, or arguments of a model, a loss or an optimizer that it does
+            not take.
+        ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what is
+            known. As `common.public_slices.load_slices`, of the public set.
     """
     build(plan.model.name, plan.model.args)
     loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms))
+    check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
+    if plan.public_set.file is not None:
+        public_set(plan.public_set, plan.image_size)
 
 
 def _evaluation(
@@ -210,7 +216,7 @@ def _evaluation(
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], np.ndarray]]:
-    """The measurement of a flat model on the coordinator's own phantoms, and the bins that follow from it."""
+    """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = build(plan.model.name, plan.model.args)
     public = public_set(plan.public_set, plan.image_size)
 
@@ -317,25 +323,18 @@ def _to_hand_on(trained: Trained) -> list[str]:
 
 def _give_up(context: RunContext, stage: Stage, reason: str) -> None:
     left = context.plan.training.rounds - stage.folder.last_round()
-    context.observe(StageGivenUp(reason=reason, rounds_left=left))
+    context.observe(StageEndedEarly(reason=reason, rounds_left=left))
 
 
 def _keep(
     context: RunContext, stage: Stage, result: StageResult, at_start: dict[str, float], trained: Trained
 ) -> None:
-    """Add the outcome of a stage to `trained`. The round of a site's own model is chosen by the public set; a
-    shared model is that of the last round, and that of a private arm or its control the mean of the last
-    rounds that the plan says.
+    """Add the outcome of a stage to `trained`: the model of the round that is chosen (server/run/choice.py),
+    or the mean over the rounds up to it that the plan says.
     """
     name, folder, records = stage.name, stage.folder, stage.folder.rounds()
-    chosen = (
-        max(records, key=lambda record: record["public"]["auroc"] or 0.0)["round"]
-        if stage.kind.owner == "site" and not stage.kind.clips
-        else records[-1]["round"]
-    )
-    trained.models[name] = folder.model_of(
-        chosen, context.manifest, averaged=averaged(context.plan, stage.arm)
-    )
+    chosen = choice_of(context.plan, stage.arm).chosen(records)
+    trained.models[name] = folder.model_of(chosen, context.manifest, mean_of(context.plan, stage.arm))
     trained.chosen_rounds[name] = chosen
     trained.curves[name] = [{"round": 0, **at_start}] + [
         {"round": record["round"], **record["public"]} for record in records

@@ -49,7 +49,7 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageGivenUp:
+class StageEndedEarly:
     """A stage ended before its last round, and the run goes on."""
 
     reason: str
@@ -68,7 +68,7 @@ class RunFinished:
     sites: int  # that were scored
 
 
-Event = RunBegan | StageBegan | SiteAnswered | RoundClosed | StageGivenUp | EvaluationBegan | RunFinished
+Event = RunBegan | StageBegan | SiteAnswered | RoundClosed | StageEndedEarly | EvaluationBegan | RunFinished
 Observer = Callable[[Event], None]
 
 
@@ -105,7 +105,7 @@ class Progress:
                 sites = f"{len(record['answered'])} of {len(record['invited'])} sites"
                 auroc = record["public"]["auroc"]
                 self._line.advance(f"{stage}: round {number} of {rounds}, {sites}, public AUROC {auroc:.3f}")
-            case StageGivenUp(reason=reason, rounds_left=left):
+            case StageEndedEarly(reason=reason, rounds_left=left):
                 self._line.say(reason)
                 self._line.skip(left)
             case RunFinished(models=models, sites=scored):
@@ -155,6 +155,8 @@ class Live:
                     public=record["public"],
                     claims=record["claims"],
                 )
+            case StageEndedEarly(rounds_left=left):
+                self._update(done=left)
             case EvaluationBegan(sites=sites):
                 self._waiting = set(sites)
                 self._update(stage="evaluation")

@@ -27,9 +27,10 @@ from common.weights import Manifest, Part, advance, digest, manifest_of, part_si
 from common.wire import Envelope, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 from server.evaluation.estimates import report_numbers
 from server.messaging.answer_checks import check_update
+from server.run.choice import choice_of
 from server.run.conduct import initial_weights
 from server.run.rounds import scores_of, study_of
-from server.run_folder import EVALUATION, ArmFolder, RunFolder, averaged, without_nan
+from server.run_folder import EVALUATION, ArmFolder, RunFolder, mean_of, without_nan
 from server.strategies import strategy_named
 
 
@@ -105,18 +106,30 @@ def _scores_of(
 
 
 def _model_of(folder: RunFolder, stage: _Stage, manifest: Manifest) -> Finding:
-    """Whether the model of a stage is the checkpoint of the round that was chosen for it."""
-    chosen = (
+    """Whether the rounds of a stage ended, and the model is that of the round, where the public scores in its
+    records say.
+    """
+    check = f"{stage.name}, model"
+    noted = (
         folder.evaluation["chosen_rounds"].get(stage.name) if (folder.path / EVALUATION).is_file() else None
     )
-    if chosen is None:
-        return Finding(check=f"{stage.name}, model", holds=None, detail="the run is not finished")
+    if noted is None:
+        return Finding(check=check, holds=None, detail="the run is not finished")
+    records, choice = stage.folder.rounds(), choice_of(folder.plan, stage.arm)
+    ends = [number for number in range(1, len(records) + 1) if choice.has_ended(records[:number])]
+    if ends != [len(records)]:
+        ended = f"after round {ends[0]}" if ends else "later"
+        detail = f"{len(records)} rounds, but by plan and public scores it ends {ended}"
+        return Finding(check=check, holds=False, detail=detail)
+    chosen, mean = choice.chosen(records), mean_of(folder.plan, stage.arm)
+    what = mean.words(chosen)
+    if noted != chosen:
+        detail = f"of {mean.words(noted)}, but the public scores choose {what}"
+        return Finding(check=check, holds=False, detail=detail)
     model = load_model(stage.folder.model_path, manifest)
-    count = averaged(folder.plan, stage.arm)
-    holds = bool(np.array_equal(model, stage.folder.model_of(chosen, manifest, averaged=count)))
-    what = f"round {chosen}" if count == 1 else f"the mean of {count} rounds up to {chosen}"
+    holds = bool(np.array_equal(model, stage.folder.model_of(chosen, manifest, mean)))
     detail = f"of {what}" if holds else f"is not the checkpoint of {what}"
-    return Finding(check=f"{stage.name}, model", holds=holds, detail=detail)
+    return Finding(check=check, holds=holds, detail=detail)
 
 
 def _plan_of(folder: RunFolder) -> Finding:

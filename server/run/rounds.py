@@ -29,8 +29,9 @@ from server.messaging.answer_checks import check_evaluation, check_update
 from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
 from server.messaging.signatures import Question, Seal
-from server.run.observers import Observer, RoundClosed, SiteAnswered, StageBegan
-from server.run_folder import ArmFolder
+from server.run.choice import MEAN, choice_of
+from server.run.observers import Observer, RoundClosed, SiteAnswered, StageBegan, StageEndedEarly
+from server.run_folder import ArmFolder, mean_of
 from server.strategies.strategy import Strategy
 
 
@@ -88,7 +89,8 @@ class StageRefused(RefusedError):
 
 
 def run_rounds(context: RunContext, stage: Stage) -> StageResult:
-    """Run the rounds of a stage, from its last checkpoint or from `context.initial`, to the plan's last.
+    """Run the rounds of a stage, from its last checkpoint or from `context.initial`, to the plan's last, or
+    to where it ends early.
 
     Raises:
         StageRefused: every site refused, before or at this round; carries the reason that decided, the last.
@@ -114,7 +116,13 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
         )
     )
     outgoing = _Model(plan.federation.codec, trainable, result.weights)
+    choice, mean = choice_of(plan, stage.arm), mean_of(plan, stage.arm)
     for number in range(start + 1, rounds + 1):
+        if choice.has_ended(folder.rounds()):
+            best = choice.best(folder.rounds())
+            reason = f"{stage.name}: ended after round {number - 1}, none better in public since round {best}"
+            context.observe(StageEndedEarly(reason=reason, rounds_left=rounds - number + 1))
+            break
         began = time.monotonic()
         invited = {site.node: site for site in stage.sites if site.name not in result.refused}
         this = _Round(context, stage, number, invited=invited, model=outgoing)
@@ -146,6 +154,9 @@ def run_rounds(context: RunContext, stage: Stage) -> StageResult:
             "model_sha256": digest(result.weights),
             "public": context.score_public(result.weights),
         }
+        if choice.needs_scores and mean.is_mean:
+            model = folder.model_of(number, context.manifest, mean, newest=result.weights)
+            record[MEAN] = context.score_public(model)
         folder.append_round(record)
         folder.save_state(number, strategy.state_to_checkpoint(state))
         folder.save_checkpoint(number, result.weights, context.manifest)

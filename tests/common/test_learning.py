@@ -1,4 +1,4 @@
-"""One loop for everybody: the same seed gives the same bits, and Adam is Adam."""
+"""One loop for everybody: the same seed gives the same bits, and the plan decides how."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.artifacts import NAMES
-from common.learning import adam, batches, extract_features, score, seed_for, train_epochs
+from common.augmentation import augmenter
+from common.learning import batches, extract_features, score, seed_for, train_epochs
 from common.models import as_classifier, build
 from common.plan import Training
 from common.preprocess import to_channels
@@ -70,21 +71,42 @@ def test_learning_rate_zero_changes_nothing() -> None:
     assert trained(learning_rate=0.0).tobytes() == before.tobytes()
 
 
-def test_adam_follows_the_published_algorithm() -> None:
-    """Loshchilov & Hutter (2019), algorithm 2, in float64 and one number at a time; torch.optim costs seconds
-    to import.
-    """
-    rate, decay = 1e-2, 1e-1
-    tensor = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
-    expected, mean, square = tensor.detach().double().numpy().copy(), np.zeros(3), np.zeros(3)
-    step = adam([tensor], rate, decay)
-    for number, gradient in enumerate(np.random.default_rng(0).standard_normal((10, 3)), start=1):
-        step((torch.from_numpy(gradient.astype(np.float32)),))
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.999 * square + 0.001 * gradient**2
-        expected -= rate * decay * expected
-        expected -= rate * (mean / (1 - 0.9**number)) / (np.sqrt(square / (1 - 0.999**number)) + 1e-8)
-    np.testing.assert_allclose(tensor.detach().numpy(), expected, rtol=1e-5)
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_the_plan_names_the_optimizer(name: str) -> None:
+    found = trained(optimizer=name)
+    assert np.isfinite(found).all()
+    assert found.tobytes() == trained(optimizer=name).tobytes()
+    assert found.tobytes() != trained().tobytes()
+
+
+def test_a_balanced_pass_learns_from_what_is_rare() -> None:
+    """All slices but one are clean: the last one's label decides more of the step than in a uniform pass."""
+    labels = np.zeros((SLICES, len(NAMES)), np.float32)
+    labels[:-1, :] = 0
+    other = labels.copy()
+    other[-1, 2] = 1
+
+    def moved(sampler: str) -> float:
+        first, second = (trained(labels=one, sampler=sampler, optimizer="sgd") for one in (labels, other))
+        return float(np.abs(first - second).max())
+
+    assert moved("balanced") > moved("uniform") > 0
+    assert trained(sampler="balanced").tobytes() == trained(sampler="balanced").tobytes()
+    assert trained(sampler="balanced").tobytes() != trained(sampler="balanced", seed=2).tobytes()
+
+
+def test_augmentation_follows_from_the_seed_and_changes_every_pass() -> None:
+    words = ("flip", "rotation", "scale", "crop", "shift", "contrast")
+    found = trained(augment=words)
+    assert found.tobytes() == trained(augment=words).tobytes()
+    assert found.tobytes() not in (trained().tobytes(), trained(augment=words, seed=2).tobytes())
+    images, modality, _ = slices()
+    seen: list[bytes] = []
+    augment = augmenter(words, 1)
+    for _ in range(2):
+        for _, x in batches(images, modality, np.arange(SLICES), SLICES, augment):
+            seen.append(x.numpy().tobytes())
+    assert len(set(seen)) == 2
 
 
 def test_every_row_is_in_exactly_one_batch_in_the_given_order() -> None:

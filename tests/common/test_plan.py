@@ -215,6 +215,54 @@ def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing() -> None:
     assert constant.in_round(3) == constant
 
 
+def test_a_step_schedule_falls_by_a_factor() -> None:
+    values = {"rounds": 5, "learning_rate": 0.1, "schedule": "step", "decay_rounds": 2, "decay_factor": 0.5}
+    training = parse_plan(tiny_values(training=values)).training
+    rates = [training.in_round(number).learning_rate for number in range(1, 6)]
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"), [("constant", [1, 1, 1]), ("cosine", [1, 0.75, 0.25]), ("step", [1, 0.1, 0.01])]
+)
+def test_a_schedule_begins_after_the_warm_up(schedule: str, after: list[float]) -> None:
+    values = {"rounds": 5, "learning_rate": 0.3, "schedule": schedule, "decay_rounds": 1, "warmup_rounds": 2}
+    training = parse_plan(tiny_values(training=values)).training
+    rates = [training.in_round(number).learning_rate / 0.3 for number in range(1, 6)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, *after])
+
+
+def test_a_warm_up_ends_before_the_last_round() -> None:
+    with pytest.raises(PlanError, match="warmup_rounds = 2, must be below rounds = 2"):
+        parse_plan(tiny_values(training={"rounds": 2, "warmup_rounds": 2}))
+
+
+LATER: dict[str, tuple[object, object]] = {
+    "optimizer": ("adamw", "sgd"),
+    "optimizer_args": ({}, {"beta1": 0.8}),
+    "warmup_rounds": (0, 1),
+    "decay_rounds": (10, 3),
+    "decay_factor": (0.1, 0.2),
+    "ema": (0.0, 0.9),
+    "choose_round": (None, "last"),
+    "early_stopping": (None, 3),
+    "sampler": ("uniform", "balanced"),
+    "augment": ([], ["flip", "shift"]),
+}
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_a_later_key_of_training_is_hashed_where_it_is_not_the_default(key: str) -> None:
+    """Plans that were approved before the key existed keep their hash."""
+    default, other = LATER[key]
+    silent = parse_plan(tiny_values())
+    stated = parse_plan(tiny_values(training={"rounds": 2, key: default}))
+    assert stated.sha256() == silent.sha256()
+    changed = parse_plan(tiny_values(training={"rounds": 2, key: other}))
+    assert changed.sha256() != silent.sha256()
+    assert parse_plan(json.loads(changed.canonical_json())) == changed
+
+
 def test_a_private_head_needs_public_features() -> None:
     with pytest.raises(PlanError, match="federated_dp"):
         parse_plan(tiny_values(arms=["federated_dp"], model={"initial": "random"}))
@@ -238,3 +286,50 @@ def test_the_hash_of_a_plan_of_the_first_version_is_what_it_was() -> None:
         parse_plan({"name": "demo", "privacy": {"epsilon": 8.0}}).sha256()
         == "c356194172d90553f3e1edcef59396d21bfb6a4613c793e7703279e06a10811e"
     )
+
+
+FILE = {"file": "/public.safetensors", "sha256": "a" * 64}
+
+
+def test_a_public_set_is_phantoms_or_a_file() -> None:
+    phantoms, named = parse_plan({"name": "x"}), parse_plan({"name": "x", "public_set": FILE})
+    assert json.loads(phantoms.canonical_json())["public_set"] == {"patients": 60, "seed": 20261}
+    assert json.loads(named.canonical_json())["public_set"] == FILE
+    assert parse_plan(json.loads(named.canonical_json())) == named
+    for values, words in (
+        (FILE | {"patients": 60}, "patients is of phantoms"),
+        ({"file": FILE["file"]}, "file and sha256 belong together"),
+        (FILE | {"file": "public.safetensors"}, "must be an absolute path"),
+    ):
+        with pytest.raises(PlanError, match=words):
+            parse_plan({"name": "x", "public_set": values})
+
+
+@pytest.mark.parametrize("arm", ["federated_dp", "local_dp", "federated_clipped"])
+def test_a_private_plan_refuses_a_sampler_that_counts_patients(arm: str) -> None:
+    balanced = {"rounds": 2, "sampler": "balanced"}
+    assert (
+        parse_plan(tiny_values(arms=["local", "federated"], training=balanced)).training.sampler == "balanced"
+    )
+    with pytest.raises(PlanError, match=f"counts labels over patients.*leave out {arm}.*class_weights"):
+        parse_plan(tiny_values(arms=["federated", arm], training=balanced))
+
+
+def test_slices_are_bent_before_an_artifact_only() -> None:
+    bent = {"rounds": 2, "augment": ["elastic", "flip"]}
+    with pytest.raises(PlanError, match="elastic bends ghosts and streaks"):
+        parse_plan(tiny_values(training=bent))
+    assert parse_plan(tiny_values(training=bent | {"inject": {}})).training.augment == ("elastic", "flip")
+    with pytest.raises(PlanError, match="augment names one twice"):
+        parse_plan(tiny_values(training={"rounds": 2, "augment": ["flip", "flip"]}))
+    with pytest.raises(PlanError, match="blur"):
+        parse_plan(tiny_values(training={"rounds": 2, "augment": ["blur"]}))
+
+
+@pytest.mark.parametrize("arm", ["federated_dp", "local_clipped"])
+def test_a_private_arm_augments_views_only(arm: str) -> None:
+    flip = {"rounds": 2, "augment": ["flip"]}
+    with pytest.raises(PlanError, match=f"{arm} takes the slices of a patient as they are"):
+        parse_plan(tiny_values(arms=["federated", arm], training=flip))
+    plan = parse_plan(tiny_values(arms=["federated", arm], training=flip | {"inject": {"views": 2}}))
+    assert plan.training.augment == ("flip",)

@@ -21,7 +21,16 @@ from common.learning import get_threads, set_threads
 from common.model_file import load_model, save_model
 from common.models import build
 from common.weights import flatten, manifest_of
-from server.run_folder import ArmFolder, RunFolder, refuse_existing, without_nan, write_json
+from server.run.recompute import recompute
+from server.run_folder import (
+    ArmFolder,
+    RoundMean,
+    RunFolder,
+    mean_of,
+    refuse_existing,
+    without_nan,
+    write_json,
+)
 from tests.helpers.consortium import SITES, TRAINING, Consortium, tiny_plan
 
 MANIFEST = {"run": "r", "status": "running", "threads": 1}
@@ -279,3 +288,38 @@ def test_a_public_only_run_trains_nobody(asked_often: Path, tmp_path: Path) -> N
     assert {kind for _, kind in consortium.asked} == {"query.describe", "evaluate"}
     assert set(folder.evaluation["metrics"]["public"]) == set(SITES)
     assert not (folder.path / "arms").exists()
+
+
+def test_the_exponential_mean_weighs_the_last_round_most(tmp_path: Path) -> None:
+    manifest = manifest_of(state())
+    arm, flats = ArmFolder(path=tmp_path), [flatten(state()) * scale for scale in (1.0, 3.0, 5.0)]
+    for number, flat in enumerate(flats, start=1):
+        arm.save_checkpoint(number, flat.astype(np.float32), manifest)
+    mean = RoundMean(ema=0.5)
+    found = arm.model_of(3, manifest, mean)
+    np.testing.assert_allclose(found, (flats[0] / 4 + flats[1] / 2 + flats[2]) / 1.75, rtol=1e-6)
+    assert arm.model_of(1, manifest, mean).tobytes() == flats[0].astype(np.float32).tobytes()
+    assert arm.model_of(3, manifest).tobytes() == flats[2].astype(np.float32).tobytes()
+
+
+def test_private_arms_have_a_mean_of_their_own() -> None:
+    plan = tiny_plan(training={"rounds": 2, "ema": 0.9}, privacy={"average_rounds": 2})
+    assert mean_of(plan, "federated") == mean_of(plan, "local") == RoundMean(ema=0.9)
+    assert mean_of(plan, "federated_dp") == mean_of(plan, "federated_clipped") == RoundMean(last=2)
+
+
+def test_a_run_hands_on_the_exponential_mean_and_it_is_recomputed(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    plan = tiny_plan(arms=["public", "federated"], training={"rounds": 3, "ema": 0.5})
+    run = consortium.conduct(plan, tmp_path / "run")
+    manifest = manifest_of(build("small_cnn").state_dict())
+    arm = run.arm("federated")
+    first, second, last = (load_model(arm.checkpoint_path(number), manifest) for number in (1, 2, 3))
+    expected = (first / 4 + second / 2 + last) / 1.75
+    np.testing.assert_allclose(load_model(arm.model_path, manifest), expected, rtol=1e-5, atol=1e-7)
+    found = {finding.check: finding for finding in recompute(run)}
+    assert found["federated, model"].holds is True
+    assert "exponential mean (0.5)" in found["federated, model"].detail
+    save_model(arm.model_path, last, manifest, {})
+    assert {one.check for one in recompute(run) if one.holds is False} == {"federated, model"}

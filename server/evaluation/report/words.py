@@ -229,8 +229,8 @@ ENGLISH: dict[str, str] = {
     # curves
     "curves.section": "Over the rounds, on the coordinator's public set",
     "curves.lead": (
-        "Measured after every round on the coordinator's own phantoms. No site's patient is in this set, "
-        "so these curves show the progress of training, not performance at a hospital."
+        "Measured after every round on the coordinator's own public images. No hospital's patient is in this "
+        "set, so these curves show the progress of training, not performance at a hospital."
     ),
     "curves.loss": "Loss",
     "curves.auroc": "Macro AUROC",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,36 @@ def test_what_one_patients_pixels_break_stops_nobody(data: Path, monkeypatch: py
     monkeypatch.setattr(own_views, "views_of_patient", fragile)
     others = draw_views(cohort, PLAN, "r", INJECT)
     assert len(np.unique(others.patients)) == len(np.unique(everyone.patients)) - 1
+
+
+def test_augmented_views_of_a_patient_are_the_same_in_any_company(data: Path) -> None:
+    """A private arm averages them before it clips: what is drawn for one patient is no other's."""
+    augment = ["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
+    plan = plan_with(training={"rounds": 1, "inject": {"views": 3}, "augment": augment})
+    cohort = agent(data, plan=plan).cohort()
+    everyone, plain = draw_views(cohort, plan, "r", INJECT), draw_views(cohort, PLAN, "r", INJECT)
+    assert everyone.images.tobytes() != plain.images.tobytes()
+    gone = int(everyone.patients[0])
+    fewer = replace(cohort, part=np.where(cohort.patients == gone, -1, cohort.part).astype(np.int8))
+    others = draw_views(fewer, plan, "r", INJECT)
+    expected = everyone.of(everyone.patients != gone)
+    assert len(others.images) < len(everyone.images)
+    for name in ("images", "labels", "weights", "patients"):
+        assert getattr(others, name).tobytes() == getattr(expected, name).tobytes()
+
+
+def test_both_arms_train_on_the_augmented_views(data: Path, arguments: list[dict[str, Any]]) -> None:
+    plan = plan_with(training={"rounds": 1, "inject": {"views": 3}, "augment": ["rotation", "elastic"]})
+    one = agent(data, plan=plan)
+    update_of(one.train(train_task()))
+    again = Path(shutil.copytree(data, data.parent / "again"))
+    update_of(agent(again, plan=PLAN).train(train_task(run="s")))
+    changed, plain = arguments
+    read = changed["injected"].weights == 0
+    count = int(read.sum())
+    assert changed["features"][:count].tobytes() == plain["features"][:count].tobytes()  # slices as read
+    assert changed["features"][count:].tobytes() != plain["features"][count:].tobytes()
+    update_of(one.train(non_private()))
 
 
 def test_without_inject_nothing_changes(data: Path, arguments: list[dict[str, Any]]) -> None:

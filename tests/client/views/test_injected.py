@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from client.views import injected
 from client.views.injected import PatientViews, ViewCoins, views_of_patient
 from common.artifacts import INDEX, NAMES, applies_to
+from common.augmentation import augment_anatomy
 from common.plan import Inject
-from common.preprocess import MR_STEPS, normalize_image, to_stored
+from common.preprocess import MR_STEPS, from_stored, normalize_image, to_stored
 from tests.helpers.injected import ct_slice, mr_slice
 from tests.helpers.slice_record import RECORD
 
@@ -124,6 +126,46 @@ def test_one_view_is_either_side_of_the_pair() -> None:
         assert made.weights.sum() in (pytest.approx(1), 0)
         sides.update(values.tolist())
     assert sides == {0.0, 1.0}
+
+
+WORDS = ("flip", "rotation", "scale", "crop", "shift", "elastic", "contrast")
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_the_anatomy_is_changed_before_the_artifact_and_the_same_in_all_views(
+    modality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the simulators get is the changed anatomy, acquired along the axes of the header."""
+    given: list[tuple[list[np.ndarray], dict[str, float], list[str]]] = []
+    real = injected.corrupt
+
+    def spy(images: list, modality: str, severities: dict, acquisitions: list, generator: object) -> object:
+        along = [getattr(one, "phase_encoding", "") for one in acquisitions]
+        given.append(([image.copy() for image in images], severities, along))
+        return real(images, modality, severities, acquisitions, generator)
+
+    monkeypatch.setattr(injected, "corrupt", spy)
+    images, records, labels = patient(modality)
+    made = views_of_patient(images, records, labels, COINS, Inject(views=4), max_slices=3, augment=WORDS)
+    generator = COINS.generator(f"anatomy {modality}")
+    clean = [from_stored(image, modality) for image in images]
+    expected = augment_anatomy(clean, modality, WORDS, generator)
+    assert len(made.images) > 3
+    assert any(not severities for _, severities, _ in given)
+    assert any(severities for _, severities, _ in given)
+    for shown, _, along in given:
+        assert all(np.array_equal(one, other) for one, other in zip(shown, expected, strict=True))
+        assert set(along) <= {"COL", "ROW", ""}
+    assert not any(np.array_equal(one, other) for one, other in zip(clean, expected, strict=True))
+
+
+def test_augmented_views_follow_from_key_run_and_patient() -> None:
+    def views(coins: ViewCoins) -> bytes:
+        return views_of_patient(*patient("MR"), coins, Inject(), max_slices=2, augment=WORDS).images.tobytes()
+
+    assert views(COINS) == views(COINS)
+    others = [replace(COINS, run="s"), replace(COINS, patient="q"), replace(COINS, key=b"l" * 32)]
+    assert len({views(COINS), *map(views, others)}) == 4
 
 
 def test_slices_of_both_modalities_have_views_of_their_own() -> None:

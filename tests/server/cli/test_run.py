@@ -35,7 +35,7 @@ from server.run.observers import (
     RunFinished,
     SiteAnswered,
     StageBegan,
-    StageGivenUp,
+    StageEndedEarly,
     compose,
     read_live,
 )
@@ -134,7 +134,7 @@ def test_progress_counts_what_an_earlier_attempt_did(capsys: pytest.CaptureFixtu
     for event in (
         began(rounds_done=2),
         closed(3),
-        StageGivenUp(reason="federated_dp: failed", rounds_left=3),
+        StageEndedEarly(reason="federated_dp: failed", rounds_left=3),
     ):
         observe(event)
     observe(RunFinished(status="partial", models=1, sites=2))
