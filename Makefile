@@ -1,6 +1,7 @@
 # The two commands: `make demo` and `make test`. Both build .venv from constraints.txt first.
-# `make offline` packs fedqc with all it needs for a machine without internet (Linux, same Python and processor as here);
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without CUDA, which is a tenth of the size.
+# `make offline` packs fedqc with all it needs for a machine without internet (Linux, same Python and processor as here).
+# TORCH_INDEX says where PyTorch comes from, also for the set-up: https://download.pytorch.org/whl/cpu has builds without CUDA,
+# a tenth of the size, .../whl/cuNNN those for CUDA NN.N; by default pip's own index decides.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,14 +15,14 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: setup demo test test-slow check coverage bench offline clean-demo
+.PHONY: setup demo test test-slow test-gpu check coverage bench offline clean-demo
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fedqc needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -40,6 +41,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
+
+# On a machine with an NVIDIA GPU: what no other machine can test.
+test-gpu: $(STAMP)
+	$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no GPU that torch can use: fedqc site check says why")'
+	$(BIN)/python -m pytest -m gpu
 
 check: $(STAMP)
 	$(BIN)/ruff check .

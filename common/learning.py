@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from common.augmentation import augmenter
+from common.device_slices import SlicesOnDevice
+from common.devices import device, on_device
+from common.errors import RefusedError
 from common.losses import loss_of
 from common.models import as_classifier
 from common.optimizers import optimizer_of
@@ -53,13 +57,17 @@ def batches(
     size: int,
     augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(row numbers, (B, 2, S, S) float32 channels), `size` rows at a time, in the order of `rows`; where
-    there is `augment`, of the slices that it makes of these and their modality.
+    """(row numbers, (B, 2, S, S) float32 channels on the device), `size` rows at a time, in the order of
+    `rows`; where there is `augment`, of the slices that it makes of these and their modality.
     """
+    there = SlicesOnDevice(images, modality) if device().type != "cpu" and augment is None else None
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
+        if there is not None:
+            yield chosen, there.channels(chosen)
+            continue
         slices = images[chosen] if augment is None else augment(images[chosen], modality[chosen])
-        yield chosen, torch.from_numpy(to_channels(slices, modality[chosen]))
+        yield chosen, torch.from_numpy(to_channels(slices, modality[chosen])).to(device())
 
 
 def train_epochs(
@@ -82,22 +90,90 @@ def train_epochs(
         seed: decides the order of the slices and their augmentation, and nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
+    Raises:
+        RefusedError: half a batch does not fit into the memory of the device either (code `out-of-memory`).
     """
     keep_freed_memory()
     of_samples = loss_of(training)
     rng = np.random.default_rng(seed)
-    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = optimizer_of(training, parameters)
-    truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
-    sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed)
     model.train()
-    for epoch in range(training.local_epochs):
-        order = sample(rows, modality, labels, rng)
-        for chosen, x in batches(images, modality, order, training.batch_size, augment):
-            tick(epoch)
-            losses = of_samples(model(x), truth[chosen])
-            loss = (losses if weights is None else losses * torch.from_numpy(weights[chosen])).mean()
-            step(torch.autograd.grad(loss, parameters))
+    with on_device(model) as where:
+        parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        step = optimizer_of(training, parameters)
+        truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32)).to(where)
+        halves = training.precision == "bf16"
+        shares = None if weights is None else torch.from_numpy(weights).to(where)
+
+        def gradients(chosen: np.ndarray, x: Tensor) -> tuple[Tensor, ...]:
+            own = torch.as_tensor(chosen, device=where)
+            with torch.autocast(where.type, torch.bfloat16) if halves else contextlib.nullcontext():
+                logits = model(x).float()
+            losses = of_samples(logits, truth[own])
+            return torch.autograd.grad(
+                (losses if shares is None else losses * shares[own]).mean(), parameters
+            )
+
+        fitting = _Fitting(gradients, training.batch_size)
+        sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed)
+        for epoch in range(training.local_epochs):
+            order = sample(rows, modality, labels, rng)
+            for chosen, x in batches(images, modality, order, training.batch_size, augment):
+                tick(epoch)
+                step(fitting(chosen, x))
+
+
+class _Fitting:
+    """Gradients of batches, halved once a batch does not fit into the memory of the device: the mean over the
+    batch stays what it is, up to rounding. Depends on the machine and on public sizes alone.
+    """
+
+    def __init__(
+        self, gradients: Callable[[np.ndarray, Tensor], tuple[Tensor, ...]], batch_size: int
+    ) -> None:
+        self._gradients, self._batch_size, self._is_halved = gradients, batch_size, False
+
+    def __call__(self, chosen: np.ndarray, x: Tensor) -> tuple[Tensor, ...]:
+        if not self._is_halved:
+            try:
+                return self._gradients(chosen, x)
+            except torch.OutOfMemoryError:
+                self._is_halved = True
+        try:
+            return self._in_parts(chosen, x, math.ceil(self._batch_size / 2))
+        except torch.OutOfMemoryError:
+            pass
+        fits = self._fits(chosen, x)
+        raise RefusedError(
+            f"a batch of {self._batch_size} slices does not fit into the memory of {device()}, nor does half",
+            code="out-of-memory",
+            public_reason=(
+                f"training.batch_size = {self._batch_size} exceeds the memory of the site's device; "
+                + (f"{fits} would" if fits else "nor does one slice of this network")
+            ),
+            hint="end other programs on it, choose device: cpu in site.yaml, or ask for smaller batches",
+        )
+
+    def _in_parts(self, chosen: np.ndarray, x: Tensor, size: int) -> tuple[Tensor, ...]:
+        total: list[Tensor] | None = None
+        for start in range(0, len(chosen), size):
+            part = slice(start, start + size)
+            share = len(chosen[part]) / len(chosen)
+            found = [one * share for one in self._gradients(chosen[part], x[part])]
+            total = found if total is None else list(torch._foreach_add(total, found))
+        assert total is not None
+        return tuple(total)
+
+    def _fits(self, chosen: np.ndarray, x: Tensor) -> int:
+        """The largest batch that could be trained: twice as many slices as fit at a time; 0 if none does."""
+        low, high = 0, len(chosen)  # `low` fit, `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                self._gradients(chosen[:middle], x[:middle])
+                low = middle
+            except torch.OutOfMemoryError:
+                high = middle
+        return 2 * low
 
 
 @torch.no_grad()
@@ -105,7 +181,8 @@ def score(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.n
     """Logits of `rows`, float32 (len(rows), A)."""
     keep_freed_memory()
     model.eval()
-    parts = [model(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+    with on_device(model):
+        parts = [model(x).cpu().numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
@@ -116,9 +193,10 @@ def extract_features(
     """What the head sees for each of `rows`, float32 (len(rows), F)."""
     model.eval()
     network = as_classifier(model)
-    return np.concatenate(
-        [network.features(x).numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
-    )
+    with on_device(model):
+        return np.concatenate(
+            [network.features(x).cpu().numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+        )
 
 
 def get_threads() -> int:

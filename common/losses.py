@@ -190,7 +190,7 @@ def loss_of(training: Training, *, private: bool = False) -> PerSampleLoss:
 
 def _weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """One term an output, shape (B, A)."""
-    weights = None if weights is None else weights.to(logits.dtype)
+    weights = None if weights is None else weights.to(logits)
     return binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
 
 

@@ -21,3 +21,6 @@ because they are no patients of a hospital.
 
 MAX_PATIENTS = 10_000_000
 """Of one site: 800 such sites at the largest update still sum within 64 bits."""
+
+DEVICE_CHOICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
+"""Pattern of where a site computes: `auto` is the first GPU, else the CPU (common/devices.py)."""

@@ -63,6 +63,7 @@ LATER_TRAINING_KEYS = (
     "early_stopping",
     "sampler",
     "augment",
+    "precision",
 )
 
 Augmentation = Literal["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
@@ -163,6 +164,8 @@ class Training(StrictModel):
     # how the coordinator combines updates: a name of server/strategies/, known to the coordinator alone
     strategy: str = Field(default=DEFAULT_STRATEGY, pattern=r"^[a-z][a-z0-9_]{0,31}$")
     inject: Inject | None = None  # None: a site's label sheet alone
+    # of arms without noise: bf16 computes products in bfloat16, sums and steps stay float32
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

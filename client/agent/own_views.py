@@ -16,6 +16,7 @@ from client.dp.injected import InjectedRows
 from client.dp.sampler import rows_by_patient
 from client.site.config import site_key
 from client.views.injected import PatientViews, ViewCoins, views_of_patient
+from common.devices import on_device
 from common.errors import FedqcError
 from common.learning import extract_features
 from common.models import as_classifier
@@ -179,9 +180,10 @@ class OwnViews:
             width = as_classifier(model).head.in_features
             features = np.zeros((len(views.images), width), np.float32)
             # each patient's by themselves: in one batch with others the last bit may depend on who they are
-            for own in rows_by_patient(views.patients, np.arange(len(views.patients))):
-                tick()
-                features[own] = extract_features(model, views.images, views.modality, own)
+            with on_device(model):
+                for own in rows_by_patient(views.patients, np.arange(len(views.patients))):
+                    tick()
+                    features[own] = extract_features(model, views.images, views.modality, own)
             self._backbone, self._features = backbone, features
         read = read_rows(cohort)
         return PrivateRows(

@@ -77,7 +77,7 @@ def run_agent(
     Returns:
         exit status: 2 refused (isolation), 128 + number of the signal.
     Raises:
-        ConfigError: `no-such-site`, `agent-running`, `socket-path`, `not-writable`.
+        ConfigError: `no-such-site`, `agent-running`, `socket-path`, `not-writable`, `no-such-device`.
     """
     if isolate and guard is None:
         as_first_thing("client.agent.server", site, require_isolation=require_isolation)
@@ -104,7 +104,12 @@ def _guard(site: Path) -> Answer:
     # torch is loaded now: if memory ran out while it loads later, it would stay broken
     import client.agent.tasks  # noqa: F401
     from client.agent.verification import guard_for
+    from client.site.config import read_site
+    from common.devices import describe, use_device
 
+    print(
+        f"agent: computes on {describe(use_device(read_site(site)[0].device))}", file=sys.stderr, flush=True
+    )
     return guard_for(str(site)).answer
 
 

@@ -82,6 +82,7 @@ from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
 from common.arms import ARMS, HEAD, is_control
 from common.artifacts import NAMES
+from common.devices import on_device
 from common.errors import DataError, FedqcError, RefusedError
 from common.learning import extract_features, keep_freed_memory, train_epochs
 from common.models import as_classifier, build
@@ -893,8 +894,9 @@ def features_alone(model: nn.Module, cohort: Cohort, rows: np.ndarray) -> np.nda
     one batch with others the last bit may depend on who they are.
     """
     features = np.zeros((len(cohort.patients), as_classifier(model).head.in_features), np.float32)
-    for own in rows_by_patient(cohort.patients, rows):
-        features[own] = extract_features(model, cohort.images, cohort.modality, own)
+    with on_device(model):
+        for own in rows_by_patient(cohort.patients, rows):
+            features[own] = extract_features(model, cohort.images, cohort.modality, own)
     return features[rows]
 
 

@@ -28,7 +28,7 @@ def patient_means(
     Returns:
         shape (num_patients, n), the dtype of `per_slice`.
     """
-    total = torch.zeros(num_patients, per_slice.shape[1], dtype=per_slice.dtype)
+    total = per_slice.new_zeros(num_patients, per_slice.shape[1])
     if weights is not None:
         return total.index_add_(0, owner, per_slice * weights[:, None])
     slices = torch.bincount(owner, minlength=num_patients).clamp(min=1)

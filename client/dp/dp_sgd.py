@@ -32,6 +32,7 @@ from client.dp.engines.examples import Examples
 from client.dp.injected import InjectedRows
 from client.dp.release import clipped_integer_sum, grid_of, noise_deviation, release
 from client.dp.sampler import draw_slices, rows_by_patient, sample_patients
+from common.devices import on_device
 from common.errors import ConfigError
 from common.losses import PerSampleLoss, masked_bce
 from common.privacy import GaussianSteps
@@ -181,18 +182,41 @@ def train_private_network(
         raise ConfigError(
             f"labels have shape {labels.shape}, {len(patients)} patients are named", code="bad-shape"
         )
-    chosen_names = set(trained)
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in chosen_names)
-        if name in chosen_names:
-            tensors[name] = parameter
-    examples = Examples(inputs=inputs, labels=torch.as_tensor(np.ascontiguousarray(labels, np.float32)))
     network.train()
-    frozen = _digest_outside(network, chosen_names)
+    with on_device(network) as where:
+        return _train_network(
+            network,
+            set(trained),
+            Examples(
+                inputs=lambda rows: inputs(rows).to(where),
+                labels=torch.as_tensor(np.ascontiguousarray(labels, np.float32)).to(where),
+            ),
+            patients,
+            request,
+            injected=injected,
+            tick=tick,
+        )
+
+
+def _train_network(
+    network: nn.Module,
+    trained: set[str],
+    examples: Examples,
+    patients: np.ndarray,
+    request: PrivateSteps,
+    *,
+    injected: InjectedRows | None,
+    tick: Callable[[int], None],
+) -> np.ndarray:
+    tensors = []
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
+        if name in trained:
+            tensors.append(parameter)
+    frozen = _digest_outside(network, trained)
 
     def gradients(parameters: np.ndarray, drawn: DrawnRows) -> Iterator[np.ndarray]:
-        _load(tensors.values(), parameters)
+        _load(tensors, parameters)
         yield from ENGINES[request.engine](
             network,
             examples,
@@ -202,14 +226,14 @@ def train_private_network(
             weights=drawn.weights,
             loss=masked_bce,
         )
-        if _digest_outside(network, chosen_names) != frozen:
+        if _digest_outside(network, trained) != frozen:
             raise ConfigError(
                 "training changes a part of the network that is not trained", code="uncovered-parameter"
             )
 
-    start = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors.values()])
+    start = np.concatenate([tensor.detach().cpu().numpy().ravel() for tensor in tensors])
     parameters = descend(start.astype(np.float64), gradients, patients, request, injected=injected, tick=tick)
-    _load(tensors.values(), parameters)
+    _load(tensors, parameters)
     return parameters
 
 
@@ -219,7 +243,7 @@ def _load(tensors: Iterable[Tensor], parameters: np.ndarray) -> None:
     with torch.no_grad():
         for tensor in tensors:
             end = begin + tensor.numel()
-            tensor.copy_(torch.as_tensor(parameters[begin:end].reshape(tensor.shape)))
+            tensor.copy_(torch.as_tensor(parameters[begin:end].reshape(tensor.shape)).to(tensor.device))
             begin = end
 
 
@@ -230,7 +254,7 @@ def _digest_outside(network: nn.Module, trained: set[str]) -> str:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().numpy()).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1).view(np.uint8)
 
 
 class DrawnRows(NamedTuple):

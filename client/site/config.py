@@ -14,7 +14,7 @@ from client.labels.reader_agreement import Rule
 from common.artifacts import NAMES, parse_name
 from common.errors import ConfigError
 from common.files import write_new
-from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
+from common.names import DEVICE_CHOICE, MAX_PATIENTS, SITE_NAME, SiteKind
 from common.plan import Split
 from common.strict import StrictModel, describe_all, strict_yaml
 
@@ -59,6 +59,8 @@ class SiteConfig(StrictModel):
     policy: str | None = None
     # needed where the kind is not hospital and fedqc did not generate the images: `fedqc site declare`
     declared_not_hospital: Declaration | None = None
+    # where its agent computes: auto (the first GPU, else the CPU), cpu, cuda, cuda:N; common/devices.py
+    device: str = Field(default="auto", pattern=DEVICE_CHOICE)
     patients: PatientRule = AS_WRITTEN  # who is one patient, and who is one without a PatientID
 
     @field_validator("assessed", mode="before")

@@ -52,8 +52,8 @@ from client.site.policy import (
 )
 from client.site.site_ledger import has_ledger, open_ledger
 from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
-from common.plan import RunPlan
-from common.preprocess import DEFAULT_SIZE
+from common.plan import Model, RunPlan, Training
+from common.preprocess import CHANNELS, DEFAULT_SIZE
 from common.pricing import charges, with_noise
 from common.privacy import epsilon_of, epsilon_text
 from common.strict import strict_yaml
@@ -95,7 +95,7 @@ def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT
         damage or check_enrolment(pinned, date.today()),
         *_check_network(folder / "node", timeout_s),
         check_disk(shutil.disk_usage(state if state.is_dir() else folder).free),
-        check_gpu(),
+        check_device(config.device),
         *check_encryption([state, folder / config.images]),
         check_modes(folder, config),
         check_ledger(folder, config),
@@ -292,17 +292,35 @@ def check_disk(free_bytes: int) -> Check:
     )
 
 
-def check_gpu() -> Check:
-    """For information: everything works without."""
+def check_device(choice: str) -> Check:
+    """Where the agent will compute, and that it can: two batches of zeros are trained there."""
     import torch
 
-    if torch.cuda.is_available():
+    from common.devices import describe, on_device, use_device
+    from common.models import fresh
+
+    found = ""
+    try:
+        where = use_device(choice)
+        found = describe(where)
+        network = fresh(Model().name, 0)
+        with on_device(network):
+            for _ in range(2):
+                x = torch.zeros(Training().batch_size, CHANNELS, DEFAULT_SIZE, DEFAULT_SIZE, device=where)
+                network(x).sum().backward()
+    except ConfigError as refusal:
+        return Check(check="device", ok=False, problem=refusal.message, fix=refusal.hint)
+    except RuntimeError as failure:  # of the driver, or out of memory
         return Check(
-            check="gpu",
-            ok=None,
-            found=f"{torch.cuda.get_device_name(0)}, not used yet: training runs on the CPU",
+            check="device",
+            ok=False,
+            found=found,
+            problem=f"{choice}: {str(failure).splitlines()[0][:200]}",
+            fix="update the driver, end other programs on it, or device: cpu in site.yaml",
         )
-    return Check(check="gpu", ok=None, found="none: training runs on the CPU")
+    finally:
+        use_device("cpu")
+    return Check(check="device", ok=True, found=f"training runs on {found}")
 
 
 def check_encryption(folders: Sequence[Path], mounts: str | None = None) -> Iterator[Check]:

@@ -28,6 +28,13 @@ JobsOption = Annotated[
     ),
 ]
 
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Where sites compute: cpu, cuda, cuda:N; auto: the GPUs, else the CPU. site.yaml is not asked."
+    ),
+]
+
 
 @simulate.command()
 def simulate_command(
@@ -36,6 +43,7 @@ def simulate_command(
     out: Annotated[Path, typer.Option(help="Run folder to create.")],
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Replaces the plan's seed.")] = None,
     jobs: JobsOption = None,
+    device: DeviceOption = "auto",
     accept_quarantine: Annotated[
         bool, typer.Option("--accept-quarantine", help="Continue although many files cannot be read.")
     ] = False,
@@ -56,6 +64,7 @@ def simulate_command(
         out,
         jobs or usable_cores(),
         format,
+        device=device,
         accept_quarantine=accept_quarantine,
         tuning=tuning.to_json() if tuning else None,
     )

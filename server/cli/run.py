@@ -143,6 +143,7 @@ def resume(
             min=1, help="Simulation only: sites that train side by side. Default: one for each core."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="Simulation only: as `fedqc simulate`.")] = "auto",
     accept_missing: Annotated[
         bool, typer.Option("--accept-missing", help="Continue without sites that are away or refuse.")
     ] = False,
@@ -165,7 +166,9 @@ def resume(
     if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
         from server.simulation.simulate import resume_simulation
 
-        return resume_simulation(found, data, jobs, format, accept_changed_data=accept_changed_data)
+        return resume_simulation(
+            found, data, jobs, format, device=device, accept_changed_data=accept_changed_data
+        )
     if accept_changed_data:
         raise ConfigError(
             "--accept-changed-data is for simulations",

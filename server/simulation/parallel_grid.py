@@ -22,6 +22,7 @@ from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
+from common.devices import use_device
 from common.errors import RunError
 from common.learning import set_threads
 from common.processes import die_with_parent
@@ -40,6 +41,7 @@ class ParallelGrid(LocalGrid):
         sites, run_config: as `LocalGrid`.
         jobs: messages that are answered at once.
         threads: of torch, in each process.
+        device: where each computes (common/devices.py); `auto` spreads them over all GPUs.
         load: what each node will have to compute, in any unit; heavy ones get a process for themselves.
         preload: other modules that every process needs.
     """
@@ -53,6 +55,7 @@ class ParallelGrid(LocalGrid):
         jobs: int,
         threads: int,
         load: Mapping[int, float],
+        device: str = "cpu",
         preload: Sequence[str] = (),
     ) -> None:
         super().__init__(_no_app, sites, run_config)
@@ -70,7 +73,9 @@ class ParallelGrid(LocalGrid):
             ours, theirs = context.Pipe()
             nodes = {node: dict(config) for node, config in sites.items() if self._place[node] == place}
             process = context.Process(
-                target=_serve, args=(theirs, app, nodes, dict(run_config), threads), daemon=True
+                target=_serve,
+                args=(theirs, app, nodes, dict(run_config), threads, device, place),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -153,11 +158,14 @@ def _serve(
     nodes: Mapping[int, Mapping[str, str]],
     run_config: Mapping[str, str],
     threads: int,
+    device: str,
+    place: int,
 ) -> None:
     """Answer messages until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that conducts the run
     die_with_parent()
     set_threads(threads)
+    use_device(device, spread=place)
     grid = LocalGrid(named(app), nodes, run_config)
     with suppress(EOFError, OSError):
         while True:

@@ -29,13 +29,14 @@ def resume_simulation(
     jobs: int | None,
     format: Format,
     *,
+    device: str = "cpu",
     accept_changed_data: bool = False,
 ) -> int:
     """Continue a simulation from its last finished round.
 
     Args:
         data: where the sites lie now; None: where they lay before.
-        jobs: as `run_simulation`; None: one for each core.
+        jobs, device: as `run_simulation`; jobs None: one for each core.
         accept_changed_data: continue although the data of a site are others than in the first round.
     Returns:
         exit status.
@@ -55,6 +56,7 @@ def resume_simulation(
         jobs or usable_cores(),
         format,
         threads=int(folder.manifest["threads"]),
+        device=device,
         run=str(folder.manifest["run"]),
         accept_changed_data=accept_changed_data,
     )
@@ -68,6 +70,7 @@ def run_simulation(
     format: Format,
     *,
     threads: int = 1,
+    device: str = "cpu",
     accept_quarantine: bool = False,
     run: str = "",
     accept_changed_data: bool = False,
@@ -78,6 +81,7 @@ def run_simulation(
     Args:
         jobs: sites that train side by side, each in a process; the results are the same for any number.
         threads: of torch in each process; other than 1 for a run that an earlier version began with more.
+        device: where every site computes, whatever its site.yaml says: `auto`, `cpu`, `cuda`, `cuda:N`.
         accept_quarantine: continue although many files cannot be read.
         run: name of the run that is resumed; "" for a new one.
         accept_changed_data: continue it although the data of a site changed.
@@ -87,12 +91,15 @@ def run_simulation(
     Raises:
         FedqcError: the plan, the data or the run failed.
     """
+    from common.devices import describe, use_device
     from common.learning import set_threads
     from common.progress_bar import say
     from server.run.conduct import check_names, check_sites, conduct
     from server.simulation.local_grid import named
 
     set_threads(threads)
+    if use_device(device).type != "cpu":
+        say(f"training runs on {describe(use_device(device))}")
     site_yamls = find_sites(data)
     read_site, prepare = named("client.site.config:read_site"), named("client.agent.tasks:prepare")
     names = {path: read_site(path)[0].name for path in site_yamls}
@@ -112,7 +119,7 @@ def run_simulation(
                 say(f"{cohort.site.name}: other {' and '.join(changes)} than in the first round, accepted")
     nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
-    with _grid(plan, nodes, config, jobs=jobs, threads=threads) as grid:
+    with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device) as grid:
         folder = conduct(
             grid,
             plan,
@@ -155,6 +162,7 @@ def _grid(
     *,
     jobs: int,
     threads: int,
+    device: str,
 ) -> LocalGrid:
     from server.simulation.local_grid import LocalGrid, named
     from server.simulation.parallel_grid import ParallelGrid
@@ -167,6 +175,7 @@ def _grid(
         config,
         jobs=jobs,
         threads=threads,
+        device=device,
         load={node: _work(plan, values) for node, values in nodes.items()},
         preload=["client.dp.dp_sgd"] if any(ARMS[arm].clips for arm in plan.arms) else [],
     )

@@ -82,7 +82,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if device is not None:
         kwargs_held["device"] = torch.device("cpu")
     result = func(*args_held, **kwargs_held)
-    if not (any(far) if device is None else torch.device(device) == ELSEWHERE):
+    if result is None or not (any(far) if device is None else torch.device(device) == ELSEWHERE):
         return result
     if func.overloadpacket.__name__.endswith("_"):
         return args[0]

@@ -39,14 +39,18 @@ def hooked_gradients(
     for batch in whole_patients(slices, num_rows):
         own, done = None if weights is None else weights[done : done + len(batch)], done + len(batch)
         inputs = torch.cat([examples.inputs(rows) for rows in batch])
-        owner = torch.as_tensor(np.repeat(np.arange(len(batch)), [len(part) for part in batch]))
-        x = torch.zeros(num_rows, *inputs.shape[1:], dtype=inputs.dtype)
-        y = torch.full((num_rows, examples.labels.shape[1]), torch.nan, dtype=examples.labels.dtype)
-        x[: len(owner)], y[: len(owner)] = inputs, examples.labels[np.concatenate(batch)]
+        where = inputs.device
+        owner = torch.as_tensor(np.repeat(np.arange(len(batch)), [len(part) for part in batch])).to(where)
+        x = torch.zeros(num_rows, *inputs.shape[1:], dtype=inputs.dtype, device=where)
+        y = torch.full(
+            (num_rows, examples.labels.shape[1]), torch.nan, dtype=examples.labels.dtype, device=where
+        )
+        x[: len(owner)] = inputs
+        y[: len(owner)] = examples.labels[torch.as_tensor(np.concatenate(batch)).to(where)]
         per_slice = opacus_gradients(network, x, y, loss)
-        share = None if own is None else torch.as_tensor(np.concatenate(own), dtype=y.dtype)
+        share = None if own is None else torch.as_tensor(np.concatenate(own), dtype=y.dtype).to(where)
         means = [patient_means(one[: len(owner)].flatten(1), owner, len(batch), share) for one in per_slice]
-        yield torch.cat(means, dim=1).numpy()
+        yield torch.cat(means, dim=1).cpu().numpy()
 
 
 def opacus_gradients(network: nn.Module, inputs: Tensor, labels: Tensor, loss: PerSampleLoss) -> list[Tensor]:

@@ -30,13 +30,14 @@ def looped_gradients(
     trained = trained_parameters(network)
     for number, rows in enumerate(slices):
         with torch.enable_grad():
-            losses = loss(network(examples.inputs(rows)), examples.labels[rows])
+            inputs = examples.inputs(rows)
+            losses = loss(network(inputs), examples.labels[torch.as_tensor(rows).to(inputs.device)])
             check_losses(losses, len(rows))
             if weights is None:
                 mean = losses.mean()
             else:
-                mean = (losses * torch.as_tensor(weights[number], dtype=losses.dtype)).sum()
+                mean = (losses * torch.as_tensor(weights[number], dtype=losses.dtype).to(losses.device)).sum()
             found = torch.autograd.grad(mean, list(trained.values()), allow_unused=True)
         gradients = {name: one for name, one in zip(trained, found, strict=True) if one is not None}
         check_coverage(trained, gradients)
-        yield torch.cat([one.flatten() for one in gradients.values()])[None].numpy()
+        yield torch.cat([one.flatten() for one in gradients.values()])[None].cpu().numpy()

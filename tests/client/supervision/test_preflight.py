@@ -405,12 +405,25 @@ def test_a_kit_of_another_version_is_found() -> None:
     assert {item.check: item for item in preflight.check_versions("")}["fedqc"].ok
 
 
-def test_a_gpu_is_named_and_said_to_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
-    found = preflight.check_gpu()
-    assert found.ok is None
-    assert found.found == "NVIDIA H100, not used yet: training runs on the CPU"
+def test_where_the_agent_computes_is_named_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = preflight.check_device("auto" if not torch.cuda.is_available() else "cpu")
+    assert (found.ok, found.found) == (True, f"training runs on CPU (torch {torch.__version__})")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        missing = preflight.check_device("cuda:1")
+    assert missing.ok is False
+    assert "cuda:1" in missing.problem
+    assert missing.fix
+    assert exit_status([missing]) == 2
+
+    def broken(choice: str) -> torch.device:
+        raise RuntimeError("CUDA driver version is insufficient\nmore")
+
+    monkeypatch.setattr(
+        "common.devices.use_device", lambda choice: broken(choice) if choice != "cpu" else None
+    )
+    found = preflight.check_device("cuda")
+    assert (found.ok, found.problem) == (False, "cuda: CUDA driver version is insufficient")
 
 
 def test_a_full_disk_is_found() -> None:
