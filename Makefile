@@ -73,6 +73,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/noise.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/free_gains.py --quick > /dev/null
 	$(BIN)/python benchmarks/dp_step.py --quick --update docs/performance.md
+	$(BIN)/python benchmarks/train_step.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/deployment_round.py --quick --update docs/performance.md
 	$(BIN)/python benchmarks/data_path.py --quick --update docs/performance.md
 	@if $(BIN)/python -c 'import torchio, skimage' 2>/dev/null; then \
