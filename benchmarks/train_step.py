@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py [--quick] [--format json] [--update docs/performance.md]
 
-The loop is the product's own (`common.learning.train_epochs`), on one core and, where there is one, on the first GPU.
-Cost: epochs over the same slices in turns, as ratios to float32 on the CPU. Model: from the
-public start, on phantoms of shifted appearances, several seeds; macro AUROC on other phantoms, bf16 less fp32
-with the same seed (Student's t).
+The loop is the product's own (`common.learning.train_epochs`), on one core and, where there is one, on the
+first GPU. Cost: epochs over the same slices in turns, as ratios to float32 on the CPU. Model: from the public
+start, on phantoms of shifted appearances, several seeds; macro AUROC on other phantoms, bf16 less fp32 with the
+same seed (Student's t).
 """
 
 from __future__ import annotations

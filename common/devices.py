@@ -18,8 +18,15 @@ from common.errors import ConfigError
 from common.names import DEVICE_CHOICE
 
 _CPU = torch.device("cpu")
+
+
+class _Process:
+    """This process: where it computes."""
+
+    device = _CPU
+
+
 _DRIVER = Path("/proc/driver/nvidia/version")
-_chosen = _CPU
 
 
 def use_device(choice: str, *, spread: int = 0) -> torch.device:
@@ -33,15 +40,14 @@ def use_device(choice: str, *, spread: int = 0) -> torch.device:
     Raises:
         ConfigError: this machine, or this build of torch, has no such GPU (code `no-such-device`).
     """
-    global _chosen
     if not re.fullmatch(DEVICE_CHOICE, choice):
         raise ConfigError(
             f"device {choice!r}: unknown", code="no-such-device", hint="auto, cpu, cuda, cuda:N"
         )
     count = torch.cuda.device_count() if choice != "cpu" and torch.cuda.is_available() else 0
     if choice == "cpu" or (choice == "auto" and not count):
-        _chosen = _CPU
-        return _chosen
+        _Process.device = _CPU
+        return _CPU
     _, _, number = choice.partition(":")
     if int(number or 0) >= count:
         raise ConfigError(
@@ -50,26 +56,26 @@ def use_device(choice: str, *, spread: int = 0) -> torch.device:
             hint="fedqc site check says what there is; device: auto takes the CPU where there is no GPU",
         )
     _compute_alike()
-    _chosen = torch.device("cuda", int(number) if number else spread % count)
-    torch.cuda.set_device(_chosen)
-    return _chosen
+    _Process.device = torch.device("cuda", int(number) if number else spread % count)
+    torch.cuda.set_device(_Process.device)
+    return _Process.device
 
 
 def device() -> torch.device:
     """Where torch computes in this process."""
-    return _chosen
+    return _Process.device
 
 
 @contextmanager
 def on_device(network: nn.Module) -> Iterator[torch.device]:
     """While open, the network lies on the device of the process; then it is back where it was."""
     before = next((one.device for one in network.parameters()), _CPU)
-    if before == _chosen:
-        yield _chosen
+    if before == _Process.device:
+        yield _Process.device
         return
-    network.to(_chosen)
+    network.to(_Process.device)
     try:
-        yield _chosen
+        yield _Process.device
     finally:
         network.to(before)
 

@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import get_args
 
 import click
 import typer
@@ -22,7 +23,9 @@ from common.artifacts import NAMES
 from common.cli import COMMANDS
 from common.losses import BATCH_LOSSES, LOSSES
 from common.models import MODELS
-from common.plan import RunPlan
+from common.optimizers import OPTIMIZERS
+from common.plan import Augmentation, RunPlan
+from common.samplers import SAMPLERS
 from server.strategies import STRATEGIES
 from tests.helpers.command_line import ROOT
 
@@ -135,7 +138,23 @@ def test_every_key_of_a_policy_and_of_site_yaml_is_documented() -> None:
 
 
 def test_every_word_a_plan_may_choose_is_documented() -> None:
-    assert undocumented(iter([*ARMS, *MODELS, *LOSSES, *BATCH_LOSSES, *STRATEGIES])) == []
+    assert (
+        undocumented(
+            iter(
+                [
+                    *ARMS,
+                    *MODELS,
+                    *LOSSES,
+                    *BATCH_LOSSES,
+                    *STRATEGIES,
+                    *OPTIMIZERS,
+                    *SAMPLERS,
+                    *get_args(Augmentation),
+                ]
+            )
+        )
+        == []
+    )
 
 
 def test_every_artifact_is_documented() -> None:

@@ -45,7 +45,7 @@ TRAININGS: list[dict[str, Any]] = [
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with Watch():
-        monkeypatch.setattr(devices, "_chosen", ELSEWHERE)
+        monkeypatch.setattr(devices._Process, "device", ELSEWHERE)
         yield ELSEWHERE
     SlicesOnDevice._kept = None
 
@@ -72,7 +72,7 @@ def test_training_leaves_no_tensor_behind(
 ) -> None:
     there = trained(**changes)
     assert lies_on_the_cpu(there)
-    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    monkeypatch.setattr(devices._Process, "device", torch.device("cpu"))
     here = trained(**changes)
     for name, tensor in here.state_dict().items():
         assert torch.allclose(tensor, there.state_dict()[name], atol=1e-3), name
@@ -84,7 +84,7 @@ def test_scores_and_features_come_back(elsewhere: torch.device, monkeypatch: pyt
     one = network()
     there = score(one, IMAGES, MODALITY, ROWS), extract_features(one, IMAGES, MODALITY, ROWS)
     assert lies_on_the_cpu(one)
-    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    monkeypatch.setattr(devices._Process, "device", torch.device("cpu"))
     here = score(one, IMAGES, MODALITY, ROWS), extract_features(one, IMAGES, MODALITY, ROWS)
     for two, other in zip(here, there, strict=True):
         assert np.allclose(two, other, atol=1e-4)
@@ -120,7 +120,7 @@ def test_private_training_computes_there_and_clips_here(
 
     there, flat = run()
     assert lies_on_the_cpu(there)
-    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    monkeypatch.setattr(devices._Process, "device", torch.device("cpu"))
     assert np.allclose(run()[1], flat, atol=1e-4)
 
 
@@ -239,7 +239,7 @@ def test_gpus_are_shared_by_number(
     choice: str, spread: int, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_to: list[torch.device] = []
-    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    monkeypatch.setattr(devices._Process, "device", torch.device("cpu"))
     monkeypatch.setattr(devices, "_compute_alike", lambda: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

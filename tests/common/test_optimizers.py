@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -82,8 +82,9 @@ def test_each_is_the_optimizer_of_torch(case: str, decay: float) -> None:
         torch.testing.assert_close(tensor, other, rtol=1e-6, atol=1e-9)
 
 
-def test_every_optimizer_is_compared() -> None:
+def test_every_optimizer_is_compared_and_may_be_named() -> None:
     assert {name for name, *_ in CASES.values()} == set(OPTIMIZERS)
+    assert set(get_args(Training.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
 
 
 def test_the_default_gives_the_bits_of_the_versions_before() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from common.artifacts import NAMES
+from common.plan import Training
 from common.samplers import SAMPLERS, balanced, draw_weights, uniform
 
 CT, MR = 0, 1
@@ -73,3 +76,7 @@ def test_a_pass_is_as_long_as_the_rows_and_repeated_by_its_seed(name: str) -> No
     assert one.tolist() == again.tolist() != other.tolist()
     for few in (rows[:1], rows[:0]):
         assert SAMPLERS[name](few, modality, labels, np.random.default_rng(1)).tolist() == few.tolist()
+
+
+def test_every_sampler_may_be_named() -> None:
+    assert set(get_args(Training.model_fields["sampler"].annotation)) == set(SAMPLERS)

@@ -144,6 +144,14 @@ def test_progress_counts_what_an_earlier_attempt_did(capsys: pytest.CaptureFixtu
     assert len(seen) == 4
 
 
+def test_rounds_that_an_early_end_leaves_out_count_as_done(tmp_path: Path) -> None:
+    live = Live(tmp_path, units=7)
+    for event in (began(), closed(1), closed(2), StageEndedEarly(reason="no better", rounds_left=4)):
+        live(event)
+    live(RunFinished(status="completed", models=1, sites=2))
+    assert read_live(tmp_path)["done"] == 7
+
+
 def test_a_run_without_a_state_has_just_started(tmp_path: Path) -> None:
     assert read_live(tmp_path)["stage"] == "start"
 

@@ -20,6 +20,7 @@ from common.models import build
 from common.plan import RunPlan
 from common.pricing import plan_epsilon, training_steps, with_noise
 from common.weights import flatten, manifest_of
+from server.evaluation.report.page import write_report
 from server.run import conduct
 from server.run.choice import MEAN, Choice, choice_of
 from server.run.conduct import initial_weights
@@ -208,6 +209,15 @@ def test_a_model_of_another_round_is_found(copy: RunFolder) -> None:
         "federated_dp, model": "of the mean of 2 rounds up to 3, but the public scores choose "
         "the mean of 2 rounds up to 1"
     }
+
+
+def test_the_report_draws_arms_that_ended_after_different_rounds(copy: RunFolder) -> None:
+    path = copy.path / "evaluation.json"
+    noted = json.loads(path.read_text())
+    noted["curves"]["federated"].pop()
+    path.write_text(json.dumps(noted))
+    page = write_report(copy).read_text(encoding="utf-8")
+    assert "Over the rounds" in page
 
 
 @pytest.mark.parametrize("stop_at", [5, 10])
