@@ -4,8 +4,8 @@
 
 The loop is the product's own (`common.learning.train_epochs`), on one core and, where there is one, on the
 first GPU. Cost: epochs over the same slices in turns, as ratios to float32 on the CPU. Model: from the public
-start, on phantoms of shifted appearances, several seeds; macro AUROC on other phantoms, bf16 less fp32 with the
-same seed (Student's t).
+start, on phantoms of shifted appearances, several seeds; macro AUROC on other phantoms, bf16 less fp32 with
+the same seed (Student's t).
 """
 
 from __future__ import annotations
