@@ -87,7 +87,7 @@ def train_epochs(
     Args:
         images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
-        seed: decides the order of the slices and their augmentation, and nothing else is random.
+        seed: decides the order of the slices, their augmentation and what drops out; nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     Raises:
@@ -102,12 +102,18 @@ def train_epochs(
         step = optimizer_of(training, parameters)
         truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32)).to(where)
         halves = training.precision == "bf16"
+        network = as_classifier(model)
+        coins = torch.Generator().manual_seed(seed)
         shares = None if weights is None else torch.from_numpy(weights).to(where)
 
         def gradients(chosen: np.ndarray, x: Tensor) -> tuple[Tensor, ...]:
             own = torch.as_tensor(chosen, device=where)
             with torch.autocast(where.type, torch.bfloat16) if halves else contextlib.nullcontext():
-                logits = model(x).float()
+                logits = (
+                    network.head(_dropped_out(network.features(x), training.dropout, coins))
+                    if training.dropout
+                    else model(x)
+                ).float()
             losses = of_samples(logits, truth[own])
             return torch.autograd.grad(
                 (losses if shares is None else losses * shares[own]).mean(), parameters
@@ -120,6 +126,12 @@ def train_epochs(
             for chosen, x in batches(images, modality, order, training.batch_size, augment):
                 tick(epoch)
                 step(fitting(chosen, x))
+
+
+def _dropped_out(features: Tensor, share: float, coins: torch.Generator) -> Tensor:
+    """Features, shape (B, F), a share of them 0 and the others larger, so that the mean stays."""
+    keeps = (torch.rand(features.shape, generator=coins) >= share) / (1 - share)
+    return features * keeps.to(features)
 
 
 class _Fitting:

@@ -64,6 +64,7 @@ LATER_TRAINING_KEYS = (
     "sampler",
     "augment",
     "precision",
+    "dropout",
 )
 
 Augmentation = Literal["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
@@ -164,6 +165,8 @@ class Training(StrictModel):
     # how the coordinator combines updates: a name of server/strategies/, known to the coordinator alone
     strategy: str = Field(default=DEFAULT_STRATEGY, pattern=r"^[a-z][a-z0-9_]{0,31}$")
     inject: Inject | None = None  # None: a site's label sheet alone
+    # of arms without noise: share of what the head sees that is 0 in a step (Srivastava et al., JMLR 2014)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     # of arms without noise: bf16 computes products in bfloat16, sums and steps stay float32
     precision: Literal["fp32", "bf16"] = "fp32"
 

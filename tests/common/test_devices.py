@@ -39,6 +39,7 @@ TRAININGS: list[dict[str, Any]] = [
     {"optimizer": "rmsprop"},
     {"augment": ("flip", "rotation", "contrast")},
     {"sampler": "balanced"},
+    {"dropout": 0.5},
 ]
 
 

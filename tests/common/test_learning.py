@@ -8,7 +8,7 @@ import torch
 
 from common.artifacts import NAMES
 from common.augmentation import augmenter
-from common.learning import batches, extract_features, score, seed_for, train_epochs
+from common.learning import _dropped_out, batches, extract_features, score, seed_for, train_epochs
 from common.models import as_classifier, build
 from common.plan import Training
 from common.preprocess import to_channels
@@ -157,3 +157,23 @@ def test_the_head_on_the_features_is_the_model() -> None:
 def test_every_site_and_round_has_a_seed_of_its_own(changed: tuple[int, str, int]) -> None:
     assert seed_for(*changed) != seed_for(7, "a", 1)
     assert seed_for(7, "a", 1) == seed_for(7, "a", 1) >= 0
+
+
+def test_dropout_is_drawn_from_the_seed_and_only_in_training() -> None:
+    first = trained(dropout=0.5)
+    torch.rand(100)  # the global generator decides nothing
+    assert trained(dropout=0.5).tobytes() == first.tobytes()
+    assert trained(dropout=0.5, seed=2).tobytes() != first.tobytes()
+    assert trained().tobytes() != first.tobytes()
+    images, modality, _ = slices()
+    model = build("small_cnn")
+    rows = np.arange(SLICES)
+    assert np.array_equal(score(model, images, modality, rows), score(model, images, modality, rows))
+
+
+def test_dropout_keeps_the_mean_and_its_share() -> None:
+    features = torch.ones(200, 50)
+    left = _dropped_out(features, 0.4, torch.Generator().manual_seed(0))
+    assert float((left == 0).float().mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(left.mean()) == pytest.approx(1, abs=0.03)
+    assert len({tuple(row.tolist()) for row in left != 0}) > 190  # a draw for each slice

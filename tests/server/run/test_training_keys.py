@@ -19,6 +19,8 @@ KEYS: dict[str, Any] = {
     "decay_rounds": 1,
     "sampler": "balanced",
     "augment": ["flip", "rotation", "shift"],
+    "dropout": 0.2,
+    "precision": "bf16",
 }
 
 
