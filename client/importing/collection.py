@@ -233,6 +233,7 @@ def _write_scan(site: _Site, scan: Scan, wanted: Wanted) -> bool:
     images.mkdir(parents=True, exist_ok=True)
     identity = f"{wanted.collection}/{site.name}/{scan.patient}"
     made: list[Path] = []
+    lossy = False
     try:
         for plane in scan.planes():
             place = site.images[scan.patient] + len(made) + 1
@@ -249,6 +250,8 @@ def _write_scan(site: _Site, scan: Scan, wanted: Wanted) -> bool:
                 **plane.facts,
             }
             facts.setdefault("instance_number", plane.number)
+            facts.setdefault("imported_from", scan.form)
+            lossy |= bool(facts.get("lossy_method"))
             write_slice(
                 path,
                 plane.image,
@@ -258,7 +261,6 @@ def _write_scan(site: _Site, scan: Scan, wanted: Wanted) -> bool:
                     study_uid=make_uid(f"{identity}/study {scan.study}".encode()),
                     series_uid=make_uid(f"{identity}/study {scan.study}/series {scan.series}".encode()),
                     sop_uid=make_uid(f"{identity}/{scan.source}/{plane.number}".encode()),
-                    imported_from=scan.form,
                     **facts,
                 ),
             )
@@ -271,7 +273,7 @@ def _write_scan(site: _Site, scan: Scan, wanted: Wanted) -> bool:
         return False
     site.images[scan.patient] += len(made)
     site.modalities[scan.modality] += len(made)
-    site.lossy |= bool(scan.facts.get("lossy_method"))
+    site.lossy |= lossy
     for place, path in enumerate(made, start=1):
         site.rows += [replace(row, key=RowKey(file=path.name)) for row in scan.labels]
         line: dict[str, Any] = {"file": path.name, "source": scan.source, "patient": scan.patient}

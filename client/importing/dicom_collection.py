@@ -81,6 +81,11 @@ def dicom_collection(
     account.check(len(files), accept=wanted.accept, src=src)
     if persons:
         say(f"warning: {persons} files name a person in their header: is this a public collection?")
+    if lossy := sum(header.lossy for file in files for header in file.headers):
+        say(
+            f"warning: {lossy} images were compressed with loss: a site leaves them out unless its "
+            "cohort.yaml says lossy: use"
+        )
     sites = _dealt(files, account)
     with whole_folder(out) as staging:
         reports = []

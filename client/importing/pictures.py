@@ -86,21 +86,17 @@ def pictures(
         patient = patient_id(who, name)
         site = site_name(entry.site or named.get("site", "") or wanted.site)
         number = order[site, patient] = order.get((site, patient), 0) + 1
-        lossy = not name.lower().endswith(".png")
-        facts: dict[str, Any] = {"instance_number": number, **entry.facts}
-        if lossy:
-            facts["lossy_method"] = JPEG_METHOD
         scans.append(
             Scan(
                 source=name,
-                form="JPEG" if lossy else "PNG",
+                form="picture",
                 patient=patient,
                 site=site,
                 modality=modality,
                 study="1",
                 series=modality,
                 labels=tuple(entry.labels),
-                facts=facts,
+                facts={"instance_number": number, **entry.facts},
                 about=entry.about,
                 planes=partial(_planes, source, window if modality == "CT" else None),
             )
@@ -153,9 +149,11 @@ def _modality_of(entry: Entry, wanted: Wanted, window: Window | None, src: Path)
 
 
 def _planes(source: Source, window: Window | None) -> Iterator[Plane]:
-    values, full = read_picture(source.path)
+    values, full, form = read_picture(source.path)
     bits = {255: 8, 65535: 16}[full]
-    facts: dict[str, Any] = {"bits_stored": bits, "signed": False}
+    facts: dict[str, Any] = {"bits_stored": bits, "signed": False, "imported_from": form}
+    if form == "JPEG":  # by its content: the name may say otherwise
+        facts["lossy_method"] = JPEG_METHOD
     if window is not None:
         # the stored integers are those of the picture
         facts["slope"] = float(f"{window.width / full:.10g}")
@@ -164,9 +162,9 @@ def _planes(source: Source, window: Window | None) -> Iterator[Plane]:
     yield Plane(image=image, facts=facts)
 
 
-def read_picture(path: Path) -> tuple[np.ndarray, int]:
-    """A grey picture as integers, shape (rows, columns), turned as its EXIF orientation says; and the largest
-    value that its depth holds, 255 or 65535.
+def read_picture(path: Path) -> tuple[np.ndarray, int, str]:
+    """A grey picture as integers, shape (rows, columns), turned as its EXIF orientation says; the largest
+    value that its depth holds, 255 or 65535; and its format, PNG or JPEG.
 
     Raises:
         ImagingError: `unreadable`, `truncated`, `too-large`; `colour`: its channels differ, or a part of it
@@ -180,17 +178,18 @@ def read_picture(path: Path) -> tuple[np.ndarray, int]:
                 raise ImagingError(f"{path}: above {MAX_SIDE} pixels a side", code="too-large")
             if getattr(picture, "n_frames", 1) != 1 or picture.mode == "1":
                 raise ImagingError(f"{path}: animated, or without shades of grey", code="bad-geometry")
+            form = str(picture.format)
             turned = ImageOps.exif_transpose(picture)
             turned.load()
             if turned.mode.startswith("I"):
                 values = np.asarray(turned).astype(np.int64)
                 if values.min() < 0 or values.max() > 65535:
                     raise ImagingError(f"{path}: more than 16 bits", code="bad-geometry")
-                return values.astype(np.uint16), 65535
+                return values.astype(np.uint16), 65535, form
             if turned.mode == "L":
-                return np.asarray(turned).astype(np.uint16), 255
-            tolerance = CHROMA if picture.format == "JPEG" else 0
-            return _grey(np.asarray(turned.convert("RGBA")), tolerance, path), 255
+                return np.asarray(turned).astype(np.uint16), 255, form
+            tolerance = CHROMA if form == "JPEG" else 0
+            return _grey(np.asarray(turned.convert("RGBA")), tolerance, path), 255, form
     except ImagingError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -135,7 +135,18 @@ def test_a_folder_of_persons_is_reported(tmp_path: Path, capsys: Capture) -> Non
     dataset.save_as(path)
     _, talk = imported(capsys, src, tmp_path / "out")
     assert "1 files name a person" in talk
+    assert "with loss" not in talk
     assert "Meier" not in talk
+
+
+def test_images_compressed_with_loss_are_reported(tmp_path: Path, capsys: Capture) -> None:
+    src = tcia(tmp_path / "src", TCGA[:1])
+    path = next(src.rglob("*.dcm"))
+    dataset = pydicom.dcmread(path)
+    dataset.LossyImageCompression = "01"
+    dataset.save_as(path)
+    _, talk = imported(capsys, src, tmp_path / "out")
+    assert "1 images were compressed with loss" in talk
 
 
 def test_a_pattern_belongs_to_the_patient_id(tmp_path: Path, capsys: Capture) -> None:

@@ -117,6 +117,33 @@ def left_out_of(site: Path) -> Sequence[Any]:
     return open_slices(site).slices.intake.excluded
 
 
+def test_a_jpeg_by_another_name_is_one(tmp_path: Path, capsys: Capture) -> None:
+    src = folder_of(tmp_path / "src", 1)
+    save(tmp_path / "a.jpg", grey(2)).rename(src / "2.png")
+    imported(capsys, src, tmp_path / "out", "--modality", "MR", "--every-image-a-patient")
+    site = tmp_path / "out" / "src"
+    lossy = {
+        source: read_header(site / "images" / line["file"]).lossy for source, line in about(site).items()
+    }
+    assert lossy == {"1.png": False, "2.png": True}
+
+
+def test_several_readers_of_one_picture(tmp_path: Path, capsys: Capture) -> None:
+    """Who read what goes to the site, whose rule settles it."""
+    rows: list[list[object]] = [
+        ["file", "patient", "阅片人", "运动伪影"],
+        ["1", "a", "Li", "是"],
+        ["1", "a", "Wu", "否"],
+        ["2", "b", "Li", 0],
+    ]
+    sheet = write_csv(tmp_path / "s.csv", [*rows, ["2", "b", "Wu", 0]])
+    imported(capsys, folder_of(tmp_path / "src", 2), tmp_path / "out", "--labels", sheet, "--modality", "MR")
+    site = tmp_path / "out" / "src"
+    assert [row["reader"] for row in rows_of(site)] == ["Li", "Wu"] * 2
+    motion = load_cohort(site).labels[:, INDEX["motion"]]
+    assert (int(np.isnan(motion).sum()), int((motion == 0).sum())) == (1, 1)  # disputed, settled
+
+
 def test_artifacts_by_name_in_one_column(tmp_path: Path, capsys: Capture) -> None:
     """Assessed is what the column names anywhere; a blank cell is not assessed."""
     rows = [["1", "a", "motion"], ["2", "a", "Motion + 磁敏感伪影"], ["3", "b", "clean"], ["4", "b", ""]]
