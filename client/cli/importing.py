@@ -115,8 +115,9 @@ importing = typer.Typer(add_completion=False, no_args_is_help=True)
 def _import_group() -> None:
     """Import a public collection as site folders of kind public: pictures, NIfTI, MATLAB or DICOM.
 
-    Converted images are DICOM with a mark of their origin, which no hospital's site uses. docs/public_data.md
-    has the command for each of several collections.
+    Converted images are DICOM with a mark of their origin; no hospital's site uses them.
+
+    docs/public_data.md has the commands for MR-ART, IXI, TCGA and others.
     """
 
 
