@@ -107,7 +107,7 @@ class Outcome:
 
 def make_site(folder: Path, slices: int) -> None:
     """A site with this many slices, its labels and its key. The same arguments give the same files."""
-    from client.simulation.phantom_sites import write_site_yaml
+    from client.site.made import write_site_yaml
     from common.artifacts import NAMES, applies_to
 
     rows = []

@@ -51,7 +51,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "common.explain:explain",
         "Explain a code of an error, a refusal or a file that is not used.",
     ),
-    "data": ("client.cli.data:data", "Generate, check, prepare and label image data; simulate artifacts."),
+    "data": (
+        "client.cli.data:data",
+        "Generate, import, check, prepare and label image data; simulate artifacts.",
+    ),
 }
 
 

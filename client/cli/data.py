@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from client.cli.importing import importing
 from common.cli import Format, FormatOption, confirmed
 from common.errors import ConfigError
 from common.progress_bar import say
@@ -23,11 +24,12 @@ class Per(StrEnum):
 
 
 data = typer.Typer(add_completion=False, no_args_is_help=True)
+data.add_typer(importing, name="import")
 
 
 @data.callback()
 def _data_group() -> None:
-    """Generate, check, prepare and label image data; simulate artifacts."""
+    """Generate, import, check, prepare and label image data; simulate artifacts."""
 
 
 @data.command()

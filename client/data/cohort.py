@@ -161,7 +161,7 @@ def open_slices(
         DataError: `not-prepared`.
     """
     site, folder, key = _opened(site_yaml)
-    admission = read_admission(folder, key, site.patients)
+    admission = read_admission(folder, key, site.patients, kind=site.kind)
     where = folder / site.images, key, folder / site.state / "cache", size
     slices = open_index(*where, frozen, admit=admission) if frozen else None
     is_frozen = slices is not None
@@ -180,7 +180,8 @@ def holds_index(site_yaml: Path, size: int, index: str) -> bool:
     """Whether the cache still holds an index version: a run can use it whatever became of the folder."""
     site, folder, key = _opened(site_yaml)
     where = folder / site.images, key, folder / site.state / "cache", size
-    return open_index(*where, index, admit=read_admission(folder, key, site.patients)) is not None
+    admission = read_admission(folder, key, site.patients, kind=site.kind)
+    return open_index(*where, index, admit=admission) is not None
 
 
 def not_prepared(site_yaml: Path) -> DataError:

@@ -39,12 +39,14 @@ from client.dicom.patients import AS_WRITTEN, PatientRule, is_listed, near_forms
 from client.site.policy import ETHICS_FIELDS
 from common.artifacts import MODALITIES, Modality
 from common.errors import ConfigError
+from common.names import SiteKind
 from common.strict import StrictModel, describe_all, strict_yaml
 
 MAX_BYTES = 1 << 20
 OLD_AGE_KEYS = {"least": "min", "most": "max"}
 ADMISSION_CODES: dict[str, str] = {
     "opted-out": "the patient is on the opt-out list",
+    "imported": "converted from a public collection by fedqc data import: no image of this hospital",
     "rule-modality": "another modality than the cohort's",
     "rule-body-part": "another body part than the cohort's, or none stated",
     "rule-date": "studied outside the cohort's dates, or on an unknown date",
@@ -148,6 +150,7 @@ class Admission:
     near_opted_out: frozenset[str] = frozenset()  # forms that differ from these in writing
     listed: int = 0  # IDs on the list
     patients: PatientRule = AS_WRITTEN
+    kind: SiteKind = "hospital"  # a hospital uses no imported image
 
     def has_opted_out(self, record: SliceRecord) -> bool:
         """Whether the patient of a slice is on the opt-out list."""
@@ -176,6 +179,8 @@ class Admission:
         include, exclude = self.rules.include, self.rules.exclude
         if self.has_opted_out(record):
             return "opted-out"
+        if record.imported and self.kind == "hospital":
+            return "imported"
         if record.modality not in include.modality:
             return "rule-modality"
         part = record.body_part.upper()
@@ -242,6 +247,8 @@ class Admission:
             rules["include"]["age_years"] = {old: ages[new] for old, new in OLD_AGE_KEYS.items()}
         if self.rules.lossy != "exclude":  # the default is not digested, so that existing caches stay valid
             rules["lossy"] = self.rules.lossy
+        if self.kind != "hospital":
+            rules["imported"] = "use"
         return hashlib.sha256(
             json.dumps([rules, sorted(self.opted_out)], sort_keys=True).encode()
         ).hexdigest()
@@ -257,11 +264,14 @@ class OptOuts:
     without_id: int  # slices in use that cannot be compared with the list
 
 
-def read_admission(folder: Path, key: bytes, patients: PatientRule = AS_WRITTEN) -> Admission:
+def read_admission(
+    folder: Path, key: bytes, patients: PatientRule = AS_WRITTEN, *, kind: SiteKind = "hospital"
+) -> Admission:
     """The rules of FOLDER/cohort.yaml; without the file, all patients are admitted.
 
     Args:
         patients: how the site names its patients.
+        kind: of the site.
     Raises:
         ConfigError: `bad-cohort`, naming file, field and what is allowed; `bad-opt-out`, naming the line. No
             value of a list of patients.
@@ -277,6 +287,7 @@ def read_admission(folder: Path, key: bytes, patients: PatientRule = AS_WRITTEN)
         near_opted_out=frozenset(form for one in names for form in near_forms(one, key)),
         listed=len({normalised(entry[0]) for entry in entries}),
         patients=patients,
+        kind=kind,
     )
 
 

@@ -121,6 +121,8 @@ _ALL_CLASSES = SOP_CLASSES | ENHANCED_CLASSES
 NO_PIXELS = "the header ends without pixel data"
 WRITER = "FEDQC"
 """ImplementationVersionName of the files that `dicom_write` makes."""
+IMPORTER = "FEDQC_IMPORT"
+"""The same, of public images that `fedqc data import` converted: no scanner and no hospital wrote them."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, _PIXEL_DATA})
@@ -300,6 +302,7 @@ class SliceHeader:
     lossy: bool = False  # compressed with loss at any time, as the header or the codestream says
     derived_otherwise: bool = False  # the header names a derivation that is no compression
     not_anatomy: str = ""  # the code by which it is no magnitude image of anatomy; see `content.py`
+    imported: bool = False  # converted from a public collection by fedqc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,12 +423,14 @@ def exclusion(header: SliceHeader, *, lossy: Literal["exclude", "use"] = "exclud
     value that is absent excludes nothing. DERIVED are multiplanar and projection images, maps and averages:
     their artifacts are not the scanner's. The standard also makes an image DERIVED when it is compressed with
     loss; `lossy` decides about those, and about images that say ORIGINAL and are compressed with loss, alike.
-    The derived slices that fedqc writes itself (real images with simulated artifacts) are made to be used.
+    The derived slices that fedqc writes itself (real images with simulated artifacts) are made to be used. So
+    are the secondary ones that it imported; at a hospital `client.data.inclusion` leaves them out.
     Reference: DICOM PS3.3 C.7.6.1.1.2, C.7.6.1.1.5.
     """
-    if code := _never_used(header.image_type, burned_in=header.burned_in):
+    if code := _never_used(header.image_type, burned_in=header.burned_in, imported=header.imported):
         return code
-    derived = header.image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not header.simulated
+    by_fedqc = header.simulated or header.imported
+    derived = header.image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not by_fedqc
     only_compressed = (
         header.lossy
         and not header.derived_otherwise
@@ -439,12 +444,12 @@ def exclusion(header: SliceHeader, *, lossy: Literal["exclude", "use"] = "exclud
     return "lossy" if header.lossy and lossy == "exclude" else None
 
 
-def _never_used(image_type: tuple[str, ...], *, burned_in: bool) -> str | None:
+def _never_used(image_type: tuple[str, ...], *, burned_in: bool, imported: bool) -> str | None:
     if burned_in:
         return "burned-in"
     if is_localizer(image_type):
         return "localizer"
-    if image_type[1:2] not in {(), ("",), ("PRIMARY",)} or is_screen(image_type):
+    if (image_type[1:2] not in {(), ("",), ("PRIMARY",)} and not imported) or is_screen(image_type):
         return "secondary"
     return None
 
@@ -828,14 +833,15 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
     modality = _modality_of(elements, sop_class)
     image_type = _image_type(elements)
     burned_in = text(elements, "BurnedInAnnotation").upper() == "YES"
-    simulated = text(meta, "ImplementationVersionName") == WRITER
+    writer = text(meta, "ImplementationVersionName")
+    simulated, imported = writer == WRITER, writer == IMPORTER
     lossy = _is_lossy(elements, image)
     other = _not_anatomy(elements, image, modality, image_type)
     try:
         slope, intercept = _rescale(elements, modality, layout)
     except ImagingError:
         # maps and projections often have no rescale
-        code = _never_used(image_type, burned_in=burned_in)
+        code = _never_used(image_type, burned_in=burned_in, imported=imported)
         if code is None and image_type[:1] not in {(), ("",), ("ORIGINAL",)} and not (simulated or lossy):
             code = "derived"
         code = code or other
@@ -905,6 +911,7 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         lossy=lossy,
         derived_otherwise=_is_derived_otherwise(elements),
         not_anatomy=other or "",
+        imported=imported,
     )
 
 

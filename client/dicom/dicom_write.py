@@ -1,4 +1,4 @@
-"""Write synthetic slices as DICOM files: the same arguments give the same bytes."""
+"""Write synthetic and imported slices as DICOM files: the same arguments give the same bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import math
 import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import format_number_as_ds
 
 from client.dicom.codecs import EXPLICIT
-from client.dicom.dicom import MAX_SIDE, SOP_CLASSES, WRITER
+from client.dicom.dicom import IMPORTER, MAX_SIDE, SOP_CLASSES, WRITER
 from client.dicom.refusals import refusal
 from common.artifacts import Modality
 
@@ -33,10 +34,14 @@ def make_uid(seed: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HeaderFacts:
-    """The header of a synthetic slice, and how its values are stored.
+    """The header of a synthetic or an imported slice, and how its values are stored. What is None is left out
+    of the header.
 
     Args:
         pixel_spacing_mm: one number, or between rows and between columns.
+        slice_position_mm: along the slice normal; of an imported slice, None where the source gives none.
+        orientation, corner_mm: ImageOrientationPatient and ImagePositionPatient, instead of an axial slice
+            whose centre lies on the z axis at `slice_position_mm`.
         slope, intercept: value = stored × slope + intercept.
         bits_stored, signed: range of the stored integers.
         phase_encoding: "ROW" or "COL", MR only.
@@ -44,17 +49,22 @@ class HeaderFacts:
         scanning_sequence, sequence_variant, echo_time_ms, repetition_time_ms, pixel_bandwidth_hz,
             field_strength_t: how the slice was acquired, MR only. A simulator chooses its physics by them.
         derived: made from a real image: the header then says DERIVED; nothing of the real header is copied.
+        imported_from: the format that the slice was converted from, such as PNG. The header then says DERIVED
+            and SECONDARY, names fedqc as the equipment that converted it, and holds nothing that is not given
+            here.
+        lossy_method: LossyImageCompressionMethod, where the source was compressed with loss.
+        elements: further elements by keyword.
     """
 
     modality: Modality
-    pixel_spacing_mm: float | tuple[float, float]
+    pixel_spacing_mm: float | tuple[float, float] | None
     patient_id: str
     study_uid: str
     series_uid: str
     sop_uid: str
     instance_number: int
-    slice_position_mm: float = 0.0
-    slice_thickness_mm: float = 1.0
+    slice_position_mm: float | None = 0.0
+    slice_thickness_mm: float | None = 1.0
     manufacturer: str = "fedqc"
     model: str = "phantom"
     slope: float = 1.0
@@ -72,11 +82,16 @@ class HeaderFacts:
     pixel_bandwidth_hz: float | None = None
     description: str = ""
     derived: bool = False
+    orientation: tuple[float, float, float, float, float, float] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    corner_mm: tuple[float, float, float] | None = None
+    imported_from: str = ""
+    lossy_method: str = ""
+    elements: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
-    """Write a synthetic slice as CT or MR Image Storage, Explicit VR Little Endian; the same arguments give
-    the same bytes.
+    """Write a synthetic or imported slice as CT or MR Image Storage, Explicit VR Little Endian; the same
+    arguments give the same bytes.
 
     Args:
         image: shape (rows, columns), physical units (HU for CT). Stored as round((image - intercept) /
@@ -117,18 +132,14 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
         "<i2" if facts.signed else "<u2"
     )
     rows, columns = stored.shape
-    spacing = (
-        (facts.pixel_spacing_mm, facts.pixel_spacing_mm)
-        if isinstance(facts.pixel_spacing_mm, int | float)
-        else facts.pixel_spacing_mm
-    )
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(_SOP_CLASS_OF[facts.modality])
     meta.MediaStorageSOPInstanceUID = UID(facts.sop_uid)
     meta.TransferSyntaxUID = UID(EXPLICIT)
     meta.ImplementationClassUID = UID(make_uid(b"fedqc"))
-    meta.ImplementationVersionName = WRITER  # not pydicom's version: the same arguments give the same bytes
+    # not pydicom's version: the same arguments give the same bytes
+    meta.ImplementationVersionName = IMPORTER if facts.imported_from else WRITER
     dataset = Dataset()
     dataset.file_meta = meta
     fields: dict[str, Any] = {
@@ -155,21 +166,13 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
         "SeriesNumber": 1,
         "SeriesDescription": facts.description,
         "PatientPosition": "HFS",
-        "FrameOfReferenceUID": UID(make_uid(b"frame of reference of " + facts.study_uid.encode())),
         "PositionReferenceIndicator": "",
         "Manufacturer": facts.manufacturer,
         "ManufacturerModelName": facts.model,
         "InstanceNumber": facts.instance_number,
         "AcquisitionNumber": 1,
         "BurnedInAnnotation": "NO",
-        "PixelSpacing": [format_number_as_ds(float(value)) for value in spacing],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "ImagePositionPatient": [
-            format_number_as_ds(float(value))
-            for value in _corner(rows, columns, spacing, facts.slice_position_mm)
-        ],
-        "SliceThickness": format_number_as_ds(float(facts.slice_thickness_mm)),
-        "SliceLocation": format_number_as_ds(float(facts.slice_position_mm)),
+        **_plane(facts, rows, columns),
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "Rows": rows,
@@ -206,7 +209,9 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
             fields["MagneticFieldStrength"] = format_number_as_ds(float(facts.field_strength_t))
     if facts.modality == "CT" or (facts.slope, facts.intercept) != (1, 0):
         fields |= {"RescaleSlope": slope_text, "RescaleIntercept": intercept_text}
-    for keyword, value in fields.items():
+    if facts.imported_from:
+        fields = _as_imported(fields, facts)
+    for keyword, value in (fields | dict(facts.elements)).items():
         setattr(dataset, keyword, value)
     dataset.add_new("PixelData", "OW", stored.tobytes() + b"\0" * (stored.nbytes % 2))
 
@@ -222,6 +227,69 @@ def write_slice(path: Path, image: np.ndarray, facts: HeaderFacts) -> None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else format_number_as_ds(float(value))
+
+
+def _plane(facts: HeaderFacts, rows: int, columns: int) -> dict[str, Any]:
+    """Where the slice lies, as far as it is known."""
+    fields: dict[str, Any] = {}
+    spacing = facts.pixel_spacing_mm
+    if isinstance(spacing, int | float):
+        spacing = (spacing, spacing)
+    if spacing is not None:
+        fields["PixelSpacing"] = _numbers(spacing)
+    if facts.slice_thickness_mm is not None:
+        fields["SliceThickness"] = _number(facts.slice_thickness_mm)
+    if facts.slice_position_mm is not None:
+        fields["SliceLocation"] = _number(facts.slice_position_mm)
+        if spacing is not None:
+            corner = facts.corner_mm or _corner(rows, columns, spacing, facts.slice_position_mm)
+            fields["ImageOrientationPatient"] = (
+                [int(value) for value in facts.orientation]
+                if facts.corner_mm is None
+                else _numbers(facts.orientation)
+            )
+            fields["ImagePositionPatient"] = _numbers(corner)
+            fields["FrameOfReferenceUID"] = UID(
+                make_uid(b"frame of reference of " + facts.study_uid.encode())
+            )
+    return fields
+
+
+def _as_imported(fields: dict[str, Any], facts: HeaderFacts) -> dict[str, Any]:
+    """The header of an image of a public collection: its provenance, and nothing that the source does not
+    say.
+
+    Reference: DICOM PS3.3 C.7.6.1.1.2 (Image Type), C.8.6.1 (Conversion Type), C.12.1 (Contributing
+    Equipment), PS3.16 CID 7005.
+    """
+    unknown = (
+        "PatientPosition",
+        "BurnedInAnnotation",
+        "MRAcquisitionType",
+        "SeriesNumber",
+        "AcquisitionNumber",
+    )
+    kept = {keyword: value for keyword, value in fields.items() if keyword not in unknown}
+    purpose, equipment = Dataset(), Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109103", "DCM"
+    purpose.CodeMeaning = "Modifying Equipment"
+    equipment.Manufacturer, equipment.ManufacturerModelName = "fedqc", "fedqc data import"
+    equipment.PurposeOfReferenceCodeSequence = [purpose]
+    kept |= {
+        "ImageType": ["DERIVED", "SECONDARY", "AXIAL" if facts.modality == "CT" else "OTHER"],
+        "ConversionType": "WSD",
+        "DerivationDescription": f"converted from {facts.imported_from} of a public collection",
+        "ContributingEquipmentSequence": [equipment],
+        "PatientName": facts.patient_id,
+        "PatientSex": "",
+    }
+    if facts.lossy_method:
+        kept |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": facts.lossy_method}
+    return kept
+
+
+def _numbers(values: Iterable[float]) -> list[str]:
+    return [format_number_as_ds(float(value)) for value in values]
 
 
 def _corner(

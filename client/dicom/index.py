@@ -88,6 +88,7 @@ class SliceRecord:
     body_part: str
     age_years: float | None
     lossy: bool = False  # compressed with loss
+    imported: bool = False  # converted from a public collection by fedqc
     # of the patient, see `patients`; keyed digests, which never leave the hospital
     patient_origin: Origin = "id"
     patient_forms: tuple[str, ...] = ()

@@ -40,9 +40,9 @@ from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.sources import find_files
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
-from client.simulation.phantom_sites import write_site_yaml
 from client.simulation.real_slices import Simulated, as_square, scanning_sequence
 from client.site.config import nominal_bucket
+from client.site.made import write_site_yaml
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import DRAWS, ORDER, Corrupted, can_occur, corrupt, shows
 from common.artifacts import NAMES, Modality

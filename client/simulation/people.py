@@ -40,9 +40,9 @@ from client.simulation.injection import (
     write_image,
     write_tables,
 )
-from client.simulation.phantom_sites import write_site_yaml
 from client.simulation.real_slices import Place, as_square, find_slices, halving, pixels_of, seed_of
 from client.site.config import nominal_bucket
+from client.site.made import write_site_yaml
 from client.views.acquisition import MIN_BODY, acquisition_of, body_of
 from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
 from common.artifacts import MODALITIES, Modality

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.config import nominal_bucket
+from client.site.made import write_site_yaml
 from common.artifacts import NAMES
 from common.errors import ConfigError
 from common.files import whole_folder
@@ -123,20 +121,6 @@ def finish_site(
         },
         key=hashlib.sha256(f"phantom key {name} {seed}".encode()).digest(),
     )
-
-
-def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> None:
-    """site.yaml, and a site key that follows from the seed: no person is behind it, and the split is the same
-    everywhere.
-    """
-    (folder / "site.yaml").write_text(
-        yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    state = folder / "state"
-    state.mkdir(mode=0o700)
-    descriptor = os.open(state / "site.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key.hex() + "\n")
 
 
 def _write_phantom(

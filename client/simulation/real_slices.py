@@ -155,7 +155,8 @@ def find_slices(src: Path, *, max_files: int | None = MAX_FILES, progress: Progr
 
 
 def _unfit(header: SliceHeader) -> str | None:
-    return exclusion(header) or ("derived" if header.image_type[:1] == ("DERIVED",) else None)
+    made = header.image_type[:1] == ("DERIVED",) and not header.imported
+    return exclusion(header) or ("derived" if made else None)
 
 
 def pixels_of(place: Place) -> np.ndarray:

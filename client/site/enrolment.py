@@ -236,7 +236,7 @@ def init_site(folder: Path, new: NewSite, *, warn: Callable[[str], None] = lambd
     }
     values |= {"stand_in": new.stand_in} if new.stand_in else {}
     if new.declare and new.kind != "hospital":
-        values["declared_not_hospital"] = _declaration(new.declare, values["images"])
+        values["declared_not_hospital"] = declaration(new.declare, values["images"])
     elif not is_no_hospital(adopted, new.kind, images):
         raise ConfigError(
             f"--kind {new.kind}: no operator has declared that the images in {images} are no hospital's "
@@ -365,7 +365,7 @@ def declare_not_hospital(folder: Path, why: str) -> None:
             code="already-declared",
             hint="for other images remove the key first",
         )
-    text = _with_keys(path, {"declared_not_hospital": _declaration(why, site.images)})
+    text = _with_keys(path, {"declared_not_hospital": declaration(why, site.images)})
     try:
         write_as_owner(path, text.encode(), mode=stat.S_IMODE(path.stat().st_mode))
     except OSError as error:
@@ -373,7 +373,8 @@ def declare_not_hospital(folder: Path, why: str) -> None:
     read_site(folder)
 
 
-def _declaration(why: str, images: str) -> dict[str, str]:
+def declaration(why: str, images: str) -> dict[str, str]:
+    """`declared_not_hospital` of site.yaml, by this user, now."""
     at = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"by": user_name(), "at": at, "why": " ".join(why.split()), "images": images}
 

@@ -97,6 +97,17 @@ def test_each_rule_and_what_a_silent_header_means(
     assert expected in {"", *ADMISSION_CODES}
 
 
+def test_an_imported_image_is_used_at_every_site_but_a_hospital(tmp_path: Path) -> None:
+    record = replace(RECORD, imported=True)
+    assert read_admission(tmp_path, KEY)(record) == "imported"
+    assert read_admission(tmp_path, KEY, kind="hospital")(record) == "imported"
+    for kind in ("public", "synthetic"):
+        assert read_admission(tmp_path, KEY, kind=kind)(record) == ""
+    kinds = {read_admission(tmp_path, KEY, kind=kind).digest() for kind in ("hospital", "public")}
+    assert len(kinds) == 2  # another kind is another index
+    assert "imported" in ADMISSION_CODES
+
+
 def test_a_list_of_its_own_may_name_who_opted_out(tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("# since 2024\n\n P1 \n", encoding="utf-8-sig")
     assert code(tmp_path, {"opt_out_file": "out.txt"}) == "opted-out"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 
-from client.dicom.dicom import WRITER, exclusion, read_header, read_pixels
+from client.dicom.dicom import IMPORTER, WRITER, exclusion, read_header, read_pixels
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 
 
@@ -153,3 +154,77 @@ def test_how_a_slice_was_acquired_is_written(tmp_path: Path) -> None:
     )
     header = read_header(tmp_path / "ct")
     assert (header.kernel, header.kvp) == ("B30f", 100.0)
+
+
+def imported(path: Path, patient: str = "P", **facts: Any) -> Path:
+    write_slice(
+        path,
+        np.full((4, 6), 7.0),
+        HeaderFacts(
+            modality="MR",
+            patient_id=patient,
+            study_uid=make_uid(b"a"),
+            series_uid=make_uid(b"b"),
+            sop_uid=make_uid(path.name.encode()),
+            instance_number=1,
+            imported_from="PNG",
+            **{
+                "pixel_spacing_mm": None,
+                "slice_thickness_mm": None,
+                "slice_position_mm": None,
+                "manufacturer": "",
+                "model": "",
+                "scanning_sequence": (),
+                "sequence_variant": (),
+                **facts,
+            },
+        ),
+    )
+    return path
+
+
+def test_an_imported_slice_says_what_it_is_and_nothing_else(tmp_path: Path) -> None:
+    path = imported(tmp_path / "a.dcm")
+    dataset, header = pydicom.dcmread(path), read_header(path)
+    assert dataset.file_meta.ImplementationVersionName == IMPORTER
+    assert list(dataset.ImageType) == ["DERIVED", "SECONDARY", "OTHER"]
+    assert (dataset.ConversionType, "PNG" in dataset.DerivationDescription) == ("WSD", True)
+    equipment = dataset.ContributingEquipmentSequence[0]
+    assert equipment.ManufacturerModelName == "fedqc data import"
+    assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109103"
+    for keyword in ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"):
+        assert keyword not in dataset
+    for keyword in ("PatientPosition", "BurnedInAnnotation", "MRAcquisitionType", "FrameOfReferenceUID"):
+        assert keyword not in dataset
+    assert (header.manufacturer, header.sequence, header.field_strength_t) == ("", "", None)
+    assert (header.imported, header.simulated) == (True, False)
+    assert np.array_equal(read_pixels(path), np.full((4, 6), 7.0))
+
+
+def test_an_imported_slice_is_secondary_to_every_other_reader(tmp_path: Path) -> None:
+    """Without the mark nothing takes it for a scanner's image."""
+    path = imported(tmp_path / "a.dcm")
+    assert exclusion(read_header(path)) is None
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.ImplementationVersionName = "ARCHIVE 1"
+    dataset.save_as(path)
+    assert exclusion(read_header(path)) == "secondary"
+
+
+def test_an_imported_slice_keeps_what_is_known(tmp_path: Path) -> None:
+    path = imported(
+        tmp_path / "a.dcm",
+        pixel_spacing_mm=(0.5, 0.75),
+        slice_position_mm=3.0,
+        orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0),
+        corner_mm=(-3.0, 1.0, 2.0),
+        lossy_method="ISO_10918_1",
+        elements={"PatientAge": "024Y", "FlipAngle": "9"},
+    )
+    header, dataset = read_header(path), pydicom.dcmread(path)
+    assert header.pixel_spacing_mm == (0.5, 0.75)
+    assert header.slice_position_mm == 3.0  # along the normal, which is -x
+    assert [float(value) for value in dataset.ImagePositionPatient] == [-3.0, 1.0, 2.0]
+    assert (header.age_years, header.lossy, dataset.FlipAngle) == (24.0, True, 9)
+    assert exclusion(header) == "lossy"
+    assert exclusion(header, lossy="use") is None
