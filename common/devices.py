@@ -53,7 +53,7 @@ def use_device(choice: str, *, spread: int = 0) -> torch.device:
         raise ConfigError(
             f"device {choice}: {_what_there_is(count)}",
             code="no-such-device",
-            hint="fedqc site check says what there is; device: auto takes the CPU where there is no GPU",
+            hint="auto or cpu; a GPU needs its driver and a PyTorch with CUDA: make setup TORCH_INDEX=…",
         )
     _compute_alike()
     _Process.device = torch.device("cuda", int(number) if number else spread % count)
