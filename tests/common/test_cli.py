@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 import pytest
+import typer
 
 from common import cli
 from common.errors import (
@@ -83,6 +84,20 @@ def test_the_help_of_a_command_loads_no_torch_and_no_flower(words: str, shown: l
     assert status == 0
     assert all(word in said for word in shown)
     assert not modules & {"torch", "flwr", "opacus"}
+
+
+def test_every_argument_and_option_of_every_command_is_explained() -> None:
+    unexplained, seen = [], 0
+    todo = [(name, typer.main.get_command(cli.load(where))) for name, (where, _) in cli.COMMANDS.items()]
+    while todo:
+        path, command = todo.pop()
+        todo += [(f"{path} {name}", one) for name, one in getattr(command, "commands", {}).items()]
+        for parameter in command.params:
+            seen += 1
+            if not getattr(parameter, "hidden", False) and not getattr(parameter, "help", None):
+                unexplained.append(f"{path} {parameter.human_readable_name}")
+    assert seen > 100
+    assert unexplained == []
 
 
 def test_the_door_of_a_hospital_loads_no_torch() -> None:
