@@ -39,7 +39,7 @@ def run_stages(
     )
     pool = ThreadPoolExecutor(STAGES_PER_JOB * jobs, "stage")
     begun: dict[str, Future[StageResult]] = {}
-    order = sorted(stages, key=lambda stage: stage.arm != POOLED)  # the longest first
+    order = sorted(stages, key=_rank)
     for number, stage in enumerate(order):
         before = [begun[other.name] for other in order[:number] if _must_follow(stage, other)]
         begun[stage.name] = pool.submit(_run_after, before, context, stage)
@@ -54,6 +54,15 @@ def _run_after(before: Sequence[Future[StageResult]], context: RunContext, stage
     for other in before:
         other.exception()
     return run_rounds(context, stage)
+
+
+def _rank(stage: Stage) -> int:
+    """The longest first: those whose rounds wait for several sites would otherwise end with idle processes.
+    Stages that share a budget keep their order.
+    """
+    if stage.arm == POOLED:
+        return 0
+    return 1 if len(stage.sites) > 1 and not stage.kind.private else 2
 
 
 def _must_follow(stage: Stage, other: Stage) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from threading import Semaphore
+from threading import Condition
 from types import TracebackType
 
 from flwr.app import Message
@@ -59,7 +59,7 @@ class ParallelGrid(LocalGrid):
         preload: Sequence[str] = (),
     ) -> None:
         super().__init__(_no_app, sites, run_config)
-        self._slots = Semaphore(jobs)
+        self._slots = _Slots(jobs)
         self._answers: dict[str, Future[Message]] = {}
         self._seconds: dict[int, float] = {}  # CPU of each worker, as it last said
         self._place = places(load, min(len(sites), PLACES * jobs))
@@ -138,6 +138,24 @@ class ParallelGrid(LocalGrid):
                 ) from None
         stamp(answer)
         return answer
+
+
+class _Slots:
+    """So many may be inside at once, in the order in which they came: else a site may wait for ever."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._came = count, 0  # the first tickets that may enter; tickets given
+        self._changed = Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket, self._came = self._came, self._came + 1
+            self._changed.wait_for(lambda: ticket < self._free)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all()
 
 
 def places(load: Mapping[int, float], count: int) -> dict[int, int]:

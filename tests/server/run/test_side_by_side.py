@@ -91,6 +91,7 @@ NAMES = [one.name for one in STAGES]
 def test_results_come_in_the_order_of_the_plan(runs: Runs) -> None:
     assert done(context(), STAGES, jobs=4) == NAMES
     assert runs.overlap("pooled", "local/a")  # begun first, although it is the last of the plan
+    assert runs.overlap("federated", "local/a")
 
 
 def test_what_shares_a_budget_keeps_its_order(runs: Runs) -> None:
