@@ -11,6 +11,7 @@ signal, 10 HU).
     with masks    the same network, seed and order of slices, and beside its head one that gives a mask for
                   each artifact from the maps of the last two stages; loss: binary cross-entropy of the labels
                   + soft Dice of the masks, both per slice
+    frozen        only the head for masks is trained, on the maps of the shipped network as it is
     Grad-CAM      of the plain network (Selvaraju et al., ICCV 2017), on the map that shows the artifact
                   better: stage 3, as fine as the masks, or stage 4
     body          places that are not background, whatever the artifact
@@ -71,6 +72,8 @@ class Work:
     patients: Mapping[str, int] = field(default_factory=lambda: {"trained": 240, "chosen": 60, "tested": 140})
     epochs: Mapping[str, int] = field(default_factory=lambda: {"random": 5, "shipped": 2})
     rates: Mapping[str, float] = field(default_factory=lambda: {"random": 1e-3, "shipped": 3e-4})
+    frozen_epochs: int = 20
+    frozen_rate: float = 3e-3
     seeds: int = 3
 
 
@@ -78,6 +81,7 @@ QUICK = Work(
     size=32,
     patients={"trained": 24, "chosen": 24, "tested": 24},
     epochs={"random": 1, "shipped": 1},
+    frozen_epochs=1,
     seeds=1,
 )
 
@@ -144,6 +148,13 @@ class MaskHead(nn.Module):
         return self.last(functional.relu(self.early(early) + enlarged(self.late(late), early)))
 
 
+def fresh_head(seed: int) -> MaskHead:
+    """One whose first weights follow from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MaskHead(len(NAMES))
+
+
 def enlarged(small: Tensor, like: Tensor) -> Tensor:
     """Maps (B, C, h, w) by linear interpolation at the places of `like`."""
     return functional.interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
@@ -178,6 +189,22 @@ def train(
             loss = masked_bce(network.head(network.features_of(early, late)), labels[chosen])
             if beside is not None:
                 loss = loss + mask_dice(beside(early, late), masks[chosen])
+            update(torch.autograd.grad(loss.mean(), parameters))
+
+
+def train_beside(
+    network: SmallCNN, beside: MaskHead, data: Masked, *, epochs: int, rate: float, seed: int
+) -> None:
+    """The head for masks alone, in place, on the maps of a network that stays as it is."""
+    rng, parameters = np.random.default_rng(seed), list(beside.parameters())
+    update = adamw(parameters, rate, DECAY)
+    with torch.no_grad():
+        parts = [network.maps(x) for x in _all(data.slices)]
+    early, late = (torch.cat(one) for one in zip(*parts, strict=True))
+    masks = torch.from_numpy(data.masks)
+    for _ in range(epochs):
+        for chosen in torch.from_numpy(rng.permutation(len(masks))).split(BATCH):
+            loss = mask_dice(beside(early[chosen], late[chosen]), masks[chosen])
             update(torch.autograd.grad(loss.mean(), parameters))
 
 
@@ -322,9 +349,7 @@ def measure(work: Work) -> dict[str, Any]:
                 network = fresh("small_cnn", seed)
                 if start == "shipped":
                     network.load_state_dict(shipped.state_dict())
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    beside = MaskHead(len(NAMES)) if arm == "with masks" else None
+                beside = fresh_head(seed) if arm == "with masks" else None
                 train(
                     network,
                     beside,
@@ -343,6 +368,18 @@ def measure(work: Work) -> dict[str, Any]:
                     f"seed {seed}, {start}, {arm}: AUROC {auroc:.3f}, IoU {iou:.3f}, "
                     f"{time.process_time() - began:.0f} CPU-s"
                 )
+    for seed in range(work.seeds):
+        beside = fresh_head(seed)
+        train_beside(
+            shipped,
+            beside,
+            sets["trained"],
+            epochs=work.frozen_epochs,
+            rate=work.frozen_rate,
+            seed=seed,
+        )
+        places.setdefault("masks, shipped and frozen", []).append(of_masks(shipped, beside, sets))
+    say(f"heads on the frozen network, {time.process_time() - began:.0f} CPU-s")
     return summary(work, sets, scores, places) | {"cpu_s": time.process_time() - began}
 
 
@@ -407,6 +444,7 @@ def summary(
             "size": work.size,
             "patients": dict(work.patients),
             "epochs": dict(work.epochs),
+            "frozen_epochs": work.frozen_epochs,
             "seeds": work.seeds,
         }
         | {"slices": {name: len(data.masks) for name, data in sets.items()}},
@@ -477,6 +515,7 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"{work['seeds']} seeds; {patients['trained']} phantom patients ({slices['trained']} slices) train "
         f"for {', '.join(f'{count} epochs ({start})' for start, count in epochs.items())}, "
+        f"{work['frozen_epochs']} (frozen), "
         f"{patients['chosen']} choose thresholds, {patients['tested']} ({slices['tested']} slices) are "
         f"tested; slices that show it: {shown}. "
         f"The shipped weights as they are: AUROC {auroc['shipped, as it is']['macro']:.3f}. "

@@ -158,12 +158,26 @@ def test_a_network_learns_where_it_is(mask_head: ModuleType) -> None:
     assert found() > max(0.7, before + 0.2)
 
 
+def test_a_head_learns_beside_a_network_that_stays_as_it_is(mask_head: ModuleType) -> None:
+    data, network, beside = squares(mask_head, 48), fresh("small_cnn", 0), mask_head.fresh_head(0)
+    before = {name: one.clone() for name, one in network.state_dict().items()}
+    mask_head.train_beside(network, beside, data, epochs=20, rate=3e-3, seed=0)
+    assert all(torch.equal(one, before[name]) for name, one in network.state_dict().items())
+    shown = mask_head.predicted(network, beside, data.slices)[:, VOID]
+    assert mask_head.best_threshold(shown, data, VOID)[0] > 0.7
+
+
 @pytest.mark.slow
 def test_every_kind_of_map_has_its_row(mask_head: ModuleType) -> None:
     """The whole of it on small slices, for the wiring."""
     found = mask_head.measure(mask_head.QUICK)
     kinds = {f"{kind}, {start} start" for kind in ("masks", "Grad-CAM") for start in ("random", "shipped")}
-    assert set(found["places"]) == kinds | {"body", "mean mask", "Grad-CAM, shipped as it is"}
+    assert set(found["places"]) == kinds | {
+        "masks, shipped and frozen",
+        "body",
+        "mean mask",
+        "Grad-CAM, shipped as it is",
+    }
     for one in (*found["places"].values(), *found["gain"].values()):
         assert one["interval"][0] <= one.get("iou", one.get("macro")) <= one["interval"][1]
     found["environment"] = {"date": "2026-01-01", "machine": "Linux", "versions": {"fedqc": "0"}}
