@@ -96,6 +96,7 @@ def _other(layer: Any) -> str:
         "Residual": "residual",
         "_Inverted": "residual",
         "MaxPool2d": "maxima",
+        "TwoStems": "two stems",
     }.get(type(layer).__name__, "")
 
 

@@ -139,9 +139,9 @@ def to_channels(stored: np.ndarray, modality: np.ndarray) -> np.ndarray:
         stored: int16, shape (n, S, S), of `to_stored`.
         modality: shape (n,), positions in `MODALITIES`.
     Returns:
-        float32 (n, 2, S, S). CT: soft-tissue window, wide window, each 0..1. MR: the scaled image,
-        0..`MR_CLIP`, and its k-space: log(1 + |FFT|), zero frequency in the middle, over its largest value,
-        0..1.
+        float32 (n, 2, S, S). CT: soft-tissue window, wide window, each 0..1; the second tells the first,
+        which is how `small_cnn_two_stems` knows CT. MR: the scaled image, 0..`MR_CLIP`, and its k-space:
+        log(1 + |FFT|), zero frequency in the middle, over its largest value, 0..1.
     """
     n, side, _ = stored.shape
     out = np.empty((n, CHANNELS, side, side), np.float32)

@@ -23,6 +23,7 @@ from common.models.efficientnet import efficientnet_b0
 from common.models.resnet import resnet18, resnet50, se_resnet18
 from common.models.resnet50_attention import resnet50_attention
 from common.models.small_cnn import SmallCNN
+from common.models.small_cnn_two_stems import small_cnn_two_stems
 from common.models.unet_encoder import unet_encoder
 from common.models.vgg import vgg16, vgg19
 from common.strict import NO_ARGUMENTS, Scalar, checked_arguments
@@ -40,6 +41,7 @@ class Classifier(Protocol):
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
+    "small_cnn_two_stems": small_cnn_two_stems,
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet50_attention": resnet50_attention,

@@ -46,7 +46,7 @@ class SmallCNN(nn.Module):
     def __init__(self, artifacts: int) -> None:
         super().__init__()
         c1, c2, c3, c4 = CHANNELS
-        self.stem = nn.Conv2d(2, c1, 5, 2, 2, bias=False)
+        self.stem: nn.Module = nn.Conv2d(2, c1, 5, 2, 2, bias=False)
         self.norm = nn.GroupNorm(8, c1)
         self.stage2 = _Block(c1, c2, 2)
         self.stage3 = _Block(c2, c3, 2)
@@ -54,16 +54,20 @@ class SmallCNN(nn.Module):
         self.neck = nn.Linear(2 * (c3 + c4), FEATURES)
         self.head = nn.Linear(FEATURES, artifacts)
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """Mean and maximum of the last two stages, shape (B, 2 * (c3 + c4))."""
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last two stages see at each place: (B, c3, S/8, S/8), (B, c4, S/16, S/16), rounded up."""
         x = functional.relu(self.norm(self.stem(x)))
         early = self.stage3(self.stage2(x))
-        late = self.stage4(early)
-        return torch.cat([early.mean((2, 3)), early.amax((2, 3)), late.mean((2, 3)), late.amax((2, 3))], 1)
+        return early, self.stage4(early)
+
+    def features_of(self, early: Tensor, late: Tensor) -> Tensor:
+        """`features` of what `maps` gave."""
+        pooled = torch.cat([early.mean((2, 3)), early.amax((2, 3)), late.mean((2, 3)), late.amax((2, 3))], 1)
+        return self.neck(pooled)
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, shape (B, FEATURES)."""
-        return self.neck(self.pooled(x))
+        return self.features_of(*self.maps(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common.artifacts import NAMES
+from common.artifacts import MODALITIES, NAMES
+from common.device_slices import channels_of
 from common.errors import PlanError
 from common.models import MODELS, as_classifier, build, fresh
+from common.models.small_cnn_two_stems import is_ct
+from common.physics.appearance import PUBLIC_APPEARANCES
+from common.physics.phantom import draw_patients
 from common.plan import parse_plan
+from common.preprocess import normalize_image, to_channels, to_stored
 from common.weights import digest, flatten
 
 PUBLISHED = {
@@ -30,6 +36,7 @@ PUBLISHED = {
 }
 DIGESTS = {
     "small_cnn": "06b98fdd6d2f6c88",
+    "small_cnn_two_stems": "fb2456f78c8dc852",
     "resnet18": "cea0209f91d2751c",
     "resnet50": "8cd5d2b115116014",
     "resnet50_attention": "9a9b59a9ac78d5ee",
@@ -97,6 +104,54 @@ def test_the_tensors_of_a_network_keep_their_names_and_shapes(name: str) -> None
 
 def test_the_weights_of_the_default_network_are_those_of_its_seed() -> None:
     assert digest(flatten(fresh("small_cnn", 7).state_dict()))[:16] == "e183677c0cf991da"
+
+
+def test_a_slice_tells_its_modality_by_its_own_channels() -> None:
+    """Of phantoms with any artifact, and of what leaves least to tell: air, water, a metal ball, noise."""
+    rng = np.random.default_rng(0)
+    stored, modality = [], []
+    for appearance in PUBLIC_APPEARANCES[:2]:
+        for slices in draw_patients(appearance, 6, seed=3):
+            for one in slices:
+                stored.append(to_stored(normalize_image(one.image, one.modality, 64), one.modality))
+                modality.append(MODALITIES.index(one.modality))
+    for hu in (np.full((64, 64), -1024), np.zeros((64, 64)), rng.normal(40, 900, (64, 64))):
+        stored.append(to_stored(hu, "CT"))
+        modality.append(0)
+    dot = np.zeros((64, 64))
+    dot[30, 31] = 1
+    for signal in (dot, rng.random((64, 64)), np.pad(np.ones((20, 20)), 22)):
+        stored.append(to_stored(normalize_image(signal, "MR", 64), "MR"))
+        modality.append(1)
+    codes = np.array(modality, np.int8)
+    assert 5 < codes.sum() < len(codes) - 5
+    for channels in (
+        torch.from_numpy(to_channels(np.stack(stored), codes)),
+        channels_of(torch.from_numpy(np.stack(stored)), torch.from_numpy(codes)),
+    ):
+        for x in (channels, channels.double()):
+            assert torch.equal(is_ct(x), torch.from_numpy(codes == MODALITIES.index("CT")))
+    assert is_ct(torch.zeros(1, 2, 64, 64)).all()  # black: no signal, no spectrum
+
+
+def test_each_modality_has_its_stem_and_the_rest_is_shared() -> None:
+    network = fresh("small_cnn_two_stems", 0)
+    hu = np.random.default_rng(0).integers(-200, 300, (1, 32, 32)).astype(np.int16)
+    slices = np.concatenate([hu, np.abs(hu)])
+    x = torch.from_numpy(to_channels(slices, np.array([0, 1], np.int8)))
+    with torch.no_grad():
+        before = network(x)
+        network.get_parameter("stem.ct.weight").zero_()
+        without_ct = network(x)
+        network.get_parameter("stem.mr.weight").zero_()
+        without_both = network(x)
+    assert torch.equal(without_ct[1], before[1])
+    assert not torch.equal(without_ct[0], before[0])
+    assert not torch.equal(without_both[1], before[1])
+    own = {name for name, _ in network.named_parameters()} - {
+        name for name, _ in fresh("small_cnn", 0).named_parameters()
+    }
+    assert own == {"stem.ct.weight", "stem.mr.weight"}
 
 
 @pytest.mark.parametrize(

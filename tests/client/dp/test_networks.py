@@ -17,6 +17,7 @@ from common.learning import keep_freed_memory
 from common.losses import BATCH_LOSSES, LOSSES, PerSampleLoss, masked_bce
 from common.models import MODELS, build, fresh
 from common.models.blocks import ConvUnit
+from common.preprocess import to_channels
 from common.trainable import trainable_names
 
 SIDE = 64
@@ -129,6 +130,37 @@ def test_engines_agree_and_a_patient_changes_no_bit_of_another(name: str) -> Non
         after = gradients(engine, network, changed=CHANGED)
         np.testing.assert_array_equal(after[OTHERS], before[engine][OTHERS])
         assert not np.array_equal(after[CHANGED], before[engine][CHANGED])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_modality_of_a_patient_decides_nothing_for_another(engine: str) -> None:
+    """CT and MR in one batch: a patient trains the stem of their own modality, and nobody else's bits
+    move when that patient comes with the other one.
+    """
+    network = network_of("small_cnn_two_stems")
+    examples, slices = examples_of()
+    stored = np.random.default_rng(0).integers(0, 2000, (sum(COUNTS), SIDE, SIDE)).astype(np.int16)
+
+    def of(modality: list[int]) -> np.ndarray:
+        codes = np.repeat(modality, COUNTS)
+        mixed = Examples(
+            inputs=lambda rows: torch.from_numpy(to_channels(stored[rows], codes[rows])),
+            labels=examples.labels,
+        )
+        chunks = ENGINES[engine](
+            network, mixed, slices, max_slices=max(COUNTS), rows_per_batch=ROWS, loss=masked_bce
+        )
+        return np.concatenate(list(chunks))
+
+    ct, mr = 0, 1
+    before, after = of([mr, ct, mr]), of([mr, mr, mr])
+    np.testing.assert_array_equal(after[OTHERS], before[OTHERS])
+    sizes = {name: one.numel() for name, one in network.named_parameters()}
+    ends = dict(zip(sizes, np.cumsum([*sizes.values()]), strict=True))
+    for stem, patients in (("stem.ct.weight", [CHANGED]), ("stem.mr.weight", OTHERS)):
+        columns = slice(ends[stem] - sizes[stem], ends[stem])
+        assert (np.abs(before[patients, columns]).max(1) > 0).all()
+        assert not before[np.setdiff1d(range(len(COUNTS)), patients), columns].any()
 
 
 @pytest.mark.parametrize("trainable", ["head", "norms"])
