@@ -45,6 +45,16 @@ LONG_PX = 3072
 MAX_OPACUS_MIB = 1024
 """What a batch of per-slice gradients may take, for the engine `opacus` to fit."""
 QUICK = ("small_cnn", "cnn_2d", "csp")
+POOLINGS = ("mean", "max", "gru")
+"""Of `study`, beside the default; `study/gru` is a name here, and a study has one slice."""
+
+
+def network_named(name: str) -> Any:
+    """A fresh network of `MODELS`, or of studies with a pooling."""
+    from common.models import fresh
+
+    entry, _, pooling = name.partition("/")
+    return fresh(entry, 0, {"pooling": pooling} if pooling else {})
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -54,9 +64,8 @@ def facts(name: str) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from client.dp.dp_sgd import NETWORK_ROWS
-    from common.models import fresh
 
-    network = fresh(name, 0).eval()
+    network = network_named(name).eval()
     parameters = sum(one.numel() for one in network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 2, SIDE_PX, SIDE_PX))
@@ -93,6 +102,8 @@ def _other(layer: Any) -> str:
         "_Partial": "partial",
         "_Maxima": "pyramid of maxima",
         "Pyramid": "pyramid",
+        "GatedAttention": "attention",
+        "GatedRecurrence": "recurrence",
         "Residual": "residual",
         "_Inverted": "residual",
         "MaxPool2d": "maxima",
@@ -161,13 +172,12 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, dict[str, float]]
     from common.artifacts import NAMES
     from common.learning import keep_freed_memory
     from common.losses import masked_bce
-    from common.models import fresh
     from common.optimizers import adamw
 
     torch.set_num_threads(1)
     keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
-    network = fresh(name, 0)
+    network = network_named(name)
     parameters = list(network.parameters())
     images = torch.rand(work["slices"], 2, SIDE_PX, SIDE_PX, generator=generator)
     labels = torch.randint(0, 2, (work["slices"], len(NAMES)), generator=generator).float()
@@ -244,8 +254,9 @@ def table(result: dict[str, Any]) -> str:
     for name, one in result["networks"].items():
         layers = ", ".join(f"{count} {kind}" for kind, count in sorted(one["layers"].items()))
         more = f"; {', '.join(one['other'])}" if one["other"] else ""
+        entry, _, pooling = name.partition("/")
         cells = [
-            f"`{name}`",
+            f"`{entry}`{pooling and f', {pooling}'}",
             f"{one['parameters'] / 1e6:.2f} M",
             f"{one['flops'] / 1e9:.2f}",
             str(one["sees_px"]),
@@ -299,7 +310,7 @@ def main() -> int:
 
 
 def all_names() -> tuple[str, ...]:
-    """The names of `MODELS`, read in another process."""
+    """The names of `MODELS`, read in another process, and `study` with each pooling."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "names.json"
         code = (
@@ -309,7 +320,7 @@ def all_names() -> tuple[str, ...]:
         names = json.loads(out.read_text(encoding="utf-8"))
     if DEFAULT not in names:
         raise BenchmarkError(f"{DEFAULT} is no network")
-    return tuple(names)
+    return (*names, *(f"study/{pooling}" for pooling in POOLINGS))
 
 
 if __name__ == "__main__":

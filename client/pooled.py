@@ -28,6 +28,7 @@ from client.app import app as hospital_app
 from common.arms import POOLED
 from common.errors import RunError
 from common.plan import RunPlan
+from common.studies import concatenated
 from common.wire import (
     DescribeTask,
     Envelope,
@@ -129,9 +130,10 @@ class PooledSites:
         parts = [agent.training_slices(run, Job()) for agent in self._agents]
         if len(parts) == 1:
             return parts[0]
-        images, modality, labels = (
+        images = concatenated([(part.images, part.rows) for part in parts])
+        modality, labels = (
             np.concatenate([getattr(part, name)[part.rows] for part in parts])
-            for name in ("images", "modality", "labels")
+            for name in ("modality", "labels")
         )
         weights = None
         if all(part.weights is not None for part in parts):

@@ -1,4 +1,4 @@
-"""Train and score a network on slices, and extract its features, in plain PyTorch.
+"""Train and score a network on slices or studies, and extract its features, in plain PyTorch.
 
 One loop for a hospital, for the pooled baseline and for the public start, so that comparisons compare like
 with like.
@@ -27,8 +27,10 @@ from common.optimizers import optimizer_of
 from common.plan import Training
 from common.preprocess import to_channels
 from common.samplers import SAMPLERS
+from common.studies import Images, StudyImages
 
 SCORING_BATCH = 64
+"""Slices; of studies as many as have so many places."""
 
 
 def seed_for(seed: int, site: str, round_number: int) -> int:
@@ -51,28 +53,44 @@ def keep_freed_memory() -> None:
 
 
 def batches(
-    images: np.ndarray,
+    images: Images,
     modality: np.ndarray,
     rows: np.ndarray,
     size: int,
     augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(row numbers, (B, 2, S, S) float32 channels on the device), `size` rows at a time, in the order of
-    `rows`; where there is `augment`, of the slices that it makes of these and their modality.
+    `rows`; where there is `augment`, of the slices that it makes of these and their modality. Of studies
+    their channels, (B, slices, 2, S, S).
     """
-    there = SlicesOnDevice(images, modality) if device().type != "cpu" and augment is None else None
+    if isinstance(images, StudyImages):
+        see = _channels_of(images.slices, images.modality, augment)
+    else:
+        see = _channels_of(images, modality, augment)
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        if there is not None:
-            yield chosen, there.channels(chosen)
-            continue
-        slices = images[chosen] if augment is None else augment(images[chosen], modality[chosen])
-        yield chosen, torch.from_numpy(to_channels(slices, modality[chosen])).to(device())
+        yield chosen, images.channels(chosen, see) if isinstance(images, StudyImages) else see(chosen)
+
+
+def _channels_of(
+    images: np.ndarray,
+    modality: np.ndarray,
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
+) -> Callable[[np.ndarray], Tensor]:
+    """What gives the channels of slices, on the device, by their rows."""
+    if device().type != "cpu" and augment is None:
+        return SlicesOnDevice(images, modality).channels
+
+    def see(rows: np.ndarray) -> Tensor:
+        slices = images[rows] if augment is None else augment(images[rows], modality[rows])
+        return torch.from_numpy(to_channels(slices, modality[rows])).to(device())
+
+    return see
 
 
 def train_epochs(
     model: nn.Module,
-    images: np.ndarray,
+    images: Images,
     modality: np.ndarray,
     labels: np.ndarray,
     rows: np.ndarray,
@@ -85,7 +103,8 @@ def train_epochs(
     """`training.local_epochs` passes of the plan's optimizer over `rows` of a site's slices, in place.
 
     Args:
-        images: (n, S, S) int16 as cached. modality: (n,) codes. labels: (n, A) float32, nan where not
+        images: (n, S, S) int16 as cached, or n studies: what is said of slices then holds of studies.
+            modality: (n,) codes. labels: (n, A) float32, nan where not
             assessed.
         seed: decides the order of the slices, their augmentation and what drops out; nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
@@ -189,26 +208,33 @@ class _Fitting:
 
 
 @torch.no_grad()
-def score(model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def score(model: nn.Module, images: Images, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Logits of `rows`, float32 (len(rows), A)."""
     keep_freed_memory()
     model.eval()
     with on_device(model):
-        parts = [model(x).cpu().numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+        parts = [model(x).cpu().numpy() for _, x in batches(images, modality, rows, _scoring_batch(images))]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
 @torch.no_grad()
-def extract_features(
-    model: nn.Module, images: np.ndarray, modality: np.ndarray, rows: np.ndarray
-) -> np.ndarray:
+def extract_features(model: nn.Module, images: Images, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """What the head sees for each of `rows`, float32 (len(rows), F)."""
     model.eval()
     network = as_classifier(model)
     with on_device(model):
         return np.concatenate(
-            [network.features(x).cpu().numpy() for _, x in batches(images, modality, rows, SCORING_BATCH)]
+            [
+                network.features(x).cpu().numpy()
+                for _, x in batches(images, modality, rows, _scoring_batch(images))
+            ]
         )
+
+
+def _scoring_batch(images: Images) -> int:
+    """How many samples are scored at once."""
+    places = images.rows.shape[1] if isinstance(images, StudyImages) else 1
+    return max(1, SCORING_BATCH // places)
 
 
 def get_threads() -> int:

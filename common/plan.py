@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -29,6 +29,9 @@ from common.strict import (
 )
 
 DEFAULT_STRATEGY = "fedavg"
+STUDY = "study"
+"""The `model.name` whose samples are studies, not slices."""
+DEFAULT_STUDY_SLICES: Final = 8
 DEFAULT_EVALUATION_SHARE = 0.2
 
 CHOSEN = ("clip_norm", "learning_rate", "steps_per_round", "average_rounds")
@@ -106,6 +109,13 @@ class Model(StrictModel):
     initial: str = "package:small_cnn.safetensors"
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
+
+    @property
+    def study_slices(self) -> int | None:
+        """How many slices of a study the network looks at; None where its samples are slices. Of arguments
+        that the network takes.
+        """
+        return int(self.args.get("slices", DEFAULT_STUDY_SLICES)) if self.name == STUDY else None
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -340,6 +350,16 @@ class RunPlan(StrictModel):
             raise ValueError(
                 f"training.augment: {clipped[0]} takes the slices of a patient as they are, once for all "
                 "steps, and augments views of training.inject only: state inject, or leave augment out"
+            )
+        if self.model.name == STUDY and self.training.inject is not None:
+            raise ValueError(
+                "training.inject makes views of single slices, and model.name = study is trained on series: "
+                "leave inject out, or name a network of slices"
+            )
+        if self.model.name == STUDY and self.privacy.settings == "auto":
+            raise ValueError(
+                "privacy.settings = auto rehearses on single slices, and model.name = study is trained on "
+                "series: state the settings"
             )
         return self
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from client.agent.model_check import check_base
 from client.data.cohort import Cohort
+from client.data.studies import CohortSamples
 from client.dicom.index import PARTS
 from client.dp.coins import Coins
 from client.dp.release import noise_deviation, release
@@ -44,13 +45,13 @@ MAX_SITE_MODELS = 32
 """Models of single sites that a hospital scores exactly in one run: how many sites train, it cannot know."""
 
 
-def patients_scored(cohort: Cohort, *, everyone: bool) -> np.ndarray:
-    """The rows of a cohort that are scored: of its test patients, or of all."""
+def patients_scored(cohort: Cohort | CohortSamples, *, everyone: bool) -> np.ndarray:
+    """The rows of a cohort, or of its samples, that are scored: of its test patients, or of all."""
     return np.flatnonzero(cohort.part >= 0 if everyone else cohort.part == PARTS.index("test"))
 
 
 def score_patients(
-    cohort: Cohort,
+    cohort: Cohort | CohortSamples,
     model: Model,
     weights: np.ndarray,
     rows: np.ndarray,
@@ -61,7 +62,9 @@ def score_patients(
     """Scores of several models for the same patients.
 
     Args:
+        cohort: slices, or the samples of the model's network.
         weights: float32 (K, parameters).
+        rows: of these.
         alone: compute each patient's scores by themselves. In one batch with others the last bit of a score
             may depend on who they are, and one patient could move another across an edge.
         tick: called before each model with the number already scored; what it raises ends the scoring.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from client.agent.training import TRAIN, TrainingSlices
 from client.data.cohort import Cohort
+from client.data.studies import CohortSamples
 from client.dp.injected import InjectedRows
 from client.dp.sampler import rows_by_patient
 from client.site.config import site_key
@@ -22,6 +23,7 @@ from common.learning import extract_features
 from common.models import as_classifier
 from common.plan import Inject, RunPlan
 from common.preprocess import to_channels
+from common.studies import sample_channels
 
 # what one patient's pixels can make of the physics: never a reason to stop the others' training
 _FAULTS = (ArithmeticError, FedqcError, IndexError, RuntimeError, ValueError)
@@ -49,9 +51,11 @@ class SiteViews:
 
 
 class PrivateImages(NamedTuple):
-    """The rows of a private training of more than the head: slices that were read, then views, if any."""
+    """The rows of a private training of more than the head: slices that were read, or studies; then views, if
+    any.
+    """
 
-    inputs: Callable[[np.ndarray], Tensor]  # row numbers (m,) -> (m, 2, S, S) float32 channels
+    inputs: Callable[[np.ndarray], Tensor]  # row numbers (m,) -> (m, ..., 2, S, S) float32 channels
     labels: np.ndarray  # float32 (n, artifacts)
     patients: np.ndarray  # int64 (n,)
     injected: InjectedRows | None
@@ -230,13 +234,13 @@ class OwnViews:
         )
 
 
-def images_of(cohort: Cohort, rows: np.ndarray) -> PrivateImages:
-    """The slices `rows` of a cohort, as a private training of a network takes them; they are read as they are
-    asked for.
+def images_of(cohort: Cohort | CohortSamples, rows: np.ndarray) -> PrivateImages:
+    """The slices or samples `rows` of a cohort, as a private training of a network takes them; they are read
+    as they are asked for.
     """
 
     def inputs(chosen: np.ndarray) -> Tensor:
-        return torch.from_numpy(to_channels(cohort.images[rows[chosen]], cohort.modality[rows[chosen]]))
+        return sample_channels(cohort.images, cohort.modality, rows[chosen])
 
     return PrivateImages(
         inputs=inputs, labels=cohort.labels[rows], patients=cohort.patients[rows], injected=None

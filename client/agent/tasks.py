@@ -47,6 +47,7 @@ from client.agent.training import (
     training_slices,
 )
 from client.data.cohort import Cohort, admit_assessed, data_digests, load_cohort
+from client.data.studies import CohortSamples, cohort_samples
 from client.dicom.cache import is_prepared
 from client.dp.sampler import rows_by_patient
 from client.site.answer_store import AnswerKey, Outbox
@@ -90,6 +91,7 @@ from common.names import EvaluationMode
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
 from common.privacy import GaussianSteps, epsilon_of
+from common.studies import samples_of
 from common.trainable import private_part, trainable_names
 from common.weights import (
     REACH,
@@ -202,7 +204,7 @@ class Agent:
             return
         self._cohort = self._consent.subtracted(self._cohort)
         backbone, rows, features = self._features
-        kept = self._cohort.part[rows] >= 0
+        kept = self._samples().part[rows] >= 0
         if not kept.all():
             self._features = backbone, rows[kept], features[kept]
         self._views.leave_out(self._cohort)
@@ -364,12 +366,12 @@ class Agent:
         self._views.forget()
 
     def training_slices(self, run: str, job: Job) -> TrainingSlices:
-        """What arms without noise train on: slices with a label of the sheet and, where the plan injects
-        artifacts, views of them.
+        """What arms without noise train on: slices or studies with a label of the sheet and, where the plan
+        injects artifacts, views of slices.
         """
         inject, tick = self._plan.training.inject, job.ticker("epoch", self._plan.training.local_epochs)
         if inject is None:
-            return training_slices(self.cohort())
+            return training_slices(self._samples())
         return self._views.expanded(self.cohort(), run, inject, lambda: tick(0))
 
     def record_non_private(self, task: TrainTask) -> None:
@@ -451,19 +453,28 @@ class Agent:
             self._plan.training,
             self.site.nominal_patients * self._plan.privacy.max_slices_per_patient,
         )
-        count = 2 * training.batch_size
+        count, network = 2 * training.batch_size, build(self._plan.model.name, self._plan.model.args)
+        places = self._plan.model.study_slices or 1
         rng = np.random.default_rng(0)
-        images = rng.integers(-1000, 1000, (count, self._plan.image_size, self._plan.image_size)).astype(
-            np.int16
+        images = rng.integers(
+            -1000, 1000, (count * places, self._plan.image_size, self._plan.image_size)
+        ).astype(np.int16)
+        labels = np.zeros((len(images), len(NAMES)), np.float32)
+        samples = samples_of(
+            self._plan.model,
+            images,
+            np.zeros(len(images), np.int8),
+            labels,
+            np.repeat(np.arange(count), places),
+            lambda: (np.repeat(np.arange(count), places), np.arange(len(images))),
         )
-        labels = np.zeros((count, len(NAMES)), np.float32)
         began = time.monotonic()
         one = training.model_copy(update={"local_epochs": 1})
         train_epochs(
-            build(self._plan.model.name, self._plan.model.args),
-            images,
-            np.zeros(count, np.int8),
-            labels,
+            network,
+            samples.images,
+            samples.modality,
+            samples.labels,
             np.arange(count),
             training=one,
             seed=0,
@@ -591,10 +602,11 @@ class Agent:
         from client.dp.dp_sgd import train_private_head
 
         cohort, model, inject = self.cohort(), self._network(base), self._plan.training.inject
-        rows = np.flatnonzero(cohort.part == TRAIN) if inject is None else read_rows(cohort)
+        samples = self._samples()
+        rows = np.flatnonzero(samples.part == TRAIN) if inject is None else read_rows(cohort)
         backbone = base[: self._head.start]
         features = self._cached_features(model, backbone, rows)
-        labels, patients, injected = cohort.labels[rows], cohort.patients[rows], None
+        labels, patients, injected = samples.labels[rows], samples.patients[rows], None
         if inject is not None:
             features, labels, patients, injected = self._views.private(
                 cohort, run, inject, model, digest(backbone), features, lambda: tick(0)
@@ -620,11 +632,12 @@ class Agent:
         """
         from client.dp.dp_sgd import train_private_network
 
-        cohort, model, inject = self.cohort(), self._network(base), self._plan.training.inject
+        model, inject = self._network(base), self._plan.training.inject
         if inject is None:
-            given = images_of(cohort, np.flatnonzero(cohort.part == TRAIN))
+            samples = self._samples()
+            given = images_of(samples, np.flatnonzero(samples.part == TRAIN))
         else:
-            given = self._views.private_images(cohort, run, inject, lambda: tick(0))
+            given = self._views.private_images(self.cohort(), run, inject, lambda: tick(0))
         keep_freed_memory()
         return train_private_network(
             model,
@@ -701,12 +714,12 @@ class Agent:
     def _score(
         self, task: EvaluateTask, job: Job, *, alone: bool = False
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        cohort = self.cohort()
+        samples = self._samples()
         return score_patients(
-            cohort,
+            samples,
             self._plan.model,
             task.weights,
-            patients_scored(cohort, everyone=task.everyone),
+            patients_scored(samples, everyone=task.everyone),
             alone=alone,
             tick=job.ticker("model", len(task.models)),
         )
@@ -862,11 +875,15 @@ class Agent:
             self._is_frozen = bool(frozen)
         return self._cohort
 
+    def _samples(self) -> CohortSamples:
+        """The site's data as the samples of the plan's network."""
+        return cohort_samples(self.cohort(), self._plan.model)
+
     def _cached_features(self, model: nn.Module, backbone: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The frozen backbone does not change between private rounds, so its features are computed once."""
         fingerprint = digest(backbone)
         if self._features[0] != fingerprint or not np.array_equal(self._features[1], rows):
-            self._features = fingerprint, rows, features_alone(model, self.cohort(), rows)
+            self._features = fingerprint, rows, features_alone(model, self._samples(), rows)
         return self._features[2]
 
 
@@ -889,7 +906,7 @@ def private_steps(plan: RunPlan, nominal_patients: int, noise_multiplier: float)
     )
 
 
-def features_alone(model: nn.Module, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+def features_alone(model: nn.Module, cohort: Cohort | CohortSamples, rows: np.ndarray) -> np.ndarray:
     """What the head sees for each of `rows`, float32 (len(rows), F); each patient's by themselves, because in
     one batch with others the last bit may depend on who they are.
     """

@@ -10,12 +10,13 @@ import numpy as np
 from client.agent.job import Job
 from client.agent.lineage import packaged_weights
 from client.agent.model_check import check_base, decode_base
-from client.data.cohort import Cohort
+from client.data.studies import CohortSamples
 from common.arms import is_control
 from common.learning import seed_for, train_epochs
 from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan
+from common.studies import Images
 from common.trainable import private_part
 from common.weights import (
     Part,
@@ -71,22 +72,22 @@ class ReceivedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSlices:
-    """Slices of a site and the rows that it may train on."""
+    """Slices of a site, or its studies, and the rows that it may train on."""
 
-    images: np.ndarray  # int16 (n, S, S)
+    images: Images  # int16 (n, S, S), or n studies
     modality: np.ndarray  # int8 (n,)
     labels: np.ndarray  # float32 (n, A), nan where not assessed
     rows: np.ndarray  # int64 (training slices,)
     weights: np.ndarray | None = None  # float32 (n,), of each slice's loss; None: all 1
 
 
-def training_slices(cohort: Cohort) -> TrainingSlices:
-    """The slices of a cohort with the rows of its training patients."""
+def training_slices(samples: CohortSamples) -> TrainingSlices:
+    """The samples of a cohort with the rows of its training patients."""
     return TrainingSlices(
-        images=cohort.images,
-        modality=cohort.modality,
-        labels=cohort.labels,
-        rows=np.flatnonzero(cohort.part == TRAIN),
+        images=samples.images,
+        modality=samples.modality,
+        labels=samples.labels,
+        rows=np.flatnonzero(samples.part == TRAIN),
     )
 
 

@@ -28,6 +28,7 @@ from client.agent.own_views import OwnViews, read_rows
 from client.agent.tasks import features_alone, private_steps
 from client.agent.training import TRAIN
 from client.data.cohort import Cohort
+from client.data.studies import cohort_samples
 from client.dp import dp_sgd
 from client.dp.clipping import clipped
 from client.dp.coins import Coins
@@ -139,11 +140,12 @@ def first_step(cohort: Cohort, plan: RunPlan) -> FirstStep:
     manifest = manifest_of(model.state_dict())
     initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     model.load_state_dict(unflatten(initial, manifest))
-    rows = np.flatnonzero(cohort.part == TRAIN) if inject is None else read_rows(cohort)
-    if inject is None and not len(labelled_rows(cohort, "train")):
+    samples = cohort_samples(cohort, plan.model)
+    rows = np.flatnonzero(samples.part == TRAIN) if inject is None else read_rows(cohort)
+    if inject is None and not len(labelled_rows(samples, "train")):
         raise _nothing(cohort)
-    features = features_alone(model, cohort, rows)
-    labels, patients, injected = cohort.labels[rows], cohort.patients[rows], None
+    features = features_alone(model, samples, rows)
+    labels, patients, injected = samples.labels[rows], samples.patients[rows], None
     if inject is not None:  # of a run that will not be: coins of its own
         features, labels, patients, injected = OwnViews(plan).private(
             cohort, ATTACK, inject, model, ATTACK, features

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from client.data.cohort import Cohort
+from client.data.studies import cohort_samples
 from client.dp.sampler import rows_by_patient
 from client.privacy_checks.guessing import Estimate, auc, share_found, share_found_interval
 from client.privacy_checks.own_patients import labelled_rows
@@ -58,24 +59,24 @@ class Membership:
 
 
 def patient_losses(cohort: Cohort, model: Model, weights: Sequence[np.ndarray]) -> PatientLosses:
-    """Each patient's mean loss over the slices of which something was assessed.
+    """Each patient's mean loss over the slices or studies of which something was assessed.
 
     Args:
         weights: of each model, float32 (parameters,).
     """
-    network = build(model.name, model.args)
+    network, samples = build(model.name, model.args), cohort_samples(cohort, model)
     manifest = manifest_of(network.state_dict())
     found: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     for flat in weights:
         network.load_state_dict(unflatten(flat, manifest))
         for part, losses in found.items():
-            groups = rows_by_patient(cohort.patients, labelled_rows(cohort, part))
+            groups = rows_by_patient(samples.patients, labelled_rows(samples, part))
             if not groups:
                 losses.append(np.zeros(0))
                 continue
             rows = np.concatenate(groups)
-            logits = score(network, cohort.images, cohort.modality, rows)
-            of_slices = masked_bce(torch.from_numpy(logits), torch.from_numpy(cohort.labels[rows])).numpy()
+            logits = score(network, samples.images, samples.modality, rows)
+            of_slices = masked_bce(torch.from_numpy(logits), torch.from_numpy(samples.labels[rows])).numpy()
             ends = np.cumsum([len(group) for group in groups])[:-1]
             losses.append(np.array([part.mean() for part in np.split(of_slices.astype(np.float64), ends)]))
     return PatientLosses(members=np.stack(found["train"]), others=np.stack(found["test"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from client.data.cohort import Cohort, load_cohort, not_prepared
+from client.data.studies import CohortSamples
 from client.dicom.index import PARTS
 from client.site.config import read_site
 from common.errors import ConfigError
@@ -38,7 +39,7 @@ def own_patients(site_yaml: Path, plan: RunPlan) -> Cohort:
     return load_cohort(site_yaml, size=plan.image_size, plan_split=plan.split, build=False)
 
 
-def labelled_rows(cohort: Cohort, part: str) -> np.ndarray:
-    """The slices of the patients of a part, of which something was assessed."""
+def labelled_rows(cohort: Cohort | CohortSamples, part: str) -> np.ndarray:
+    """The slices or samples of the patients of a part, of which something was assessed."""
     in_part = cohort.part == PARTS.index(part)
     return np.flatnonzero(in_part & ~np.isnan(cohort.labels).all(axis=1))

@@ -1,13 +1,14 @@
 """Networks by name. To add one: a file here, a line in `MODELS`, a plan that uses it.
 
-Of a slice a network sees that slice alone, in training too: GroupNorm, nothing that the batch shares. The
-arguments that a plan may give are the keyword arguments of the entry; where they are words or truth values,
-no plan can ask for a network of another size than those written here.
+Of a slice a network sees that slice alone, in training too: GroupNorm, nothing that the batch shares; `study`
+sees the slices of one study. The arguments that a plan may give are the keyword arguments of the entry; where
+they are words or truth values, no plan can ask for a network of another size than those written here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -24,8 +25,10 @@ from common.models.resnet import resnet18, resnet50, se_resnet18
 from common.models.resnet50_attention import resnet50_attention
 from common.models.small_cnn import SmallCNN
 from common.models.small_cnn_two_stems import small_cnn_two_stems
+from common.models.study import study
 from common.models.unet_encoder import unet_encoder
 from common.models.vgg import vgg16, vgg19
+from common.plan import STUDY
 from common.strict import NO_ARGUMENTS, Scalar, checked_arguments
 
 
@@ -35,7 +38,7 @@ class Classifier(Protocol):
     head: nn.Linear
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 2, S, S) slices to (B, F), what `head` takes."""
+        """(B, 2, S, S) slices, or studies of them, to (B, F), what `head` takes."""
         ...
 
 
@@ -55,6 +58,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "csp": csp,
     "efficientnet_b0": efficientnet_b0,
 }
+MODELS[STUDY] = partial(study, dict(MODELS))
 
 
 def build(name: str, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:

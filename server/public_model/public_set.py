@@ -19,9 +19,10 @@ from common.losses import PerSampleLoss
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.physics.ct import projector
 from common.physics.phantom import draw_patients
-from common.plan import PublicSet
+from common.plan import Model, PublicSet
 from common.preprocess import normalize_image, to_stored
 from common.public_slices import Slices, load_slices
+from common.studies import Samples, samples_of, series_of_patients
 
 
 def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
@@ -59,21 +60,35 @@ def public_set(settings: PublicSet, size: int) -> Slices:
     return slices
 
 
-def measure(model: nn.Module, slices: Slices, loss: PerSampleLoss) -> dict[str, float]:
-    """Mean loss a slice and macro AUROC a patient."""
+def public_samples(slices: Slices, model: Model) -> Samples:
+    """A public set as the samples of a plan's network; a study is a patient's slices of one modality, in
+    their order, as a public set knows no series.
+    """
+    return samples_of(
+        model,
+        slices.images,
+        slices.modality,
+        slices.labels,
+        slices.patients,
+        lambda: series_of_patients(slices.patients, slices.modality),
+    )
+
+
+def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) -> dict[str, float]:
+    """Mean loss a slice or study, and macro AUROC a patient."""
     import torch
 
-    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
-    counts = Counts.of(*per_patient(logits, slices.labels, slices.patients))
-    losses = loss(torch.from_numpy(logits), torch.from_numpy(slices.labels))
+    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
+    counts = Counts.of(*per_patient(logits, samples.labels, samples.patients))
+    losses = loss(torch.from_numpy(logits), torch.from_numpy(samples.labels))
     auroc = counts.auroc()
     defined = auroc[~np.isnan(auroc)]
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
 
 
-def public_edges(model: nn.Module, slices: Slices) -> np.ndarray:
+def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
     """The bins of sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1): quantiles
     of the model's scores of public patients, with and without each artifact alike.
     """
-    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
-    return quantile_edges(per_patient(logits, slices.labels, slices.patients)[0])
+    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
+    return quantile_edges(per_patient(logits, samples.labels, samples.patients)[0])

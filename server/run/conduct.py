@@ -33,7 +33,7 @@ from server.evaluation.model_card import INJECTED_LABELS, model_card
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
-from server.public_model.public_set import measure, public_edges, public_set
+from server.public_model.public_set import measure, public_edges, public_samples, public_set
 from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
@@ -218,7 +218,7 @@ def _on_public_set(
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], np.ndarray]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = build(plan.model.name, plan.model.args)
-    public = public_set(plan.public_set, plan.image_size)
+    public = public_samples(public_set(plan.public_set, plan.image_size), plan.model)
 
     def load(flat: np.ndarray) -> nn.Module:
         network.load_state_dict(unflatten(flat, manifest))

@@ -20,6 +20,7 @@ from common.learning import extract_features, score, train_epochs
 from common.models import fresh
 from common.plan import Training
 from common.preprocess import CT_RANGE_HU, MR_CLIP, MR_STEPS, to_channels
+from common.studies import StudyImages
 from common.trainable import trainable_names
 from tests.helpers.second_device import ELSEWHERE, MixedDevicesError, Watch
 
@@ -89,6 +90,26 @@ def test_scores_and_features_come_back(elsewhere: torch.device, monkeypatch: pyt
     here = score(one, IMAGES, MODALITY, ROWS), extract_features(one, IMAGES, MODALITY, ROWS)
     for two, other in zip(here, there, strict=True):
         assert np.allclose(two, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention", "gru"])
+def test_studies_leave_no_tensor_behind(
+    pooling: str, elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.array([[0, 2, 4], [1, 3, -1], [6, -1, -1]])
+    images = StudyImages(slices=IMAGES, modality=MODALITY, rows=rows)
+
+    def run() -> tuple[nn.Module, np.ndarray]:
+        one = fresh("study", 0, {"pooling": pooling, "slices": 4})
+        training = Training(batch_size=2, local_epochs=2, optimizer="sgd")
+        train_epochs(one, images, MODALITY[:3], LABELS[:3], np.arange(3), training=training, seed=1)
+        return one, score(one, images, MODALITY[:3], np.arange(3))
+
+    there, scores = run()
+    assert lies_on_the_cpu(there)
+    assert np.isfinite(scores).all()
+    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    assert np.allclose(run()[1], scores, atol=1e-3)
 
 
 @pytest.mark.parametrize("engine", ["opacus", "patient_loop"])

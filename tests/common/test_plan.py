@@ -333,3 +333,21 @@ def test_a_private_arm_augments_views_only(arm: str) -> None:
         parse_plan(tiny_values(arms=["federated", arm], training=flip))
     plan = parse_plan(tiny_values(arms=["federated", arm], training=flip | {"inject": {"views": 2}}))
     assert plan.training.augment == ("flip",)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"training": {"inject": {}}}, "views of single slices"),
+        ({"privacy": {"settings": "auto"}}, "rehearses on single slices"),
+    ],
+)
+def test_a_network_of_studies_is_refused_what_is_made_of_single_slices(
+    more: dict[str, object], said: str
+) -> None:
+    study = {"name": "study", "initial": "random"}
+    assert parse_plan({"name": "x", "model": study}).model.study_slices == 8
+    assert parse_plan({"name": "x", "model": study | {"args": {"slices": 4}}}).model.study_slices == 4
+    assert parse_plan({"name": "x"} | more).model.study_slices is None
+    with pytest.raises(PlanError, match=said):
+        parse_plan({"name": "x", "model": study} | more)

@@ -106,6 +106,7 @@ def test_a_network_trains_on_the_same_rows_as_the_head(
     assert (injected.weights > 0).any()
     assert (injected.weights == 0).any()
     slices = one.training_slices("r", _job())
+    assert isinstance(slices.images, np.ndarray)
     mixed = np.array([len(injected.weights) - 1, 0, len(injected.weights) - 2, 1])  # views and slices in turn
     expected = to_channels(slices.images[mixed], slices.modality[mixed])
     assert np.array_equal(network["inputs"](mixed).numpy(), expected)

@@ -47,6 +47,9 @@ BIG = {
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in MODELS]
 SMALLEST = ("small_cnn", "cnn_2d")
 
+STUDY_SLICES = 3
+POOLINGS = ("mean", "max", "attention", "gru")
+
 SWITCHES: list[tuple[str, dict[str, Any]]] = [
     ("ama_resnet", {"patch": "conv"}),
     ("ama_resnet", {"patch": "none", "se": False}),
@@ -57,11 +60,13 @@ SWITCHES: list[tuple[str, dict[str, Any]]] = [
 
 
 def examples_of(
-    changed: int | None = None, side: int = SIDE, dtype: torch.dtype = torch.float32
+    changed: int | None = None, side: int = SIDE, dtype: torch.dtype = torch.float32, studies: bool = False
 ) -> tuple[Examples, list[np.ndarray]]:
-    """Images and labels of three patients, of whom one may be another."""
+    """Images and labels of three patients, of whom one may be another; with `studies` each row is a study."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(sum(COUNTS), 2, side, side, generator=generator)
+    images = torch.rand(
+        sum(COUNTS), *((STUDY_SLICES,) if studies else ()), 2, side, side, generator=generator
+    )
     labels = torch.randint(0, 2, (sum(COUNTS), len(NAMES)), generator=generator).float()
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = torch.nan
     slices = np.split(np.arange(sum(COUNTS)), np.cumsum(COUNTS)[:-1])
@@ -69,6 +74,8 @@ def examples_of(
         rows = slices[changed]
         images[rows] = 5 * torch.rand(images[rows].shape, generator=generator) - 2
         labels[rows] = 1 - labels[rows].nan_to_num(1)
+    if studies:  # some have fewer slices
+        images[0, 2:] = images[2, 1:] = torch.nan
     images, labels = images.to(dtype), labels.to(dtype)
     return Examples(inputs=lambda rows: images[rows], labels=labels), slices
 
@@ -80,10 +87,11 @@ def gradients(
     loss: PerSampleLoss = masked_bce,
     changed: int | None = None,
     side: int = SIDE,
+    studies: bool = False,
 ) -> np.ndarray:
     """(patients, trained parameters); with another patient in the place of `changed`."""
     keep_freed_memory()
-    examples, slices = examples_of(changed, side, next(network.parameters()).dtype)
+    examples, slices = examples_of(changed, side, next(network.parameters()).dtype, studies)
     chunks = ENGINES[engine](
         network, examples, slices, max_slices=max(COUNTS), rows_per_batch=ROWS, loss=loss
     )
@@ -98,9 +106,11 @@ def network_of(name: str, trainable: str = "all", args: Mapping[str, Any] | None
     return network
 
 
-def assert_engines_agree(network: nn.Module, side: int = SIDE) -> dict[str, np.ndarray]:
+def assert_engines_agree(
+    network: nn.Module, side: int = SIDE, studies: bool = False
+) -> dict[str, np.ndarray]:
     """Per patient and in the sum."""
-    found = {engine: gradients(engine, network, side=side) for engine in ENGINES}
+    found = {engine: gradients(engine, network, side=side, studies=studies) for engine in ENGINES}
     loop, hooks = found["patient_loop"], found["opacus"]
     tolerance = TOLERANCES[next(network.parameters()).dtype] * max(
         1.0, float(np.linalg.norm(loop, axis=1).max())
@@ -111,9 +121,17 @@ def assert_engines_agree(network: nn.Module, side: int = SIDE) -> dict[str, np.n
     return found
 
 
-def strays(engine: str, network: nn.Module, loss: PerSampleLoss = masked_bce, changed: int = CHANGED) -> bool:
+def strays(
+    engine: str,
+    network: nn.Module,
+    loss: PerSampleLoss = masked_bce,
+    changed: int = CHANGED,
+    studies: bool = False,
+) -> bool:
     """Whether another patient's gradient changes with one patient's slices and labels."""
-    before, after = (gradients(engine, network, loss=loss, changed=one) for one in (None, changed))
+    before, after = (
+        gradients(engine, network, loss=loss, changed=one, studies=studies) for one in (None, changed)
+    )
     return not np.array_equal(np.delete(before, changed, 0), np.delete(after, changed, 0))
 
 
@@ -172,6 +190,19 @@ def test_engines_agree_on_a_part_of_a_network(name: str, trainable: str) -> None
     assert found["opacus"].shape[1] == sum(
         network.get_parameter(one).numel() for one in trainable_names(network, trainable)
     )
+
+
+@pytest.mark.parametrize("trainable", ["head", "norms", "all"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_engines_agree_on_studies_and_a_patient_changes_no_bit_of_another(
+    pooling: str, trainable: str
+) -> None:
+    network = network_of("study", trainable, {"pooling": pooling})
+    before = assert_engines_agree(network, side=32, studies=True)
+    for engine in ENGINES:
+        after = gradients(engine, network, changed=CHANGED, side=32, studies=True)
+        np.testing.assert_array_equal(after[OTHERS], before[engine][OTHERS])
+        assert not np.array_equal(after[CHANGED], before[engine][CHANGED])
 
 
 @pytest.mark.slow
@@ -236,6 +267,44 @@ def test_patches_in_the_batch_are_seen() -> None:
     network = PatchesAsSamples()
     assert strays("opacus", network, changed=0)
     loop, hooks = (gradients(engine, network) for engine in ("patient_loop", "opacus"))
+    assert np.abs(loop - hooks).max() > 1e-3
+
+
+class PooledOverStudies(nn.Module):
+    """Shares of slices that add up to 1 over all studies of a batch, not over those of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(48, 1)
+
+    def forward(self, features: Tensor, is_slice: Tensor) -> Tensor:
+        scores = self.weight(features).masked_fill(~is_slice[:, :, None], -torch.inf)
+        return (scores.flatten().softmax(0).reshape(scores.shape) * features).sum(1)
+
+
+class SlicesAsSamples(nn.Module):
+    """The slices of all studies in one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit, self.head = ConvUnit(2, 8, 3, 2), nn.Linear(8, len(NAMES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.unit(x.nan_to_num().flatten(0, 1)).mean((2, 3))
+        return self.head(features.reshape(len(x), STUDY_SLICES, -1).mean(1))
+
+
+def test_a_pooling_over_the_batch_is_seen() -> None:
+    network = network_of("study")
+    network.add_module("pooling", PooledOverStudies())
+    assert strays("opacus", network, studies=True)
+
+
+def test_slices_of_studies_in_the_batch_are_seen() -> None:
+    """Opacus takes each for a sample: a patient's row then holds slices of others."""
+    network = SlicesAsSamples()
+    assert strays("opacus", network, changed=0, studies=True)
+    loop, hooks = (gradients(engine, network, studies=True) for engine in ("patient_loop", "opacus"))
     assert np.abs(loop - hooks).max() > 1e-3
 
 

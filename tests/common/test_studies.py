@@ -1,0 +1,234 @@
+"""Slices become studies: which of them, in which order, with which label; and a study is learnt from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.artifacts import NAMES
+from common.devices import on_device
+from common.learning import batches, extract_features, score, train_epochs
+from common.models import fresh
+from common.plan import Model, Training
+from common.preprocess import to_channels
+from common.studies import (
+    Samples,
+    StudyImages,
+    chosen_slices,
+    concatenated,
+    sample_channels,
+    samples_of,
+    series_of_patients,
+)
+from common.weights import flatten
+
+SIDE, SLICES = 32, 4
+COUNTS = (3, 1, 6)
+"""Slices of three series, CT, MR and CT."""
+MODEL = Model(name="study", args={"slices": SLICES, "pooling": "mean"})
+
+
+def studies(seed: int = 0, *, reverse: bool = False) -> Samples:
+    """Three studies; their slices lie in turn, not side by side."""
+    rng = np.random.default_rng(seed)
+    series = np.concatenate([np.full(count, number) for number, count in enumerate(COUNTS)])
+    series = np.random.default_rng(1).permutation(series)
+    order = np.argsort(series, kind="stable")[:: -1 if reverse else 1]
+    labels = rng.integers(0, 2, (len(series), len(NAMES))).astype(np.float32)
+    labels[rng.random(labels.shape) < 0.4] = np.nan
+    return samples_of(
+        MODEL,
+        rng.integers(-1000, 3000, (len(series), SIDE, SIDE)).astype(np.int16),
+        (series == 1).astype(np.int8),
+        labels,
+        series // 2,
+        lambda: (10 - series, order),
+    )
+
+
+def images_of(samples: Samples) -> StudyImages:
+    assert isinstance(samples.images, StudyImages)
+    return samples.images
+
+
+@given(st.integers(1, 200), st.sampled_from([2, 4, 8, 16, 32]))
+def test_slices_are_chosen_evenly_and_in_their_order(count: int, length: int) -> None:
+    slices = np.arange(100, 100 + count)
+    found = chosen_slices(slices, length)
+    assert len(found) == length
+    if count <= length:
+        assert found.tolist() == slices.tolist() + [-1] * (length - count)
+        return
+    assert np.isin(found, slices).all()
+    gaps = np.diff(found)
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    before, after = found[0] - slices[0], slices[-1] - found[-1]  # as far from one end as from the other
+    assert abs(before - after) <= 1
+
+
+def test_slices_of_ten_by_hand() -> None:
+    assert chosen_slices(np.arange(10), 4).tolist() == [1, 3, 6, 8]
+
+
+def test_a_network_of_slices_gets_the_slices_themselves() -> None:
+    images, some = np.zeros((2, 4, 4), np.int16), np.zeros(2, np.int8)
+
+    def never() -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError
+
+    found = samples_of(Model(), images, some, np.zeros((2, 5), np.float32), some, never)
+    assert found.images is images
+    assert found.first.tolist() == [0, 1]
+
+
+def test_a_study_has_the_slices_of_its_series_and_the_maximum_of_their_labels() -> None:
+    images = np.arange(6, dtype=np.int16)[:, None, None] * np.ones((1, 2, 2), np.int16)
+    labels = np.array([[0, np.nan], [1, np.nan], [np.nan, 1], [0, 0], [np.nan, np.nan], [0, 0]], np.float32)
+    found = samples_of(
+        MODEL,
+        images,
+        np.array([0, 1, 0, 1, 0, 1], np.int8),
+        labels,
+        np.array([7, 8, 7, 8, 7, 8]),
+        lambda: (np.array([5, 2, 5, 2, 5, 2]), np.array([4, 2, 0, 1, 3, 5])),
+    )
+    assert images_of(found).rows.tolist() == [[4, 2, 0, -1], [1, 3, 5, -1]]
+    np.testing.assert_array_equal(found.labels, [[0, 1], [1, 0]])
+    assert found.patients.tolist() == [7, 8]
+    assert found.modality.tolist() == [0, 1]
+    assert found.first.tolist() == [0, 1]
+    unassessed = samples_of(
+        MODEL,
+        images[:1],
+        np.zeros(1, np.int8),
+        labels[4:5],
+        np.zeros(1, np.int64),
+        lambda: (np.zeros(1, np.int64), np.zeros(1, np.int64)),
+    )
+    assert np.isnan(unassessed.labels).all()
+
+
+def test_a_patient_with_two_modalities_has_two_studies_where_series_are_unknown() -> None:
+    series, order = series_of_patients(np.array([3, 3, 9, 3]), np.array([0, 1, 0, 0]))
+    assert series[0] == series[3]
+    assert len(set(series)) == 3
+    assert order.tolist() == [0, 1, 2, 3]
+
+
+def test_the_network_sees_the_channels_of_each_slice_and_nan_elsewhere() -> None:
+    samples = studies()
+    images = images_of(samples)
+    x = sample_channels(images, samples.modality, np.array([2, 0]))
+    assert x.shape == (2, SLICES, 2, SIDE, SIDE)
+    for study, rows in zip(x, images.rows[[2, 0]], strict=True):
+        for seen, row in zip(study, rows, strict=True):
+            if row < 0:
+                assert seen.isnan().all()
+                continue
+            expected = to_channels(images.slices[[row]], images.modality[[row]])[0]
+            assert np.array_equal(seen.numpy(), expected)
+    ((_, batch),) = batches(images, samples.modality, np.array([2, 0]), 5)
+    assert np.array_equal(batch.numpy(), x.numpy(), equal_nan=True)
+
+
+def test_only_slices_are_augmented() -> None:
+    samples = studies()
+    seen: list[int] = []
+
+    def darker(slices: np.ndarray, modality: np.ndarray) -> np.ndarray:
+        seen.append(len(slices))
+        return slices // 2
+
+    ((_, x),) = batches(images_of(samples), samples.modality, np.arange(3), 3, darker)
+    assert seen == [int((images_of(samples).rows >= 0).sum())]
+    assert int(x[:, :, 0, 0, 0].isnan().sum()) == int((images_of(samples).rows < 0).sum())
+
+
+def trained(samples: Samples, **changes: object) -> np.ndarray:
+    model = fresh("study", 0, MODEL.args)
+    training = Training(**({"batch_size": 2, "local_epochs": 2} | changes))  # type: ignore[arg-type]
+    rows = np.arange(len(samples.images))
+    train_epochs(model, samples.images, samples.modality, samples.labels, rows, training=training, seed=1)
+    return flatten(model.state_dict())
+
+
+def test_training_on_studies_repeats_its_bits_and_follows_their_slices() -> None:
+    first = trained(studies())
+    assert np.isfinite(first).all()
+    assert first.tobytes() == trained(studies()).tobytes() != trained(studies(2)).tobytes()
+    augmented = trained(studies(), augment=("flip", "contrast"), sampler="balanced")
+    assert np.isfinite(augmented).all()
+
+
+def test_order_is_seen_by_the_recurrence_alone() -> None:
+    one, turned = studies(), studies(reverse=True)
+    for pooling, is_same in (("mean", True), ("gru", False)):
+        model = fresh("study", 0, {"slices": SLICES, "pooling": pooling})
+        found = [score(model, s.images, s.modality, np.array([0, 1])) for s in (one, turned)]
+        assert np.allclose(found[0], found[1], atol=1e-6) == is_same, pooling
+
+
+def test_scores_and_features_of_a_study_do_not_depend_on_the_company() -> None:
+    samples, model = studies(), fresh("study", 0, {"slices": SLICES})
+    for of in (score, extract_features):
+        together = of(model, samples.images, samples.modality, np.arange(3))
+        alone = np.concatenate([of(model, samples.images, samples.modality, np.array([i])) for i in range(3)])
+        np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_studies_of_several_sites_side_by_side_are_the_same_studies() -> None:
+    one, other = studies(), studies(5)
+    given: list[tuple[np.ndarray | StudyImages, np.ndarray]] = [
+        (one.images, np.array([1, 2])),
+        (other.images, np.array([2])),
+        (other.images, np.array([2, 0, 1])),
+    ]
+    together = concatenated(given)
+    assert isinstance(together, StudyImages)
+    expected = torch.cat([sample_channels(images, np.zeros(3), rows) for images, rows in given])
+    found = sample_channels(together, np.zeros(6), np.arange(6))
+    assert np.array_equal(found.numpy(), expected.numpy(), equal_nan=True)
+    assert len(together.slices) == (together.rows >= 0).sum()  # and no slice of another study
+    slices = np.arange(24, dtype=np.int16).reshape(6, 2, 2)
+    plain = concatenated([(slices, np.array([5, 1])), (slices, np.array([0]))])
+    assert np.array_equal(plain, slices[[5, 1, 0]])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention", "gru"])
+def test_a_network_of_studies_learns(pooling: str) -> None:
+    """Bright squares in one slice of some studies: after training they are told from the others."""
+    rng = np.random.default_rng(0)
+    count = 12
+    images = rng.integers(0, 1500, (count * 3, SIDE, SIDE)).astype(np.int16)
+    patients, present = np.repeat(np.arange(count), 3), np.arange(count) % 2
+    images[3 * np.flatnonzero(present) + 1, 8:20, 8:20] = 6000
+    labels = np.full((len(images), len(NAMES)), np.nan, np.float32)
+    labels[:, 2] = 0
+    labels[3 * np.flatnonzero(present) + 1, 2] = 1
+    modality = np.ones(len(images), np.int8)
+    model_args = {"slices": 4, "pooling": pooling}
+    samples = samples_of(
+        Model(name="study", args=model_args),
+        images,
+        modality,
+        labels,
+        patients,
+        lambda: series_of_patients(patients, modality),
+    )
+    model = fresh("study", 0, model_args)
+    training = Training(batch_size=4, local_epochs=15, learning_rate=3e-3)
+    rows = np.arange(count)
+    train_epochs(model, samples.images, samples.modality, samples.labels, rows, training=training, seed=1)
+    found = score(model, samples.images, samples.modality, rows)[:, 2]
+    assert found[present == 1].min() > found[present == 0].max()
+
+
+def test_on_device_gives_a_network_of_studies_back_to_the_cpu() -> None:
+    model = fresh("study", 0)
+    with on_device(model) as where:
+        assert {parameter.device for parameter in model.parameters()} == {where}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
