@@ -28,7 +28,10 @@ SILENT = {
 """Environment that keeps Flower from sending data to others than the sites."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "simulate": ("server.cli.evaluate:simulate", "Run a plan on all sites under a folder, in one process."),
+    "simulate": (
+        "server.cli.evaluate:simulate",
+        "Run a plan, or a sweep of plans, on all sites under a folder.",
+    ),
     "report": ("server.cli.evaluate:report", "Write report.html of a finished run."),
     "compare": (
         "server.cli.evaluate:compare",

@@ -6,8 +6,9 @@ that counts the batch's valid labels) would let one patient change another's gra
 a property test holds every entry of `LOSSES` to this. `BATCH_LOSSES` do it all the same, for comparison with
 publications, in arms that promise nothing.
 
-The artifacts are not exclusive, so that cross-entropy is binary, one term an artifact. For a single artifact
-it is the cross-entropy over two classes, its logit being the difference of theirs.
+The artifacts are not exclusive, so that `bce` is binary, one term an artifact. `cross_entropy` is for data of
+a single label, where they are: then "none" is a class, too. For a single artifact both are the same, the
+logit being the difference of those of two classes.
 
 A label is 1 (present), 0 (absent), a severity between, or nan: not assessed, or the artifact cannot occur in
 this modality. Outputs that are nan in the labels take no part in the loss.
@@ -56,6 +57,39 @@ def bce(*, class_weights: Tensor | None = None) -> PerSampleLoss:
     return lambda logits, labels: masked_bce(logits, labels, weights)
 
 
+def cross_entropy(*, class_weights: Tensor | None = None) -> PerSampleLoss:
+    """Cross-entropy per sample over classes that exclude one another: each assessed artifact, and none.
+
+    The logit of "none" is 0, so that an artifact's logit is ln P(artifact) / P(none). A sample with several
+    artifacts has its target shared among them; one whose severities sum to less than 1 leaves the rest to
+    "none".
+
+    Args:
+        class_weights: as `masked_bce`; that of "none" is 1.
+    """
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        assessed, targets = _assessed(logits, labels)
+        shares = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
+        # finite where an artifact takes no part: infinity would make its gradient nan
+        open_logits = torch.where(assessed, logits, torch.finfo(logits.dtype).min)
+        logs = torch.cat([torch.zeros_like(logits[:, :1]), open_logits], dim=1).log_softmax(dim=1)
+        weighted = shares if class_weights is None else shares * class_weights.to(logits)
+        present = torch.where(assessed, weighted * logs[:, 1:], 0.0).sum(dim=1)
+        return -(present + (1 - shares.sum(dim=1)) * logs[:, 0])
+
+    return loss
+
+
+def cross_entropy_dice(
+    *, alpha: float = 1.0, beta: float = 1.0, class_weights: Tensor | None = None
+) -> PerSampleLoss:
+    """The loss alpha * `cross_entropy` + beta * `soft_dice`; numbers as `bce_dice`."""
+    return _with_dice(
+        "cross_entropy_dice", cross_entropy(class_weights=class_weights), alpha=alpha, beta=beta
+    )
+
+
 def focal(*, gamma: float = 2.0, class_weights: Tensor | None = None) -> PerSampleLoss:
     """Focal loss: as `masked_bce`, each term times |t - p|^gamma, p = sigmoid(logits), which is (1 - p)^gamma
     where the artifact is present and p^gamma where it is absent.
@@ -98,16 +132,16 @@ def bce_dice(*, alpha: float = 1.0, beta: float = 1.0, class_weights: Tensor | N
     """The loss alpha * `masked_bce` + beta * `soft_dice`; alpha and beta are public numbers, at least 0, not
     both 0.
     """
+    return _with_dice("bce_dice", bce(class_weights=class_weights), alpha=alpha, beta=beta)
+
+
+def _with_dice(name: str, entropy: PerSampleLoss, *, alpha: float, beta: float) -> PerSampleLoss:
     if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
         raise ConfigError(
-            f"bce_dice: alpha = {alpha}, beta = {beta} must be at least 0, finite, and not both 0",
+            f"{name}: alpha = {alpha}, beta = {beta} must be at least 0, finite, and not both 0",
             code="bad-loss",
         )
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return alpha * masked_bce(logits, labels, class_weights) + beta * soft_dice(logits, labels)
-
-    return loss
+    return lambda logits, labels: alpha * entropy(logits, labels) + beta * soft_dice(logits, labels)
 
 
 def batch_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -128,6 +162,8 @@ def batch_dice(logits: Tensor, labels: Tensor) -> Tensor:
 MAKERS: dict[str, Callable[..., PerSampleLoss]] = {
     "bce": bce,
     "bce_dice": bce_dice,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_dice": cross_entropy_dice,
     "focal": focal,
 }
 """Those that take the keyword arguments of a plan: `training.loss_args`, `training.class_weights`."""

@@ -6,9 +6,11 @@ from the defaults below.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -422,6 +424,15 @@ def read_plan(path: Path) -> RunPlan:
     Raises:
         PlanError: the file is missing, is not YAML, or does not validate.
     """
+    return parse_plan(plan_values(path), where=str(path))
+
+
+def plan_values(path: Path) -> Any:
+    """What a plan file says, not yet validated.
+
+    Raises:
+        PlanError: the file is missing, or is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -433,9 +444,27 @@ def read_plan(path: Path) -> RunPlan:
     except UnicodeDecodeError as error:
         raise PlanError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        values: Any = strict_yaml(text)
+        return strict_yaml(text)
     except yaml.YAMLError as error:
         raise PlanError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise PlanError(f"{path}: not YAML: nested too deeply") from None
-    return parse_plan(values, where=str(path))
+
+
+def changed_values(values: object, changes: Mapping[str, Any], *, where: str = "plan") -> dict[str, Any]:
+    """A copy of a decoded plan with other values of some dotted keys, such as `training.rounds`.
+
+    Raises:
+        PlanError: a key lies below one that is no mapping.
+    """
+    changed: Any = copy.deepcopy(values)
+    for key, value in changes.items():
+        *above, last = key.split(".")
+        inner: Any = changed
+        for part in above:
+            inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict):
+            raise PlanError(f"{where}: {key}: {'.'.join(above) or 'the plan'} is no mapping of plan keys")
+        inner[last] = copy.deepcopy(value)
+    found: dict[str, Any] = changed
+    return found

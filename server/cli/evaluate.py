@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from common.cli import Format, FormatOption
-from common.plan import read_plan
+from common.errors import ConfigError
+from common.plan import changed_values, parse_plan, plan_values
 from common.processes import usable_cores
 from common.progress_bar import progress_shown
+from common.strict import strict_yaml
 from server.simulation.simulate import run_simulation
 
 simulate = typer.Typer(add_completion=False)
@@ -38,10 +41,29 @@ DeviceOption = Annotated[
 
 @simulate.command()
 def simulate_command(
-    plan: Annotated[Path, typer.Argument(help="Plan file, for example configs/plans/demo.yaml.")],
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN|SWEEP",
+            help="Plan file, for example configs/plans/demo.yaml; or a sweep, a grid of plans and seeds, for "
+            "example configs/sweeps/networks.yaml.",
+        ),
+    ],
     data: Annotated[Path, typer.Option(help="Folder with one subfolder per site, each with a site.yaml.")],
-    out: Annotated[Path, typer.Option(help="Run folder to create.")],
+    out: Annotated[
+        Path, typer.Option(help="Run folder to create; of a sweep, its folder, new or to be continued.")
+    ],
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Replaces the plan's seed.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replaces a key of the plan, or of all plans of a sweep, such as training.rounds=3. "
+            "Repeatable.",
+        ),
+    ] = None,
+    max_cells: Annotated[int, typer.Option(min=1, help="Sweep only: the most runs to be done.")] = 100,
     jobs: JobsOption = None,
     device: DeviceOption = "auto",
     accept_quarantine: Annotated[
@@ -49,12 +71,34 @@ def simulate_command(
     ] = False,
     format: FormatOption = Format.text,
 ) -> int:
-    """Run PLAN on all sites under DATA on this machine, and write the run folder OUT."""
+    """Run PLAN on all sites under DATA on this machine, and write the run folder OUT.
+
+    Of a SWEEP, run all its plans with all its seeds, each into a run folder below OUT, and write one table.
+    The same command continues a sweep that was interrupted.
+    """
     from server.run.tune import resolved
     from server.run_folder import refuse_existing
+    from server.simulation.sweep import is_sweep, parse_sweep, run_sweep
 
+    values, replaced = plan_values(plan), _changes(changes or [])
+    if is_sweep(values):
+        if seed is not None:
+            raise ConfigError(
+                f"--seed {seed}: a sweep has its own seeds", code="bad-argument", hint=f"{plan}: seeds"
+            )
+        return run_sweep(
+            parse_sweep(values, plan, changes=replaced, max_cells=max_cells),
+            data,
+            out,
+            jobs or usable_cores(),
+            format,
+            device=device,
+            accept_quarantine=accept_quarantine,
+        )
+    if replaced:
+        values = changed_values(values, replaced, where=str(plan))
     with progress_shown() as progress:
-        run_plan, tuning = resolved(read_plan(plan), progress=progress)
+        run_plan, tuning = resolved(parse_plan(values, where=str(plan)), progress=progress)
     if seed is not None:
         run_plan = run_plan.model_copy(update={"seed": seed})
     refuse_existing(out)
@@ -68,6 +112,28 @@ def simulate_command(
         accept_quarantine=accept_quarantine,
         tuning=tuning.to_json() if tuning else None,
     )
+
+
+def _changes(words: list[str]) -> dict[str, Any]:
+    """Dotted plan key -> value, of `KEY=VALUE` with the value as YAML.
+
+    Raises:
+        ConfigError: no `=`, or no YAML (code `bad-argument`).
+    """
+    found = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        try:
+            if not key or not equals:
+                raise ConfigError("no KEY=VALUE")
+            found[key] = strict_yaml(text)
+        except (ConfigError, yaml.YAMLError):
+            raise ConfigError(
+                f"--set {word}: not KEY=VALUE with the value as YAML",
+                code="bad-argument",
+                hint="for example --set training.rounds=3",
+            ) from None
+    return found
 
 
 @report.command()

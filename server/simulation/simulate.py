@@ -32,14 +32,31 @@ def resume_simulation(
     device: str = "cpu",
     accept_changed_data: bool = False,
 ) -> int:
+    """Continue a simulation as `continued` does, and print the results.
+
+    Returns:
+        exit status.
+    """
+    return _show(
+        continued(folder, data, jobs, device=device, accept_changed_data=accept_changed_data), format
+    )
+
+
+def continued(
+    folder: RunFolder,
+    data: Path | None,
+    jobs: int | None,
+    *,
+    device: str = "cpu",
+    accept_changed_data: bool = False,
+    cpu_before: float = 0.0,
+) -> RunFolder:
     """Continue a simulation from its last finished round.
 
     Args:
         data: where the sites lie now; None: where they lay before.
-        jobs, device: as `run_simulation`; jobs None: one for each core.
+        jobs, device, cpu_before: as `simulated`; jobs None: one for each core.
         accept_changed_data: continue although the data of a site are others than in the first round.
-    Returns:
-        exit status.
     Raises:
         DataError: the data of a site changed (code `data-changed`).
         ConfigError: neither `data` nor the run folder names the sites (code `no-data`).
@@ -49,16 +66,16 @@ def resume_simulation(
         raise ConfigError(
             f"{folder.path}: does not say where its data lie", code="no-data", hint="--data DIR"
         )
-    return run_simulation(
+    return simulated(
         folder.plan,
         data or Path(simulation["data"]),
         folder.path,
         jobs or usable_cores(),
-        format,
         threads=int(folder.manifest["threads"]),
         device=device,
         run=str(folder.manifest["run"]),
         accept_changed_data=accept_changed_data,
+        cpu_before=cpu_before,
     )
 
 
@@ -76,7 +93,43 @@ def run_simulation(
     accept_changed_data: bool = False,
     tuning: dict[str, Any] | None = None,
 ) -> int:
-    """Run `plan` on the sites under `data` into the run folder `out`, and print the results.
+    """Run `plan` as `simulated` does, and print the results.
+
+    Returns:
+        exit status.
+    """
+    return _show(
+        simulated(
+            plan,
+            data,
+            out,
+            jobs,
+            threads=threads,
+            device=device,
+            accept_quarantine=accept_quarantine,
+            run=run,
+            accept_changed_data=accept_changed_data,
+            tuning=tuning,
+        ),
+        format,
+    )
+
+
+def simulated(
+    plan: RunPlan,
+    data: Path,
+    out: Path,
+    jobs: int,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    accept_quarantine: bool = False,
+    run: str = "",
+    accept_changed_data: bool = False,
+    tuning: dict[str, Any] | None = None,
+    cpu_before: float = 0.0,
+) -> RunFolder:
+    """Run `plan` on the sites under `data` into the run folder `out`.
 
     Args:
         jobs: sites that train side by side, each in a process; the results are the same for any number.
@@ -86,8 +139,7 @@ def run_simulation(
         run: name of the run that is resumed; "" for a new one.
         accept_changed_data: continue it although the data of a site changed.
         tuning: how the plan's settings were chosen, kept in the run folder.
-    Returns:
-        exit status.
+        cpu_before: CPU seconds that this process had used for other runs.
     Raises:
         FedqcError: the plan, the data or the run failed.
     """
@@ -120,15 +172,18 @@ def run_simulation(
     nodes = node_configs(plan, site_yamls, names=list(names.values()))
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device) as grid:
-        folder = conduct(
+        return conduct(
             grid,
             plan,
             out,
             simulation={"data": str(data.absolute())},
             tuning=tuning,
             jobs=jobs,
-            others_cpu=grid.cpu_seconds,
+            others_cpu=lambda: grid.cpu_seconds() - cpu_before,
         )
+
+
+def _show(folder: RunFolder, format: Format) -> int:
     evaluation = folder.evaluation
     if format is Format.json:
         print(json.dumps(summary(evaluation, folder.path), ensure_ascii=False))

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from common.artifacts import INDEX, NAMES
 from common.errors import ConfigError, PlanError
-from common.losses import LOSSES, batch_dice, bce_dice, focal, loss_named, loss_of, masked_bce, soft_dice
+from common.losses import (
+    LOSSES,
+    batch_dice,
+    bce_dice,
+    cross_entropy,
+    cross_entropy_dice,
+    focal,
+    loss_named,
+    loss_of,
+    masked_bce,
+    soft_dice,
+)
 from common.plan import Training, parse_plan
 
 
@@ -73,6 +84,31 @@ def test_a_severity_is_a_soft_label() -> None:
     logits = torch.tensor([[0.3]])
     gradient = losses_and_gradients("bce", logits, torch.tensor([[0.7]]))[1]
     assert gradient.item() == pytest.approx(1 / (1 + math.exp(-0.3)) - 0.7, rel=1e-5)
+
+
+def test_cross_entropy_by_hand() -> None:
+    """Of classes none, a and c, as b was not assessed: softmax of 0, ln 2 and ln 3 is 1/6, 2/6 and 3/6."""
+    logits = torch.tensor([[math.log(2), 9.0, math.log(3)]]).repeat(4, 1)
+    nan = math.nan
+    labels = torch.tensor([[1.0, nan, 0.0], [0.0, nan, 0.0], [1.0, nan, 1.0], [0.0, nan, 0.5]])
+    by_hand = [
+        -math.log(2 / 6),
+        -math.log(1 / 6),
+        -(math.log(2 / 6) + math.log(3 / 6)) / 2,
+        -(math.log(3 / 6) + math.log(1 / 6)) / 2,
+    ]
+    torch.testing.assert_close(cross_entropy()(logits, labels), torch.tensor(by_hand))
+    weighted = cross_entropy(class_weights=torch.tensor([4.0, 1.0, 1.0]))(logits, labels)
+    torch.testing.assert_close(weighted[:2], torch.tensor([4 * by_hand[0], by_hand[1]]))
+
+
+def test_cross_entropy_of_a_single_artifact_is_binary() -> None:
+    """The binary mode of a publication: one artifact is assessed."""
+    logits, labels = some_batch(5)
+    labels[:, 1:] = math.nan
+    torch.testing.assert_close(cross_entropy()(logits, labels), masked_bce(logits, labels))
+    ours = cross_entropy_dice(alpha=0.7, beta=0.3)(logits, labels)
+    torch.testing.assert_close(ours, bce_dice(alpha=0.7, beta=0.3)(logits, labels))
 
 
 def test_soft_dice_by_hand() -> None:
