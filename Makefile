@@ -56,6 +56,17 @@ check: $(STAMP)
 	$(BIN)/python tests/docstring_share.py
 	$(BIN)/python -m server.public_model.rehearsals --check
 
+# Trains the public start on phantoms and on views of open real people; SOURCES = folders, one a scanner or collection,
+# LABELS = a CSV (file, label) of slices that are not clean. Both sites stay in $(START) for benchmarks/real_start.py.
+START ?= data/start
+LABELS ?=
+real-start: $(STAMP)
+	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 1000 --seed 616161 $(if $(LABELS),--labels $(LABELS))
+	$(BIN)/fedqc data phantom $(START)-phantoms --public --patients 1000 --seed 616162
+	mv $(START)-phantoms/public $(START)/ && rmdir $(START)-phantoms
+	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start --threads 1
+	$(BIN)/python -m server.public_model.pretrain runs/real-start common/models/small_cnn_real.safetensors
+
 # Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -n auto --cov --cov-branch --cov-report=

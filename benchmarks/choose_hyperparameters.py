@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--start", type=Path, default=Path("common/models/small_cnn.safetensors"))
+    parser.add_argument("--start", type=Path, default=Path("common/models/small_cnn_phantoms.safetensors"))
     parser.add_argument("--only", choices=("private", "full"))
     arguments = parser.parse_args()
     set_threads(1)

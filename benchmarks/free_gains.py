@@ -57,7 +57,7 @@ from server.public_model.rehearsals import FOLDS, SHIFTS, SIZE, Rehearsal, rehea
 from server.run import tune
 from server.run.tune import Fold, Patients, Setting, Tried
 
-MODEL, START = Model(), Path(__file__).parents[1] / "common/models/small_cnn.safetensors"
+MODEL, START = Model(), Path(__file__).parents[1] / "common/models/small_cnn_phantoms.safetensors"
 EPSILONS, SITES, PATIENTS, ROUNDS, SEED = (8.0, 2.0, 1.0), 3, 100, 6, 7
 STEPS = (2, 8)  # of a round
 REACHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # learning rate times clip times steps of a round

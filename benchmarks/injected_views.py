@@ -284,7 +284,7 @@ def measure(root: Path, real: Path | None, *, quick: bool, say: Callable[[str], 
     set_threads(1)
     model = build("small_cnn")
     manifest = manifest_of(model.state_dict())
-    start = load_model(Path("common/models/small_cnn.safetensors"), manifest)
+    start = load_model(Path("common/models/small_cnn_phantoms.safetensors"), manifest)
     model.load_state_dict(unflatten(start, manifest))
     head = model.head.weight.detach().numpy().copy(), model.head.bias.detach().numpy().copy()
 

@@ -68,7 +68,8 @@ class Lineage(StrictModel):
 NO_DATA = Lineage(made_by="random numbers", kinds=(), private=True)
 """Of weights drawn from a seed."""
 PACKAGED = Lineage(made_by="fedqc", kinds=("synthetic",), private=True)
-"""Of the weights that fedqc brings: trained on phantoms (common/models/small_cnn.md)."""
+"""Of the weights that fedqc brings and whose file states none: trained on phantoms
+(common/models/small_cnn_phantoms.md)."""
 
 
 def read_lineage(path: Path) -> Lineage | None:
@@ -94,4 +95,5 @@ def lineage_of_plan(initial: str, path: Path | None) -> Lineage | None:
     """
     if path is None:
         return NO_DATA
-    return PACKAGED if initial.startswith("package:") else read_lineage(path)
+    stated = read_lineage(path)
+    return stated or PACKAGED if initial.startswith("package:") else stated

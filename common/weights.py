@@ -388,6 +388,10 @@ def _bad_frame(found: str) -> RunError:
     )
 
 
+RENAMED = {"small_cnn.safetensors": "small_cnn_phantoms.safetensors"}
+"""Packaged weights -> what they are called now: a plan that names the old file means the same weights."""
+
+
 def resolve_initial(reference: str, sha256: str | None) -> Path:
     """The file that a plan's `model.initial` means.
 
@@ -396,12 +400,14 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
     """
     is_packaged = reference.startswith("package:")
     models = Path(__file__).parent / "models"
-    path = models / reference.removeprefix("package:") if is_packaged else Path(reference)
+    name = reference.removeprefix("package:")
+    path = models / RENAMED.get(name, name) if is_packaged else Path(reference)
     if not path.is_file() or (is_packaged and path.parent != models):
         raise ConfigError(
             f"model.initial = {reference!r}: no such file",
             code="no-initial-weights",
-            hint="use package:small_cnn.safetensors, an absolute path, or random",
+            hint="use package:small_cnn_phantoms.safetensors, package:small_cnn_real.safetensors, an "
+            "absolute path, or random",
         )
     if sha256 is not None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()

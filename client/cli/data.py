@@ -61,7 +61,8 @@ def inject(
         typer.Argument(
             metavar="SRC... [OUT]",
             help="SRC, real images: a folder, a zip archive or a file; with --map, a folder; with "
-            "--per-person, one or more. OUT (--map, --per-person): new folder, one subfolder per site.",
+            "--per-person and --views, one or more. OUT (--map, --per-person, --views): new folder, one "
+            "subfolder per site.",
         ),
     ] = None,
     map_file: Annotated[
@@ -77,6 +78,18 @@ def inject(
             help="Write each person (PatientID) once, clean or with one artifact; needs no map.",
         ),
     ] = False,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            help="Write this many views of each SRC in varied looks, to train public starting weights on."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --views: CSV file (file, label); slices that it does not call clean are left out."
+        ),
+    ] = None,
     sites: Annotated[
         int | None, typer.Option(help="With --per-person: number of sites, 1 to 26. Default: 1.")
     ] = None,
@@ -110,8 +123,8 @@ def inject(
     severity: Annotated[
         list[float] | None,
         typer.Option(
-            help="Above 0, at most 1; repeatable. Default: 0.25, 0.5, 0.75 and 1. With --per-person: lowest "
-            "and highest; default 0.6 and 1."
+            help="Above 0, at most 1; repeatable. Default: 0.25, 0.5, 0.75 and 1. With --per-person and "
+            "--views: lowest and highest; default 0.6 and 1, with --views 0.05 and 1."
         ),
     ] = None,
     slices: Annotated[
@@ -129,10 +142,10 @@ def inject(
     format: FormatOption = Format.text,
 ) -> None:
     """Simulate artifacts on real slices: write a gallery, a blinded reader study and its evaluation, or site
-    folders (OUT with --map or --per-person).
+    folders (OUT with --map, --per-person or --views).
     """
     sources, out = list(paths or []), None
-    if map_file or per_person or len(sources) > 1:
+    if map_file or per_person or views or len(sources) > 1:
         sources, out = (sources[:-1], sources[-1]) if len(sources) > 1 else (sources, None)
     src = sources[0] if sources else None
     kind = _kind_of_injection(
@@ -142,6 +155,8 @@ def inject(
             "OUT": out,
             "--map": map_file,
             "--per-person": per_person or None,
+            "--views": views,
+            "--labels": labels,
             "--sites": sites,
             "--clean-share": clean_share,
             "--gallery": gallery,
@@ -176,6 +191,22 @@ def inject(
             language=lang,
         )
         written = [_given(out), *([] if gallery is None else [gallery])]
+    elif kind == "views":
+        from client.simulation.training_views import inject_views
+        from common.progress_bar import progress_shown
+
+        with progress_shown() as progress:
+            counts = inject_views(
+                sources,
+                _given(out),
+                views or 0,
+                seed=seed,
+                severities=severity or [],
+                labels=labels,
+                say=say,
+                progress=progress,
+            )
+        written = [_given(out)]
     elif kind == "person":
         from client.simulation.people import deal_of, inject_people
         from common.progress_bar import progress_shown
@@ -232,6 +263,11 @@ _INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
         {"SRC", "OUT", "--per-person"},
         {"a second SRC", "--sites", "--clean-share", "--gallery", "--artifact", "--severity", "--slices"},
     ),
+    "views": (
+        "SRC... OUT --views N",
+        {"SRC", "OUT", "--views"},
+        {"a second SRC", "--labels", "--severity"},
+    ),
     "map": ("SRC OUT --map MAP", {"SRC", "OUT", "--map"}, {"--gallery"}),
     "gallery": ("SRC --gallery FILE.html", {"SRC", "--gallery"}, {"--artifact", "--severity", "--slices"}),
 }
@@ -249,6 +285,8 @@ def _kind_of_injection(words: dict[str, Any]) -> str:
         "--blind": "blind",
         "--per-person": "person",
         "--map": "map",
+        "--views": "views",
+        "--labels": "views",
         "--sites": "person",
         "--clean-share": "person",
         "OUT": "map",

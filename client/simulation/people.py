@@ -269,11 +269,18 @@ def inject_people(
 
 
 def find_people(
-    sources: Sequence[Path], deal: Deal, *, say: Callable[[str], None], progress: Progress
+    sources: Sequence[Path],
+    deal: Deal,
+    *,
+    say: Callable[[str], None],
+    progress: Progress,
+    unnamed: str | None = None,
 ) -> tuple[list[Person], Counter[str]]:
     """The people of some folders, ordered by pseudonym, and the slices that are not used, by reason.
 
     Of a person with CT and MR the modality with more slices is taken.
+    Args:
+        unnamed: whose slices those without a PatientID are; None: they are not used.
     Raises:
         ConfigError: `no-such-folder`; `bad-argument`: no person can show the artifacts asked for.
         DataError: `no-usable-images`.
@@ -286,7 +293,7 @@ def find_people(
         skipped.update(stack.skipped)
         for modality, own in stack.places.items():
             for place in own:
-                name = patient_name(place.header)
+                name = patient_name(place.header) or unnamed
                 if name is None:
                     skipped["no-patient-id"] += 1
                     continue

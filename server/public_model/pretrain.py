@@ -1,13 +1,14 @@
-"""Make the public starting weights from a pre-training run on phantoms: whiten the features, write model and
-card.
+"""Make public starting weights from a pre-training run on phantoms and public images: whiten the features,
+write model and card.
 
     fedqc data phantom data/public --public --patients 24000 --seed 424242
     fedqc simulate configs/plans/pretrain_phantom.yaml --data data/public --out runs/pretrain
-    python -m server.public_model.pretrain runs/pretrain common/models/small_cnn.safetensors
+    python -m server.public_model.pretrain runs/pretrain common/models/small_cnn_phantoms.safetensors
 
-The run trains the whole network; this module whitens what its head sees, on phantoms of public appearances
-that the run did not see. Deterministic for a given machine and thread count. The seeds are none of a demo
-site's, and none of the coordinator's public set.
+`make real-start` makes the start that has seen people, small_cnn_real, in the same way. The run trains the
+whole network; this module whitens what its head sees, on phantoms of public appearances that the run did not
+see. Deterministic for a given machine and thread count. The seeds are none of a demo site's, and none of the
+coordinator's public set.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from common.weights import digest, flatten, manifest_of, unflatten
 from server.public_model.public_set import draw, public_set
 from server.run_folder import MODEL, RunFolder
 
+CARDS = {"pretrain-real": "card_real.md"}
+"""Name of the plan that trained -> template of the card, beside this file; others are those of phantoms."""
 PATIENTS, SEED = 1200, 515151
 MIN_VARIANCE = 1e-2
 """Of the largest: directions that vary less are not blown up to unit variance; a private head would pay noise
@@ -75,11 +78,13 @@ def whiten(model: SmallCNN, slices: Slices) -> None:
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
-def card(run: RunFolder, sha256: str, auroc: np.ndarray) -> str:
+def card(run: RunFolder, name: str, sha256: str, auroc: np.ndarray) -> str:
     """Markdown: what the weights are made of, and what they are not good for."""
     plan, manifest = run.plan, run.manifest
     scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, auroc, strict=True))
-    return CARD.format(
+    template = Path(__file__).with_name(CARDS.get(plan.name, "card_phantoms.md"))
+    return template.read_text(encoding="utf-8").format(
+        name=name,
         sha256=sha256,
         plan=plan.name,
         plan_sha256=plan.sha256(),
@@ -87,37 +92,11 @@ def card(run: RunFolder, sha256: str, auroc: np.ndarray) -> str:
         epochs=plan.epochs,
         threads=manifest["threads"],
         torch=torch.__version__.split("+")[0],
+        rounds=plan.training.rounds,
         patients=PATIENTS,
         held=plan.public_set.patients,
         scores=scores,
     )
-
-
-CARD = """# small_cnn.safetensors
-
-The public starting weights of fedqc: one network of 0.25 M parameters, five artifacts, 128 x 128 pixels.
-
-- **SHA-256** `{sha256}`
-- **Data**: computer-generated phantoms with simulated artifacts only. No image of a person.
-- **Made by**
-  ```
-  fedqc data phantom data/public --public --patients 24000 --seed 424242
-  fedqc simulate configs/plans/pretrain_phantom.yaml --data data/public --out runs/pretrain
-  python -m server.public_model.pretrain runs/pretrain common/models/small_cnn.safetensors
-  ```
-  plan `{plan}` ({plan_sha256:.12}), seed {seed}, {epochs} epochs, {threads} threads, torch {torch}.
-  Not private: phantoms need no protection. The neck whitens the features of the head by {patients} other
-  phantoms, which changes no logit.
-- **Score** on {held} other phantoms, AUROC per patient: {scores}.
-- **On real slices** with simulated artifacts: docs/physics.md, by artifact, severity and folder.
-
-## Limits
-
-Chosen and tuned on phantoms, while real slices of nine scanners were looked at: those slices are not an
-untouched test. Phantoms are ellipses and smooth textures: a real image without artifact may score high for
-a reason that no phantom has. Scores are not probabilities for a hospital, because the prevalence in the
-training data is invented; use ranks, or fit thresholds on your own data. Not a medical device.
-"""
 
 
 def public_lineage(run: RunFolder, flat: np.ndarray) -> Lineage:
@@ -158,7 +137,7 @@ def main() -> None:
         {"trained_by": f"plan {folder.plan.name}", KEY: lineage.text()},
     )
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
-    write_bytes(out.with_suffix(".md"), card(folder, sha256, auroc).encode())
+    write_bytes(out.with_suffix(".md"), card(folder, out.stem, sha256, auroc).encode())
     print(f"sha256: {sha256}\npublic AUROC by artifact: {auroc.round(3)}", file=sys.stderr)
 
 

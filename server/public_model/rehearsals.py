@@ -196,13 +196,14 @@ def main() -> int:
     """Write the rehearsals of the shipped starting weights; with --check only say whether they are theirs."""
     set_threads(1)
     start = load_model(
-        Path("common/models/small_cnn.safetensors"), manifest_of(build(Model().name).state_dict())
+        Path("common/models/small_cnn_phantoms.safetensors"), manifest_of(build(Model().name).state_dict())
     )
     if "--check" in sys.argv:
         if shipped_start() == digest(start):
             return 0
         print(
-            "common/models/small_cnn.safetensors has changed: settings were rehearsed with other weights; "
+            "common/models/small_cnn_phantoms.safetensors has changed: settings were rehearsed with other "
+            "weights; "
             "run python -m server.public_model.rehearsals",
             file=sys.stderr,
         )

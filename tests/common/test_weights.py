@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.errors import ConfigError, RunError
+from common.model_file import load_model
 from common.models import MODELS, build
 from common.weights import (
     GRID,
@@ -28,6 +29,10 @@ from common.weights import (
     unflatten,
 )
 
+STARTS = {
+    "small_cnn_phantoms": "276d0fb38868a0751d5d6e47fc6e7344748fc0fc86c114c5f4c7a33e3ce2eda6",
+    "small_cnn_real": "123ee7758c5da997f6d9f88ef463af6111bae5d91318ef86bd79c30817cce281",
+}
 WEIGHTS = arrays(np.float32, 5, elements=st.floats(-8, 8, width=32))
 
 
@@ -184,3 +189,23 @@ def test_the_packaged_start_exists_and_its_hash_can_be_pinned(tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         resolve_initial(str(tmp_path / "none.safetensors"), None)
     assert caught.value.code == "no-initial-weights"
+
+
+@pytest.mark.parametrize(("name", "sha256"), sorted(STARTS.items()))
+def test_both_starts_are_the_files_of_their_cards_and_load(name: str, sha256: str) -> None:
+    path = resolve_initial(f"package:{name}.safetensors", sha256)
+    assert path.stat().st_size < 2**20
+    assert sha256 in path.with_suffix(".md").read_text(encoding="utf-8")
+    manifest = manifest_of(build("small_cnn").state_dict())
+    flat = load_model(path, manifest)
+    assert flat.shape == (manifest.size,)
+    assert np.isfinite(flat).all()
+
+
+def test_a_plan_that_names_the_old_file_and_its_hash_means_the_phantoms_start() -> None:
+    old = resolve_initial("package:small_cnn.safetensors", STARTS["small_cnn_phantoms"])
+    assert old == resolve_initial("package:small_cnn_phantoms.safetensors", None)
+    assert old.name == "small_cnn_phantoms.safetensors"
+    with pytest.raises(ConfigError) as caught:
+        resolve_initial("package:small_cnn.safetensors", STARTS["small_cnn_real"])
+    assert caught.value.code == "wrong-initial-weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,22 @@ import yaml
 import common.models
 from common.artifacts import NAMES
 from common.learning import extract_features, score
+from common.lineage import lineage_of_plan, read_lineage
 from common.model_file import load_model
 from common.models import build, fresh
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import read_plan
-from common.weights import flatten, manifest_of
-from server.public_model.pretrain import card, finish
+from common.pricing import with_noise
+from common.weights import digest, flatten, manifest_of, resolve_initial
+from server.public_model.pretrain import card, finish, public_lineage
 from server.public_model.public_set import draw
 from server.run_folder import RunFolder
 from tests.helpers.command_line import ROOT, fedqc
+from tests.helpers.injected import mr_slice, write
 
 PLAN = ROOT / "configs" / "plans" / "pretrain_phantom.yaml"
+REAL_PLAN = PLAN.with_name("pretrain_real.yaml")
 MODELS = Path(common.models.__file__).parent
 
 
@@ -65,20 +70,77 @@ def test_what_the_head_sees_is_whitened_and_no_logit_changes(run: RunFolder) -> 
     assert variances[0] == pytest.approx(1, abs=1e-3)
     assert variances.max() < 1.01
     assert np.abs(covariance - np.diag(variances)).max() < 1e-3
-    text = card(run, "ab" * 32, auroc)
+    text = card(run, "small_cnn_phantoms", "ab" * 32, auroc)
     assert run.plan.sha256()[:12] in text
     assert "ab" * 32 in text
     assert "{" not in text
 
 
-def test_the_shipped_model_is_the_one_its_card_and_the_demo_name() -> None:
-    from hashlib import sha256
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The steps of `make real-start`, small."""
+    folder = tmp_path_factory.mktemp("real-start")
+    for person in range(6):
+        write(folder / "source" / f"{person}.dcm", mr_slice(person, person), f"P-{person}", 0)
+    fedqc("data", "inject", folder / "source", folder / "start", "--views", 12, "--seed", 1)
+    fedqc("data", "phantom", folder / "phantoms", "--public", "--patients", 12, "--seed", 1)
+    (folder / "phantoms" / "public").rename(folder / "start" / "public")
+    values = yaml.safe_load(REAL_PLAN.read_text(encoding="utf-8"))
+    values |= {
+        "training": values["training"] | {"rounds": 1},
+        "image_size": 32,
+        "public_set": {"patients": 6},
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    fedqc(
+        "simulate", folder / "plan.yaml", "--data", folder / "start", "--out", folder / "run", "--threads", 1
+    )
+    return RunFolder.open(folder / "run")
 
-    digest = sha256((MODELS / "small_cnn.safetensors").read_bytes()).hexdigest()
-    assert digest in (MODELS / "small_cnn.md").read_text(encoding="utf-8")
-    assert read_plan(ROOT / "configs" / "plans" / "demo.yaml").model.sha256 == digest
+
+def test_a_run_on_people_and_phantoms_goes_on_from_the_phantoms_start(real_run: RunFolder) -> None:
+    manifest = manifest_of(build("small_cnn").state_dict())
+    trained = load_model(real_run.path / "model.safetensors", manifest)
+    start = load_model(resolve_initial(real_run.plan.model.initial, real_run.plan.model.sha256), manifest)
+    assert 0 < np.abs(trained - start).max() < 1
+    sites = {site["site"]: site["kind"] for site in real_run.manifest["sites"]}
+    assert {sites["people"], sites["public"]} == {"public"}
+    lineage = public_lineage(real_run, trained)
+    assert lineage.kinds == ("public", "synthetic")
+    assert lineage.private
+    assert digest(start) in lineage.ancestors
+
+
+def test_the_card_of_the_real_start_names_data_licences_command_seed_and_hash(real_run: RunFolder) -> None:
+    text = card(real_run, "small_cnn_real", "ab" * 32, np.full(len(NAMES), 0.9))
+    words = ("CC BY 4.0", "CC BY 3.0", "10.6084/m9.figshare.1512427", "make real-start", "ab" * 32)
+    for word in (*words, f"seed {real_run.plan.seed}", real_run.plan.sha256()[:12]):
+        assert word in text
+    assert "{" not in text
+
+
+def test_the_shipped_real_start_is_made_of_public_data_and_its_card_is_whole() -> None:
+    path = MODELS / "small_cnn_real.safetensors"
+    lineage = read_lineage(path)
+    assert lineage is not None
+    assert lineage.private
+    assert lineage.kinds == ("public", "synthetic")
+    assert lineage == lineage_of_plan("package:small_cnn_real.safetensors", path)
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert sha256(path.read_bytes()).hexdigest() in text
+    assert with_noise(read_plan(REAL_PLAN)).sha256()[:12] in text  # as a run records it
+    template = (ROOT / "server" / "public_model" / "card_real.md").read_text(encoding="utf-8")
+    licences = template[template.index("## Images") : template.index("## Before")]
+    assert licences in text
+    assert "| MR macro, visible |" in text, "the table of benchmarks/real_start.py"
+
+
+def test_the_shipped_model_is_the_one_its_card_and_the_demo_name() -> None:
+    found = sha256((MODELS / "small_cnn_phantoms.safetensors").read_bytes()).hexdigest()
+    assert found in (MODELS / "small_cnn_phantoms.md").read_text(encoding="utf-8")
+    assert read_plan(ROOT / "configs" / "plans" / "demo.yaml").model.sha256 == found
     trained_by = read_plan(PLAN)
     trained_by = trained_by.model_copy(  # the default of then
         update={"privacy": trained_by.privacy.model_copy(update={"epsilon": 8.0})}
     )
-    assert trained_by.sha256()[:12] in (MODELS / "small_cnn.md").read_text(encoding="utf-8")
+    assert trained_by.sha256()[:12] in (MODELS / "small_cnn_phantoms.md").read_text(encoding="utf-8")

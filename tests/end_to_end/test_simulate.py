@@ -190,7 +190,7 @@ def test_the_model_of_the_run_is_the_private_one(finished: Finished, told: dict[
 
 def test_only_the_head_of_the_private_model_moved(finished: Finished, told: dict[str, Any]) -> None:
     start = safetensors.numpy.load_file(
-        Path(__file__).parents[2] / "common" / "models" / "small_cnn.safetensors"
+        Path(__file__).parents[2] / "common" / "models" / "small_cnn_phantoms.safetensors"
     )
     end = safetensors.numpy.load_file(finished.out / "arms" / "federated_dp" / "model.safetensors")
     moved = {name for name in start if not np.array_equal(start[name], end[name])}

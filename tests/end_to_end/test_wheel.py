@@ -122,7 +122,10 @@ def test_the_wheel_holds_the_three_rooms_and_no_test(installed: Path) -> None:
     for needed in (
         "server/evaluation/report/page.html.j2",
         "server/evaluation/report/page.css",
-        "common/models/small_cnn.safetensors",
+        "common/models/small_cnn_phantoms.safetensors",
+        "common/models/small_cnn_phantoms.md",
+        "common/models/small_cnn_real.safetensors",
+        "common/models/small_cnn_real.md",
     ):
         assert needed in files
 

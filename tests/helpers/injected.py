@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.simulation.injection import (
     inject,
 )
@@ -30,6 +31,25 @@ def mr_slice(position: int, kind: int) -> np.ndarray:
     radius = np.sqrt((Y / 0.8) ** 2 + (X / 0.7) ** 2)
     brain = 300.0 + 60 * kind + 40 * np.sin(9 * X + position) * np.cos(7 * Y)
     return np.select([radius > 1, radius > 0.86, radius > 0.78], [0.0, 900.0, 60.0], brain)
+
+
+def write(path: Path, image: np.ndarray, patient: str, number: int, *, ct: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_slice(
+        path,
+        image,
+        HeaderFacts(
+            modality="CT" if ct else "MR",
+            pixel_spacing_mm=5.0,
+            patient_id=patient,
+            study_uid=make_uid(f"study {patient}".encode()),
+            series_uid=make_uid(f"series {patient}".encode()),
+            sop_uid=make_uid(f"{path}".encode()),
+            instance_number=number,
+            slice_position_mm=4.0 * number,
+            manufacturer="ACME",
+        ),
+    )
 
 
 def write_map(path: Path, hospitals: dict[str, object], **fields: object) -> Path:

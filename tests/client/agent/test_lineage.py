@@ -95,6 +95,16 @@ def test_the_weights_of_the_installation_need_no_lineage_and_are_compared_by_nam
         assert code_of(agent.train(private(BASE, None, run=initial))) == "SiteUpdate"
 
 
+def test_a_private_arm_may_start_from_the_start_that_has_seen_open_images_of_people(data: Path) -> None:
+    path = resolve_initial("package:small_cnn_real.safetensors", None)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = load_model(path, MANIFEST)
+    for initial in ("package:small_cnn_real.safetensors", "/elsewhere/start.safetensors"):
+        agent = Agent(data / A / "site.yaml", plan_from(initial, sha256))
+        assert code_of(agent.train(private(BASE, PUBLIC, run=initial))) == "crafted-model", "another start"
+        assert code_of(agent.train(private(weights, None, run=initial))) == "SiteUpdate"
+
+
 def test_a_model_this_site_trained_without_noise_is_no_base_whatever_is_said_of_it(data: Path) -> None:
     agent = Agent(data / A / "site.yaml", FROM_FILE)
     update = agent.train(train(OWN))

@@ -16,7 +16,6 @@ import yaml
 
 from client.data.cohort import load_cohort
 from client.dicom.dicom import exclusion, read_header, read_pixels
-from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.simulation.injection import STAND_IN_SEVERAL, inject
 from client.simulation.people import STAND_IN, Deal, deal_of, inject_people
 from client.simulation.real_slices import as_square
@@ -36,31 +35,13 @@ from tests.helpers.injected import (
     mr_slice,
     rows_of,
     run,
+    write,
     write_map,
 )
 
 PEOPLE = os.environ.get("FEDQC_REAL_PEOPLE")
 needs_people = pytest.mark.skipif(PEOPLE is None, reason="FEDQC_REAL_PEOPLE is not set")
 IDS = [f"SECRET-{number:03d}" for number in range(14)]
-
-
-def write(path: Path, image: np.ndarray, patient: str, number: int, *, ct: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_slice(
-        path,
-        image,
-        HeaderFacts(
-            modality="CT" if ct else "MR",
-            pixel_spacing_mm=5.0,
-            patient_id=patient,
-            study_uid=make_uid(f"study {patient}".encode()),
-            series_uid=make_uid(f"series {patient}".encode()),
-            sop_uid=make_uid(f"{path}".encode()),
-            instance_number=number,
-            slice_position_mm=4.0 * number,
-            manufacturer="ACME",
-        ),
-    )
 
 
 def head(person: int, number: int) -> np.ndarray:

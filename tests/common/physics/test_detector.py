@@ -31,7 +31,7 @@ LABELLED = [name for name, simulator in SIMULATORS.items() if simulator.label an
 def model() -> Iterator[torch.nn.Module]:
     network = build("small_cnn")
     manifest = manifest_of(network.state_dict())
-    path = Path(common.models.__file__).parent / "small_cnn.safetensors"
+    path = Path(common.models.__file__).parent / "small_cnn_phantoms.safetensors"
     network.load_state_dict(unflatten(load_model(path, manifest), manifest))
     return network  # type: ignore[return-value]
 

@@ -41,7 +41,9 @@ from server.run_folder import tuning_digest
 from tests.helpers.command_line import fedqc
 
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-START = load_model(Path(rehearsals.__file__).parents[2] / "common/models/small_cnn.safetensors", MANIFEST)
+START = load_model(
+    Path(rehearsals.__file__).parents[2] / "common/models/small_cnn_phantoms.safetensors", MANIFEST
+)
 
 
 def auto_plan(**privacy: Any) -> RunPlan:
