@@ -54,7 +54,7 @@ from common.preprocess import normalize_image, pad_to_square, resample, to_store
 from common.public_slices import Slices
 from common.weights import manifest_of, unflatten
 
-START = Path(__file__).parents[1] / "common/models/small_cnn.safetensors"
+START = Path(__file__).parents[1] / "common/models/small_cnn_phantoms.safetensors"
 CHANGED_HU, CHANGED_SHARE = 10.0, 0.03
 """As the simulators' masks have it: common/physics/ct.py, common/physics/kspace.py."""
 PLACE_PX, PLACE_CHANGED = 8, 0.25

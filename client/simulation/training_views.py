@@ -28,9 +28,9 @@ from client.dicom.dicom import SliceHeader
 from client.simulation.domain_randomization import other_protocol, randomized
 from client.simulation.injection import LABEL_COLUMNS, Version, write_image, write_tables
 from client.simulation.people import Deal, Person, find_people
-from client.simulation.phantom_sites import write_site_yaml
 from client.simulation.real_slices import RealSlice, as_square, pixels_of, seed_of
 from client.site.config import nominal_bucket
+from client.site.made import write_site_yaml
 from client.views.acquisition import MIN_BODY, acquisition_of, body_of
 from client.views.corruption import DRAWS, MIN_CHANGED, ORDER, Corrupted, can_occur, changed_share
 from common.errors import ConfigError, DataError, ImagingError

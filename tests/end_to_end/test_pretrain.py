@@ -92,9 +92,7 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         "public_set": {"patients": 6},
     }
     (folder / "plan.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    fedqc(
-        "simulate", folder / "plan.yaml", "--data", folder / "start", "--out", folder / "run", "--threads", 1
-    )
+    fedqc("simulate", folder / "plan.yaml", "--data", folder / "start", "--out", folder / "run", "--jobs", 1)
     return RunFolder.open(folder / "run")
 
 
