@@ -64,7 +64,7 @@ real-start: $(STAMP)
 	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 1000 --seed 616161 $(if $(LABELS),--labels $(LABELS))
 	$(BIN)/fedqc data phantom $(START)-phantoms --public --patients 1000 --seed 616162
 	mv $(START)-phantoms/public $(START)/ && rmdir $(START)-phantoms
-	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start --threads 1
+	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start
 	$(BIN)/python -m server.public_model.pretrain runs/real-start common/models/small_cnn_real.safetensors
 
 # Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.

@@ -60,7 +60,7 @@ def test_pictures_and_a_workbook_to_a_report(collection: Path, tmp_path: Path) -
     assert said.stderr == ""
     assert "columns not used: GA, plane, key slice" in said.stdout
     plan = ROOT / "configs" / "plans" / "imported.yaml"
-    ran = fedqc("simulate", plan, "--data", data, "--out", run, "--threads", 1, "--format", "json")
+    ran = fedqc("simulate", plan, "--data", data, "--out", run, "--jobs", 1, "--format", "json")
     assert ran.returncode == 0, ran.stderr
     written = fedqc("report", run)
     assert written.returncode == 0, written.stderr
