@@ -48,7 +48,7 @@ from common.errors import PlanError
 from common.learning import extract_features, set_threads
 from common.model_file import load_model
 from common.models import build
-from common.models.small_cnn import SmallCNN
+from common.models.small_cnn import SmallCNN, pooled
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import Model, RunPlan, parse_plan
 from common.weights import manifest_of, unflatten
@@ -356,12 +356,12 @@ def wide_compared(start: np.ndarray, epsilons: Sequence[float], patients: int) -
     assert isinstance(network, SmallCNN)
     weight, bias = network.neck.weight.detach().numpy(), network.neck.bias.detach().numpy()
     public = draw(PUBLIC_APPEARANCES, PUBLIC_PATIENTS, PUBLIC_SEED, SIZE)
-    with patch.object(SmallCNN, "features", SmallCNN.pooled):
-        pooled = extract_features(network, public.images, public.modality, np.arange(len(public.images)))
+    with patch.object(SmallCNN, "features_of", lambda _, early, late: pooled(early, late)):
+        below = extract_features(network, public.images, public.modality, np.arange(len(public.images)))
         drawn = {shift: rehearse(shift, MODEL, start, patients) for shift in SHIFTS}
     rest = np.linalg.svd(weight)[2][len(weight) :]  # rows: what the neck does not see
-    values, vectors = np.linalg.eigh(np.cov(rest @ pooled.T))
-    variance = float(np.var(pooled @ weight.T, axis=0).mean())
+    values, vectors = np.linalg.eigh(np.cov(rest @ below.T))
+    variance = float(np.var(below @ weight.T, axis=0).mean())
     head = tune.head_of(MODEL, start)
     found: dict[str, Any] = {}
     for epsilon, views in itertools.product(epsilons, (False, True)):
@@ -372,7 +372,7 @@ def wide_compared(start: np.ndarray, epsilons: Sequence[float], patients: int) -
             if more:
                 axes *= _scales(own, variance, whitened)
             full = np.concatenate([weight, axes])
-            offset = np.concatenate([bias, -axes @ pooled.mean(axis=0)])
+            offset = np.concatenate([bias, -axes @ below.mean(axis=0)])
             seen = {s: replace(one, features=one.features @ full.T + offset) for s, one in drawn.items()}
             wider = np.insert(head, [head.shape[1] - 1] * more, 0, axis=1)
             bench = Bench(wider, seen, epsilon=epsilon, views=views)

@@ -36,6 +36,11 @@ class _Block(nn.Module):
         return functional.relu(out * gate[:, :, None, None] + self.shortcut(x))
 
 
+def pooled(early: Tensor, late: Tensor) -> Tensor:
+    """Mean and maximum of two stages' maps, side by side: shape (B, 2 * (channels of both))."""
+    return torch.cat([early.mean((2, 3)), early.amax((2, 3)), late.mean((2, 3)), late.amax((2, 3))], 1)
+
+
 class SmallCNN(nn.Module):
     """(B, 2, S, S) float32 slices to (B, artifacts) logits.
 
@@ -62,8 +67,7 @@ class SmallCNN(nn.Module):
 
     def features_of(self, early: Tensor, late: Tensor) -> Tensor:
         """`features` of what `maps` gave."""
-        pooled = torch.cat([early.mean((2, 3)), early.amax((2, 3)), late.mean((2, 3)), late.amax((2, 3))], 1)
-        return self.neck(pooled)
+        return self.neck(pooled(early, late))
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, shape (B, FEATURES)."""

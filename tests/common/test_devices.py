@@ -108,7 +108,7 @@ def test_studies_leave_no_tensor_behind(
     there, scores = run()
     assert lies_on_the_cpu(there)
     assert np.isfinite(scores).all()
-    monkeypatch.setattr(devices, "_chosen", torch.device("cpu"))
+    monkeypatch.setattr(devices._Process, "device", torch.device("cpu"))
     assert np.allclose(run()[1], scores, atol=1e-3)
 
 

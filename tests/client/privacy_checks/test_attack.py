@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.agent.tasks import prepare
 from client.dp import dp_sgd
 from client.dp.release import noise_deviation, to_grid_steps
 from client.privacy_checks.attack import FirstStep, attack, attacked
@@ -143,6 +144,7 @@ def contents(folder: Path) -> dict[str, tuple[str, int, int]]:
 def hospital(data: Path) -> Path:
     """A hospital with a ledger, whose images are prepared."""
     settle(data / A, {"max_epsilon": 8.0}, kind="hospital")
+    prepare(data / A / "site.yaml", tiny_plan())
     return data / A
 
 

@@ -325,15 +325,15 @@ def standardized_features(patch: Patch) -> None:
 
 def batch_norm(patch: Patch) -> None:
     """The features of all patients in one batch, by a network that normalizes over it."""
-    real = SmallCNN.pooled
+    real = SmallCNN.maps
 
     def together(self: tasks.Agent, model: nn.Module, backbone: Any, rows: np.ndarray) -> np.ndarray:
         return tasks.extract_features(model, self.cohort().images, self.cohort().modality, rows)
 
-    def broken(self: SmallCNN, x: torch.Tensor) -> torch.Tensor:
+    def broken(self: SmallCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return real(self, nn.functional.batch_norm(x, None, None, training=True))
 
-    patch.setattr(SmallCNN, "pooled", broken)
+    patch.setattr(SmallCNN, "maps", broken)
     patch.setattr(tasks.Agent, "_cached_features", together)
 
 
@@ -359,12 +359,12 @@ def uncovered_layer(patch: Patch) -> None:
 
 def norm_over_patients(patch: Patch) -> None:
     """A network that normalizes over the batch, whose patients are computed together."""
-    real = SmallCNN.pooled
+    real = SmallCNN.maps
 
-    def broken(self: SmallCNN, x: torch.Tensor) -> torch.Tensor:
+    def broken(self: SmallCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return real(self, nn.functional.batch_norm(x, None, None, training=True))
 
-    patch.setattr(SmallCNN, "pooled", broken)
+    patch.setattr(SmallCNN, "maps", broken)
 
 
 def slices_of_a_network(patch: Patch) -> None:
