@@ -113,7 +113,10 @@ def test_flwr_run_completes_one_round_on_two_supernodes(tmp_path):
             node += ["--node-config", f'site-config="{site / "site.yaml"}"']
             nodes.append(_service(node, tmp_path / f"home-{site.name}", tmp_path / f"{site.name}.log"))
         with nodes[0], nodes[1]:
-            time.sleep(3)
+            until = time.monotonic() + 120
+            while (tmp_path / "link.log").read_text(errors="replace").count("Activated node") < len(nodes):
+                assert time.monotonic() < until, "the nodes did not connect"
+                time.sleep(0.1)
             submitted = subprocess.run(
                 [str(BIN / "flwr"), "run", str(app), "loopback", "--stream", "--run-config", str(config)],
                 env=_environment(home),
