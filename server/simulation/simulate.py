@@ -86,11 +86,8 @@ def run_simulation(
     jobs: int,
     format: Format,
     *,
-    threads: int = 1,
     device: str = "cpu",
     accept_quarantine: bool = False,
-    run: str = "",
-    accept_changed_data: bool = False,
     tuning: dict[str, Any] | None = None,
 ) -> int:
     """Run `plan` as `simulated` does, and print the results.
@@ -104,11 +101,8 @@ def run_simulation(
             data,
             out,
             jobs,
-            threads=threads,
             device=device,
             accept_quarantine=accept_quarantine,
-            run=run,
-            accept_changed_data=accept_changed_data,
             tuning=tuning,
         ),
         format,
@@ -150,8 +144,8 @@ def simulated(
     from server.simulation.local_grid import named
 
     set_threads(threads)
-    if use_device(device).type != "cpu":
-        say(f"training runs on {describe(use_device(device))}")
+    if (where := use_device(device)).type != "cpu":
+        say(f"training runs on {describe(where)}")
     site_yamls = find_sites(data)
     read_site, prepare = named("client.site.config:read_site"), named("client.agent.tasks:prepare")
     names = {path: read_site(path)[0].name for path in site_yamls}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from client.agent.server import _guard
 from client.dp.dp_sgd import PrivateSteps, train_private_network
 from common import devices, learning
 from common.artifacts import NAMES
@@ -22,6 +24,7 @@ from common.plan import Training
 from common.preprocess import CT_RANGE_HU, MR_CLIP, MR_STEPS, to_channels
 from common.studies import StudyImages
 from common.trainable import trainable_names
+from tests.helpers.consortium import settle
 from tests.helpers.second_device import ELSEWHERE, MixedDevicesError, Watch
 
 SIZE, SLICES = 32, 8
@@ -270,6 +273,16 @@ def test_gpus_are_shared_by_number(
     assert use_device(choice, spread=spread) == torch.device("cuda", number) == set_to[0]
     with pytest.raises(ConfigError, match="there are 2 GPUs"):
         use_device("cuda:2")
+
+
+def test_an_agent_computes_where_its_site_says(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settle(data / "hospital-a", device="cpu")
+    _guard(data / "hospital-a")
+    assert "agent: computes on CPU" in capsys.readouterr().err
+    settle(data / "hospital-a", device="cuda:99")
+    with pytest.raises(ConfigError) as caught:
+        _guard(data / "hospital-a")
+    assert caught.value.code == "no-such-device"
 
 
 @pytest.mark.gpu

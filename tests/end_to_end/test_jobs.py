@@ -39,7 +39,6 @@ def test_two_jobs_give_the_models_of_one(finished: Finished, data: Path, tmp_pat
     assert two["curves"]["pooled"] == one["curves"]["pooled"]
     assert list(two["privacy"]) == list(one["privacy"])
     assert two["counts"].keys() == one["counts"].keys()
-    assert 0.3 < two["cpu_seconds"] / one["cpu_seconds"] < 6  # that of the other processes is counted
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])

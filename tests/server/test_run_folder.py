@@ -21,6 +21,7 @@ from common.learning import get_threads, set_threads
 from common.model_file import load_model, save_model
 from common.models import build
 from common.weights import flatten, manifest_of
+from server.run.conduct import conduct
 from server.run.recompute import recompute
 from server.run_folder import (
     ArmFolder,
@@ -269,6 +270,13 @@ def test_a_folder_of_another_plan_is_refused(consortium: Consortium, tmp_path: P
         consortium.conduct(tiny_plan(training={"rounds": 1}, seed=4), tmp_path / "run")
     assert caught.value.code == "other-plan"
     assert files(tmp_path / "run") == before
+
+
+def test_the_cpu_of_other_processes_is_counted(consortium: Consortium, tmp_path: Path) -> None:
+    plan = tiny_plan(arms=["public"])
+    grid = consortium.grid(plan, tmp_path / "run")
+    run = conduct(grid, plan, tmp_path / "run", simulation={"data": "/d"}, others_cpu=lambda: 1e6)
+    assert run.evaluation["cpu_seconds"] >= 1e6
 
 
 def test_a_run_goes_on_with_its_number_of_threads(consortium: Consortium, tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ NODES = {number: {"site-config": f"/{number}/site.yaml"} for number in (1, 2, 3,
 
 
 def grid(
-    app: str, folder: Path, *, jobs: int = 2, nodes: Sequence[int] = tuple(NODES), plan: str = "{}"
+    app: str,
+    folder: Path,
+    *,
+    jobs: int = 2,
+    nodes: Sequence[int] = tuple(NODES),
+    plan: str = "{}",
+    device: str = "cpu",
 ) -> ParallelGrid:
     return ParallelGrid(
         f"tests.helpers.grid_apps:{app}",
@@ -29,6 +35,7 @@ def grid(
         {"plan": plan, "run-dir": str(folder)},
         jobs=jobs,
         threads=1,
+        device=device,
         load=dict.fromkeys(nodes, 1.0),
     )
 
@@ -101,6 +108,15 @@ def test_a_process_that_ends_ends_the_run(tmp_path: Path) -> None:
     assert caught.value.code == "worker-ended"
     assert "status 9" in caught.value.message
     assert "--jobs 1" in caught.value.hint
+
+
+def test_a_device_reaches_the_processes(tmp_path: Path) -> None:
+    """One that no machine has ends them."""
+    with grid("telling", tmp_path, nodes=(1, 2), device="cuda:99") as running:
+        ids = running.push_messages([question(1)])
+        with pytest.raises(RunError) as caught:
+            pulled(running, ids)
+    assert caught.value.code == "worker-ended"
 
 
 def test_leaving_ends_what_is_still_at_work(tmp_path: Path) -> None:
