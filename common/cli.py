@@ -39,7 +39,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "verify": (
         "common.verify:verify",
-        "Recompute a run from the answers that its sites signed; check the installed code's privacy.",
+        "Recompute a run from the answers that its sites signed; check a published table, or the installed "
+        "code's privacy.",
     ),
     "federation": (
         "server.cli.federation:federation",

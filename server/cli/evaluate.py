@@ -1,4 +1,6 @@
-"""`fedqc simulate`, `report`, `compare`, `verify RUN`: simulate a consortium, evaluate and recompute runs."""
+"""`fedqc simulate`, `report`, `compare`, `verify RUN`, `verify --table`: simulate a consortium, evaluate and
+recompute runs, check published tables.
+"""
 
 from __future__ import annotations
 
@@ -166,6 +168,22 @@ def verify_run(run: Path, format: Format) -> int:
         words = {True: "ok", False: "FAIL", None: "-"}
         for finding in findings:
             print(f"{words[finding.holds]:5s} {finding.check:28s} {finding.detail}".rstrip())
+    return 1 if any(finding.holds is False for finding in findings) else 0
+
+
+def verify_table(path: Path, format: Format) -> int:
+    """Check a published table of scores (`fedqc verify --table FILE`).
+
+    Returns:
+        the exit status: 1 where something does not hold.
+    """
+    from server.evaluation.table_check import check_table, findings_table, read_table
+
+    findings = check_table(read_table(path))
+    if format is Format.json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+    else:
+        print(findings_table(findings))
     return 1 if any(finding.holds is False for finding in findings) else 0
 
 
