@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("server.cli.evaluate:report", "Write report.html of a finished run."),
     "compare": (
         "server.cli.evaluate:compare",
-        "Compare runs: differences of arms, paired over patients and seeds.",
+        "Compare runs: differences of arms, paired over patients and seeds; the next hospital.",
     ),
     "verify": (
         "common.verify:verify",
