@@ -35,11 +35,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("server.cli.evaluate:report", "Write report.html of a finished run."),
     "compare": (
         "server.cli.evaluate:compare",
-        "Compare runs: differences of arms, paired over patients and seeds.",
+        "Compare runs: differences of arms, paired over patients and seeds; the next hospital.",
     ),
     "verify": (
         "common.verify:verify",
-        "Recompute a run from the answers that its sites signed; check the installed code's privacy.",
+        "Recompute a run from the answers that its sites signed; check a published table, or the installed "
+        "code's privacy.",
     ),
     "federation": (
         "server.cli.federation:federation",

@@ -321,6 +321,9 @@ class RunPlan(StrictModel):
     seed: int = Field(default=7, ge=0, lt=2**31)
     arms: tuple[ArmName, ...] = ("public", "federated")
     held_out: tuple[str, ...] = ()  # sites that never train, scored at the end as `unseen`
+    # whom a held-out site is scored on: of a study that holds out each site once, `test`, because its other
+    # patients train in sister runs. A hospital is scored on its test patients in any case
+    held_out_patients: Literal["all", "test"] = "all"
     image_size: int = Field(default=128, ge=32, le=512)  # pixels
     split: Split = Split()
     model: Model = Model()
@@ -328,6 +331,10 @@ class RunPlan(StrictModel):
     privacy: Privacy = Privacy()
     federation: Federation = Federation()
     public_set: PublicSet = PublicSet()
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, serialize(self), ("held_out_patients",))
 
     @model_validator(mode="after")
     def _consistent(self) -> RunPlan:
@@ -369,6 +376,10 @@ class RunPlan(StrictModel):
     def controls(self) -> tuple[str, ...]:
         """Its arms that exist in simulations only, as controls of private ones."""
         return tuple(arm for arm in self.arms if ARMS[arm].control)
+
+    def split_at(self, site: str) -> Split | None:
+        """The shares that the plan asks of a site; None of a held-out one that may score all its patients."""
+        return None if site in self.held_out and self.held_out_patients == "all" else self.split
 
     @property
     def epochs(self) -> int:

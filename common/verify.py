@@ -1,5 +1,5 @@
-"""`fedqc verify RUN`, `fedqc verify --privacy` and `fedqc verify --attack`: three questions, of which the
-coordinator's package answers the first and the hospital's the others.
+"""`fedqc verify RUN`, `--table FILE`, `--privacy` and `--attack`: four questions, of which the coordinator's
+package answers the first two and the hospital's the others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ verify = typer.Typer(add_completion=False)
 @verify.command()
 def verify_command(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Check a published table of scores instead (CSV): could its numbers have been counted?"
+        ),
+    ] = None,
     privacy: Annotated[
         bool, typer.Option("--privacy", help="Check the installed code instead; takes minutes.")
     ] = False,
@@ -47,23 +53,26 @@ def verify_command(
     ] = None,
     format: FormatOption = Format.text,
 ) -> int:
-    """Recompute RUN from the answers that its sites signed; with --privacy, check that the installed code
-    does what the privacy accounting assumes; with --attack, what an attacker would learn of one patient from
-    this site's next update. Exit status 1: something does not hold.
+    """Recompute RUN from the answers that its sites signed; with --table, search the confusion matrices that
+    a published table can come from; with --privacy, check that the installed code does what the privacy
+    accounting assumes; with --attack, what an attacker would learn of one patient from this site's next
+    update. Exit status 1: something does not hold.
     """
-    is_one = [run is not None, privacy, attack].count(True) == 1
+    is_one = [run is not None, table is not None, privacy, attack].count(True) == 1
     misplaced = [
-        plan is not None and run is not None,
+        plan is not None and not (privacy or attack),
         audit and not privacy,
         (site is not None or bool(model)) and not attack,
     ]
     if not is_one or any(misplaced):
         raise ConfigError(
-            "verify takes either a run folder, or --privacy with --plan and --audit, or --attack with "
-            "--site, --plan and --model",
+            "verify takes either a run folder, or --table, or --privacy with --plan and --audit, or --attack "
+            "with --site, --plan and --model",
             code="bad-argument",
-            hint="fedqc verify RUN, fedqc verify --privacy, or fedqc verify --attack",
+            hint="fedqc verify RUN, or fedqc verify with --table FILE, --privacy or --attack",
         )
+    if table is not None:
+        return int(load("server.cli.evaluate:verify_table")(table, format))
     if attack:
         return int(load("client.cli.attack:verify_attack")(site, plan, model or [], format=format))
     if run is not None:

@@ -688,7 +688,8 @@ class Agent:
         return self.name not in self._plan.held_out
 
     def _evaluate(self, task: EvaluateTask, job: Job) -> SiteEvaluation:
-        if task.everyone and (self._trains or self.site.kind == "hospital"):
+        test_only = self._trains or self.site.kind == "hospital" or self._plan.held_out_patients == "test"
+        if task.everyone and test_only:
             raise RefusedError(
                 "scoring every patient is for held-out sites that are no hospital",
                 code="evaluation-not-permitted",
@@ -835,7 +836,7 @@ class Agent:
         )
 
     def _split(self) -> SiteSplit:
-        return split_of_site(self.site, self._path.parent, self._plan.split if self._trains else None)
+        return split_of_site(self.site, self._path.parent, self._plan.split_at(self.name))
 
     def cohort(self, run: str = "") -> Cohort:
         """The site's data as the plan asks for it, read once.
@@ -962,12 +963,12 @@ def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False, 
         DataError, ConfigError: what is wrong with the folder, with local detail; never sent anywhere.
         RefusedError: `split-differs`.
     """
-    trains = read_site(site_yaml)[0].name not in plan.held_out
+    name = read_site(site_yaml)[0].name
     return load_cohort(
         site_yaml,
         size=plan.image_size,
-        plan_split=plan.split if trains else None,
+        plan_split=plan.split_at(name),
         quarantine="accept" if accept_quarantine else "refuse",
-        fix=trains,
+        fix=name not in plan.held_out,
         frozen=frozen,
     )

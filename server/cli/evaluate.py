@@ -1,4 +1,6 @@
-"""`fedqc simulate`, `report`, `compare`, `verify RUN`: simulate a consortium, evaluate and recompute runs."""
+"""`fedqc simulate`, `report`, `compare`, `verify RUN`, `verify --table`: simulate a consortium, evaluate and
+recompute runs, check published tables.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +66,14 @@ def simulate_command(
         ),
     ] = None,
     max_cells: Annotated[int, typer.Option(min=1, help="Sweep only: the most runs to be done.")] = 100,
+    leave_one_site_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-site-out",
+            help="Run PLAN once for each site, which is held out, and once with none, and say what to expect "
+            "at the next hospital.",
+        ),
+    ] = False,
     jobs: JobsOption = None,
     device: DeviceOption = "auto",
     accept_quarantine: Annotated[
@@ -73,14 +83,16 @@ def simulate_command(
 ) -> int:
     """Run PLAN on all sites under DATA on this machine, and write the run folder OUT.
 
-    Of a SWEEP, run all its plans with all its seeds, each into a run folder below OUT, and write one table.
-    The same command continues a sweep that was interrupted.
+    Of a SWEEP, and with --leave-one-site-out, run all plans, each into a run folder below OUT, and write one
+    table. The same command continues what was interrupted.
     """
     from server.run.tune import resolved
     from server.run_folder import refuse_existing
     from server.simulation.sweep import is_sweep, parse_sweep, run_sweep
 
     values, replaced = plan_values(plan), _changes(changes or [])
+    if leave_one_site_out and is_sweep(values):
+        raise ConfigError(f"--leave-one-site-out: {plan} is a sweep", code="bad-argument", hint="name a plan")
     if is_sweep(values):
         if seed is not None:
             raise ConfigError(
@@ -97,6 +109,19 @@ def simulate_command(
         )
     if replaced:
         values = changed_values(values, replaced, where=str(plan))
+    if leave_one_site_out:
+        from server.simulation.leave_one_site_out import run_leave_one_site_out
+
+        study = parse_plan(values if seed is None else values | {"seed": seed}, where=str(plan))
+        return run_leave_one_site_out(
+            study,
+            data,
+            out,
+            jobs or usable_cores(),
+            format,
+            device=device,
+            accept_quarantine=accept_quarantine,
+        )
     with progress_shown() as progress:
         run_plan, tuning = resolved(parse_plan(values, where=str(plan)), progress=progress)
     if seed is not None:
@@ -169,21 +194,44 @@ def verify_run(run: Path, format: Format) -> int:
     return 1 if any(finding.holds is False for finding in findings) else 0
 
 
+def verify_table(path: Path, format: Format) -> int:
+    """Check a published table of scores (`fedqc verify --table FILE`).
+
+    Returns:
+        the exit status: 1 where something does not hold.
+    """
+    from server.evaluation.table_check import check_table, findings_table, read_table
+
+    findings = check_table(read_table(path))
+    if format is Format.json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+    else:
+        print(findings_table(findings))
+    return 1 if any(finding.holds is False for finding in findings) else 0
+
+
 @compare.command()
 def compare_command(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Two or more run folders. Runs of one plan with different seeds are pooled."),
+        typer.Argument(
+            help="Two or more run folders. Runs of one plan with different seeds are pooled; of one plan "
+            "with different sites held out, they say what to expect at the next hospital."
+        ),
     ],
     format: FormatOption = Format.text,
 ) -> None:
-    """Compare arms over several runs, paired over test patients and seeds where the runs allow it."""
+    """Compare arms over several runs, paired over test patients, seeds and hospitals where the runs allow
+    it.
+    """
     from server.evaluation.compare import compare_runs, compare_table
+    from server.evaluation.leave_one_out import compare_hospitals, family_of, hospitals_table
     from server.run_folder import RunFolder, without_nan
 
-    result = compare_runs([RunFolder.open(run) for run in runs])
-    print(
-        json.dumps(without_nan(result), ensure_ascii=False)
-        if format is Format.json
-        else compare_table(result)
-    )
+    folders = [RunFolder.open(run) for run in runs]
+    family = family_of(folders)
+    result = compare_runs(folders) if family is None else compare_hospitals(family)
+    if format is Format.json:
+        print(json.dumps(without_nan(result), ensure_ascii=False))
+    else:
+        print(compare_table(result) if family is None else hospitals_table(result))

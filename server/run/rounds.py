@@ -402,8 +402,11 @@ FAILURES = (
 
 
 def _scores_everyone(site: Site, plan: RunPlan) -> bool:
-    """Whether a site is scored on all its patients: one that never trains, and is no hospital."""
-    return site.name in plan.held_out and site.description.kind != "hospital"
+    """Whether a site is scored on all its patients: one that never trains, in this run or a sister, and is no
+    hospital.
+    """
+    never_trains = site.name in plan.held_out and plan.held_out_patients == "all"
+    return never_trains and site.description.kind != "hospital"
 
 
 def scores_of(evaluation: SiteEvaluation) -> SiteScores:

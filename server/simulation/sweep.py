@@ -18,7 +18,8 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,16 +201,9 @@ def run_sweep(
     from server.simulation.simulate import find_sites
 
     find_sites(data)
-    _claim(sweep, out)
-    with locked(out / LOCK, busy=lambda: _running(out)):
-        for path in (out / CELLS).glob(".*"):  # folders that were begun, and never had a plan
-            shutil.rmtree(path)
-        for number, cell in enumerate(sweep.cells, start=1):
-            folder = out / CELLS / cell.folder
-            if not (folder / EVALUATION).is_file():
-                say(f"run {number} of {len(sweep.cells)}: {cell.folder}")
-                _run_cell(cell, data, folder, jobs, device=device, accept_quarantine=accept_quarantine)
-            _forget_rounds(folder)
+    with cells_run(
+        sweep, data, out, jobs, device=device, accept_quarantine=accept_quarantine, resolve=resolved_plan
+    ):
         results = write_results(out, sweep.name, sweep.question, _settings(sweep, out))
     if format is Format.json:
         print(json.dumps(without_nan(results | {"sweep_folder": str(out)}), ensure_ascii=False))
@@ -219,17 +213,81 @@ def run_sweep(
     return PARTIAL if results["partial"] else 0
 
 
-def _run_cell(cell: Cell, data: Path, path: Path, jobs: int, *, device: str, accept_quarantine: bool) -> None:
-    from server.run.conduct import cpu_seconds
+Resolve = Callable[[RunPlan], tuple[RunPlan, dict[str, Any] | None]]
+"""A plan as it is run, its settings chosen and its noise stated, and how they were chosen."""
+
+
+@contextmanager
+def cells_run(
+    sweep: Sweep,
+    data: Path,
+    out: Path,
+    jobs: int,
+    *,
+    device: str,
+    accept_quarantine: bool,
+    resolve: Resolve,
+) -> Iterator[None]:
+    """Run the cells that are not finished; the body, in which no other process works on `out`, sums up.
+
+    Args:
+        data, out, jobs, device, accept_quarantine: as `run_sweep`.
+        resolve: called with the plan of each cell that is begun.
+    Raises:
+        FedqcError: as `run_sweep`.
+    """
+    _claim(sweep, out)
+    with locked(out / LOCK, busy=lambda: _running(out)):
+        for path in (out / CELLS).glob(".*"):  # folders that were begun, and never had a plan
+            shutil.rmtree(path)
+        for number, cell in enumerate(sweep.cells, start=1):
+            folder = out / CELLS / cell.folder
+            if not (folder / EVALUATION).is_file():
+                say(f"run {number} of {len(sweep.cells)}: {cell.folder}")
+                _run_cell(
+                    cell,
+                    data,
+                    folder,
+                    jobs,
+                    device=device,
+                    accept_quarantine=accept_quarantine,
+                    resolve=resolve,
+                )
+            _forget_rounds(folder)
+        yield
+
+
+def resolved_plan(plan: RunPlan) -> tuple[RunPlan, dict[str, Any] | None]:
+    """A plan with its settings chosen and its noise stated, and how they were chosen; with a progress bar.
+
+    Raises:
+        FedqcError: as `server.run.tune.resolved`.
+    """
     from server.run.tune import resolved
+
+    with progress_shown() as progress:
+        found, tuning = resolved(plan, progress=progress)
+    return found, tuning.to_json() if tuning else None
+
+
+def _run_cell(
+    cell: Cell,
+    data: Path,
+    path: Path,
+    jobs: int,
+    *,
+    device: str,
+    accept_quarantine: bool,
+    resolve: Resolve,
+) -> None:
+    from server.run.conduct import cpu_seconds
     from server.simulation.simulate import continued, simulated
 
     before = cpu_seconds()
     if (path / PLAN).is_file():
         continued(RunFolder.open(path), data, jobs, device=device, cpu_before=before)
         return
-    with progress_shown() as progress:
-        plan, tuning = resolved(cell.plan, progress=progress)
+    plan, tuning = resolve(cell.plan)
     simulated(
         plan,
         data,
@@ -237,7 +295,7 @@ def _run_cell(cell: Cell, data: Path, path: Path, jobs: int, *, device: str, acc
         jobs,
         device=device,
         accept_quarantine=accept_quarantine,
-        tuning=tuning.to_json() if tuning else None,
+        tuning=tuning,
         cpu_before=before,
     )
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common.errors import PlanError
 from common.plan import RunPlan, parse_plan, read_plan
 from tests.helpers.command_line import ROOT
-from tests.helpers.consortium import tiny_plan, tiny_values
+from tests.helpers.consortium import HELD_OUT, tiny_plan, tiny_values
 
 PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))
 
@@ -279,6 +279,15 @@ def test_the_default_strategy_changes_no_hash() -> None:
     assert parse_plan(json.loads(other.canonical_json())).training.strategy == "other"
     with pytest.raises(PlanError, match="strategy"):
         parse_plan(tiny_values(training={"strategy": "os:system"}))
+
+
+def test_whom_a_held_out_site_is_scored_on_is_hashed_where_it_is_not_everybody() -> None:
+    silent, stated = parse_plan(tiny_values()), parse_plan(tiny_values(held_out_patients="all"))
+    changed = parse_plan(tiny_values(held_out_patients="test"))
+    assert stated.sha256() == silent.sha256() != changed.sha256()
+    assert parse_plan(json.loads(changed.canonical_json())) == changed
+    assert (silent.split_at(HELD_OUT), changed.split_at(HELD_OUT)) == (None, changed.split)
+    assert silent.split_at("hospital-a") == silent.split
 
 
 def test_the_hash_of_a_plan_of_the_first_version_is_what_it_was() -> None:

@@ -364,6 +364,21 @@ def test_a_hospital_never_scores_everyone(data: Path, mode: str, name: str) -> N
     assert rows(data, name) == []
 
 
+def test_a_site_whose_others_train_in_sister_runs_scores_the_test_patients_of_the_plan(data: Path) -> None:
+    """A held-out site of a study, kind synthetic: the split is the one by which it trains elsewhere."""
+    split = {"train": 0.6, "test": 0.4}
+    left_out, trains = dp_plan(split=split, held_out_patients="test"), dp_plan(split=split, held_out=[])
+    said = refusal_of(agent(data, HELD_OUT, left_out).evaluate(evaluate_task(everyone=True)))
+    assert said.code == "evaluation-not-permitted"
+    sums = [
+        scored(agent(data, HELD_OUT, plan).evaluate(evaluate_task(run))).histograms
+        for run, plan in (("r", left_out), ("s", trains))
+    ]
+    assert np.array_equal(*sums)
+    everyone = agent(data, HELD_OUT, dp_plan()).evaluate(evaluate_task("t", everyone=True))
+    assert 0 < sums[0].sum() < scored(everyone).histograms.sum()
+
+
 @pytest.mark.parametrize("name", [A, HELD_OUT])
 def test_the_test_split_is_that_of_the_first_run_in_every_run(
     data: Path, name: str, monkeypatch: pytest.MonkeyPatch
