@@ -15,6 +15,9 @@ import numpy as np
 
 from common.artifacts import NAMES
 
+SLICES_OF_A_SCORE = 3
+"""A patient's score is the expected maximum of so many of the patient's slices (`patient_scores`)."""
+
 BINS = 480
 LOGIT_LIMIT = 12.0
 """Scores are logits, cut at ±12 and put into 480 bins of 0.05: fine enough that ties are rare, public, the
@@ -97,22 +100,97 @@ def noise_deviation(noise_multiplier: float, models: int) -> float:
 def per_patient(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patient-level scores and labels: the maximum over a patient's slices.
+    """Scores and labels of patients from the slices that were assessed (`patient_scores`, `patient_labels`).
 
     Args:
         logits: (slices, A). labels: (slices, A), 1, 0 or nan (not assessed or impossible). patients:
             (slices,), any integers.
     Returns:
-        (P, A) logits over the slices that were assessed and (P, A) labels, nan where no slice was.
+        (P, A) scores and (P, A) labels, nan where no slice was assessed; one row a patient, by number.
+    """
+    return patient_scores(logits, labels, patients), patient_labels(labels, patients)
+
+
+def patient_labels(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Whether an artifact is in any slice of a patient that was assessed, (P, A), nan where none was.
+
+    The maximum, because that is what the label says: a patient has an artifact that one slice has, however
+    many slices there are.
     """
     ids, where = np.unique(patients, return_inverse=True)
-    scores = np.full((len(ids), logits.shape[1]), -np.inf)
-    truth = np.full((len(ids), logits.shape[1]), -np.inf)
-    assessed = ~np.isnan(labels)
-    np.maximum.at(scores, where, np.where(assessed, logits, -np.inf))
-    np.maximum.at(truth, where, np.where(assessed, labels, -np.inf))
-    missing = np.isneginf(truth)
-    return np.where(missing, np.nan, scores), np.where(missing, np.nan, truth)
+    truth = np.full((len(ids), labels.shape[1]), -np.inf)
+    np.maximum.at(truth, where, np.where(np.isnan(labels), -np.inf, labels))
+    return np.where(np.isneginf(truth), np.nan, truth)
+
+
+def patient_scores(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The expected maximum of `SLICES_OF_A_SCORE` = k slices that are drawn from a patient's n without
+    replacement, (P, A), nan where no slice was assessed.
+
+    A maximum over all slices rises with their number, and a patient with more of them seems to have more
+    artifacts. This mean over all choices of k slices (a U-statistic, Hoeffding 1948) has the same expectation
+    for every n >= k, and is known exactly: the slice of rank i has the weight C(i - 1, k - 1) / C(n, k). It
+    does not fall where a slice's logit rises. The price: what a single slice of n shows weighs k / n. With
+    fewer than k slices it is their maximum, which is lower.
+
+    Args:
+        logits, labels, patients: as in `per_patient`.
+    """
+    ids, where = np.unique(patients, return_inverse=True)
+    scores = np.full((len(ids), logits.shape[1]), np.nan)
+    for artifact in range(logits.shape[1]):
+        rows = np.flatnonzero(~np.isnan(labels[:, artifact]))
+        values = logits[rows, artifact].astype(np.float64)
+        order = np.lexsort((values, where[rows]))
+        owner, values = where[rows][order], values[order]
+        first, number = np.unique(owner, return_index=True, return_counts=True)[1:]
+        weights = rank_weights(np.arange(len(owner)) - np.repeat(first, number), np.repeat(number, number))
+        used = weights > 0
+        weighted = np.bincount(owner[used], weights[used] * values[used], minlength=len(ids))
+        known = np.bincount(owner, minlength=len(ids)) > 0
+        scores[known, artifact] = weighted[known]
+    return scores
+
+
+def rank_weights(ranks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """What each slice weighs in `patient_scores`: the chance that it is the highest of those drawn.
+
+    Args:
+        ranks: of each slice among those of its patient, 0 the lowest; below zero: no slice, which weighs 0.
+        numbers: how many slices that patient has, at least 1; same shape.
+    """
+    drawn = np.minimum(SLICES_OF_A_SCORE, numbers)
+    weights = np.where(ranks < 0, 0.0, drawn / numbers)
+    for other in range(1, SLICES_OF_A_SCORE):
+        below = np.maximum(ranks - other + 1, 0) / np.maximum(numbers - other, 1)
+        weights = np.where(other < drawn, weights * below, weights)
+    return weights
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Exact AUROCs, a tie as one half, shape (A,); nan without both classes.
+
+    Args:
+        scores, labels: (P, A) of `per_patient`.
+    """
+    found = np.full(labels.shape[1], np.nan)
+    for artifact in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, artifact])
+        places = np.unique(scores[known, artifact], return_inverse=True)[1]
+        present = labels[known, artifact] == 1
+        length = int(places.max(initial=-1)) + 1
+        positives = np.bincount(places[present], minlength=length)[None]
+        negatives = np.bincount(places[~present], minlength=length)[None]
+        found[artifact] = _auroc(positives, negatives)[0]
+    return found
+
+
+def _auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """From histograms (A, bins) of rising scores, shape (A,)."""
+    below = np.cumsum(negatives, axis=1) - negatives
+    wins = (positives * (below + 0.5 * negatives)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +233,7 @@ class Counts:
         """P(score of a positive > score of a negative) + half of ties, shape (A,); nan without both
         classes.
         """
-        below = np.cumsum(self.negatives, axis=1) - self.negatives
-        wins = (self.positives * (below + 0.5 * self.negatives)).sum(axis=1)
-        pairs = self.n_pos * self.n_neg
-        return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+        return _auroc(self.positives, self.negatives)
 
     def auroc_variance(self) -> np.ndarray:
         """Variance of `auroc` by DeLong, DeLong & Clarke-Pearson (1988), shape (A,); nan with fewer than two
