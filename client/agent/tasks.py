@@ -700,7 +700,10 @@ class Agent:
             return self._evaluate_hospital(task, mode, job)
         has_changed = self.bind_data(task.run)
         self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
-        histograms, covariance = exact_sums(*self._score(task, job))
+        edges = task.edges if task.edges.size else None
+        if edges is not None:
+            admit_edges(task)
+        histograms, covariance = exact_sums(*self._score(task, job), edges)
         return SiteEvaluation(
             site=self.name,
             run=task.run,
@@ -728,9 +731,8 @@ class Agent:
         """The one answer of a run about a hospital's test patients: stored before it is sent, and the same
         whenever it is asked for again.
         """
-        if mode == "dp":
-            admit_edges(task)
-        else:
+        admit_edges(task)
+        if mode != "dp":
             admit_run_models(self._plan, task)
         outbox = Outbox(self.state / "outbox")
         if data_of_run(self.state, task.run) is not None:
@@ -781,7 +783,7 @@ class Agent:
     def _question(self, task: EvaluateTask, mode: EvaluationMode) -> Evaluation:
         """What is asked, once the run is bound to its data; without the patients."""
         noise = self._plan.privacy.evaluation_noise_multiplier if mode == "dp" else None
-        query = "" if noise is None else query_digest(task.edges, noise)
+        query = query_digest(task.edges, noise)
         models, data = model_digests(task), data_of_run(self.state, task.run)
         assert data is not None
         question = question_of(run=task.run, mode=mode, models=models, query=query, data=data)
@@ -824,7 +826,7 @@ class Agent:
         admit_question(self.state, asked, public=public_digest(self._plan))
         keep_question(self.state, asked)
         scores, truth = self._score(task, job)
-        histograms, covariance = exact_sums(scores, truth, minimum_cell=MINIMUM_CELL, coarse=True)
+        histograms, covariance = exact_sums(scores, truth, task.edges, minimum_cell=MINIMUM_CELL, coarse=True)
         return SiteEvaluation(
             site=self.name,
             run=task.run,

@@ -86,8 +86,8 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
 
 
 def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
-    """The bins of sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1): quantiles
-    of the model's scores of public patients, with and without each artifact alike.
+    """The bins in which sites count, float32 (artifacts, common.counts.EDGES): quantiles of the model's
+    scores of public patients, with and without each artifact alike.
     """
     logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
     return quantile_edges(patient_scores(logits, samples.labels, samples.patients))
