@@ -31,7 +31,14 @@ from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
 from server.messaging.signatures import Question, Seal
 from server.run.choice import MEAN, choice_of
-from server.run.observers import Observer, RoundClosed, SiteAnswered, StageBegan, StageEndedEarly
+from server.run.observers import (
+    Observer,
+    RoundClosed,
+    ScoresTurnedAway,
+    SiteAnswered,
+    StageBegan,
+    StageEndedEarly,
+)
 from server.run_folder import ArmFolder, mean_of
 from server.strategies.strategy import Strategy
 
@@ -215,7 +222,7 @@ class _Round:
         self, context: RunContext, stage: Stage, number: int, *, invited: dict[int, Site], model: _Model
     ) -> None:
         self._folder = stage.folder
-        self._codec, self._invited, self._model = context.plan.federation.codec, invited, model
+        self._plan, self._invited, self._model = context.plan, invited, model
         self.number = number
         self._task = TrainTask(
             run=context.run,
@@ -261,7 +268,7 @@ class _Round:
                 self._task.base_sha256,
                 site.description,
                 self._model.num_trainable,
-                self._codec,
+                self._plan,
             )
         except RefusedError as refusal:
             if refusal.code in PASSING:
@@ -499,9 +506,11 @@ def score_sites(
                     absent[site.name] = Refusal.from_bytes(answer.payload).code
                     continue
                 evaluation = SiteEvaluation.from_bytes(answer.payload)
-                check_evaluation(evaluation, task, site.description, plan.privacy.evaluation_noise_multiplier)
+                check_evaluation(evaluation, task, site.description, plan)
             except RunError as failure:
                 absent[site.name] = answer.failure or failure.code
+                if not answer.failure:
+                    context.observe(ScoresTurnedAway(code=failure.code, reason=failure.message))
                 continue
             keep(site.name, answer.envelope)
             scored[site.name] = scores_of(evaluation)
