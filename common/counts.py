@@ -484,7 +484,10 @@ def coarse_bias(positives: np.ndarray, negatives: np.ndarray) -> float:
     above = np.maximum.accumulate(np.clip(above, 0, 1))
     theta = min(max(shown, 1e-6), 1 - 1e-6)
     for _ in range(20):
-        theta = min(max(shown + theta - _shown(theta, above, m / (m + n)), 1e-6), 1 - 1e-6)
+        before, theta = theta, shown + theta - _shown(theta, above, m / (m + n))
+        theta = min(max(theta, 1e-6), 1 - 1e-6)
+        if abs(theta - before) < 1e-6:
+            break
     return max(theta - shown, 0.0) if shown >= 0.5 else min(theta - shown, 0.0)
 
 

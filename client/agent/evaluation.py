@@ -207,6 +207,18 @@ def admit_edges(task: EvaluateTask) -> None:
         raise RunError("edges are not finite, or decrease", code="bad-message")
 
 
+def given_edges(task: EvaluateTask) -> np.ndarray | None:
+    """The admitted edges of a task; None where it has none, and bins are equal ones (`to_bins`).
+
+    Raises:
+        RunError: `bad-message`.
+    """
+    if not task.edges.size:
+        return None
+    admit_edges(task)
+    return task.edges
+
+
 def query_digest(edges: np.ndarray, noise_multiplier: float | None) -> str:
     """The digest of how patients are counted."""
     asked = f"{noise_multiplier!r} {edges.shape} ".encode() + np.ascontiguousarray(edges).tobytes()

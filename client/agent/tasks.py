@@ -24,6 +24,7 @@ from client.agent.evaluation import (
     admit_models,
     admit_run_models,
     exact_sums,
+    given_edges,
     model_digests,
     noised_counts,
     patients_scored,
@@ -700,9 +701,7 @@ class Agent:
             return self._evaluate_hospital(task, mode, job)
         has_changed = self.bind_data(task.run)
         self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
-        edges = task.edges if task.edges.size else None
-        if edges is not None:
-            admit_edges(task)
+        edges = given_edges(task)
         histograms, covariance = exact_sums(*self._score(task, job), edges)
         return SiteEvaluation(
             site=self.name,
@@ -731,8 +730,10 @@ class Agent:
         """The one answer of a run about a hospital's test patients: stored before it is sent, and the same
         whenever it is asked for again.
         """
-        admit_edges(task)
-        if mode != "dp":
+        if mode == "dp":
+            admit_edges(task)
+        else:
+            given_edges(task)
             admit_run_models(self._plan, task)
         outbox = Outbox(self.state / "outbox")
         if data_of_run(self.state, task.run) is not None:
@@ -826,7 +827,9 @@ class Agent:
         admit_question(self.state, asked, public=public_digest(self._plan))
         keep_question(self.state, asked)
         scores, truth = self._score(task, job)
-        histograms, covariance = exact_sums(scores, truth, task.edges, minimum_cell=MINIMUM_CELL, coarse=True)
+        histograms, covariance = exact_sums(
+            scores, truth, given_edges(task), minimum_cell=MINIMUM_CELL, coarse=True
+        )
         return SiteEvaluation(
             site=self.name,
             run=task.run,

@@ -315,7 +315,11 @@ def test_bins_that_do_not_fit_are_refused_uncharged(data: Path, mode: str, spoil
     hospital(data, evaluation=mode)
     task = evaluate_task()
     task = task.model_copy(update={"edges": spoil(task.edges)})
-    assert refusal_of(agent(data, plan=dp_plan()).evaluate(task)).code == "bad-message"
+    answer = agent(data, plan=dp_plan()).evaluate(task)
+    if mode == "disclosed" and not task.edges.size:
+        assert scored(answer).mode == "disclosed", "in equal bins"
+    else:
+        assert refusal_of(answer).code == "bad-message"
     assert rows(data) == []
 
 
