@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from client.dp.dp_sgd import PrivateSteps, train_private_head
-from common.counts import Counts, per_patient
+from common import counts
 from common.learning import extract_features, score, set_threads, train_epochs
 from common.model_file import load_model
 from common.models import build
@@ -64,9 +64,8 @@ PATIENTS, NOMINAL, ROUNDS = 340, 200, 6
 
 
 def auroc(logits: np.ndarray, slices: Slices, rows: np.ndarray) -> float:
-    return float(
-        np.nanmean(Counts.of(*per_patient(logits, slices.labels[rows], slices.patients[rows])).auroc())
-    )
+    patients = counts.per_patient(logits, slices.labels[rows], slices.patients[rows])
+    return float(np.nanmean(counts.auroc(*patients)))
 
 
 def main() -> None:

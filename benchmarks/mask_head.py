@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.artifacts import INDEX, MODALITIES, NAMES
-from common.counts import per_patient
+from common.counts import patient_labels, patient_scores
 from common.learning import SCORING_BATCH, batches, keep_freed_memory, score, set_threads
 from common.losses import masked_bce, soft_dice
 from common.model_file import load_model
@@ -401,11 +401,11 @@ def scored(network: SmallCNN, data: Masked) -> np.ndarray:
     """Logits of patients, (patients, A)."""
     slices = data.slices
     logits = score(network, slices.images, slices.modality, np.arange(len(slices.images)))
-    return per_patient(logits, slices.labels, slices.patients)[0]
+    return patient_scores(logits, slices.labels, slices.patients)
 
 
 def _truth(data: Masked) -> np.ndarray:
-    return per_patient(data.slices.labels, data.slices.labels, data.slices.patients)[1]
+    return patient_labels(data.slices.labels, data.slices.patients)
 
 
 def _aurocs(logits: np.ndarray, data: Masked, counts: np.ndarray | None = None) -> np.ndarray:

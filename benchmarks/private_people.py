@@ -35,7 +35,7 @@ from client.dp.injected import InjectedRows
 from client.simulation.people import deal_of, inject_people
 from client.views.injected import ViewCoins, views_of_patient
 from common.artifacts import INDEX
-from common.counts import Counts, per_patient
+from common.counts import auroc, per_patient
 from common.learning import extract_features, score, seed_for, set_threads, train_epochs
 from common.models import as_classifier, build
 from common.plan import Inject, RunPlan, parse_plan
@@ -127,8 +127,8 @@ def views_of(cohort: Cohort, people: People, model: Any, plan: RunPlan) -> Peopl
 
 def macro(logits: np.ndarray, people: People, rows: np.ndarray) -> float:
     """Mean over the artifacts of the AUROC of people."""
-    counts = Counts.of(*per_patient(logits, people.labels[rows], people.person[rows]))
-    return float(np.nanmean(counts.auroc()[SHOWN]))
+    found = auroc(*per_patient(logits, people.labels[rows], people.person[rows]))
+    return float(np.nanmean(found[SHOWN]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Does a network of studies tell patients with an artifact better than the maximum over slice scores?
+"""Does a network of studies tell patients with an artifact better than the scores of slices?
 
 python benchmarks/study_poolings.py [--quick] [--format json] [--update docs/networks.md]
 
-slices    `small_cnn` trained on slices; a patient's score is the maximum over the slices.
+slices    `small_cnn` trained on slices; a patient's score is that of `common.counts.patient_scores`.
 mean ...  `study` with that pooling, trained on studies; as many slices a step.
 
 All start from the slice network's shipped weights, attention and GRU from the seed, and train the whole
@@ -77,17 +77,17 @@ def measure_all(work: dict[str, int], seeds: int) -> dict[str, Any]:
 
 def macro(logits: Any, truth: Any) -> float:
     """The mean AUROC over artifacts."""
-    from common.counts import Counts
+    from common.counts import auroc
 
-    return float(Counts.of(logits, truth).auroc().mean())
+    return float(auroc(logits, truth).mean())
 
 
 def share_in_some_slices(slices: Any) -> float:
     """Of the patients who show an artifact, summed over artifacts, how many do not show it in every slice."""
-    from common.counts import per_patient
+    from common.counts import patient_labels
 
-    most = per_patient(slices.labels, slices.labels, slices.patients)[1]
-    least = -per_patient(-slices.labels, -slices.labels, slices.patients)[1]
+    most = patient_labels(slices.labels, slices.patients)
+    least = -patient_labels(-slices.labels, slices.patients)
     return float((least[most == 1] == 0).mean())
 
 

@@ -22,7 +22,7 @@ import torch
 from measuring import Cost, command_line, environment, interleave, ratio, repetitions_of, reported, say
 from scipy import stats
 
-from common.counts import Counts, per_patient
+from common.counts import auroc, per_patient
 from common.devices import describe, use_device
 from common.learning import score, seed_for, set_threads, train_epochs
 from common.model_file import load_model
@@ -98,7 +98,7 @@ def _say(network: str, text: str) -> None:
 
 def macro(model: Any, slices: Slices) -> float:
     logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
-    return float(np.nanmean(Counts.of(*per_patient(logits, slices.labels, slices.patients)).auroc()))
+    return float(np.nanmean(auroc(*per_patient(logits, slices.labels, slices.patients))))
 
 
 def models(seeds: int, patients: int, epochs: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from common.artifacts import MODALITIES, NAMES
-from common.counts import per_patient
+from common.counts import patient_labels
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.preprocess import PREPROCESS_VERSION
@@ -98,7 +98,7 @@ def load_slices(path: Path, sha256: str, size: int) -> Slices:
     slices = Slices(
         images=arrays["images"], modality=arrays["modality"], labels=labels, patients=arrays["patients"]
     )
-    truth = per_patient(labels, labels, slices.patients)[1]
+    truth = patient_labels(labels, slices.patients)
     if not ((truth == 1).any(axis=0) & (truth == 0).any(axis=0)).any():
         _refuse(
             path, "no artifact is present in some patients and absent in others, so nothing can be scored"

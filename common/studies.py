@@ -2,7 +2,8 @@
 
 A network of studies (`model.name: study`) looks at a public number of slices. Of a longer series it sees the
 middles of so many equal parts, of a shorter one all, and nan in the places that are left. The label of a
-study is the maximum over the slices of its series that were assessed, as that of a patient is.
+study is the maximum over the slices of its series that were assessed, as that of a patient is
+(`common.counts.patient_labels`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.counts import per_patient
+from common.counts import patient_labels
 from common.plan import Model
 from common.preprocess import to_channels
 
@@ -100,7 +101,7 @@ def samples_of(
             rows=np.stack(rows) if rows else np.zeros((0, length), np.int64),
         ),
         modality=modality[first],
-        labels=per_patient(labels, labels, study)[1].astype(np.float32),
+        labels=patient_labels(labels, study).astype(np.float32),
         patients=patients[first],
         first=first,
     )

@@ -283,8 +283,8 @@ class EvaluateTask(WireMessage):
     everyone: bool
     final: str = ""  # which of them the run hands on; a hospital keeps it for its own use
     weights: np.ndarray  # float32 (models, parameters)
-    # float32 (models, artifacts, common.counts.NOISED_BINS - 1), from the coordinator's public images: the
-    # bins of a site that answers with noise
+    # float32 (models, artifacts, common.counts.EDGES): quantiles of each model's scores of the coordinator's
+    # public images, between which patients are counted; a site that answers with noise needs them
     edges: np.ndarray = _none(np.float32, 0, 0)
 
 

@@ -24,10 +24,10 @@ from common.arms import ARMS, PUBLIC
 from common.artifacts import NAMES
 from common.counts import (
     BINS,
-    NOISED_BINS,
+    DISCLOSED_BINS,
+    EDGES,
     Counts,
     auroc_covariance,
-    coarsen,
     count_between,
     per_patient,
 )
@@ -88,15 +88,22 @@ def score_patients(
 
 
 def exact_sums(
-    scores: Sequence[np.ndarray], truth: np.ndarray, *, minimum_cell: int = 0, coarse: bool = False
+    scores: Sequence[np.ndarray],
+    truth: np.ndarray,
+    edges: np.ndarray | None = None,
+    *,
+    minimum_cell: int = 0,
+    coarse: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patient-level histograms and the covariance of the AUROCs.
 
     Args:
         scores, truth: as `score_patients` gives them.
+        edges: (K, A, EDGES), public; without, 480 equal bins between -12 and 12.
         minimum_cell: artifacts with fewer patients of either class are treated as not assessed, so that no
             small count leaves.
-        coarse: in `DISCLOSED_BINS` bins, each counted in the middle of its place among the fine ones.
+        coarse: in `DISCLOSED_BINS` bins, each counted in the middle of its place among the fine ones; no
+            edges make them more, or finer than a union of fine ones.
     Returns:
         int64 (K, 2, A, BINS) with positives first, and float64 (K*A, K*A).
     """
@@ -105,10 +112,11 @@ def exact_sums(
         return np.zeros((len(scores), 2, len(NAMES), BINS), np.int64), np.full((cells, cells), np.nan)
     small = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) < minimum_cell
     truth = np.where(small, np.nan, truth)
-    scores = [coarsen(logits) if coarse else logits for logits in scores]
-    counted = [Counts.of(logits, truth) for logits in scores]
+    bins = DISCLOSED_BINS if coarse else BINS
+    rows = [None] * len(scores) if edges is None else edges
+    counted = [Counts.of(one, truth, row, bins=bins) for one, row in zip(scores, rows, strict=True)]
     histograms = np.stack([np.stack([counts.positives, counts.negatives]) for counts in counted])
-    return histograms, auroc_covariance(scores, truth)
+    return histograms, auroc_covariance(scores, truth, edges, bins=bins)
 
 
 def noised_counts(
@@ -118,7 +126,7 @@ def noised_counts(
 
     Args:
         scores, truth: as `score_patients` gives them.
-        edges: (K, A, NOISED_BINS - 1), public.
+        edges: (K, A, EDGES), public.
     """
     counted = [count_between(logits, truth, bins) for logits, bins in zip(scores, edges, strict=True)]
     counts = np.stack(counted).astype(np.int64)
@@ -187,19 +195,31 @@ def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
 
 
 def admit_edges(task: EvaluateTask) -> None:
-    """Refuse bins that do not fit the models.
+    """Refuse edges of bins that do not fit the models, or are missing.
 
     Raises:
         RunError: `bad-message`.
     """
-    edges, shape = task.edges, (len(task.models), len(NAMES), NOISED_BINS - 1)
+    edges, shape = task.edges, (len(task.models), len(NAMES), EDGES)
     if edges.shape != shape or edges.dtype != np.float32:
         raise RunError(f"edges of shape {edges.shape}, expected float32 {shape}", code="bad-message")
     if not np.isfinite(edges).all() or (np.diff(edges, axis=2) < 0).any():
         raise RunError("edges are not finite, or decrease", code="bad-message")
 
 
-def query_digest(edges: np.ndarray, noise_multiplier: float) -> str:
+def given_edges(task: EvaluateTask) -> np.ndarray | None:
+    """The admitted edges of a task; None where it has none, and bins are equal ones (`to_bins`).
+
+    Raises:
+        RunError: `bad-message`.
+    """
+    if not task.edges.size:
+        return None
+    admit_edges(task)
+    return task.edges
+
+
+def query_digest(edges: np.ndarray, noise_multiplier: float | None) -> str:
     """The digest of how patients are counted."""
     asked = f"{noise_multiplier!r} {edges.shape} ".encode() + np.ascontiguousarray(edges).tobytes()
     return hashlib.sha256(asked).hexdigest()

@@ -24,6 +24,7 @@ from client.agent.evaluation import (
     admit_models,
     admit_run_models,
     exact_sums,
+    given_edges,
     model_digests,
     noised_counts,
     patients_scored,
@@ -701,7 +702,8 @@ class Agent:
             return self._evaluate_hospital(task, mode, job)
         has_changed = self.bind_data(task.run)
         self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
-        histograms, covariance = exact_sums(*self._score(task, job))
+        edges = given_edges(task)
+        histograms, covariance = exact_sums(*self._score(task, job), edges)
         return SiteEvaluation(
             site=self.name,
             run=task.run,
@@ -732,6 +734,7 @@ class Agent:
         if mode == "dp":
             admit_edges(task)
         else:
+            given_edges(task)
             admit_run_models(self._plan, task)
         outbox = Outbox(self.state / "outbox")
         if data_of_run(self.state, task.run) is not None:
@@ -782,7 +785,7 @@ class Agent:
     def _question(self, task: EvaluateTask, mode: EvaluationMode) -> Evaluation:
         """What is asked, once the run is bound to its data; without the patients."""
         noise = self._plan.privacy.evaluation_noise_multiplier if mode == "dp" else None
-        query = "" if noise is None else query_digest(task.edges, noise)
+        query = query_digest(task.edges, noise)
         models, data = model_digests(task), data_of_run(self.state, task.run)
         assert data is not None
         question = question_of(run=task.run, mode=mode, models=models, query=query, data=data)
@@ -825,7 +828,9 @@ class Agent:
         admit_question(self.state, asked, public=public_digest(self._plan))
         keep_question(self.state, asked)
         scores, truth = self._score(task, job)
-        histograms, covariance = exact_sums(scores, truth, minimum_cell=MINIMUM_CELL, coarse=True)
+        histograms, covariance = exact_sums(
+            scores, truth, given_edges(task), minimum_cell=MINIMUM_CELL, coarse=True
+        )
         return SiteEvaluation(
             site=self.name,
             run=task.run,

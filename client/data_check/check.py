@@ -132,6 +132,8 @@ class Readiness:
     patients: np.ndarray  # int64 (n,)
     parts: np.ndarray  # int8 (n,); -1: in no part
     artifact_patients: dict[str, dict[str, dict[str, int]]]  # artifact -> part -> present, absent
+    # artifact -> present, absent -> assessed slices of such a patient: least, median, most
+    artifact_slices: dict[str, dict[str, tuple[int, float, int]]]
     measures: np.ndarray  # float64 (n, 3)
     outliers: screening.Outliers
     duplicates: screening.Duplicates
@@ -210,6 +212,7 @@ class Readiness:
             "findings": [{"code": one.code, "level": one.level, **one.values} for one in self.findings],
             "problems": [problem.public() for problem in self.problems],
             "artifact_patients": self.artifact_patients,
+            "artifact_slices": self.artifact_slices,
             "acquisition": acquisition_table(self.profile),
             "scanners": self.scanner_rows(),
             "months": list(self.months) if self.months else None,
@@ -396,6 +399,7 @@ def examine(
         patients=patients,
         parts=parts,
         artifact_patients=counts,
+        artifact_slices={} if of_patients is None else _artifact_slices(matched, patients, parts),
         measures=measures,
         outliers=outliers,
         duplicates=duplicates,
@@ -823,6 +827,28 @@ def _artifact_patients(
             ill = set(patients[own & (present == 1)].tolist())
             well = set(patients[own & (present == 0)].tolist()) - ill
             found[artifact][part] = {"present": len(ill), "absent": len(well)}
+    return found
+
+
+def _artifact_slices(
+    matched: MatchedLabels, patients: np.ndarray, parts: np.ndarray
+) -> dict[str, dict[str, tuple[int, float, int]]]:
+    """Of each artifact that was assessed, how many assessed slices patients have who show it in a slice, and
+    who show it in none: least, median, most.
+    """
+    found: dict[str, dict[str, tuple[int, float, int]]] = {}
+    for place, artifact in enumerate(NAMES):
+        present = matched.present[:, place]
+        used = (parts >= 0) & ~np.isnan(present)
+        if not used.any():
+            continue
+        _, where, numbers = np.unique(patients[used], return_inverse=True, return_counts=True)
+        is_ill = np.bincount(where, present[used] == 1) > 0
+        found[artifact] = {
+            name: (int(own.min()), float(np.median(own)), int(own.max()))
+            for name, own in (("present", numbers[is_ill]), ("absent", numbers[~is_ill]))
+            if len(own)
+        }
     return found
 
 

@@ -69,6 +69,11 @@ def span_text(numbers: Numbers, say: Say) -> str:
     return f"{said}; {say('missing', count=f'{numbers.missing:.0f}')}" if round(numbers.missing) else said
 
 
+def slices_text(span: tuple[int, float, int] | None, say: Say) -> str:
+    """Median, least and most slices of a patient."""
+    return say("none") if span is None else f"{span[1]:g} ({span[0]} – {span[2]})"
+
+
 def words_text(counts: dict[str, float], patients: int, say: Say) -> str:
     """The most common words of a field with the share of patients."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -184,11 +189,15 @@ def _labels(found: Readiness, say: Say) -> list[str]:
         (artifact, *(f"{of_part[part]['present']} / {of_part[part]['absent']}" for part in parts))
         for artifact, of_part in found.artifact_patients.items()
     ]
-    return (
-        [*lines, f"  {say('patients-labels')}", *table([("", *map(say, parts)), *pairs], indent="    ")]
-        if pairs
-        else lines
-    )
+    if not pairs:
+        return lines
+    lines += [f"  {say('patients-labels')}", *table([("", *map(say, parts)), *pairs], indent="    ")]
+    sides = ("present", "absent")
+    spans = [
+        (artifact, *(slices_text(of_side.get(side), say) for side in sides))
+        for artifact, of_side in found.artifact_slices.items()
+    ]
+    return [*lines, f"  {say('slices-each')}", *table([("", *map(say, sides)), *spans], indent="    ")]
 
 
 def _acquisition(found: Readiness, say: Say) -> list[str]:

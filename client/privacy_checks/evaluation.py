@@ -24,7 +24,7 @@ from client.privacy_checks.hospital import (
 )
 from client.privacy_checks.mechanism import Released
 from common.artifacts import NAMES
-from common.counts import NOISED_BINS
+from common.counts import EDGES
 from common.plan import RunPlan, Split
 from common.pricing import EVALUATION, charges
 from common.wire import EvaluateTask, Refusal, SiteEvaluation, WireMessage
@@ -40,7 +40,7 @@ def evaluate_task(run: str, *, everyone: bool = False) -> EvaluateTask:
         models=("public",),
         everyone=everyone,
         weights=public_weights()[None],
-        edges=np.tile(np.linspace(-3, 3, NOISED_BINS - 1, dtype=np.float32), (1, len(NAMES), 1)),
+        edges=np.tile(np.linspace(-3, 3, EDGES, dtype=np.float32), (1, len(NAMES), 1)),
     )
 
 

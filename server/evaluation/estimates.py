@@ -170,12 +170,15 @@ def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
     """artifact -> auroc, low, high, n_pos, n_neg.
 
     Numbers of patients under noise are estimates and have other names, `n_pos_estimate` and `n_neg_estimate`;
-    an AUROC that the noise hides has a `reason`.
+    an AUROC that the noise hides has a `reason`. Where coarse bins hold much of a class in one, the row has
+    `crowded`.
     """
-    auroc, (low, high) = counts.auroc(), counts.interval()
+    auroc, (low, high), crowded = counts.auroc(), counts.interval(), counts.crowded()
     found: dict[str, dict[str, Any]] = {}
     for a, name in enumerate(NAMES):
-        row = {"auroc": float(auroc[a]), "low": float(low[a]), "high": float(high[a])}
+        row: dict[str, Any] = {"auroc": float(auroc[a]), "low": float(low[a]), "high": float(high[a])}
+        if crowded[a]:
+            row["crowded"] = True
         n_pos, n_neg = int(counts.n_pos[a]), int(counts.n_neg[a])
         if isinstance(counts, Counts):
             found[name] = row | {"n_pos": n_pos, "n_neg": n_neg}

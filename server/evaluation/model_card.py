@@ -45,7 +45,7 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
             "- Input: one CT (HU) or MR slice as `common/preprocess.py` prepares it. Output: a logit an "
             "artifact, meaningless for the"
         ),
-        "  other modality; a patient's score is the maximum over slices.",
+        "  other modality; a patient's score is the expected maximum of three slices.",
         *(f"  - `{artifact.name}` ({artifact.modality}): {artifact.definition}" for artifact in ARTIFACTS),
         f"- Trained at: {sites}. Never saw: {unseen or 'no site was held out'}.",
         *(

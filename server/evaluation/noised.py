@@ -25,7 +25,7 @@ from statistics import NormalDist
 import numpy as np
 
 from common.artifacts import NAMES
-from common.counts import hanley_mcneil
+from common.counts import coarse_bias, crowded, hanley_mcneil, widened
 
 GRID = np.linspace(0, 1, 1001)
 NOT_ESTIMABLE = "not-estimable-at-this-noise"
@@ -61,8 +61,19 @@ class NoisedCounts:
         return self._estimates[:, 0]
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """The 95 % interval of each AUROC, shapes (A,), (A,); nan where it is not estimable."""
-        return self._estimates[:, 1], self._estimates[:, 2]
+        """The 95 % interval of each AUROC, shapes (A,), (A,), widened by the `bias` of the bins; nan where it
+        is not estimable.
+        """
+        return widened(self._estimates[:, 1], self._estimates[:, 2], self.bias())
+
+    def bias(self) -> np.ndarray:
+        """What is to be added to each `auroc` for the patients who share a bin, shape (A,)."""
+        rows = zip(self.positives, self.negatives, strict=True)
+        return np.array([coarse_bias(pos, neg) for pos, neg in rows])
+
+    def crowded(self) -> np.ndarray:
+        """Whether one bin seems to hold more of a class than `common.counts.CROWDED`, bool (A,)."""
+        return crowded(self.positives, self.negatives)
 
     def auroc_variance(self) -> np.ndarray:
         """Variance of `auroc` from noise and patients, shape (A,); nan where it is not estimable."""

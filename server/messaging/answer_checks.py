@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from common.artifacts import NAMES
-from common.counts import BINS, NOISED_BINS, noise_deviation
+from common.counts import BINS, NOISED_BINS, Counts, noise_deviation
 from common.errors import ConfigError, RunError
-from common.privacy import GaussianSteps, rdp_epsilon
+from common.names import MAX_PATIENTS
+from common.plan import RunPlan
+from common.pricing import EVALUATION, charges, plan_epsilon
+from common.privacy import GaussianSteps, epsilon_of, rdp_epsilon
 from common.weights import LIMIT, decode_steps, dequantize_int8, int8_variance
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
 MAX_COUNT = 2**31
 """Patients in one bin: no hospital has more, and sums of more could overflow."""
+CLOSE = 1e-6
+"""Relative difference of two numbers that were computed alike on two machines."""
 MAX_DEVIATIONS = 12.0
 """Noise beyond so many standard deviations is none: a chance below 1e-32 a count."""
 
@@ -23,16 +28,18 @@ def check_update(
     base_sha256: str,
     site: SiteDescription,
     size: int,
-    codec: str = "plain",
+    plan: RunPlan,
 ) -> np.ndarray:
     """The update in whole steps, int32 (size,); refused unless it is the answer to `task` from `site`.
 
     Args:
         size: number of trainable parameters.
-        codec: of the plan; a frame declares its size, which is compared before anything is allocated.
+        plan: its codec's frame declares a size, which is compared before anything is allocated; its price at
+            the answer's noise is what a private answer must state.
     Raises:
         RunError: code `bad-update`, saying which claim does not hold.
     """
+    codec = plan.federation.codec
     claims = {
         "site": (answer.site, site.site),
         "run": (answer.run, task.run),
@@ -44,7 +51,7 @@ def check_update(
         "dtype": (str(answer.update.dtype), "int32" if codec == "plain" else "uint8"),
     }
     if task.private:
-        _check_guarantee(answer)
+        _check_price(answer, plan, code="bad-update")
     for claim, (value, expected) in claims.items():
         if value != expected:
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-update")
@@ -69,15 +76,18 @@ def check_evaluation(
     answer: SiteEvaluation,
     task: EvaluateTask,
     site: SiteDescription,
-    noise_multiplier: float | None = None,
+    plan: RunPlan,
 ) -> None:
     """Refuse an evaluation that is not the answer to `task` from `site`, or that no patients could give.
 
-    Args:
-        noise_multiplier: of the plan's evaluation.
+    Of exact sums: every model has the numbers of patients of every other, and the covariance is one of these
+    histograms, with their variances and no negative eigenvalue. Of sums with noise: the noise is the plan's,
+    and the guarantee is what that noise gives.
+
     Raises:
         RunError: code `bad-evaluation`, saying which claim does not hold.
     """
+    noise_multiplier = plan.privacy.evaluation_noise_multiplier
     models, cells = len(task.models), len(task.models) * len(NAMES)
     modes = ("dp", "disclosed") if site.kind == "hospital" else ("synthetic",)
     claims: dict[str, tuple[object, object]] = {
@@ -103,23 +113,61 @@ def check_evaluation(
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-evaluation")
     counts, beyond = answer.histograms, 0.0
     if answer.mode == "dp":
-        _check_price(answer.site, answer.epsilon, answer.delta, answer.noise_multiplier)
+        _check_price(answer, plan, code="bad-evaluation")
         counts, beyond = answer.noised, MAX_DEVIATIONS * noise_deviation(answer.noise_multiplier, models)
     if counts.min() < -beyond or counts.max() > MAX_COUNT + beyond:
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
+    if answer.mode != "dp" and (wrong := _wrong_sums(answer.histograms, answer.covariance)):
+        raise RunError(f"{site.site}: {wrong}", code="bad-evaluation")
 
 
-def _check_guarantee(answer: SiteUpdate) -> None:
-    """A private update says what it guarantees, in numbers that can be accounted for."""
-    _check_price(answer.site, answer.epsilon, answer.delta, answer.noise_multiplier, code="bad-update")
+def _wrong_sums(histograms: np.ndarray, covariance: np.ndarray) -> str:
+    """What exact sums cannot be; "" where nothing is wrong.
+
+    Args:
+        histograms: int64 (K, 2, A, BINS), not below zero.
+        covariance: float64 (K*A, K*A), see `common.counts.auroc_covariance`.
+    """
+    numbers = histograms.sum(axis=-1)
+    if (numbers != numbers[:1]).any():
+        return "the numbers of patients differ between models"
+    if numbers.sum(axis=1).max(initial=0) > MAX_PATIENTS:
+        return "counts of more patients than a site has"
+    variances = np.concatenate(
+        [Counts(positives=one[0], negatives=one[1]).auroc_variance() for one in histograms]
+    )
+    known = np.isfinite(variances)
+    if (np.isfinite(covariance) != np.outer(known, known)).any() or np.isinf(covariance).any():
+        return "the covariance is not a number where it should be, or is one where it cannot be"
+    within, variances = covariance[np.ix_(known, known)], variances[known]
+    if not np.allclose(np.diag(within), variances, rtol=CLOSE, atol=0):
+        return "the covariance has other variances than the histograms"
+    deviations = np.sqrt(variances)
+    correlation = within / np.outer(deviations, deviations)
+    if not np.allclose(correlation, correlation.T, rtol=0, atol=CLOSE):
+        return "the covariance is not symmetric"
+    if len(correlation) and np.linalg.eigvalsh(correlation).min() < -CLOSE * len(correlation):
+        return "the covariance is not positive semidefinite"
+    return ""
 
 
-def _check_price(
-    site: str, epsilon: float | None, delta: float | None, noise: float, *, code: str = "bad-evaluation"
-) -> None:
+def _check_price(answer: SiteUpdate | SiteEvaluation, plan: RunPlan, *, code: str) -> None:
+    """A noised answer says what it guarantees, and that follows from the plan and its noise."""
+    epsilon, delta, noise = answer.epsilon, answer.delta, answer.noise_multiplier
     try:
         if epsilon is None or delta is None or noise <= 0 or not 0 < epsilon < np.inf:
-            raise RunError(f"{site}: a noised answer without its epsilon, delta and noise", code=code)
+            raise RunError(f"{answer.site}: a noised answer without its epsilon, delta and noise", code=code)
         rdp_epsilon([GaussianSteps(noise_multiplier=noise, sample_rate=1.0, steps=1)], delta)
     except ConfigError as error:
-        raise RunError(f"{site}: {error}", code=code) from None
+        raise RunError(f"{answer.site}: {error}", code=code) from None
+    expected = (
+        plan_epsilon(plan, noise=noise)
+        if isinstance(answer, SiteUpdate)
+        else epsilon_of([charges(plan)[EVALUATION]], plan.privacy.delta)
+    )
+    if not np.allclose((epsilon, delta), (expected, plan.privacy.delta), rtol=CLOSE, atol=0):
+        raise RunError(
+            f"{answer.site}: epsilon {epsilon!r} at delta {delta!r}, but plan and noise give {expected!r} at "
+            f"{plan.privacy.delta!r}",
+            code=code,
+        )

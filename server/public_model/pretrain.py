@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from common.artifacts import NAMES
-from common.counts import Counts, per_patient
+from common.counts import auroc, per_patient
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.learning import extract_features, score, set_threads
@@ -49,7 +49,7 @@ def finish(model: SmallCNN, *, patients: int = PATIENTS, size: int = 128) -> np.
     whiten(model, draw(PUBLIC_APPEARANCES, patients, SEED, size))
     held = public_set(PublicSet(), size)
     logits = score(model, held.images, held.modality, np.arange(len(held.images)))
-    return Counts.of(*per_patient(logits, held.labels, held.patients)).auroc()
+    return auroc(*per_patient(logits, held.labels, held.patients))
 
 
 @torch.no_grad()

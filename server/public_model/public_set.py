@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from common.artifacts import INDEX, MODALITIES, NAMES
-from common.counts import Counts, per_patient, quantile_edges
+from common.counts import auroc, patient_scores, per_patient, quantile_edges
 from common.learning import score
 from common.losses import PerSampleLoss
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
@@ -79,16 +79,15 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
     import torch
 
     logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
-    counts = Counts.of(*per_patient(logits, samples.labels, samples.patients))
     losses = loss(torch.from_numpy(logits), torch.from_numpy(samples.labels))
-    auroc = counts.auroc()
-    defined = auroc[~np.isnan(auroc)]
+    found = auroc(*per_patient(logits, samples.labels, samples.patients))
+    defined = found[~np.isnan(found)]
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
 
 
 def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
-    """The bins of sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1): quantiles
-    of the model's scores of public patients, with and without each artifact alike.
+    """The bins in which sites count, float32 (artifacts, common.counts.EDGES): quantiles of the model's
+    scores of public patients, with and without each artifact alike.
     """
     logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
-    return quantile_edges(per_patient(logits, samples.labels, samples.patients)[0])
+    return quantile_edges(patient_scores(logits, samples.labels, samples.patients))

@@ -28,7 +28,7 @@ from common.optimizers import check_optimizer
 from common.plan import RunPlan
 from common.signing import public_text
 from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
-from server.evaluation.estimates import Study, report_numbers
+from server.evaluation.estimates import report_numbers
 from server.evaluation.model_card import INJECTED_LABELS, model_card
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
@@ -48,6 +48,7 @@ from server.run.observers import (
 from server.run.privacy_claims import merged, privacy_claims
 from server.run.rounds import (
     RunContext,
+    Scored,
     Stage,
     StageRefused,
     StageResult,
@@ -138,18 +139,20 @@ def conduct(
         trained = train_arms(context, stages, jobs=jobs)
         final = next(name for name in (*FINAL_ARMS, *_to_hand_on(trained)) if name in trained.models)
         context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
-        study, absent, changed = score_sites(
-            context, hospitals, trained.models, final=final, keep=folder.keep_scores
-        )
+        scored = score_sites(context, hospitals, trained.models, final=final, keep=folder.keep_scores)
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
-    trained.incomplete |= {f"evaluation: {site} gave no score ({code})" for site, code in absent.items()}
-    evaluation = _evaluation(context, hospitals, trained, study) | {
+    trained.incomplete |= {
+        f"evaluation: {site} gave no score ({code})" for site, code in scored.absent.items()
+    }
+    evaluation = _evaluation(context, hospitals, trained, scored) | {
         "cpu_seconds": round(cpu_seconds() + others_cpu(), 1),
         "seconds": round(time.monotonic() - started, 1),
     }
-    if data_changed := sorted(trained.data_changed | changed):  # a bare fact: what changed stays at the site
+    if data_changed := sorted(
+        trained.data_changed | scored.data_changed
+    ):  # a bare fact: what changed stays at the site
         evaluation["data_changed"] = data_changed
         folder.update_manifest(data_changed=data_changed)
     if plan.privacy.alternatives and len(evaluation["private_arms"]) > 1:
@@ -162,7 +165,7 @@ def conduct(
     )
     write_json(folder.path / EVALUATION, evaluation)
     folder.update_manifest(status=status)
-    context.observe(RunFinished(status=status, models=len(trained.models), sites=len(study.sites)))
+    context.observe(RunFinished(status=status, models=len(trained.models), sites=len(scored.study.sites)))
     return folder
 
 
@@ -184,7 +187,7 @@ def check_names(plan: RunPlan) -> None:
 
 
 def _evaluation(
-    context: RunContext, hospitals: Sequence[Site], trained: Trained, study: Study
+    context: RunContext, hospitals: Sequence[Site], trained: Trained, scored: Scored
 ) -> dict[str, Any]:
     """The content of evaluation.json, without the times."""
     plan = context.plan
@@ -209,7 +212,8 @@ def _evaluation(
         "refusals": trained.refusals,
         "incomplete": sorted(trained.incomplete),
         **({"labels": INJECTED_LABELS} if plan.training.inject is not None else {}),
-        **report_numbers(study, plan.arms),
+        "edges": scored.edges,
+        **report_numbers(scored.study, plan.arms),
     }
 
 
@@ -430,10 +434,7 @@ def open_or_create(
                 name: version(name) for name in ("fedqc", "flwr", "torch", "opacus", "numpy", "pydicom")
             }
             | {"python": ".".join(map(str, sys.version_info[:3]))},
-            "sites": [
-                _about(site, plan) | {"unit": site.description.unit, "ethics": site.description.ethics}
-                for site in sites
-            ],
+            "sites": [_about(site, plan) | {"ethics": site.description.ethics} for site in sites],
             **({"keys": keys} if keys else {}),
         }
         return RunFolder.create(path, plan, manifest, simulation, tuning)
@@ -493,5 +494,6 @@ def _about(site: Site, plan: RunPlan) -> dict[str, Any]:
         "role": "held_out" if description.site in plan.held_out else "training",
         "nominal_patients": description.nominal_patients,
         "stand_in": description.stand_in,
+        "unit": description.unit,
         "version": description.version,
     }

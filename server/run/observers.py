@@ -57,6 +57,14 @@ class StageEndedEarly:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresTurnedAway:
+    """A site's scores are none that its patients could give; the run goes on without them."""
+
+    code: str
+    reason: str  # one line, names the site
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationBegan:
     sites: tuple[str, ...]
 
@@ -68,7 +76,16 @@ class RunFinished:
     sites: int  # that were scored
 
 
-Event = RunBegan | StageBegan | SiteAnswered | RoundClosed | StageEndedEarly | EvaluationBegan | RunFinished
+Event = (
+    RunBegan
+    | StageBegan
+    | SiteAnswered
+    | RoundClosed
+    | StageEndedEarly
+    | EvaluationBegan
+    | ScoresTurnedAway
+    | RunFinished
+)
 Observer = Callable[[Event], None]
 
 
@@ -108,6 +125,8 @@ class Progress:
             case StageEndedEarly(reason=reason, rounds_left=left):
                 self._line.say(reason)
                 self._line.skip(left)
+            case ScoresTurnedAway(code=code, reason=reason):
+                self._line.say(f"[{code}] {reason}")
             case RunFinished(models=models, sites=scored):
                 self._line.advance(f"evaluation of {models} models at {scored} sites")
 

@@ -24,9 +24,9 @@ from common.names import SiteKind
 from common.signing import Statement, parse_public, payload_sha256, verify
 from common.trainable import trained_part
 from common.weights import Manifest, Part, advance, digest, manifest_of, part_size
-from common.wire import Envelope, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
+from common.wire import Envelope, EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 from server.evaluation.estimates import report_numbers
-from server.messaging.answer_checks import check_update
+from server.messaging.answer_checks import check_evaluation, check_update
 from server.run.choice import choice_of
 from server.run.conduct import initial_weights
 from server.run.rounds import scores_of, study_of
@@ -80,6 +80,9 @@ def _scores_of(
         detail = f"the scores of {', '.join(missing)} were not kept"
         return Finding(check="evaluation", holds=None, detail=detail)
     scored, models = {}, tuple(noted["matrix"])
+    asked = EvaluateTask(
+        run=folder.manifest["run"], models=models, everyone=False, weights=np.zeros((0, 0), np.float32)
+    )
     for site in noted["counts"]:
         try:
             envelope = Envelope.from_bytes(kept[site])
@@ -87,10 +90,7 @@ def _scores_of(
                 expected = {"kind": SiteEvaluation.__name__, "run": folder.manifest["run"]}
                 _check_signature(envelope, site, keys, expected | {"plan_sha256": folder.plan.sha256()})
             answer = SiteEvaluation.from_bytes(envelope.payload)
-            if (answer.site, answer.run, answer.models) != (site, folder.manifest["run"], models):
-                raise RunError(
-                    f"{site}: the scores are of another run or other models", code="bad-evaluation"
-                )
+            check_evaluation(answer, asked, _description(about.get(site), site), folder.plan)
             scored[site] = scores_of(answer)
         except FedqcError as failure:
             return Finding(check="evaluation", holds=False, detail=failure.message)
@@ -238,9 +238,9 @@ class _Recomputed:
                 update,
                 task,
                 task.base_sha256,
-                self._description(site, weight),
+                _description(self._about.get(site), site, weight),
                 part_size(trainable),
-                self._plan.federation.codec,
+                self._plan,
             )
             claim = record["claims"].get(site)
             stated = ("epsilon", "delta", "noise_multiplier")
@@ -252,13 +252,6 @@ class _Recomputed:
                 )
             updates.add(steps, update.weight)
 
-    def _description(self, site: str, weight: int) -> SiteDescription:
-        """What the site said of itself; of the pooled node, which is no hospital, only its weight counts."""
-        about = self._about.get(site)
-        kind: SiteKind = about["kind"] if about else "synthetic"
-        nominal = about["nominal_patients"] if about else weight
-        return SiteDescription(site=site, kind=kind, nominal_patients=nominal, version="")
-
     def _differs(self, number: int, record: Mapping[str, Any]) -> str:
         """What of a round is not as recomputed; "" where all is."""
         if digest(self._weights) != record["model_sha256"]:
@@ -267,6 +260,13 @@ class _Recomputed:
         if not path.is_file() or digest(load_model(path, self._manifest)) != record["model_sha256"]:
             return "the checkpoint is not the model of this round"
         return ""
+
+
+def _description(about: Mapping[str, Any] | None, site: str, weight: int = 1) -> SiteDescription:
+    """What the site said of itself; of the pooled node, which is no hospital, only its weight counts."""
+    kind: SiteKind = about["kind"] if about else "synthetic"
+    nominal = about["nominal_patients"] if about else weight
+    return SiteDescription(site=site, kind=kind, nominal_patients=nominal, version="")
 
 
 def _check_signature(

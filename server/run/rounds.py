@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from common.arms import ARMS, Arm
-from common.counts import Counts, noise_deviation
+from common.artifacts import NAMES
+from common.counts import BINS, DISCLOSED_BINS, Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
 from common.lineage import Lineage
 from common.model_file import load_model
@@ -30,7 +31,14 @@ from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
 from server.messaging.signatures import Question, Seal
 from server.run.choice import MEAN, choice_of
-from server.run.observers import Observer, RoundClosed, SiteAnswered, StageBegan, StageEndedEarly
+from server.run.observers import (
+    Observer,
+    RoundClosed,
+    ScoresTurnedAway,
+    SiteAnswered,
+    StageBegan,
+    StageEndedEarly,
+)
 from server.run_folder import ArmFolder, mean_of
 from server.strategies.strategy import Strategy
 
@@ -47,7 +55,7 @@ class RunContext:
     initial: np.ndarray  # float32 (parameters,): where every arm starts
     strategy: Strategy
     score_public: Callable[[np.ndarray], dict[str, float]]  # the coordinator's own measurement of a model
-    # the bins of a model for sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1)
+    # between which scores of a model patients are counted, float32 (artifacts, common.counts.EDGES)
     public_edges: Callable[[np.ndarray], np.ndarray]
     observe: Observer
     lineage: Lineage | None = None  # of `initial`; None: unknown
@@ -214,7 +222,7 @@ class _Round:
         self, context: RunContext, stage: Stage, number: int, *, invited: dict[int, Site], model: _Model
     ) -> None:
         self._folder = stage.folder
-        self._codec, self._invited, self._model = context.plan.federation.codec, invited, model
+        self._plan, self._invited, self._model = context.plan, invited, model
         self.number = number
         self._task = TrainTask(
             run=context.run,
@@ -260,7 +268,7 @@ class _Round:
                 self._task.base_sha256,
                 site.description,
                 self._model.num_trainable,
-                self._codec,
+                self._plan,
             )
         except RefusedError as refusal:
             if refusal.code in PASSING:
@@ -413,9 +421,14 @@ def scores_of(evaluation: SiteEvaluation) -> SiteScores:
     """What a checked answer says, by model."""
     scoring: dict[str, Any] = {"mode": evaluation.mode}
     if evaluation.mode != "dp":
+        bins = DISCLOSED_BINS if evaluation.mode == "disclosed" else BINS
         exact = zip(evaluation.models, evaluation.histograms, strict=True)
-        counts = {name: Counts(positives=h[0], negatives=h[1]) for name, h in exact}
-        return SiteScores(counts=counts, covariance=evaluation.covariance, scoring=scoring)
+        counts = {name: Counts(positives=h[0], negatives=h[1], bins=bins) for name, h in exact}
+        return SiteScores(
+            counts=counts,
+            covariance=_with_bias(evaluation.covariance, list(counts.values())),
+            scoring=scoring,
+        )
     deviation = noise_deviation(evaluation.noise_multiplier, len(evaluation.models))
     scoring |= {
         "epsilon": evaluation.epsilon,
@@ -427,7 +440,26 @@ def scores_of(evaluation: SiteEvaluation) -> SiteScores:
         name: NoisedCounts(positives=h[0], negatives=h[1], deviation=deviation)
         for name, h in zip(evaluation.models, evaluation.noised, strict=True)
     }
-    return SiteScores(counts=noised, covariance=covariance(list(noised.values())), scoring=scoring)
+    models = list(noised.values())
+    return SiteScores(counts=noised, covariance=_with_bias(covariance(models), models), scoring=scoring)
+
+
+def _with_bias(covariance: np.ndarray, models: Sequence[Counts] | Sequence[NoisedCounts]) -> np.ndarray:
+    """The covariance of AUROCs plus b b' with the bias b of coarse bins: the variance of a difference of
+    models so grows by the square of the difference of their biases.
+    """
+    bias = np.nan_to_num(np.concatenate([counts.bias() for counts in models]))
+    return covariance + np.outer(bias, bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What the sites of a run said about its models."""
+
+    study: Study
+    absent: dict[str, str]  # the sites without a score -> the code of the refusal or failure
+    data_changed: set[str]  # the sites whose data changed during the run, which their operators accepted
+    edges: dict[str, dict[str, list[float]]]  # model -> artifact -> the public quantiles between the bins
 
 
 def score_sites(
@@ -437,16 +469,13 @@ def score_sites(
     *,
     final: str,
     keep: Callable[[str, bytes], None],
-) -> tuple[Study, dict[str, str], set[str]]:
+) -> Scored:
     """Have every site score all models in one message, so that comparisons are paired.
 
     Args:
         models: float32 (parameters,) by name.
         final: the name of the model that each site keeps for its own use.
         keep: called with each site and its counted answer, as it was signed.
-    Returns:
-        the study; the sites without a score, each with the code of its refusal or failure; and the sites
-        whose data changed during the run, which their operators accepted.
     Raises:
         RunError: no site answered.
     """
@@ -456,16 +485,13 @@ def score_sites(
     scored: dict[str, SiteScores] = {}
     data_changed: set[str] = set()
     absent = {site.name: "no-answer" for site in hospitals}
-    noise = plan.privacy.evaluation_noise_multiplier
-    edges: dict[str, np.ndarray] = {}
-    if noise is not None and any(site.description.kind == "hospital" for site in hospitals):
-        edges["edges"] = np.stack([context.public_edges(flat) for flat in weights])
+    edges = np.stack([context.public_edges(flat) for flat in weights])
     for everyone in (False, True):
         asked = {site.node: site for site in hospitals if _scores_everyone(site, plan) == everyone}
         if not asked:
             continue
         task = EvaluateTask(
-            run=context.run, models=names, everyone=everyone, final=final, weights=weights, **edges
+            run=context.run, models=names, everyone=everyone, final=final, weights=weights, edges=edges
         )
         answers = ask(
             context.grid,
@@ -483,9 +509,11 @@ def score_sites(
                     absent[site.name] = Refusal.from_bytes(answer.payload).code
                     continue
                 evaluation = SiteEvaluation.from_bytes(answer.payload)
-                check_evaluation(evaluation, task, site.description, noise)
+                check_evaluation(evaluation, task, site.description, plan)
             except RunError as failure:
                 absent[site.name] = answer.failure or failure.code
+                if not answer.failure:
+                    context.observe(ScoresTurnedAway(code=failure.code, reason=failure.message))
                 continue
             keep(site.name, answer.envelope)
             scored[site.name] = scores_of(evaluation)
@@ -496,7 +524,15 @@ def score_sites(
             "no site could be scored", code="no-evaluation", hint="the sites' logs and policies say why"
         )
     study = study_of(plan, [site.name for site in hospitals], scored, names)
-    return study, {site: code for site, code in absent.items() if site not in scored}, data_changed
+    return Scored(
+        study=study,
+        absent={site: code for site, code in absent.items() if site not in scored},
+        data_changed=data_changed,
+        edges={
+            model: dict(zip(NAMES, rows.astype(float).tolist(), strict=True))
+            for model, rows in zip(names, edges, strict=True)
+        },
+    )
 
 
 def study_of(

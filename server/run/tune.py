@@ -26,6 +26,7 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from common.arms import ARMS
+from common.counts import rank_weights
 from common.errors import PlanError
 from common.models import as_classifier, build
 from common.physics.threads import one_thread
@@ -424,7 +425,7 @@ def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def macro_auroc(heads: np.ndarray, patients: Patients) -> np.ndarray:
-    """Mean over artifacts of the AUROC of patients, whose score is the largest of their slices.
+    """Mean over artifacts of the AUROC of patients, scored as `common.counts.patient_scores` does.
 
     Args:
         heads: (n, A, F + 1).
@@ -434,8 +435,12 @@ def macro_auroc(heads: np.ndarray, patients: Patients) -> np.ndarray:
     count, slices, width = patients.x.shape
     flat = _product(patients.x.reshape(-1, width), heads.reshape(-1, width).T)
     logits = flat.reshape(count, slices, len(heads), -1).transpose(2, 0, 1, 3)
-    is_slice = (patients.x[..., -1] > 0)[None, :, :, None]
-    scores = np.where(is_slice, logits, -np.inf).max(axis=2)
+    is_slice = patients.x[..., -1] > 0
+    logits = np.sort(np.where(is_slice[None, :, :, None], logits, -np.inf), axis=2)
+    number = is_slice.sum(axis=1, keepdims=True)
+    weights = rank_weights(np.arange(slices) - (slices - number), np.repeat(number, slices, axis=1))
+    weights = weights.astype(np.float32)[None, :, :, None]
+    scores = (np.where(weights > 0, logits, 0) * weights).sum(axis=2)
     truth = np.where(np.isnan(patients.labels), -1, patients.labels).max(axis=1)
     found = []
     for artifact in range(truth.shape[1]):

@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from common.pricing import plan_epsilon
 from common.weights import LIMIT
 from common.wire import SiteDescription, SiteUpdate, TrainTask
+from tests.helpers.consortium import tiny_plan
 
 SIZE = 5
 BASE_SHA256 = "ab" * 32
 SITE = SiteDescription(site="hospital-a", kind="hospital", nominal_patients=50, version="0.1.0")
-CLAIM: dict[str, Any] = {"noise_multiplier": 1.2, "epsilon": 8.0, "delta": 1e-5}
+PLAN = tiny_plan(arms=["federated", "federated_dp"])
+CLAIM: dict[str, Any] = {
+    "noise_multiplier": 1.2,
+    "epsilon": plan_epsilon(PLAN, noise=1.2),
+    "delta": PLAN.privacy.delta,
+}
 
 
 def task(private: bool = False) -> TrainTask:

@@ -313,8 +313,8 @@ ENGLISH: dict[str, str] = {
         "whether a score is a probability or where to set a threshold."
     ),
     "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
-    "not.severity": "Severity and place of an artifact are not scored; a patient's score is the highest of "
-    "the slices.",
+    "not.severity": "Severity and place of an artifact are not scored; a patient's score is the expected "
+    "highest of three of the slices.",
     "not.audit": "The guarantee is computed, not attacked: no empirical privacy audit is part of this run.",
     # provenance
     "provenance.section": "Provenance",

@@ -23,6 +23,7 @@ from common.artifacts import NAMES
 from common.counts import (
     BINS,
     DISCLOSED_BINS,
+    EDGES,
     NOISED_BINS,
     count_between,
     noise_deviation,
@@ -57,7 +58,7 @@ def moved(amount: float) -> np.ndarray:
 
 def evaluate_task(run: str = "r", everyone: bool = False, **models: np.ndarray) -> EvaluateTask:
     named = models or {"public": BASE, "federated_dp": moved(0.1)}
-    edges = np.sort(np.random.default_rng(1).normal(0, 2, (len(named), ARTIFACTS, NOISED_BINS - 1)))
+    edges = np.sort(np.random.default_rng(1).normal(0, 2, (len(named), ARTIFACTS, EDGES)))
     return EvaluateTask(
         run=run,
         models=tuple(named),
@@ -111,7 +112,7 @@ def test_one_patient_more_or_less_changes_the_counts_by_at_most_the_sensitivity(
     others: list[Any], one: Any, seed: int
 ) -> None:
     """Whatever the labels, the scores, the slices and the bins are."""
-    edges = np.sort(np.random.default_rng(seed).normal(0, 3, (2, ARTIFACTS, NOISED_BINS - 1)))
+    edges = np.sort(np.random.default_rng(seed).normal(0, 3, (2, ARTIFACTS, EDGES)))
     change = counted([*others, one], edges) - counted(others, edges)
     assert (change**2).sum() <= 2 * ARTIFACTS
     assert noise_deviation(1.0, 2) == pytest.approx(np.sqrt(2 * ARTIFACTS))
@@ -120,7 +121,7 @@ def test_one_patient_more_or_less_changes_the_counts_by_at_most_the_sensitivity(
 def empty_release(noise: float = 2.0, models: int = 10) -> np.ndarray:
     """The answer about nobody: noise alone."""
     none = np.zeros((0, ARTIFACTS))
-    edges = np.zeros((models, ARTIFACTS, NOISED_BINS - 1), np.float32)
+    edges = np.zeros((models, ARTIFACTS, EDGES), np.float32)
     return noised_counts([none] * models, none, edges, noise)
 
 
@@ -156,7 +157,7 @@ def test_one_draw_covers_all_models_and_artifacts(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_score_that_is_no_number_is_counted_like_any_other() -> None:
-    edges = np.tile(np.linspace(-3, 3, NOISED_BINS - 1), (1, 1))
+    edges = np.tile(np.linspace(-3, 3, EDGES), (1, 1))
     found = count_between(np.full((3, 1), np.nan), np.ones((3, 1)), edges)
     assert found[0, 0].sum() == 3
 
@@ -165,12 +166,12 @@ def test_quantile_edges_put_equally_many_public_patients_in_each_bin() -> None:
     scores = np.random.default_rng(3).normal(size=(800, 2))
     scores[:, 1] = np.nan
     edges = quantile_edges(scores)
-    assert (edges.shape, edges.dtype) == ((2, NOISED_BINS - 1), np.dtype(np.float32))
+    assert (edges.shape, edges.dtype) == ((2, EDGES), np.dtype(np.float32))
     assert count_between(scores, np.ones_like(scores), edges)[0, 0] == pytest.approx(
         [100] * NOISED_BINS, abs=3
     )
     assert np.array_equal(quantile_edges(scores * (1 + 1e-9)), edges)
-    assert not edges[1].any()
+    assert (edges[1, 0], edges[1, -1]) == pytest.approx((-11.4, 11.4)), "of nobody: equal bins"
 
 
 # --- one question, one charge, one answer
@@ -231,8 +232,6 @@ def test_an_opt_out_after_the_answer_does_not_change_it(data: Path, mode: str) -
 def test_another_question_in_the_same_run_is_refused_and_not_charged(
     data: Path, mode: str, change: str
 ) -> None:
-    if (mode, change) == ("disclosed", "edges"):
-        pytest.skip("exact scores have no such bins")
     hospital(data, evaluation=mode)
     asked = agent(data, plan=dp_plan())
     task = evaluate_task()
@@ -311,11 +310,16 @@ def test_a_plan_without_noise_for_the_evaluation_is_refused_and_says_what_it_lac
     ],
     ids=["shape", "dtype", "decreasing", "infinite", "none"],
 )
-def test_bins_that_do_not_fit_are_refused_uncharged(data: Path, spoil: Any) -> None:
-    hospital(data)
+@pytest.mark.parametrize("mode", ["dp", "disclosed"])
+def test_bins_that_do_not_fit_are_refused_uncharged(data: Path, mode: str, spoil: Any) -> None:
+    hospital(data, evaluation=mode)
     task = evaluate_task()
     task = task.model_copy(update={"edges": spoil(task.edges)})
-    assert refusal_of(agent(data, plan=dp_plan()).evaluate(task)).code == "bad-message"
+    answer = agent(data, plan=dp_plan()).evaluate(task)
+    if mode == "disclosed" and not task.edges.size:
+        assert scored(answer).mode == "disclosed", "in equal bins"
+    else:
+        assert refusal_of(answer).code == "bad-message"
     assert rows(data) == []
 
 
@@ -521,19 +525,37 @@ def test_twenty_models_of_any_name_are_not_scored_exactly(data: Path) -> None:
     assert refusal_of(agent(data, plan=plan).evaluate(evaluate_task(**many))).code == "foreign-model"
 
 
-def test_disclosed_histograms_have_twenty_bins_and_no_small_cell() -> None:
+CRAFTED = {
+    "public quantiles": quantile_edges,
+    "around one patient": lambda scores: scores[0][:, None] + np.linspace(-1e-6, 1e-6, EDGES)[None],
+    "all alike": lambda scores: np.zeros((ARTIFACTS, EDGES)),
+    "far away": lambda scores: np.full((ARTIFACTS, EDGES), 3e38),
+}
+
+
+@pytest.mark.parametrize("crafted", CRAFTED)
+def test_disclosed_histograms_have_twenty_bins_and_no_small_cell_whatever_the_edges(crafted: str) -> None:
+    """A coordinator who chooses where they lie gets no finer ones, in the covariance neither."""
     rng = np.random.default_rng(5)
     scores = [rng.normal(0, 4, (500, ARTIFACTS)) for _ in range(2)]
     truth = (rng.random((500, ARTIFACTS)) < 0.3).astype(float)
     truth[9:, 0] = 0
-    histograms, covariance = exact_sums(scores, truth, minimum_cell=10, coarse=True)
+    edges = np.stack([CRAFTED[crafted](one) for one in scores]).astype(np.float32)
+    histograms, covariance = exact_sums(scores, truth, edges, minimum_cell=10, coarse=True)
     assert histograms.shape == (2, 2, ARTIFACTS, BINS)
-    used = np.flatnonzero(histograms.sum((0, 1, 2)))
-    assert len(used) == DISCLOSED_BINS
+    assert np.count_nonzero(histograms.sum(1), axis=-1).max() <= DISCLOSED_BINS
+    assert len(np.flatnonzero(histograms.sum((0, 1, 2)))) <= DISCLOSED_BINS
     assert not histograms[:, :, 0].any()
-    fine, _ = exact_sums(scores, truth, minimum_cell=10)
+    fine, _ = exact_sums(scores, truth, edges, minimum_cell=10)
     assert np.array_equal(fine.sum(-1), histograms.sum(-1))
     assert np.isfinite(np.diag(covariance)[1:ARTIFACTS]).all()
+    in_bin = edges[0, :, 1::2].astype(float)
+    for artifact in range(1, ARTIFACTS):
+        order = np.argsort(scores[0][:, artifact])
+        places = np.searchsorted(in_bin[artifact], scores[0][order, artifact], side="right")
+        for one, present in zip(histograms[0, :, artifact], (1, 0), strict=True):
+            counted_in = np.bincount(places[truth[order, artifact] == present], minlength=DISCLOSED_BINS)
+            assert np.array_equal(one.reshape(DISCLOSED_BINS, -1).sum(1), counted_in)
 
 
 def test_a_public_site_is_scored_as_before(data: Path) -> None:

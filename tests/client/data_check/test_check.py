@@ -133,6 +133,20 @@ def test_a_good_site_is_ready_but_for_its_few_patients(tmp_path: Path) -> None:
     }
 
 
+def test_the_slices_of_a_patient_are_told_by_class(tmp_path: Path) -> None:
+    """Where patients with an artifact have more slices, their length alone tells them apart."""
+    folder = site(tmp_path, nominal_patients=10)
+    sheet = folder / "labels.csv"
+    rows = [
+        row.replace(",1,", ",,") if row.startswith("p002/0") else row for row in sheet.read_text().split()
+    ]
+    sheet.write_text("\n".join(rows))
+    found = examined(folder)
+    assert found.artifact_slices["metal"] == {"present": (1, 2.0, 2), "absent": (2, 2.0, 2)}
+    text = report_text(found, speaker("en", LANGUAGES))
+    assert re.search(r"Slices of a patient .*\n.*\n +metal +2 \(1 – 2\) +2 \(2 – 2\)", text)
+
+
 def test_enough_patients_are_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.data_check.check.FEW_PATIENTS", 12)
     found = examined(site(tmp_path, nominal_patients=10))

@@ -7,18 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.agent.evaluation import exact_sums
 from common.artifacts import NAMES
-from common.counts import BINS, NOISED_BINS
+from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, quantile_edges
 from common.errors import RunError
+from common.plan import RunPlan
+from common.pricing import EVALUATION, charges, plan_epsilon
+from common.privacy import epsilon_of
 from common.weights import LIMIT, encode_steps, int8_variance, quantize_int8
 from common.wire import EvaluateTask, SiteEvaluation
 from server.messaging.answer_checks import check_evaluation, check_update
-from tests.helpers.answers import BASE_SHA256, SITE, SIZE, task, update
+from tests.helpers.answers import BASE_SHA256, PLAN, SITE, SIZE, task, update
+from tests.helpers.consortium import tiny_plan
+
+
+def plan_of(codec: str) -> RunPlan:
+    return PLAN.model_copy(update={"federation": PLAN.federation.model_copy(update={"codec": codec})})
 
 
 @pytest.mark.parametrize("private", [False, True])
 def test_an_honest_update_passes(private: bool) -> None:
-    check_update(update(private), task(private), BASE_SHA256, SITE, SIZE)
+    check_update(update(private), task(private), BASE_SHA256, SITE, SIZE, PLAN)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ def test_an_honest_update_passes(private: bool) -> None:
 )
 def test_a_claim_that_does_not_hold_is_named(changes: dict[str, Any], claim: str) -> None:
     with pytest.raises(RunError) as caught:
-        check_update(update(**changes), task(), BASE_SHA256, SITE, SIZE)
+        check_update(update(**changes), task(), BASE_SHA256, SITE, SIZE, PLAN)
     assert caught.value.code == "bad-update"
     assert claim in caught.value.message
     assert caught.value.message.startswith("hospital-a: ")
@@ -65,30 +74,42 @@ def test_the_variance_of_the_rounding_is_that_of_the_frame_and_no_number_of_the_
         added = int8_variance(frame, SIZE)
         assert added > 0
     honest = update(True, update=frame, added_variance=added)
-    assert check_update(honest, task(True), BASE_SHA256, SITE, SIZE, codec).shape == (SIZE,)
+    assert check_update(honest, task(True), BASE_SHA256, SITE, SIZE, plan_of(codec)).shape == (SIZE,)
     for value in (wrong, np.nextafter(added, 1.0)):
         forged = honest.model_copy(update={"added_variance": float(value)})
         with pytest.raises(RunError, match="added_variance") as caught:
-            check_update(forged, task(True), BASE_SHA256, SITE, SIZE, codec)
+            check_update(forged, task(True), BASE_SHA256, SITE, SIZE, plan_of(codec))
         assert caught.value.code == "bad-update"
 
 
 @pytest.mark.parametrize(
-    "missing", [{"epsilon": None}, {"delta": None}, {"noise_multiplier": 0.0}, {"noise_multiplier": -1.0}]
+    "missing",
+    [
+        {"epsilon": None},
+        {"delta": None},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": -1.0},
+        {"epsilon": 0.1},
+        {"epsilon": plan_epsilon(PLAN, noise=2.4)},
+        {"noise_multiplier": 2.4},
+        {"delta": 1e-6},
+    ],
 )
 def test_a_private_update_says_what_it_guarantees(missing: dict[str, Any]) -> None:
     with pytest.raises(RunError) as caught:
-        check_update(update(True, **missing), task(True), BASE_SHA256, SITE, SIZE)
+        check_update(update(True, **missing), task(True), BASE_SHA256, SITE, SIZE, PLAN)
     assert caught.value.code == "bad-update"
 
 
 def test_a_non_private_update_does_not_answer_a_private_task() -> None:
     with pytest.raises(RunError):
-        check_update(update(True, private=False), task(True), BASE_SHA256, SITE, SIZE)
+        check_update(update(True, private=False), task(True), BASE_SHA256, SITE, SIZE, PLAN)
 
 
 NOISE, MODELS = 2.0, ("public", "federated_dp")
 QUESTION = EvaluateTask(run="r", models=MODELS, everyone=False, weights=np.zeros((2, 1), np.float32))
+SCORING = tiny_plan(arms=["federated_dp"], privacy={"evaluation_noise_multiplier": NOISE})
+PUBLIC = SITE.model_copy(update={"kind": "public"})
 
 
 def noised(**changes: Any) -> SiteEvaluation:
@@ -99,30 +120,91 @@ def noised(**changes: Any) -> SiteEvaluation:
         "models": MODELS,
         "mode": "dp",
         "noise_multiplier": NOISE,
-        "epsilon": 1.0,
-        "delta": 1e-5,
+        "epsilon": epsilon_of([charges(SCORING)[EVALUATION]], SCORING.privacy.delta),
+        "delta": SCORING.privacy.delta,
         "noised": counts,
     }
     return SiteEvaluation(**values | changes)
 
 
+def sums(patients: int = 80, *, coarse: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """What a site sends of two models; one artifact is in one patient only, another in nobody."""
+    rng = np.random.default_rng(4)
+    truth = (rng.random((patients, len(NAMES))) < 0.4).astype(float)
+    truth[:, 1], truth[:, 2] = 0, np.arange(patients) == 0
+    scores = [rng.normal(truth * strength) for strength in (0.5, 2.0)]
+    return exact_sums(scores, truth, np.stack([quantile_edges(one) for one in scores]), coarse=coarse)
+
+
 def disclosed(**changes: Any) -> SiteEvaluation:
+    histograms, covariance = sums()
     values: dict[str, Any] = {
         "site": SITE.site,
         "run": "r",
         "models": MODELS,
         "mode": "disclosed",
-        "histograms": np.zeros((2, 2, len(NAMES), BINS), np.int64),
-        "covariance": np.zeros((2 * len(NAMES),) * 2),
+        "histograms": histograms,
+        "covariance": covariance,
     }
     return SiteEvaluation(**values | changes)
 
 
-def test_noised_counts_below_zero_pass() -> None:
+def test_honest_sums_pass() -> None:
     assert noised().noised.min() < 0
-    check_evaluation(noised(), QUESTION, SITE, NOISE)
-    check_evaluation(disclosed(), QUESTION, SITE, NOISE)
-    check_evaluation(disclosed(), QUESTION, SITE)
+    for patients in (0, 1, 3, 80, 400):
+        for mode, site in (("disclosed", SITE), ("synthetic", PUBLIC)):
+            histograms, covariance = sums(patients, coarse=mode == "disclosed")
+            answer = disclosed(mode=mode, histograms=histograms, covariance=covariance)
+            check_evaluation(answer, QUESTION, site, SCORING)
+    check_evaluation(noised(), QUESTION, SITE, SCORING)
+    check_evaluation(disclosed(), QUESTION, SITE, tiny_plan())
+
+
+def moved(at: tuple[int, int], amount: float) -> np.ndarray:
+    covariance = disclosed().covariance.copy()
+    covariance[at] += amount
+    return covariance
+
+
+def scaled(by: float) -> np.ndarray:
+    """The variances as they are, and every covariance `by` times what it is."""
+    covariance = disclosed().covariance * by
+    np.fill_diagonal(covariance, np.diag(disclosed().covariance))
+    return covariance
+
+
+def one_more() -> np.ndarray:
+    histograms = disclosed().histograms.copy()
+    histograms[1, 0, 0, BINS // 2 // DISCLOSED_BINS] += 1
+    return histograms
+
+
+KNOWN, UNKNOWN = 0, 1
+"""Cells of the covariance: of an artifact in some patients, of one in none."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({"covariance": -1000 * np.eye(2 * len(NAMES))}, "not a number where it should be|is one where"),
+        ({"covariance": np.where(np.isnan(sums()[1]), np.nan, -1000 * np.eye(10))}, "other variances"),
+        ({"covariance": np.zeros((10, 10))}, "is one where it cannot be"),
+        ({"covariance": np.full((10, 10), np.nan)}, "not a number where it should be"),
+        ({"covariance": moved((KNOWN, KNOWN), np.inf)}, "not a number"),
+        ({"covariance": moved((KNOWN, KNOWN), 1e-6)}, "other variances"),
+        ({"covariance": moved((UNKNOWN, KNOWN), 1.0) * np.nan}, "not a number"),
+        ({"covariance": moved((3, 5), 1e-4)}, "not symmetric"),
+        ({"covariance": scaled(60.0)}, "not positive semidefinite"),
+        ({"histograms": one_more()}, "differ between models"),
+        ({"histograms": disclosed().histograms * 10**6}, "more patients than a site has"),
+    ],
+)
+def test_sums_that_no_patients_give_are_refused(changes: dict[str, Any], claim: str) -> None:
+    with pytest.raises(RunError, match=claim) as caught:
+        check_evaluation(disclosed(**changes), QUESTION, SITE, SCORING)
+    assert caught.value.code == "bad-evaluation"
+    assert "\n" not in caught.value.message
+    assert caught.value.message.startswith("hospital-a: ")
 
 
 BOUND = 12 * NOISE * np.sqrt(2 * len(NAMES))
@@ -147,6 +229,8 @@ def with_count(value: float) -> np.ndarray:
         (noised(epsilon=None), "epsilon"),
         (noised(delta=None), "epsilon"),
         (noised(epsilon=float("inf")), "epsilon"),
+        (noised(epsilon=0.01), "epsilon"),
+        (noised(delta=1e-7), "epsilon"),
         (noised(models=MODELS[::-1]), "models"),
         (disclosed(mode="synthetic"), "mode"),
         (disclosed(histograms=np.zeros((0, 2, 0, 0), np.int64)), "histograms"),
@@ -154,14 +238,13 @@ def with_count(value: float) -> np.ndarray:
 )
 def test_an_evaluation_that_is_not_the_answer_is_refused(answer: SiteEvaluation, claim: str) -> None:
     with pytest.raises(RunError, match=claim) as caught:
-        check_evaluation(answer, QUESTION, SITE, NOISE)
+        check_evaluation(answer, QUESTION, SITE, SCORING)
     assert caught.value.code == "bad-evaluation"
 
 
 def test_noise_that_the_plan_did_not_ask_for_is_refused() -> None:
     with pytest.raises(RunError):
-        check_evaluation(noised(), QUESTION, SITE, None)
-    public = SITE.model_copy(update={"kind": "public"})
+        check_evaluation(noised(), QUESTION, SITE, tiny_plan())
     for answer in (noised(), disclosed()):
         with pytest.raises(RunError, match="synthetic"):
-            check_evaluation(answer, QUESTION, public, NOISE)
+            check_evaluation(answer, QUESTION, PUBLIC, SCORING)

@@ -12,7 +12,7 @@ from flwr.app import Message
 from common.errors import RunError
 from common.wire import SiteDescription, SiteEvaluation, message_type
 from server.messaging.answer_checks import check_update
-from tests.helpers.answers import BASE_SHA256, SITE, SIZE, task, update
+from tests.helpers.answers import BASE_SHA256, PLAN, SITE, SIZE, task, update
 from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 from tests.helpers.wire import record
 
@@ -35,6 +35,7 @@ def evaluation_with(**changes: Any) -> Any:
     [
         {"covariance": lambda said: said.covariance[:2, :2]},
         {"covariance": lambda said: said.covariance.astype(np.int8)},
+        {"covariance": lambda said: -1000 * np.eye(len(said.covariance))},
         {"histograms": lambda said: said.histograms[..., :7]},
         {"histograms": lambda said: said.histograms.astype(np.float64)},
         {"histograms": lambda said: -said.histograms},
@@ -43,15 +44,29 @@ def evaluation_with(**changes: Any) -> Any:
         {"run": lambda said: "other"},
         {"site": lambda said: "other"},
     ],
-    ids=["cov-shape", "cov-int", "bins", "float", "negative", "overflow", "models", "run", "site"],
+    ids=[
+        "cov-shape",
+        "cov-int",
+        "cov-negative",
+        "bins",
+        "float",
+        "negative",
+        "overflow",
+        "models",
+        "run",
+        "site",
+    ],
 )
-def test_a_bad_evaluation_costs_its_site_only(changes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+def test_a_bad_evaluation_costs_its_site_only(
+    changes: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Consortium(data=data, tamper=evaluation_with(**changes)).conduct(
         tiny_plan(training={"rounds": 1}), tmp_path / "run"
     )
     found = folder.evaluation
     assert found["incomplete"] == [f"evaluation: {B} gave no score (bad-evaluation)"]
     assert B not in found["counts"]
+    assert capsys.readouterr().err.count("[bad-evaluation]") == 1
 
 
 @pytest.mark.parametrize("kind", ["query.describe", "evaluate"])
@@ -86,7 +101,7 @@ def test_a_malformed_answer_costs_its_site_only(kind: str, half: str, data: Path
 )
 def test_a_guarantee_that_is_none_is_refused(claim: dict[str, Any]) -> None:
     with pytest.raises(RunError) as caught:
-        check_update(update(True, **claim), task(True), BASE_SHA256, SITE, SIZE)
+        check_update(update(True, **claim), task(True), BASE_SHA256, SITE, SIZE, PLAN)
     assert caught.value.code in {"bad-update", "bad-message"}
 
 

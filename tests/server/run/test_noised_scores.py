@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Message
 
 from client.site.enrolment import LEVELS
-from common.counts import NOISED_BINS
+from common.counts import EDGES, NOISED_BINS
 from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan
@@ -108,10 +108,12 @@ def test_the_bins_are_a_function_of_the_public_set_and_the_models(run: Any) -> N
     tasks = {task.everyone: task for task in asked.tasks}
     assert set(tasks) == {False}, "a held-out hospital is asked for its test patients"
     (task,) = {task.to_bytes(): task for task in asked.tasks}.values()
-    assert (task.edges.dtype, task.edges.shape) == (np.dtype(np.float32), (2, 5, NOISED_BINS - 1))
+    assert (task.edges.dtype, task.edges.shape) == (np.dtype(np.float32), (2, 5, EDGES))
     for flat, edges in zip(task.weights, task.edges, strict=True):
         model.load_state_dict(unflatten(flat, MANIFEST))
         assert np.array_equal(public_edges(model, public), edges)
+    kept = [list(folder.evaluation["edges"][name].values()) for name in task.models]
+    assert np.array_equal(np.float32(kept), task.edges)
     assert np.array_equal(load_model(folder.path / "model.safetensors", MANIFEST), task.weights[1])
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from client.dp.dp_sgd import PrivateSteps, train_private_head
+from common.counts import auroc, per_patient
 from common.errors import PlanError
 from common.model_file import load_model
 from common.models import build
@@ -101,6 +102,18 @@ def test_the_start_errs_on_every_shift_and_has_room_to_gain(shipped: dict[str, R
     for shift, one in shipped.items():
         public = np.mean([macro_auroc(head[None], fold.test)[0] for fold in folds_of(one)])
         assert 0.75 < public < 0.93, shift
+
+
+def test_a_rehearsal_scores_patients_as_sites_do() -> None:
+    rng = np.random.default_rng(6)
+    owner = np.repeat(np.arange(60), rng.integers(1, 7, 60))
+    features = rng.normal(size=(len(owner), 5)).astype(np.float32)
+    labels = np.round(rng.random((len(owner), 3))).astype(np.float32)
+    heads = rng.normal(size=(4, 3, 6)).astype(np.float32)
+    found = macro_auroc(heads, grouped(features, labels, owner, np.ones(len(owner), bool)))
+    for head, value in zip(heads, found, strict=True):
+        logits = features @ head[:, :-1].T + head[:, -1]
+        assert value == pytest.approx(auroc(*per_patient(logits, labels, owner)).mean(), abs=1e-6)
 
 
 def test_nobody_is_trained_on_and_tested(shipped: dict[str, Rehearsal]) -> None:
