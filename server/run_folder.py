@@ -33,6 +33,7 @@ from common.files import write_bytes
 from common.model_file import load_model, save_model
 from common.plan import RunPlan, read_plan
 from common.weights import Manifest
+from server.evaluation_file import Evaluation, checked
 
 PLAN, MANIFEST, EVALUATION, MODEL, CARD, REPORT, SIMULATION = (
     "plan.yaml",
@@ -338,8 +339,13 @@ class RunFolder:
         return {path.stem: path.read_bytes() for path in paths}
 
     @property
-    def evaluation(self) -> dict[str, Any]:
-        """Raises ConfigError (code `not-finished`) before the run has one."""
+    def evaluation(self) -> Evaluation:
+        """The content of evaluation.json.
+
+        Raises:
+            ConfigError: the run has none yet (code `not-finished`), or as
+                `server.evaluation_file.checked`.
+        """
         path = self.path / EVALUATION
         if not path.is_file():
             raise ConfigError(
@@ -347,7 +353,15 @@ class RunFolder:
                 code="not-finished",
                 hint="fedqc run resume finishes it",
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{path}: not JSON ({error})",
+                code="wrong-evaluation",
+                hint="restore the file as fedqc wrote it",
+            ) from None
+        return checked(found, str(path))
 
 
 def bad_tuning(what: str) -> ConfigError:

@@ -5,9 +5,12 @@ run and do not average out, while those that come from training do:
 
     half-width = sqrt((z * mean standard error)^2 + (t_{S-1} * sd over seeds / sqrt(S))^2)
 
-The first term is the conservative bound of perfect correlation over seeds. Runs of different plans, or on
-different test patients, share nothing that this file could use: their standard errors add as if independent,
-and the result says `paired: false`.
+The first term is the conservative bound of perfect correlation over seeds. Of differences this is on the
+scale of AUROC, of scores on the logit scale, each seed with its own logit. The p value of a difference is
+the level at which its interval would touch zero, and Holm's correction runs over all differences at the
+overall places and over all at single sites. Runs whose macro scores average other artifacts are not
+compared. Runs of different plans, or on different test patients, share nothing that this file could use:
+their standard errors add as if independent, and the result says `paired: false`.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from scipy.stats import norm, t
 from common.arms import ARMS
 from common.errors import ConfigError
 from common.privacy import epsilon_text
+from server.evaluation.inference import LEVEL, expit, holm, two_sided
 from server.evaluation.tables import noised_sites
+from server.evaluation_file import Evaluation, Interval, Score
 from server.run_folder import RunFolder, without_nan
 
 PLACES = ("home", "elsewhere", "unseen")
-Estimate = Mapping[str, float | None]
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> dict[str, Any]:
@@ -93,23 +97,24 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def patient_numbers(evaluation: Mapping[str, Any]) -> dict[str, dict[str, tuple[int | None, int | None]]]:
+def patient_numbers(evaluation: Evaluation) -> dict[str, dict[str, tuple[int | None, int | None]]]:
     """site -> artifact -> patients with and without it; (None, None) where noise hides them. Equal numbers do
     not prove equal patients; unequal ones disprove it.
     """
-    first: Mapping[str, Any] = next(iter(evaluation["matrix"].values()), {})
+    first = next(iter(evaluation["matrix"].values()), {})
     return {
         site: {name: (rows["n_pos"], rows["n_neg"]) for name, rows in at_site.items()}
         for site, at_site in first.items()
     }
 
 
-def about(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def about(evaluation: Evaluation) -> dict[str, Any]:
     """Who a run is, and what stands beside its private scores."""
+    found = dict(evaluation)
     return {
-        **{key: evaluation[key] for key in ("run", "plan", "seed", "status", "private_arms", "incomplete")},
+        **{key: found[key] for key in ("run", "plan", "seed", "status", "private_arms", "incomplete")},
         "privacy": {
-            site: {key: claim[key] for key in ("epsilon", "delta", "unit", "adjacency", "refused")}
+            site: {key: dict(claim)[key] for key in ("epsilon", "delta", "unit", "adjacency", "refused")}
             | ({"void": claim["void"]} if claim.get("void") else {})
             for site, claim in evaluation["privacy"].items()
         },
@@ -120,50 +125,124 @@ def about(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 # seeds of one plan
 
 
-def pool_seeds(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds of every contrast and score that all runs have."""
+def pool_seeds(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Means over seeds of every contrast and score that all runs have, over the same artifacts."""
     tables = [
         {(row["arm"], row["other"], row["where"]): row for row in evaluation["contrasts"]}
         for evaluation in evaluations
     ]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
+    alike = same_artifacts(evaluations)
     contrasts = [
         {"arm": arm, "other": other, "where": where, "paired": True}
-        | pooled([table[arm, other, where] for table in tables])
+        | pooled([table[arm, other, where] if alike else NOTHING for table in tables])
         for arm, other, where in shared
     ]
     scores = {
         arm: {
-            where: pooled([evaluation["scores"][arm][where] for evaluation in evaluations])
+            where: pooled_scores(
+                [evaluation["scores"][arm][where] if alike else NO_SCORE for evaluation in evaluations]
+            )
             for where in places
         }
         for arm, places in evaluations[0]["scores"].items()
         if all(arm in evaluation["scores"] for evaluation in evaluations)
     }
+    looks = corrected(contrasts)
     return {
         "contrasts": contrasts,
+        "looks": looks,
         "scores": scores,
         "below_zero": below_zero(contrasts, training_sites(evaluations[0])),
     }
 
 
-def pooled(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """The mean over seeds with its 95 % interval; nan where a seed has no value or no standard error.
+NOTHING: Interval = {"value": None, "low": None, "high": None, "standard_error": None}
+NO_SCORE: Score = {**NOTHING, "logit": None, "logit_standard_error": None}
+
+
+def same_artifacts(evaluations: Sequence[Evaluation], sites: Sequence[str] | None = None) -> bool:
+    """Whether all runs average the same artifacts at each site, or at each of some.
+
+    Args:
+        sites: None: all sites of the first run.
+    """
+    averaged = [evaluation["averaged"] for evaluation in evaluations]
+    return all(
+        set(found.get(site, ())) == set(averaged[0].get(site, ()))
+        for site in (averaged[0] if sites is None else sites)
+        for found in averaged[1:]
+    )
+
+
+def corrected(contrasts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Add `family` and `p_holm` to differences that have a `p`; gives the number of looks of each family."""
+    looks = {}
+    for family in ("overall", "sites"):
+        rows = [row for row in contrasts if (row["where"] in PLACES) == (family == "overall")]
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row |= {"family": family, "p_holm": p}
+        looks[family] = sum(not math.isnan(row["p"]) for row in rows)
+    return looks
+
+
+def pooled(estimates: Sequence[Interval]) -> dict[str, Any]:
+    """The mean difference over seeds with its 95 % interval; nan where a seed has no value or no standard
+    error.
 
     Args:
         estimates: one a seed, each with `value` and `standard_error`, all on the same test patients.
     """
     values = np.array([_number(estimate["value"]) for estimate in estimates])
     patient = float(np.mean([_number(estimate["standard_error"]) for estimate in estimates]))
+    value, half = float(values.mean()), _half_width(values, patient, 1 - LEVEL)
+    return {
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "p": _p_value(values, patient),
+        "per_seed": values,
+    }
+
+
+def pooled_scores(scores: Sequence[Score]) -> dict[str, Any]:
+    """The mean score over seeds; its 95 % interval is `pooled` on the logit scale, and holds the mean."""
+    values = np.array([_number(score["value"]) for score in scores])
+    logits = np.array([_number(score["logit"]) for score in scores])
+    patient = float(np.mean([_number(score["logit_standard_error"]) for score in scores]))
+    half, middle = _half_width(logits, patient, 1 - LEVEL), float(logits.mean())
+    value, low, high = float(values.mean()), expit(middle - half), expit(middle + half)
+    if math.isnan(value) or math.isnan(low):
+        low = high = math.nan
+    else:
+        low, high = min(low, value), max(high, value)
+    return {"value": value, "low": low, "high": high, "per_seed": values}
+
+
+def _half_width(values: np.ndarray, patient: float, alpha: float) -> float:
+    """Half of the interval of level 1 - alpha."""
     count = len(values)
-    seed = float(t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count))
-    value, half = float(values.mean()), math.hypot(float(norm.ppf(0.975)) * patient, seed)
-    return {"value": value, "low": value - half, "high": value + half, "per_seed": values}
+    seed = float(t.ppf(1 - alpha / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+    return math.hypot(float(norm.ppf(1 - alpha / 2)) * patient, seed)
+
+
+def _p_value(values: np.ndarray, patient: float) -> float:
+    """The alpha whose interval just touches zero, by bisection; nan where there is no interval."""
+    mean = abs(float(values.mean()))
+    if not math.isfinite(_half_width(values, patient, 0.5)):
+        return math.nan
+    if _half_width(values, patient, 0.5) == 0:
+        return two_sided(mean, 0.0)
+    low, high = 1e-15, 1.0
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _half_width(values, patient, middle) > mean else (low, middle)
+    return high
 
 
 def below_zero(contrasts: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[dict[str, Any]]:
-    """For each pair of arms, the sites where the first one does worse: on average, and with an interval that
-    excludes zero.
+    """For each pair of arms, the sites where the first one does worse: on average, and after Holm's
+    correction.
     """
     pairs = dict.fromkeys((row["arm"], row["other"]) for row in contrasts)
     found = []
@@ -176,7 +255,9 @@ def below_zero(contrasts: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> 
                 "arm": arm,
                 "other": other,
                 "sites": [row["where"] for row in here if row["value"] < 0],
-                "excluding_zero": [row["where"] for row in here if row["high"] < 0],
+                "excluding_zero": [
+                    row["where"] for row in here if row["high"] < 0 and row["p_holm"] < 1 - LEVEL
+                ],
                 "of": sum(bool(np.isfinite(row["value"])) for row in here),
             }
         )
@@ -186,19 +267,24 @@ def below_zero(contrasts: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> 
 # different plans
 
 
-def set_against_first(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def set_against_first(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Every arm and place of each later run less that of the first, where both mean the same sites; errors as
-    if independent.
+    if independent. No value where the two average different artifacts.
     """
     first = evaluations[0]
-    contrasts = []
+    contrasts: list[dict[str, Any]] = []
     for number, evaluation in enumerate(evaluations[1:], start=1):
         for arm in (arm for arm in ARMS if arm in first["scores"] and arm in evaluation["scores"]):
             for where in comparable_places(first, evaluation):
                 row = {"arm": arm, "other": arm, "where": where, "paired": False, "runs": [number, 0]}
-                contrasts.append(
-                    row | unpaired(evaluation["scores"][arm][where], first["scores"][arm][where])
-                )
+                if not same_artifacts([first, evaluation], _sites_of(first, where)):
+                    contrasts.append(row | {"artifacts_differ": True} | unpaired(NOTHING, NOTHING))
+                    continue
+                pair = evaluation["scores"][arm][where], first["scores"][arm][where]
+                if where == "elsewhere" and None in (pair[0]["value"], pair[1]["value"]):
+                    continue
+                contrasts.append(row | unpaired(*pair))
+    looks = corrected(contrasts)
     arms = [arm for arm in ARMS if any(arm in evaluation["scores"] for evaluation in evaluations)]
     places = list(
         dict.fromkeys(
@@ -209,10 +295,17 @@ def set_against_first(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any
         arm: {where: [_bounds(evaluation, arm, where) for evaluation in evaluations] for where in places}
         for arm in arms
     }
-    return {"contrasts": contrasts, "scores": scores}
+    return {"contrasts": contrasts, "looks": looks, "scores": scores}
 
 
-def comparable_places(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _sites_of(evaluation: Evaluation, where: str) -> list[str]:
+    """The sites that a place averages over."""
+    if where == "unseen":
+        return held_out_sites(evaluation)
+    return training_sites(evaluation) if where in PLACES else [where]
+
+
+def comparable_places(first: Evaluation, second: Evaluation) -> list[str]:
     """Means only over the same sites, and sites of the same name and role."""
     training = [training_sites(evaluation, scored=True) for evaluation in (first, second)]
     held_out = [held_out_sites(evaluation) for evaluation in (first, second)]
@@ -222,27 +315,26 @@ def comparable_places(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     return places + [site for sites in (training, held_out) for site in sites[0] if site in sites[1]]
 
 
-def unpaired(later: Estimate, first: Estimate) -> dict[str, float]:
-    """The difference of two independent estimates with its 95 % interval."""
+def unpaired(later: Interval, first: Interval) -> dict[str, float]:
+    """The difference of two independent estimates with its 95 % interval and p value."""
     value = _number(later["value"]) - _number(first["value"])
-    half = float(norm.ppf(0.975)) * math.hypot(
-        _number(later["standard_error"]), _number(first["standard_error"])
-    )
-    return {"value": value, "low": value - half, "high": value + half}
+    error = math.hypot(_number(later["standard_error"]), _number(first["standard_error"]))
+    half = float(norm.ppf(0.5 + LEVEL / 2)) * error
+    return {"value": value, "low": value - half, "high": value + half, "p": two_sided(value, error)}
 
 
-def _bounds(evaluation: Mapping[str, Any], arm: str, where: str) -> dict[str, float | None] | None:
+def _bounds(evaluation: Evaluation, arm: str, where: str) -> dict[str, float | None] | None:
     """None where the run has no such arm or place; nulls where it has and could not estimate it."""
     found = evaluation["scores"].get(arm, {}).get(where)
-    return {key: found[key] for key in ("value", "low", "high")} if found else None
+    return {"value": found["value"], "low": found["low"], "high": found["high"]} if found else None
 
 
-def training_sites(evaluation: Mapping[str, Any], *, scored: bool = False) -> list[str]:
+def training_sites(evaluation: Evaluation, *, scored: bool = False) -> list[str]:
     names = [site["site"] for site in evaluation["sites"] if site["role"] == "training"]
     return [name for name in names if name in evaluation["counts"]] if scored else names
 
 
-def held_out_sites(evaluation: Mapping[str, Any]) -> list[str]:
+def held_out_sites(evaluation: Evaluation) -> list[str]:
     return [site["site"] for site in evaluation["sites"] if site["role"] == "held_out"]
 
 
@@ -331,6 +423,7 @@ def _seeds_lines(result: Mapping[str, Any]) -> list[str]:
     lines += (
         ["", *_grid(["difference", "where", "mean", "95 % interval", "", "by seed"], rows)] if rows else []
     )
+    lines += _looks(result, rows)
     for pair in result["below_zero"]:
         if pair["sites"]:
             below, certain = ", ".join(pair["sites"]), ", ".join(pair["excluding_zero"]) or "none"
@@ -338,7 +431,7 @@ def _seeds_lines(result: Mapping[str, Any]) -> list[str]:
                 f"{pair['arm']} is below {pair['other']} at {len(pair['sites'])} of {pair['of']} "
                 "training sites"
             )
-            lines.append(f"{start}: {below} (interval excludes zero: {certain})")
+            lines.append(f"{start}: {below} (after Holm's correction: {certain})")
         elif pair["of"]:
             lines.append(f"{pair['arm']} is below {pair['other']} at none of {pair['of']} training sites")
     if any(run["private_arms"] for run in result["runs"]):
@@ -375,10 +468,21 @@ def _plans_lines(result: Mapping[str, Any]) -> list[str]:
     lines += ["", *_grid(["difference", "arm", "where", "value", "95 % interval", ""], rows)]
     return [
         *lines,
+        *_looks(result, rows),
         (
             "errors taken as independent: on the same patients these intervals are usually too wide, and a "
             "smaller difference may be real"
         ),
+    ]
+
+
+def _looks(result: Mapping[str, Any], rows: Sequence[object]) -> list[str]:
+    if not rows:
+        return []
+    looks = result["looks"]
+    return [
+        f"verdicts after Holm's correction: {looks['overall']} differences overall, {looks['sites']} at "
+        "single sites; intervals are not corrected"
     ]
 
 
@@ -401,11 +505,15 @@ def _score(found: Mapping[str, Any] | None) -> str:
 
 
 def _difference(row: Mapping[str, Any]) -> list[str]:
+    if row.get("artifacts_differ"):
+        return ["-", "", "averages other artifacts"]
     if row["value"] is None:
         return ["not estimable", "", ""]
     if row["low"] is None or row["high"] is None:
         return [_signed(row["value"]), "not estimable", ""]
-    verdict = "excludes zero" if row["low"] > 0 or row["high"] < 0 else "includes zero"
+    alone = row["low"] > 0 or row["high"] < 0
+    holds = row["p_holm"] is not None and row["p_holm"] < 1 - LEVEL
+    verdict = "excludes zero" if holds else "excludes zero only alone" if alone else "includes zero"
     return [_signed(row["value"]), f"[{_signed(row['low'])}, {_signed(row['high'])}]", verdict]
 
 

@@ -1,22 +1,25 @@
 """Compute every number of the report from the sums that sites sent: metrics, matrix, headline, contrasts.
 
-A score is the macro AUROC of a model at a site: the mean over the artifacts that have patients with and
-without them. Every headline figure is a linear combination of AUROCs at several sites; patients of different
-sites are independent, so its variance is the sum over sites of w' C w, with C the covariance each site sent
-(common.counts.auroc_covariance). A site that was scored with noise sends none: the variances then come from
-the noise and the estimated numbers of patients (server/evaluation/noised.py).
+A score is the macro AUROC of a model at a site: the mean over the artifacts that every model can estimate
+there, that is with at least two patients with and two without. Every headline figure is a linear combination
+of AUROCs at several sites; patients of different sites are independent, so its variance is the sum over
+sites of w' C w, with C the covariance each site sent (common.counts.auroc_covariance), raised where a class
+has few patients. A site that was scored with noise sends none: the variances then come from the noise and
+the estimated numbers of patients (server/evaluation/noised.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from common.arms import (
+    ARMS,
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
@@ -27,7 +30,16 @@ from common.arms import (
     PUBLIC,
 )
 from common.artifacts import NAMES
-from common.counts import Counts
+from common.counts import Counts, hanley_mcneil
+from server.evaluation.inference import (
+    LEVEL,
+    Z,
+    below_half,
+    expected_minimum,
+    expit,
+    holm,
+    two_sided,
+)
 from server.evaluation.noised import NOT_ESTIMABLE, NoisedCounts
 
 Cell = tuple[str, str]
@@ -47,21 +59,95 @@ class SiteScores:
     )  # mode; of noise, its price
 
 
+def trained_at(model: str, site: str, training: Sequence[str]) -> bool:
+    """Whether a site's patients trained a model, so that its score there is no score of an unseen hospital.
+
+    A shared model trained at all training sites; a run in which it did not leaves one hospital out, and is
+    another run.
+    """
+    arm, _, owner = model.partition("/")
+    if arm in ARMS and not ARMS[arm].is_trained:
+        return False
+    return owner == site if owner else site in training
+
+
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its standard error; the interval is Wald's, 95 %."""
+class Difference:
+    """A difference of scores with its standard error; the interval is Wald's, 95 %, on the scale of AUROC.
+
+    It has no bound near which a difference lies, and a logit of it does not exist.
+    """
 
     value: float
     standard_error: float
 
+    @property
+    def p(self) -> float:
+        """Two-sided, by the normal distribution; 1 between models that rank every pair alike."""
+        return two_sided(self.value, self.standard_error)
+
     def to_json(self) -> dict[str, float]:
-        half = NormalDist().inv_cdf(0.975) * self.standard_error
+        half = Z * self.standard_error
         return {
             "value": self.value,
             "low": self.value - half,
             "high": self.value + half,
             "standard_error": self.standard_error,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A mean of AUROCs with its standard error; the 95 % interval is Wald's on the logit scale.
+
+    `centre` is the same mean with every AUROC of 0 or 1 moved by half a pair, since a logit needs it inside.
+    The interval is widened to hold the value where that lies outside. Where the variance is that of few
+    patients, Wald's interval on the scale of AUROC covers too seldom, and this one does not
+    (docs/performance.md#intervals-of-few-patients).
+    """
+
+    value: float
+    standard_error: float
+    centre: float
+
+    @property
+    def logit(self) -> float:
+        return math.log(self.centre / (1 - self.centre)) if 0 < self.centre < 1 else math.nan
+
+    @property
+    def logit_standard_error(self) -> float:
+        """By the delta method."""
+        inside = self.centre * (1 - self.centre)
+        return self.standard_error / inside if inside > 0 else math.nan
+
+    def to_json(self) -> dict[str, float]:
+        half = Z * self.logit_standard_error
+        low, high = expit(self.logit - half), expit(self.logit + half)
+        return {
+            "value": self.value,
+            "low": min(low, self.value) if math.isfinite(low) else math.nan,
+            "high": max(high, self.value) if math.isfinite(high) else math.nan,
+            "standard_error": self.standard_error,
+            "logit": self.logit,
+            "logit_standard_error": self.logit_standard_error,
+        }
+
+
+FEW = 20
+"""Patients of a class below which the variance that follows from them alone is not believed."""
+NO_SCORE = Score(value=np.nan, standard_error=np.nan, centre=np.nan)
+NO_DIFFERENCE = Difference(value=np.nan, standard_error=np.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Aurocs:
+    """The AUROCs of a site, computed once: shape (K, A), rows in the order of `row`."""
+
+    row: Mapping[str, int]
+    value: np.ndarray
+    moved: np.ndarray  # those of 0 and 1 by half a pair
+    estimable: np.ndarray  # (A,), by every model
+    covariance: np.ndarray  # (K*A, K*A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,70 +161,149 @@ class Study:
     held_out: Sequence[str]
     models: Sequence[str]
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.models)
+
+    @cached_property
+    def aurocs(self) -> Mapping[str, _Aurocs]:
+        """Site -> what all else is combined from."""
+        return {site: _aurocs(scores) for site, scores in self.sites.items()}
+
+    @cached_property
+    def averaged(self) -> Mapping[str, tuple[int, ...]]:
+        """Site -> the artifacts in its macro AUROC, by number: those that every model can estimate there, so
+        that models are compared on the same ones.
+        """
+        return {site: tuple(np.flatnonzero(found.estimable)) for site, found in self.aurocs.items()}
+
     def arm_models(self, arm: str) -> list[str]:
         return [model for model in self.models if model == arm or model.startswith(f"{arm}/")]
 
     def model_at_home(self, arm: str, site: str) -> str | None:
-        return next((model for model in (f"{arm}/{site}", arm) if model in self.models), None)
+        return next((model for model in (f"{arm}/{site}", arm) if model in self._names), None)
 
-    def combine(self, weights: Mapping[Cell, float]) -> Estimate:
-        """The weighted sum of macro AUROCs; nan where a cell has no score."""
-        value, variance = 0.0, 0.0
-        for site in dict.fromkeys(site for site, _ in weights):
-            scores = self.sites[site]
-            order = list(scores.counts)
-            vector = np.zeros((len(order), len(NAMES)))
-            for (where, model), weight in weights.items():
-                if where != site:
-                    continue
-                auroc = scores.counts[model].auroc()
-                defined = ~np.isnan(auroc)
-                if not defined.any():
-                    return Estimate(value=np.nan, standard_error=np.nan)
-                value += weight * float(auroc[defined].mean())
-                vector[order.index(model), defined] += weight / defined.sum()
-            used = vector.ravel() != 0
-            variance += float(
-                vector.ravel()[used] @ scores.covariance[np.ix_(used, used)] @ vector.ravel()[used]
-            )
-        return Estimate(
-            value=value,
-            standard_error=float(np.sqrt(max(variance, 0.0))) if np.isfinite(variance) else np.nan,
-        )
+    def combine(self, weights: Mapping[Cell, float], artifacts: Sequence[int] | None = None) -> Score:
+        """The weighted sum of macro AUROCs; nan where a cell has no score.
+
+        Args:
+            artifacts: by number, the same at every site; None: at each site those that it averages.
+        """
+        value, centre, variance = 0.0, 0.0, 0.0
+        by_site: dict[str, list[tuple[str, float]]] = {}
+        for (site, model), weight in weights.items():
+            by_site.setdefault(site, []).append((model, weight))
+        for site, cells in by_site.items():
+            used = list(self.averaged[site] if artifacts is None else artifacts)
+            if not used:
+                return NO_SCORE
+            found = self.aurocs[site]
+            vector = np.zeros(found.value.shape)
+            for model, weight in cells:
+                vector[found.row[model], used] += weight / len(used)
+            flat = vector.ravel()
+            places = np.flatnonzero(flat)
+            value += float(flat[places] @ found.value.ravel()[places])
+            centre += float(flat[places] @ found.moved.ravel()[places])
+            variance += float(flat[places] @ found.covariance[np.ix_(places, places)] @ flat[places])
+        error = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
+        return Score(value=value, standard_error=error, centre=centre)
 
     def cells(self, arm: str, where: str) -> dict[Cell, float]:
         """The weights that make `home`, `elsewhere`, `unseen` or the score at one site; empty where it does
         not exist.
+
+        `elsewhere` is the score at training sites of models that did not train there: of local models at the
+        other sites. A shared model trained at all of them and has none in a run of its own.
         """
-        models = self.arm_models(arm)
-        scored = [site for site in self.training if self._scored(site)]
         if where == "unseen":
-            cells = [(site, model) for site in self.held_out if self._scored(site) for model in models]
-        elif where == "elsewhere" and models != [arm]:
-            cells = [(site, model) for model in models for site in scored if model != f"{arm}/{site}"]
-        elif where in ("home", "elsewhere"):
-            cells = [(site, model) for site in scored if (model := self.model_at_home(arm, site))]
+            cells = [
+                (site, model)
+                for site in self.held_out
+                if self._scored(site)
+                for model in self.arm_models(arm)
+            ]
+        elif where == "elsewhere":
+            cells = [
+                (site, model)
+                for model in self.arm_models(arm)
+                for site in self._scored_training
+                if not trained_at(model, site, self.training)
+            ]
+        elif where == "home":
+            cells = [
+                (site, model) for site in self._scored_training if (model := self.model_at_home(arm, site))
+            ]
+        elif not self._scored(where):
+            cells = []
+        elif home := self.model_at_home(arm, where):
+            cells = [(where, home)]
         else:
-            home = self.model_at_home(arm, where)
-            used = [home] if home else models if where in self.held_out else []
-            cells = [(where, model) for model in used if self._scored(where)]
+            cells = [(where, model) for model in self.arm_models(arm) if where in self.held_out]
         return {cell: 1 / len(cells) for cell in cells}
 
+    @cached_property
+    def _scored_training(self) -> list[str]:
+        return [site for site in self.training if self._scored(site)]
+
     def _scored(self, site: str) -> bool:
-        return site in self.sites and any(
-            np.isfinite(counts.auroc()).any() for counts in self.sites[site].counts.values()
-        )
+        return bool(self.averaged.get(site))
 
-    def estimate(self, arm: str, where: str) -> Estimate:
+    def estimate(self, arm: str, where: str, artifacts: Sequence[int] | None = None) -> Score:
         cells = self.cells(arm, where)
-        return self.combine(cells) if cells else Estimate(value=np.nan, standard_error=np.nan)
+        return self.combine(cells, artifacts) if cells else NO_SCORE
 
-    def difference(self, arm: str, other: str, where: str) -> Estimate:
-        """`arm` less `other`, paired over patients: both were scored on the same ones."""
+    def difference(self, arm: str, other: str, where: str) -> Difference:
+        """`arm` less `other`, paired over patients: both were scored on the same ones, over the same
+        artifacts.
+        """
         plus, minus = self.cells(arm, where), self.cells(other, where)
         if not plus or not minus:
-            return Estimate(value=np.nan, standard_error=np.nan)
-        return self.combine({cell: plus.get(cell, 0.0) - minus.get(cell, 0.0) for cell in plus | minus})
+            return NO_DIFFERENCE
+        found = self.combine({cell: plus.get(cell, 0.0) - minus.get(cell, 0.0) for cell in plus | minus})
+        return Difference(value=found.value, standard_error=found.standard_error)
+
+    def common_artifacts(self, sites: Sequence[str]) -> list[int]:
+        """Those that every scored one of some sites averages, by number."""
+        sets = [set(self.averaged[site]) for site in sites if self._scored(site)]
+        return sorted(set.intersection(*sets)) if sets else []
+
+
+def _aurocs(scores: SiteScores) -> _Aurocs:
+    every: list[Counts | NoisedCounts] = list(scores.counts.values())
+    value = np.stack([counts.auroc() for counts in every]) if every else np.zeros((0, len(NAMES)))
+    sizes = [(np.asarray(counts.n_pos, float), np.asarray(counts.n_neg, float)) for counts in every]
+    pairs = np.stack([pos * neg for pos, neg in sizes]) if sizes else np.zeros((0, len(NAMES)))
+    half = 0.5 / np.maximum(pairs, 1.0)
+    variance = np.diagonal(scores.covariance).reshape(value.shape)
+    moved = np.clip(value, half, 1 - half)
+    return _Aurocs(
+        row={model: number for number, model in enumerate(scores.counts)},
+        value=value,
+        moved=moved,
+        estimable=np.isfinite(value).all(axis=0) & np.isfinite(variance).all(axis=0),
+        covariance=_of_few(scores, moved, variance),
+    )
+
+
+def _of_few(scores: SiteScores, moved: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """The covariance with standard deviations of at least Hanley and McNeil's where a class has fewer than
+    `FEW` patients, and the correlations as they were sent.
+
+    DeLong's variance is then a sample variance of so few components, and often far too small: with 3 of 200
+    patients a logit interval from it holds the true AUROC in 80 % (docs/performance.md#intervals-of-few-
+    patients).
+    """
+    factor = np.ones(moved.shape)
+    for row, counts in enumerate(scores.counts.values()):
+        if not isinstance(counts, Counts):  # its variance has Hanley and McNeil's in it
+            continue
+        for number, (m, n) in enumerate(zip(counts.n_pos, counts.n_neg, strict=True)):
+            if min(m, n) < FEW and variance[row, number] > 0:
+                least = hanley_mcneil(float(moved[row, number]), float(m), float(n))
+                factor[row, number] = math.sqrt(max(1.0, least / variance[row, number]))
+    flat = factor.ravel()
+    return scores.covariance if (flat == 1).all() else flat[:, None] * scores.covariance * flat
 
 
 COMPARISONS: tuple[tuple[str, str], ...] = (
@@ -148,22 +313,137 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     (FEDERATED_DP, FEDERATED),
     (FEDERATED_DP, LOCAL_DP),
     (FEDERATED_DP, FEDERATED_CLIPPED),  # what the noise cost: all else is the same
+    (FEDERATED_CLIPPED, FEDERATED),  # what the rest of a private arm's training cost
+    (LOCAL_DP, LOCAL),
     (LOCAL_DP, LOCAL_CLIPPED),
+    (LOCAL_CLIPPED, LOCAL),
     (POOLED, FEDERATED),
 )
+OVERALL = ("home", "elsewhere", "unseen")
 
 
 def headline(study: Study, arms: Sequence[str]) -> dict[str, dict[str, float] | None]:
     """arm -> home, elsewhere, unseen, worst; None for an arm that has no model."""
-    found: dict[str, dict[str, float] | None] = {}
-    for arm in arms:
-        if not study.arm_models(arm):
-            found[arm] = None
-            continue
-        at_sites = [study.estimate(arm, site).value for site in study.training]
-        found[arm] = {where: study.estimate(arm, where).value for where in ("home", "elsewhere", "unseen")}
-        found[arm]["worst"] = float(np.nanmin(at_sites)) if np.isfinite(at_sites).any() else np.nan  # type: ignore[index]
+    return {
+        arm: {where: study.estimate(arm, where).value for where in OVERALL}
+        | {"worst": worst_of(study, arm)["value"]}
+        if study.arm_models(arm)
+        else None
+        for arm in arms
+    }
+
+
+def worst_of(study: Study, arm: str) -> dict[str, Any]:
+    """The lowest score over training sites, on the artifacts that all of them average, and beside it what the
+    lowest of as many equal sites would show on average: the minimum of k estimates lies below their mean.
+
+    nan where the training sites have no artifact in common.
+    """
+    artifacts = study.common_artifacts(study.training)
+    found = {
+        site: study.combine(cells, artifacts)
+        for site in study.training
+        if artifacts and (cells := study.cells(arm, site))
+    }
+    if not found:
+        return NO_SCORE.to_json() | {"site": None, "of": 0, "artifacts": [], "if_equal": math.nan}
+    site = min(found, key=lambda name: (found[name].value, name))
+    values = np.array([score.value for score in found.values()])
+    errors = np.array([score.standard_error for score in found.values()])
+    return found[site].to_json() | {
+        "site": site,
+        "of": len(found),
+        "artifacts": [NAMES[number] for number in artifacts],
+        "if_equal": expected_minimum(values, errors),
+    }
+
+
+def gaps(study: Study) -> list[dict[str, Any]]:
+    """The artifacts in no macro score of a site, and why: no patient assessed, one class, a single patient
+    of a class, or hidden by noise.
+    """
+    found = []
+    for site, scores in study.sites.items():
+        every: list[Counts | NoisedCounts] = list(scores.counts.values())
+        first = every[0] if every else None
+        for number in range(len(NAMES)):
+            if first is None or number in study.averaged[site]:
+                continue
+            sizes: tuple[int | None, int | None] = (int(first.n_pos[number]), int(first.n_neg[number]))
+            if not isinstance(first, Counts):
+                reason, sizes = "noise", (None, None)
+            else:
+                reason = "n0" if not any(sizes) else "one_patient" if all(sizes) else "one_class"
+            row = {"site": site, "artifact": NAMES[number], "reason": reason}
+            found.append(row | {"n_pos": sizes[0], "n_neg": sizes[1]})
     return found
+
+
+def below_chance(study: Study) -> tuple[list[dict[str, Any]], int]:
+    """The AUROCs significantly below 0.5, as exchanged labels would give, and how many were tested.
+
+    One-sided, Holm over all models, sites and artifacts of the run. With exact counts the variance is that
+    of the Mann-Whitney statistic where a score tells nothing; with noise, that of the estimate.
+    """
+    rows: list[dict[str, Any]] = []
+    for site, found in study.aurocs.items():
+        scores = study.sites[site]
+        for model, row in found.row.items():
+            counts = scores.counts[model]
+            variances = None if isinstance(counts, Counts) else counts.auroc_variance()
+            for number, value in enumerate(found.value[row]):
+                if not math.isfinite(value):
+                    continue
+                m, n = float(counts.n_pos[number]), float(counts.n_neg[number])
+                p = below_half(float(value), m, n, None if variances is None else float(variances[number]))
+                about = {"site": site, "model": model, "artifact": NAMES[number]}
+                rows.append(about | {"auroc": float(value), "p": p})
+    adjusted = holm([row["p"] for row in rows])
+    found_below = [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True) if p < 1 - LEVEL]
+    return found_below, len(rows)
+
+
+def contrasts(study: Study) -> list[dict[str, Any]]:
+    """Every comparison of arms that have models, at every place where it is defined; two families of Holm's
+    correction, of the places overall and of the single sites.
+    """
+    several = study.held_out if len(study.held_out) > 1 else []  # one alone is `unseen`
+    found: dict[str, list[tuple[dict[str, Any], Difference]]] = {"overall": [], "sites": []}
+    for arm, other in COMPARISONS:
+        if not (study.arm_models(arm) and study.arm_models(other)):
+            continue
+        for where in (*OVERALL, *study.training, *several):
+            if where == "elsewhere" and not (study.cells(arm, where) and study.cells(other, where)):
+                continue
+            family = "overall" if where in OVERALL else "sites"
+            row = {"arm": arm, "other": other, "where": where, "family": family}
+            found[family].append((row, study.difference(arm, other, where)))
+    rows = []
+    for pairs in found.values():
+        adjusted = holm([difference.p for _, difference in pairs])
+        rows += [
+            row | difference.to_json() | {"p": difference.p, "p_holm": p}
+            for (row, difference), p in zip(pairs, adjusted, strict=True)
+        ]
+    return rows
+
+
+def common_scores(study: Study, arms: Sequence[str]) -> dict[str, Any] | None:
+    """Scores over the artifacts that every site averages; None where all average the same, and where there
+    is no common one the list is empty.
+    """
+    scored = [site for site in study.sites if study.averaged[site]]
+    if len({study.averaged[site] for site in scored}) < 2:
+        return None
+    artifacts = study.common_artifacts(scored)
+    return {
+        "artifacts": [NAMES[number] for number in artifacts],
+        "scores": {
+            arm: {where: study.estimate(arm, where, artifacts).to_json() for where in OVERALL}
+            for arm in arms
+            if artifacts and study.arm_models(arm)
+        },
+    }
 
 
 def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
@@ -213,10 +493,7 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         for arm in arms
     }
     scores = {
-        arm: {
-            where: study.estimate(arm, where).to_json()
-            for where in ("home", "elsewhere", "unseen", *everywhere)
-        }
+        arm: {where: study.estimate(arm, where).to_json() for where in (*OVERALL, *everywhere)}
         for arm in arms
         if study.arm_models(arm)
     }
@@ -226,13 +503,12 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         }
         for model in study.models
     }
-    several = study.held_out if len(study.held_out) > 1 else []  # one alone is `unseen`
-    contrasts = [
-        {"arm": arm, "other": other, "where": where} | study.difference(arm, other, where).to_json()
-        for arm, other in COMPARISONS
-        if study.arm_models(arm) and study.arm_models(other)
-        for where in ("home", "elsewhere", "unseen", *study.training, *several)
-    ]
+    differences = contrasts(study)
+    below, tested = below_chance(study)
+    families = {
+        family: sum(row["family"] == family and math.isfinite(row["p"]) for row in differences)
+        for family in ("overall", "sites")
+    }
     return {
         "scoring": {site: dict(scores_at.scoring) for site, scores_at in study.sites.items()},
         "counts": {
@@ -247,10 +523,16 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
             }
             for site, scores_at in study.sites.items()
         },
+        "averaged": {site: [NAMES[number] for number in found] for site, found in study.averaged.items()},
+        "missing": gaps(study),
         "metrics": metrics,
         "matrix": matrix,
         "model_scores": model_scores,
         "scores": scores,
         "headline": headline(study, arms),
-        "contrasts": contrasts,
+        "worst": {arm: worst_of(study, arm) for arm in arms if study.arm_models(arm)},
+        "common": common_scores(study, arms),
+        "contrasts": differences,
+        "below_chance": below,
+        "looks": families | {"below_chance": tested},
     }

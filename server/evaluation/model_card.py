@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from common.arms import is_private
 from common.artifacts import ARTIFACTS
 from common.privacy import epsilon_text
 from server.evaluation.tables import noised_sites
+from server.evaluation_file import Claim, Evaluation, Score
 
 INJECTED_LABELS = "sheet and injected views"
 """How labels arose where the plan injects artifacts. Which sites have a label sheet, no site says."""
 
 
-def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> str:
+def model_card(evaluation: Evaluation, arm: str, model: dict[str, Any]) -> str:
     """Markdown from evaluation.json's content.
 
     Args:
@@ -60,6 +60,7 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
             f"- Macro AUROC at home {_score(scores['home'], none)}, at a hospital never seen "
             f"{_score(scores['unseen'], none)}; report.html has every site."
         ),
+        *_on_common_artifacts(evaluation, arm, none),
         *(
             f"- Scores at {site}: {how}; no exact number left it."
             for site, how in noised_sites(evaluation).items()
@@ -73,20 +74,28 @@ def model_card(evaluation: dict[str, Any], arm: str, model: dict[str, Any]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _guarantee(site: str, claim: dict[str, Any]) -> str:
-    return (
-        f"{site}: ε = {epsilon_text(claim['epsilon'])}, δ = {claim['delta']:g} per {claim['unit']} "
-        f"({claim['adjacency']})"
-    )
+def _on_common_artifacts(evaluation: Evaluation, arm: str, none: str) -> list[str]:
+    """The same two scores on the artifacts of every site, where sites average different ones."""
+    common = evaluation["common"]
+    if common is None:
+        return []
+    if not common["artifacts"]:
+        return ["  No artifact is estimable at every site: the two scores average different ones."]
+    home, unseen = (_score(common["scores"][arm][where], none) for where in ("home", "unseen"))
+    return [
+        f"  The two average different artifacts; on {', '.join(common['artifacts'])}, which every site can "
+        f"estimate: {home} and {unseen}."
+    ]
 
 
-def _score(score: dict[str, float], none: str) -> str:
-    """A value with its interval; nan is said, not printed as a number."""
-    if math.isnan(score["value"]):
+def _guarantee(site: str, claim: Claim) -> str:
+    epsilon = "∞" if claim["epsilon"] is None else epsilon_text(claim["epsilon"])
+    return f"{site}: ε = {epsilon}, δ = {claim['delta']:g} per {claim['unit']} ({claim['adjacency']})"
+
+
+def _score(score: Score, none: str) -> str:
+    """A value with its interval; no value is said, not printed as a number."""
+    value, low, high = score["value"], score["low"], score["high"]
+    if value is None:
         return none
-    low, high = score["low"], score["high"]
-    return (
-        f"{score['value']:.3f}"
-        if math.isnan(low)
-        else f"{score['value']:.3f} [{low:.3f}, {min(high, 1.0):.3f}]"
-    )
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -15,6 +15,7 @@ from common.artifacts import NAMES
 from common.counts import Counts
 from server.evaluation.compare import held_out_sites, training_sites
 from server.evaluation.report.figures import INK, MUTED, PAPER, RULE, style_of, ticks
+from server.evaluation_file import Evaluation
 from server.run_folder import RunFolder
 
 SCALE = 2
@@ -134,7 +135,7 @@ def roc_png(settings: Sequence[tuple[str, Sequence[RunFolder]]], arm: str, where
     return canvas.png()
 
 
-def _curves(evaluation: Mapping[str, Any], arm: str, where: str) -> list[np.ndarray]:
+def _curves(evaluation: Evaluation, arm: str, where: str) -> list[np.ndarray]:
     """Sensitivity at `RATES`, of each artifact that a site's patients have and have not; of each site, by its
     own model.
     """

@@ -26,8 +26,17 @@ from common.arms import ARMS, FINAL_ARMS, PUBLIC
 from common.artifacts import ARTIFACTS, MODALITIES
 from common.errors import DataError
 from common.files import write_bytes
-from server.evaluation.compare import compare_runs, held_out_sites, pooled, training_sites
+from server.evaluation.compare import (
+    compare_runs,
+    held_out_sites,
+    pooled,
+    pooled_scores,
+    same_artifacts,
+    training_sites,
+)
+from server.evaluation.inference import holm, two_sided
 from server.evaluation.sweep_plot import forest_png, roc_png
+from server.evaluation_file import Evaluation, Interval, Score
 from server.run_folder import RunFolder, write_json
 
 RESULTS, MARKDOWN, CSV, PLOT, ROC, PAGE = (
@@ -84,7 +93,8 @@ def sweep_results(name: str, question: str, settings: Sequence[Setting]) -> dict
     Returns:
         `rows`, one a setting, arm and place (`home`; `unseen` where sites were held out): `labels`, `value`,
         `low`, `high`, `deviation` over seeds, `per_seed`, `patients`, and `against_first`: difference from
-        the first setting with interval, `verdict` (better, worse, undecided), the same over seeds alone
+        the first setting with interval, `verdict` (better, worse, undecided; after Holm's correction over the
+        `looks` differences of the table), the same over seeds alone
         (`on_these_patients`), and the patients and seeds that would decide it, or a difference of 0.05.
     Raises:
         DataError: the runs of the sweep did not score the same test patients (code `data-changed`).
@@ -112,9 +122,11 @@ def sweep_results(name: str, question: str, settings: Sequence[Setting]) -> dict
                             else against(own, first, arm, where, patients=row["patients"])
                         }
                     )
+    looks = _correct(rows)
     return {
         "name": name,
         "question": question,
+        "looks": looks,
         "seeds": [evaluation["seed"] for evaluation in first],
         "partial": any(evaluation["status"] == "partial" for own in evaluations for evaluation in own),
         "cpu_seconds": round(sum(evaluation["cpu_seconds"] for own in evaluations for evaluation in own), 1),
@@ -140,17 +152,33 @@ def _check_patients(setting: Setting) -> None:
         )
 
 
-def _estimates(own: Sequence[Mapping[str, Any]], arm: str, where: str) -> list[Mapping[str, Any]] | None:
+def _correct(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Holm's correction over all differences from the first setting: add `p_holm`, and take back a verdict
+    that it does not let stand; gives their number.
+    """
+    against_first = [row["against_first"] for row in rows if row["against_first"] is not None]
+    adjusted = holm([found["p"] for found in against_first])
+    for found, p in zip(against_first, adjusted, strict=True):
+        found["p_holm"] = p
+        if not p < 1 - LEVEL:
+            found["verdict"] = "undecided"
+    return sum(not math.isnan(p) for p in adjusted)
+
+
+def _estimates(own: Sequence[Evaluation], arm: str, where: str) -> list[Score] | None:
     found = [evaluation["scores"].get(arm, {}).get(where) for evaluation in own]
-    return None if any(one is None or one["value"] is None for one in found) else found
+    known = [one for one in found if one is not None and one["value"] is not None]
+    return known if len(known) == len(found) else None
 
 
-def _row(own: Sequence[Mapping[str, Any]], arm: str, where: str) -> dict[str, Any] | None:
+def _row(own: Sequence[Evaluation], arm: str, where: str) -> dict[str, Any] | None:
     found = _estimates(own, arm, where)
     if found is None:
         return None
-    values = [one["value"] for one in found]
-    interval = pooled(found) if len(found) > 1 else {key: found[0][key] for key in ("value", "low", "high")}
+    values = [value for one in found if (value := one["value"]) is not None]
+    one = found[0]
+    single = {"value": one["value"], "low": one["low"], "high": one["high"]}
+    interval = pooled_scores(found) if len(found) > 1 else single
     return {key: interval[key] for key in ("value", "low", "high")} | {
         "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
         "per_seed": values,
@@ -158,7 +186,7 @@ def _row(own: Sequence[Mapping[str, Any]], arm: str, where: str) -> dict[str, An
     }
 
 
-def _patients(evaluation: Mapping[str, Any], arm: str, where: str) -> int | None:
+def _patients(evaluation: Evaluation, arm: str, where: str) -> int | None:
     """Test patients at a place: of each modality as many as had its most often assessed artifact; None where
     noise hides them.
     """
@@ -167,20 +195,21 @@ def _patients(evaluation: Mapping[str, Any], arm: str, where: str) -> int | None
     for site in sites:
         at_site = evaluation["metrics"][arm].get(site, {})
         for modality in MODALITIES:
-            counts = [
-                (at_site[one.name]["n_pos"], at_site[one.name]["n_neg"])
-                for one in ARTIFACTS
-                if one.modality == modality and one.name in at_site
-            ]
-            if any(n_pos is None for n_pos, _ in counts):
-                return None
-            total += max((n_pos + n_neg for n_pos, n_neg in counts), default=0)
+            most = 0
+            for one in ARTIFACTS:
+                if one.modality != modality or one.name not in at_site:
+                    continue
+                n_pos, n_neg = at_site[one.name]["n_pos"], at_site[one.name]["n_neg"]
+                if n_pos is None or n_neg is None:
+                    return None
+                most = max(most, n_pos + n_neg)
+            total += most
     return total
 
 
 def against(
-    own: Sequence[Mapping[str, Any]],
-    first: Sequence[Mapping[str, Any]],
+    own: Sequence[Evaluation],
+    first: Sequence[Evaluation],
     arm: str,
     where: str,
     *,
@@ -192,22 +221,25 @@ def against(
         own, first: evaluations of both, one a seed, in the same order.
         patients: that were scored; None where noise hides it.
     Returns:
-        None where either has no score there.
+        None where either has no score there, or they average other sites or artifacts.
     """
     mine, theirs = _estimates(own, arm, where), _estimates(first, arm, where)
-    if mine is None or theirs is None:
+    sites_of = held_out_sites if where == "unseen" else training_sites
+    sites = sites_of(first[0])
+    if mine is None or theirs is None or any(sites_of(one) != sites for one in (*own, *first)):
         return None
-    pairs = [
-        {
-            "value": a["value"] - b["value"],
-            "standard_error": math.hypot(
-                *(math.nan if one["standard_error"] is None else one["standard_error"] for one in (a, b))
-            ),
-        }
-        for a, b in zip(mine, theirs, strict=True)
+    if not same_artifacts([*first, *own], sites):
+        return None
+    values = [(a["value"] or 0.0) - (b["value"] or 0.0) for a, b in zip(mine, theirs, strict=True)]
+    errors = [
+        math.hypot(*(math.nan if one["standard_error"] is None else one["standard_error"] for one in pair))
+        for pair in zip(mine, theirs, strict=True)
     ]
-    error = float(np.mean([pair["standard_error"] for pair in pairs]))
-    values = [pair["value"] for pair in pairs]
+    pairs: list[Interval] = [
+        {"value": value, "low": None, "high": None, "standard_error": one}
+        for value, one in zip(values, errors, strict=True)
+    ]
+    error = float(np.mean(errors))
     if len(pairs) > 1:
         found = pooled(pairs)
         deviation = float(np.std(values, ddof=1))
@@ -215,11 +247,12 @@ def against(
     else:
         half = float(norm.ppf(0.5 + LEVEL / 2)) * error
         found = {"value": values[0], "low": values[0] - half, "high": values[0] + half}
+        found["p"] = two_sided(values[0], error)
         deviation = by_seeds = math.nan
     needed = None if patients is None else to_decide(found["value"], error, deviation, patients=patients)
     relevant = None if patients is None else to_decide(RELEVANT, error, deviation, patients=patients)
     return {
-        **{key: found[key] for key in ("value", "low", "high")},
+        **{key: found[key] for key in ("value", "low", "high", "p")},
         "deviation": deviation,
         "per_seed": values,
         "verdict": _verdict(found["low"], found["high"]),
@@ -347,7 +380,8 @@ def _note(results: Mapping[str, Any]) -> str:
     private = ", ".join(results["private_arms"])
     return (
         f"Macro AUROC. {results['runs']} runs, seeds {', '.join(map(str, results['seeds']))}, "
-        f"{results['cpu_seconds'] / 60:.1f} CPU-min. On these patients: from seeds alone, says nothing of "
+        f"{results['cpu_seconds'] / 60:.1f} CPU-min. Verdicts after Holm's correction for "
+        f"{results['looks']} differences. On these patients: from seeds alone, uncorrected, says nothing of "
         "others. Would decide: test patients and seeds for power 0.8 at level 0.05, an upper bound, as "
         "errors of the same patients are taken as independent. "
         + (

@@ -8,39 +8,54 @@ from typing import Any
 
 from common.arms import is_control
 from common.privacy import epsilon_text
+from server.evaluation_file import Evaluation, Score
 
 ALTERNATIVES = "private arms are alternatives: each costs epsilon as if it were run alone"
 PARTIAL = 6
 
 
-def summary(evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
+def summary(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """What `simulate --format json` promises."""
-    keys = ("status", "rounds", "sites", "metrics", "matrix", "headline", "privacy", "cpu_seconds")
-    return {"run": str(folder)} | {key: evaluation[key] for key in keys} | {"scoring": evaluation["scoring"]}
+    keys = ("schema", "status", "rounds", "sites", "metrics", "matrix", "headline", "privacy", "cpu_seconds")
+    found = dict(evaluation)
+    return {"run": str(folder)} | {key: found[key] for key in keys} | {"scoring": evaluation["scoring"]}
 
 
-def table(evaluation: dict[str, Any]) -> str:
+def table(evaluation: Evaluation) -> str:
     """The headline for a terminal: arms by place, macro AUROC with its 95 % interval."""
     training = [site["site"] for site in evaluation["sites"] if site["role"] == "training"]
     places = ["home", "elsewhere", "unseen", *training]
-    none = "not estimable" if noised_sites(evaluation) else "n = 0"
+    missing = "not estimable" if noised_sites(evaluation) else "n = 0"
     width = max(14, *(len(arm) + 2 for arm in evaluation["arms"]))
-    lines = [f"{'macro AUROC':{width}s}" + "".join(f"{place:>18s}" for place in places)]
+    lines = [f"{'macro AUROC':{width}s}" + "".join(f"{place:>20s}" for place in places)]
     for arm in evaluation["arms"]:
         scores = evaluation["scores"].get(arm)
         if scores is None:
-            lines.append(f"{arm:{width}s}" + f"{'refused':>18s}")
+            lines.append(f"{arm:{width}s}" + f"{'refused':>20s}")
             continue
-        lines.append(f"{arm:{width}s}" + "".join(f"{_cell(scores[place], none):>18s}" for place in places))
+        none = {"elsewhere": "not defined"} if len(models_of(evaluation, arm)) == 1 else {}
+        cells = [_cell(scores[place], none.get(place, missing)) for place in places]
+        lines.append(f"{arm:{width}s}" + "".join(f"{cell:>20s}" for cell in cells))
+    lines += [
+        f"not in any mean: {GAPS[reason]}: {', '.join(named)}" for reason, named in _gaps(evaluation).items()
+    ]
     differences = {
         f"{contrast['arm']} - {contrast['other']}, {contrast['where']}": contrast
         for contrast in evaluation["contrasts"]
-        if contrast["where"] in ("home", "elsewhere", "unseen") and contrast["value"] is not None
+        if contrast["family"] == "overall" and contrast["value"] is not None
     }
     wide = max([40, *map(len, differences)])
     lines += [
-        f"{name:{wide}s} {found['value']:+.3f} [{_number(found['low'])}, {_number(found['high'])}]"
+        f"{name:{wide}s} {_number(found['value'])} [{_number(found['low'])}, {_number(found['high'])}]"
+        f"{'  *' if found['p_holm'] is not None and found['p_holm'] < 0.05 else ''}"
         for name, found in differences.items()
+    ]
+    if differences:
+        lines.append(f"* differs at 0.05 after Holm's correction for {evaluation['looks']['overall']} looks")
+    lines += [
+        f"LABELS SWAPPED? {row['site']}, {row['artifact']}, {row['model']}: AUROC {row['auroc']:.3f}, "
+        f"below 0.5 (p {row['p_holm']:.1g})"
+        for row in evaluation["below_chance"]
     ]
     for site, claim in evaluation["privacy"].items():
         if claim["refused"]:
@@ -75,12 +90,34 @@ def noised_sites(evaluation: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _cell(score: dict[str, float | None], none: str) -> str:
+GAPS = {
+    "n0": "no patient assessed",
+    "one_class": "one class only",
+    "one_patient": "fewer than two patients of a class",
+    "noise": "hidden by noise",
+}
+"""Why an artifact is in no macro score of a site."""
+
+
+def _gaps(evaluation: Evaluation) -> dict[str, list[str]]:
+    """Reason -> artifact and site."""
+    found: dict[str, list[str]] = {}
+    for gap in evaluation["missing"]:
+        found.setdefault(gap["reason"], []).append(f"{gap['artifact']} at {gap['site']}")
+    return found
+
+
+def models_of(evaluation: Evaluation, arm: str) -> list[str]:
+    """An arm's models: its shared one, or one a site."""
+    return [model for model in evaluation["matrix"] if model == arm or model.startswith(f"{arm}/")]
+
+
+def _cell(score: Score, none: str) -> str:
     if score["value"] is None:
         return none
-    if score["low"] is None:
+    if score["low"] is None or score["high"] is None:
         return f"{score['value']:.3f}"
-    return f"{score['value']:.3f} ±{(score['high'] or 0) - score['value']:.3f}"
+    return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
 def _number(value: float | None) -> str:

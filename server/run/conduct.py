@@ -30,6 +30,7 @@ from common.signing import public_text
 from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
 from server.evaluation.estimates import report_numbers
 from server.evaluation.model_card import INJECTED_LABELS, model_card
+from server.evaluation_file import SCHEMA, checked
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
@@ -56,7 +57,7 @@ from server.run.rounds import (
     score_sites,
 )
 from server.run.side_by_side import run_stages
-from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, mean_of, write_json
+from server.run_folder import CARD, EVALUATION, MODEL, RunFolder, mean_of, without_nan, write_json
 from server.strategies import strategy_named
 
 
@@ -160,10 +161,10 @@ def conduct(
     status = evaluation["status"]
     trainers = [site for site in sites if site.name not in plan.held_out]
     save_model(folder.path / MODEL, trained.models[final], manifest, _metadata(context, final, trainers))
-    write_bytes(
-        folder.path / CARD, model_card(evaluation, final.partition("/")[0], plan.model.model_dump()).encode()
-    )
-    write_json(folder.path / EVALUATION, evaluation)
+    found = checked(without_nan(evaluation), EVALUATION)
+    card = model_card(found, final.partition("/")[0], plan.model.model_dump())
+    write_bytes(folder.path / CARD, card.encode())
+    write_json(folder.path / EVALUATION, found)
     folder.update_manifest(status=status)
     context.observe(RunFinished(status=status, models=len(trained.models), sites=len(scored.study.sites)))
     return folder
@@ -192,6 +193,7 @@ def _evaluation(
     """The content of evaluation.json, without the times."""
     plan = context.plan
     return {
+        "schema": SCHEMA,
         "run": context.run,
         "plan": plan.name,
         "question": plan.question,

@@ -9,15 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from common.arms import is_private
 from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts, auroc_covariance
 from common.plan import RunPlan
 from server.evaluation.estimates import SiteScores, Study, report_numbers
+from server.evaluation_file import SCHEMA
 from server.run_folder import without_nan
 
 TRAINING, HELD_OUT = ("alder", "birch", "cedar"), ("dune",)
 ARMS = ("public", "local", "federated", "federated_dp", "pooled")
-SKILL = {"public": 0.8, "local": 1.2, "federated": 1.7, "federated_dp": 0.95, "pooled": 1.8}
+SKILL = {
+    "public": 0.8,
+    "local": 1.2,
+    "local_dp": 0.9,
+    "federated": 1.7,
+    "federated_clipped": 1.0,
+    "federated_dp": 0.95,
+    "pooled": 1.8,
+}
 STAND_IN = "one computed phantom stands for one patient"
 REFUSAL = {"code": "epsilon-cap", "reason": "the policy allows epsilon 3 a run"}
 HOSTILE = "<script>alert('x')</script>&\"{{ 7 * 7 }}{plan}"
@@ -58,12 +68,12 @@ def evaluation_of(
     """What server.app writes, on random scores. birch has no chemical_shift patients, cedar none with
     metal.
     """
-    private = [arm for arm in arms if arm == "federated_dp" and set(refused) != set(TRAINING)]
+    private = [arm for arm in arms if is_private(arm) and set(refused) != set(TRAINING)]
     models = [
         model
         for arm in arms
-        for model in ([f"local/{site}" for site in TRAINING] if arm == "local" else [arm])
-        if model != "federated_dp" or private
+        for model in ([f"{arm}/{site}" for site in TRAINING] if arm.startswith("local") else [arm])
+        if not is_private(arm) or private
     ]
     sites = {
         "alder": site_scores(models, seed, 110),
@@ -102,6 +112,7 @@ def evaluation_of(
         for gain in [0.12 * SKILL[model.partition("/")[0]] + rng.normal(0, 0.01)]
     }
     values = {
+        "schema": SCHEMA,
         "run": "demo-7-20260101T000000Z",
         "plan": "demo",
         "question": "Does a federated artifact classifier generalize to a hospital it has never seen?",
@@ -126,6 +137,7 @@ def evaluation_of(
         if "federated_dp" in arms
         else {},
         "curves": curves,
+        "chosen_rounds": dict.fromkeys(curves, 6),
         "refusals": [f"federated_dp: refused: {REFUSAL['reason']}"] if set(refused) == set(TRAINING) else [],
         "incomplete": [f"federated_dp: {site} refused" for site in refused] if private else [],
         **numbers,

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC, is_control
+from common.arms import (
+    FEDERATED,
+    FEDERATED_CLIPPED,
+    FEDERATED_DP,
+    LOCAL,
+    LOCAL_CLIPPED,
+    LOCAL_DP,
+    POOLED,
+    PUBLIC,
+)
+from common.artifacts import NAMES
 from server.evaluation.estimates import COMPARISONS
-from server.evaluation.report.numerals import cut, score, signed
-from server.evaluation.report.reading import TRAINED, Estimate, Reading, title
+from server.evaluation.inference import LEVEL
+from server.evaluation.report.numerals import score, signed
+from server.evaluation.report.reading import TRAINED, Reading, title
 from server.evaluation.report.words import listing
+from server.evaluation_file import Contrast, Gap, Interval
 
 LEADS = (FEDERATED, FEDERATED_DP, POOLED, LOCAL, PUBLIC)
 """Whose score at an unseen site the headline gives: the first that has one."""
+
+
+PRICES = ((FEDERATED_DP, FEDERATED_CLIPPED, FEDERATED), (LOCAL_DP, LOCAL_CLIPPED, LOCAL))
+"""A private arm, its control with noise 0, and the arm of the same trainer without privacy."""
+MAX_NAMED = 8
+"""How many cells a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +41,26 @@ class Banner:
     lines: list[str]
 
 
-def verdict(difference: Estimate) -> str:
-    """The key of `contrasts.*` that says what an interval allows to say."""
-    value, low, high = difference["value"], difference["low"], difference["high"]
+def verdict(difference: Contrast) -> str:
+    """The key of `contrasts.*` that says what a difference allows to say after Holm's correction; `alone`:
+    its own interval excludes zero, and the correction does not let it.
+    """
+    value, low, high, p = (difference[key] for key in ("value", "low", "high", "p_holm"))
     if value is None:
         return "not_estimable"
     if low is None or high is None:
         return "no_interval"
     if low == high == 0:
         return "same"
-    return "higher" if low > 0 else "lower" if high < 0 else "unclear"
+    if p is not None and p < 1 - LEVEL:
+        return "higher" if value > 0 else "lower"
+    return "alone" if low > 0 or high < 0 else "unclear"
 
 
-def interval(reading: Reading, found: Estimate) -> str:
+def interval(reading: Reading, found: Interval) -> str:
     if found["low"] is None or found["high"] is None:
         return reading.say("headline.no_interval")
-    return reading.say("headline.interval", low=cut(found["low"]), high=cut(found["high"]))
+    return reading.say("headline.interval", low=score(found["low"]), high=score(found["high"]))
 
 
 def headline(reading: Reading) -> list[str]:
@@ -93,13 +115,54 @@ def _at_unseen(reading: Reading, arm: str, sites: str) -> str:
     )
 
 
-def controls(reading: Reading) -> list[str]:
-    """What the difference between a private arm and its control says, where both have a model."""
-    return [
-        reading.say("contrasts.control", arm=arm, control=other)
-        for arm, other in COMPARISONS
-        if is_control(other) and reading.models_of(arm) and reading.models_of(other)
-    ]
+def private_gain(reading: Reading) -> list[str]:
+    """What the private federated model gains over its start, and whether federation is the cause: without the
+    control, each hospital alone in private, that is not said.
+    """
+    if not reading.models_of(FEDERATED_DP) or not reading.models_of(PUBLIC):
+        return []
+    where = "unseen" if reading.contrast(FEDERATED_DP, PUBLIC, "unseen") else "home"
+    gain = reading.contrast(FEDERATED_DP, PUBLIC, where)
+    if gain is None:
+        return []
+    said = {"where": _place(reading, where), "difference": difference_text(reading, gain)}
+    if verdict(gain) != "higher":
+        return [reading.say("gain.none", **said)]
+    control = reading.contrast(FEDERATED_DP, LOCAL_DP, where)
+    if control is None:
+        return [reading.say("gain.no_control", control=LOCAL_DP, **said)]
+    word = {"higher": "gain.federation", "lower": "gain.alone_better"}.get(verdict(control), "gain.either")
+    return [reading.say(word, control=LOCAL_DP, other=difference_text(reading, control), **said)]
+
+
+def _place(reading: Reading, where: str) -> str:
+    return (
+        reading.say("gain.unseen", sites=listing([reading.name(site) for site in reading.held_out]))
+        if (where == "unseen")
+        else reading.say("gain.home")
+    )
+
+
+def difference_text(reading: Reading, found: Interval) -> str:
+    """+0.034 [0.019, 0.050]."""
+    if found["value"] is None:
+        return reading.say("missing.not_estimable")
+    if found["low"] is None or found["high"] is None:
+        return signed(found["value"])
+    return f"{signed(found['value'])} [{signed(found['low'])}, {signed(found['high'])}]"
+
+
+def price_notes(reading: Reading, private: str, control: str, plain: str, *, trainable: str) -> list[str]:
+    """What the parts of a private arm's price are, and which arm is missing to tell them apart."""
+    say, notes = reading.say, []
+    if not reading.models_of(plain):
+        notes.append(say("price.no_plain", arm=private, needed=plain))
+    if not reading.models_of(control):
+        notes.append(say("price.no_control", arm=private, plain=plain, needed=control))
+    elif reading.models_of(plain):
+        mixed = "price.nothing_frozen" if trainable == "all" else "price.frozen"
+        notes.append(say(mixed, control=control, plain=plain))
+    return notes
 
 
 def _turned(way: str) -> str:
@@ -107,20 +170,22 @@ def _turned(way: str) -> str:
 
 
 def remarks(reading: Reading) -> list[str]:
-    """What belongs under the headline: how far one held-out site reaches, and whether any hospital is worse
-    off.
+    """What belongs under the headline: how far one held-out site reaches, what private training gains, which
+    cells are missing, and whether any hospital is worse off.
     """
     say, lines = reading.say, []
     if reading.held_out:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
+    lines += [*private_gain(reading), *_estimable(reading)]
     for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}
         if not known:
             continue
-        labels = {"arm": reading.label(arm), "other": other, "total": len(known)}
+        untrained = say("headline.untrained", other=other) if other == PUBLIC else other
+        labels = {"arm": reading.label(arm), "other": untrained, "total": len(known)}
         below = [
             site
             for site, difference in known.items()
@@ -128,7 +193,9 @@ def remarks(reading: Reading) -> list[str]:
         ]
         certain = [site for site in below if verdict(known[site]) == "lower"]
         if not below:
-            lines.append(say("headline.below.nowhere", **labels))
+            above = listing([site for site in known if verdict(known[site]) == "higher"])
+            above = above or say("headline.none_of_them")
+            lines.append(say("headline.below.nowhere", above=above, **labels))
             continue
         named = listing([f"{site} {signed(known[site]['value'] or 0.0)}" for site in below])
         lines.append(
@@ -143,6 +210,46 @@ def remarks(reading: Reading) -> list[str]:
     return lines
 
 
+def swapped(reading: Reading) -> list[str]:
+    """Hospitals and artifacts where models rank patients the wrong way round."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in reading.evaluation["below_chance"]:
+        groups.setdefault((row["site"], row["artifact"]), []).append(f"{row['model']} {score(row['auroc'])}")
+    looks = reading.evaluation["looks"]["below_chance"]
+    return [
+        reading.say(
+            "headline.swapped",
+            site=reading.name(site),
+            artifact=title(artifact),
+            models=_some(found),
+            looks=looks,
+        )
+        for (site, artifact), found in groups.items()
+    ]
+
+
+def _estimable(reading: Reading) -> list[str]:
+    """How many cells, of a site and an artifact, the scores average, and which are missing."""
+    missing = reading.evaluation["missing"]
+    if not missing:
+        return []
+    total = len(reading.evaluation["averaged"]) * len(NAMES)
+    named = [f"{title(gap['artifact'])} / {gap['site']} ({_why(reading, gap)})" for gap in missing]
+    return [reading.say("headline.cells", estimable=total - len(missing), total=total, missing=_some(named))]
+
+
+def _why(reading: Reading, gap: Gap) -> str:
+    if gap["n_pos"] is None:
+        return reading.say("missing.noise")
+    return f"n {gap['n_pos']} / {gap['n_neg']}"
+
+
+def _some(named: list[str]) -> str:
+    """The first few, and how many more there are."""
+    shown = named[:MAX_NAMED]
+    return listing([*shown, f"{len(named) - len(shown)} more"] if len(named) > len(shown) else shown)
+
+
 def _at_chance(reading: Reading) -> list[str]:
     """For the shared models, the artifacts on which a held-out site's interval includes 0.5: a macro score
     can hide them.
@@ -151,13 +258,13 @@ def _at_chance(reading: Reading) -> list[str]:
     for arm in (FEDERATED, FEDERATED_DP):
         for site in reading.held_out:
             rows = reading.evaluation["metrics"].get(arm, {}).get(site, {})
-            known = {
-                name: row for name, row in rows.items() if row["low"] is not None and row["high"] is not None
-            }
             names = [
-                f"{title(name)} ({score(row['auroc'])})"
-                for name, row in known.items()
-                if row["low"] <= 0.5 <= row["high"]
+                f"{title(name)} ({score(auroc)})"
+                for name, row in rows.items()
+                if (auroc := row["auroc"]) is not None
+                and (low := row["low"]) is not None
+                and (high := row["high"]) is not None
+                and low <= 0.5 <= high
             ]
             if names:
                 values = {"site": reading.name(site), "arm": reading.label(arm), "artifacts": listing(names)}
@@ -249,6 +356,8 @@ def not_measured(reading: Reading) -> list[str]:
     if len(reading.held_out) < 2:
         lines.append(say("not.one_unseen" if reading.held_out else "not.no_unseen"))
     lines.append(say("not.one_seed", seed=evaluation["seed"]))
+    if len(reading.sites) > 1:
+        lines.append(say("not.same_patient"))
     lines += _gaps(reading)
     lines += [
         say("not.arm", arm=arm)
@@ -272,7 +381,6 @@ def not_measured(reading: Reading) -> list[str]:
 def _gaps(reading: Reading) -> list[str]:
     """Sites and artifacts without patients, or with too few."""
     say, lines = reading.say, []
-    averaged: set[frozenset[str]] = set()
     for site in [*reading.training, *reading.held_out]:
         if not reading.is_scored(site):
             lines.append(say("not.unscored", site=site))
@@ -280,18 +388,10 @@ def _gaps(reading: Reading) -> list[str]:
         if site in reading.noised:
             lines.append(say("not.noised", site=site, tag=reading.noise_tag(site)))
             continue
-        sizes = reading.sizes[site]
-        empty = [title(name) for name, (pos, neg) in sizes.items() if pos + neg == 0]
-        one_class = [
-            title(name) for name, (pos, neg) in sizes.items() if pos + neg > 0 and min(pos, neg) == 0
-        ]
-        thin = [title(name) for name, (pos, neg) in sizes.items() if min(pos, neg) == 1]
-        averaged.add(frozenset(reading.averaged(site)))
-        for key, names in (("n0", empty), ("one_class", one_class), ("thin", thin)):
-            if names:
-                lines.append(
-                    say(f"not.{key}", site=site, artifacts=listing(names, "or" if key != "n0" else "and"))
-                )
-    if len(averaged) > 1:
-        lines.append(say("not.macro_differs"))
+        missing = [gap for gap in reading.evaluation["missing"] if gap["site"] == site]
+        for key, conjunction in (("n0", "and"), ("one_class", "or"), ("one_patient", "or")):
+            if names := [title(gap["artifact"]) for gap in missing if gap["reason"] == key]:
+                lines.append(say(f"not.{key}", site=site, artifacts=listing(names, conjunction)))
+    if (common := reading.evaluation["common"]) is not None:
+        lines.append(say("not.macro_differs" if common["artifacts"] else "not.macro_nothing_common"))
     return lines

@@ -19,10 +19,11 @@ from common.i18n import Say, speaker
 from common.plan import RunPlan
 from common.privacy import epsilon_text
 from server.evaluation.report import figures, findings
-from server.evaluation.report.numerals import Number, cut, plain, score, signed, sticks_out
-from server.evaluation.report.reading import Estimate, Reading, title, with_modality
+from server.evaluation.report.numerals import Number, plain, score, signed
+from server.evaluation.report.reading import Reading, title, with_modality
 from server.evaluation.report.tuning import tuning_view
 from server.evaluation.report.words import LANGUAGES, listing
+from server.evaluation_file import Contrast, Evaluation, Interval
 from server.run_folder import REPORT, RunFolder
 
 LANGUAGE = "en"
@@ -39,6 +40,7 @@ class Cell:
     missing: bool = False
     shade: str = ""
     own: bool = False
+    alarm: bool = False
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -55,7 +57,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def render(
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     manifest: Mapping[str, Any],
     plan: RunPlan,
     tuning: Mapping[str, Any] | None = None,
@@ -85,8 +87,9 @@ def render(
         banner=findings.privacy_banner(reading),
         headline=findings.headline(reading),
         remarks=findings.remarks(reading),
+        swapped=findings.swapped(reading),
         headline_rows=headline_rows(reading),
-        is_cut=any_cut(reading),
+        common_rows=common_rows(reading),
         forest=forest(reading),
         site_rows=site_rows(reading),
         model_rows=model_rows(reading),
@@ -96,7 +99,7 @@ def render(
         curves=curve_figure(reading),
         curve_rows=curve_rows(reading),
         contrasts=contrast_rows(reading),
-        controls=findings.controls(reading),
+        prices=price_tables(reading, plan),
         claims=claim_rows(reading),
         tuning=tuning_view(tuning, plan, say) if tuning else None,
         private_arms=listing([arm for arm in reading.arms if is_private(arm)]),
@@ -117,27 +120,17 @@ def render(
 # cells and tables
 
 
-def cell(reading: Reading, found: Estimate | None, where: str, **more: Any) -> Cell:
+def cell(reading: Reading, found: Interval | None, where: str, arm: str = "", **more: Any) -> Cell:
     """An estimate with its interval; where there is none, the reason."""
     if found is None or found["value"] is None:
-        return Cell(text=reading.why_missing(where), missing=True, **more)
+        return Cell(text=reading.why_missing(where, arm), missing=True, **more)
     return Cell(text=score(found["value"]), interval=interval(reading, found["low"], found["high"]), **more)
 
 
 def interval(reading: Reading, low: Number, high: Number) -> str:
     if low is None or high is None:
         return reading.say("missing.interval")
-    return f"{cut(low)} – {cut(high)}"
-
-
-def any_cut(reading: Reading) -> bool:
-    estimates = [
-        found
-        for group in ("scores", "model_scores")
-        for places in reading.evaluation[group].values()
-        for found in places.values()
-    ]
-    return any(sticks_out(found["low"], found["high"]) for found in estimates)
+    return f"{score(low)} – {score(high)}"
 
 
 def headline_rows(reading: Reading) -> list[dict[str, Any]]:
@@ -154,12 +147,74 @@ def headline_rows(reading: Reading) -> list[dict[str, Any]]:
             refused = is_private(arm) and any(claim["refused"] for claim in reading.claims.values())
             row["absent"] = reading.say("arm.refused" if refused else "arm.no_model")
         else:
-            row["cells"] = [cell(reading, reading.score(arm, where), where) for where in PLACES[:3]]
-            worst = reading.worst(arm)
-            note = reading.say("at", site=reading.name(worst[0])) if worst else ""
-            row["cells"].append(cell(reading, worst[1] if worst else None, "worst", note=note))
+            row["cells"] = [cell(reading, reading.score(arm, where), where, arm) for where in PLACES[:3]]
+            row["cells"].append(worst_cell(reading, arm))
         rows.append(row)
     return rows
+
+
+def worst_cell(reading: Reading, arm: str) -> Cell:
+    """The lowest training site, beside what the lowest of as many equal sites would show."""
+    worst = reading.worst(arm)
+    if worst is None:
+        return cell(reading, None, "worst", arm)
+    note = reading.say("at", site=reading.name(worst["site"] or ""))
+    if worst["of"] > 1 and worst["if_equal"] is not None:
+        note += "; " + reading.say("worst.if_equal", count=worst["of"], value=score(worst["if_equal"]))
+    return cell(reading, worst, "worst", arm, note=note)
+
+
+def common_rows(reading: Reading) -> dict[str, Any] | None:
+    """Scores on the artifacts of every site, which can be compared between places; None where all sites
+    average the same.
+    """
+    common = reading.evaluation["common"]
+    if common is None:
+        return None
+    return {
+        "artifacts": listing([title(name) for name in common["artifacts"]]),
+        "rows": [
+            {
+                "arm": arm,
+                "tag": reading.privacy_tag(arm),
+                "cells": [cell(reading, places[where], where, arm) for where in PLACES[:3]],
+            }
+            for arm, places in common["scores"].items()
+        ],
+    }
+
+
+def price_tables(reading: Reading, plan: RunPlan) -> list[dict[str, Any]]:
+    """What privacy cost, part by part: a table a private arm that has a model."""
+    say, found = reading.say, []
+    for private, control, other in findings.PRICES:
+        if not reading.models_of(private):
+            continue
+        steps = [("price.total", private, other), ("price.noised", private, control)]
+        steps.insert(1, ("price.clipped", control, other))
+        rows = [
+            {
+                "step": say(step),
+                "pair": say("contrasts.title", arm=arm, other=less),
+                "cells": [
+                    _difference_cell(reading, reading.contrast(arm, less, where), where)
+                    if reading.models_of(arm) and reading.models_of(less)
+                    else Cell(text=say("price.not_attributed"), missing=True)
+                    for where in ("home", "unseen")
+                ],
+            }
+            for step, arm, less in steps
+        ]
+        notes = findings.price_notes(reading, private, control, other, trainable=plan.privacy.trainable)
+        found.append({"arm": private, "tag": reading.privacy_tag(private), "rows": rows, "notes": notes})
+    return found
+
+
+def _difference_cell(reading: Reading, found: Contrast | None, where: str) -> Cell:
+    if found is None or found["value"] is None:
+        return Cell(text=reading.why_missing(where), missing=True)
+    words = reading.say(f"contrasts.{findings.verdict(found)}")
+    return Cell(text=signed(found["value"]), interval=_signed_interval(reading, found), note=words)
 
 
 def site_rows(reading: Reading) -> list[dict[str, Any]]:
@@ -199,14 +254,14 @@ def model_rows(reading: Reading) -> list[dict[str, Any]]:
         cells = []
         for site in reading.sites:
             found = reading.evaluation["model_scores"][model].get(site["site"])
-            known = found is not None and found["value"] is not None
+            value = None if found is None else found["value"]
             cells.append(
                 cell(
                     reading,
-                    found if known else None,
+                    found,
                     site["site"],
-                    shade=figures.shade(found["value"]) if known else "",
-                    own=model.endswith(f"/{site['site']}"),
+                    shade="" if value is None else figures.shade(value),
+                    own=reading.trained_at(model, site["site"]),
                 )
             )
         rows.append(
@@ -227,12 +282,15 @@ def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cel
     if found["auroc"] is None and site in reading.noised:
         return Cell(text=reading.say("missing.noise"), missing=True)
     if found["auroc"] is None:
-        empty = found["n_pos"] + found["n_neg"] == 0
+        empty = not found["n_pos"] and not found["n_neg"]
         return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
+    alarm = (site, model, artifact) in reading.below_chance
     return Cell(
         text=score(found["auroc"]),
         interval=interval(reading, found["low"], found["high"]),
+        note=reading.say("swapped") if alarm else "",
         shade=figures.shade(found["auroc"]),
+        alarm=alarm,
     )
 
 
@@ -284,12 +342,10 @@ def contrast_rows(reading: Reading) -> dict[str, Any]:
     """
     overall: list[dict[str, Any]] = []
     at_sites: list[dict[str, Any]] = []
-    found = [
-        contrast for contrast in reading.evaluation["contrasts"] if not _says_home_again(reading, contrast)
-    ]
+    found = reading.evaluation["contrasts"]
     limits = {
-        there: _reach([contrast for contrast in found if (contrast["where"] in reading.training) == there])
-        for there in (True, False)
+        family: _reach([contrast for contrast in found if contrast["family"] == family])
+        for family in ("overall", "sites")
     }
     for contrast in found:
         verdict = findings.verdict(contrast)
@@ -305,7 +361,7 @@ def contrast_rows(reading: Reading) -> dict[str, Any]:
                 contrast["value"],
                 contrast["low"],
                 contrast["high"],
-                limits[contrast["where"] in reading.training],
+                limits[contrast["family"]],
             ),
             "verdict": verdict,
             "words": reading.say(f"contrasts.{verdict}"),
@@ -315,23 +371,19 @@ def contrast_rows(reading: Reading) -> dict[str, Any]:
                 if reading.is_private(arm)
             ],
         }
-        (at_sites if contrast["where"] in reading.training else overall).append(row)
+        (at_sites if contrast["family"] == "sites" else overall).append(row)
     verdicts = [row["verdict"] for row in [*overall, *at_sites]]
+    looks = reading.evaluation["looks"]
     return {
         "overall": _grouped(overall),
         "sites": _grouped(at_sites),
-        "total": sum(verdict in ("higher", "lower", "unclear", "same") for verdict in verdicts),
-        "excluding": sum(verdict in ("higher", "lower") for verdict in verdicts),
+        "looks": {"overall": looks["overall"], "sites": looks["sites"]},
+        "holding": sum(verdict in ("higher", "lower") for verdict in verdicts),
+        "alone": sum(verdict == "alone" for verdict in verdicts),
     }
 
 
-def _says_home_again(reading: Reading, contrast: Mapping[str, Any]) -> bool:
-    """`elsewhere` of two shared models is their `home`."""
-    shared = all(reading.models_of(arm) == [arm] for arm in (contrast["arm"], contrast["other"]))
-    return contrast["where"] == "elsewhere" and shared
-
-
-def _reach(contrasts: list[dict[str, Any]]) -> float:
+def _reach(contrasts: list[Contrast]) -> float:
     """The largest distance from zero, for a common scale."""
     ends = [
         abs(end)
@@ -342,7 +394,7 @@ def _reach(contrasts: list[dict[str, Any]]) -> float:
     return max([*ends, 0.05])
 
 
-def _signed_interval(reading: Reading, contrast: Mapping[str, Any]) -> str:
+def _signed_interval(reading: Reading, contrast: Contrast) -> str:
     if contrast["value"] is None:
         return ""
     if contrast["low"] is None or contrast["high"] is None:
@@ -443,9 +495,50 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
                 [_roc_panel(reading, sites, artifact, unseen) for artifact in range(len(NAMES))],
                 say("roc.alt", where=heading),
             ),
+            "above": [line for artifact in range(len(NAMES)) for line in _above(reading, sites, artifact)]
+            if len(sites) > 1
+            else [],
         }
         for heading, sites, unseen in wheres
     ]
+
+
+def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
+    """The curves of merged counts that lie above the curve of every site that is in them: a pooled AUROC of
+    hospitals whose prevalences and scores differ is no AUROC of any of them.
+    """
+    found = []
+    for arm in reading.arms:
+        scored = [
+            (site, model)
+            for site in sites
+            if reading.is_scored(site)
+            and site not in reading.noised
+            and (model := reading.model_at(arm, site))
+        ]
+        each = [reading.counts(site, model) for site, model in scored]
+        at_sites = [value for counts in each if np.isfinite(value := float(counts.auroc()[artifact]))]
+        merged = sum_of(each).auroc()[artifact]
+        if len(at_sites) > 1 and merged > max(at_sites):
+            found.append(
+                reading.say(
+                    "roc.above",
+                    artifact=with_modality(NAMES[artifact]),
+                    arm=reading.label(arm),
+                    merged=score(float(merged)),
+                    low=score(min(at_sites)),
+                    high=score(max(at_sites)),
+                )
+            )
+    return found
+
+
+def sum_of(counts: list[Counts]) -> Counts:
+    """All counts added up."""
+    merged = Counts.empty()
+    for one in counts:
+        merged = merged.merge(one)
+    return merged
 
 
 def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) -> figures.RocPanel:
@@ -481,7 +574,7 @@ def curve_figure(reading: Reading) -> Markup | None:
                     model=model,
                     label=reading.label(model),
                     points=[
-                        (point["round"], point[quantity]) for point in points if point[quantity] is not None
+                        (point["round"], value) for point in points if (value := point[quantity]) is not None
                     ],
                 )
                 for model, points in recorded.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +11,11 @@ from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.i18n import Say
 from common.privacy import epsilon_text
+from server.evaluation.estimates import trained_at
 from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH, listing
+from server.evaluation_file import Claim, Contrast, Evaluation, Score, SiteRow, Worst
 
-Estimate = Mapping[str, float | None]
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
 
@@ -24,13 +24,13 @@ TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 class Reading:
     """One run's evaluation. Holds no number that evaluation.json does not."""
 
-    evaluation: Mapping[str, Any]
+    evaluation: Evaluation
     say: Say
 
     # sites
 
     @cached_property
-    def sites(self) -> list[dict[str, Any]]:
+    def sites(self) -> list[SiteRow]:
         """Training sites first."""
         return sorted(self.evaluation["sites"], key=lambda site: site["role"] == "held_out")
 
@@ -81,7 +81,7 @@ class Reading:
         every model.
         """
         return {
-            site: {name: (rows["n_pos"], rows["n_neg"]) for name, rows in at_sites[site].items()}
+            site: {name: (rows["n_pos"] or 0, rows["n_neg"] or 0) for name, rows in at_sites[site].items()}
             for at_sites in list(self.evaluation["matrix"].values())[:1]
             for site in at_sites
             if site not in self.noised
@@ -107,20 +107,21 @@ class Reading:
 
     def averaged(self, site: str) -> list[str]:
         """The artifacts in a site's macro AUROC."""
-        return [name for name, pair in self.sizes.get(site, {}).items() if min(pair) > 0]
+        return self.evaluation["averaged"].get(site, [])
 
     def macro_note(self, site: str) -> str:
-        """How many artifacts a site's macro AUROC averages, where not all; or that it was scored with
+        """Which artifacts a site's macro AUROC averages, where not all, and whether it was scored with
         noise.
         """
-        if site in self.noised:
-            return self.noise_tag(site)
-        count = len(self.averaged(site))
-        return (
-            self.say("sites.macro_of", count=count, total=len(NAMES))
-            if self.is_scored(site) and count < len(NAMES)
-            else ""
-        )
+        notes = [self.noise_tag(site)] if site in self.noised else []
+        without = [title(name) for name in NAMES if name not in self.averaged(site)]
+        if self.is_scored(site) and without:
+            notes.append(self.say("sites.macro_without", artifacts=listing(without)))
+        return "; ".join(notes)
+
+    def trained_at(self, model: str, site: str) -> bool:
+        """Whether a site's patients trained a model."""
+        return trained_at(model, site, self.training)
 
     # arms and models
 
@@ -145,9 +146,9 @@ class Reading:
 
     # scores
 
-    def score(self, arm: str, where: str) -> Estimate | None:
+    def score(self, arm: str, where: str) -> Score | None:
         """Home, elsewhere, unseen or one site; None where it was not estimated."""
-        found: Estimate | None = self.evaluation["scores"].get(arm, {}).get(where)
+        found = self.evaluation["scores"].get(arm, {}).get(where)
         if (
             (found is None or found["value"] is None)
             and self.held_out == [where]
@@ -156,13 +157,22 @@ class Reading:
             found = self.evaluation["scores"][arm]["unseen"]
         return found if found and found["value"] is not None else None
 
-    def worst(self, arm: str) -> tuple[str, Estimate] | None:
-        """The training site with the lowest score, and its estimate."""
-        scored = [(found["value"], site, found) for site in self.training if (found := self.score(arm, site))]
-        return min(scored, key=lambda item: (item[0], item[1]))[1:] if scored else None
+    def worst(self, arm: str) -> Worst | None:
+        """The training site with the lowest score on the artifacts that all have in common."""
+        found = self.evaluation["worst"].get(arm)
+        return found if found and found["value"] is not None else None
 
-    def why_missing(self, where: str) -> str:
-        """Why there is no score at a site, or at `home`, `elsewhere`, `unseen`, `worst`; never a number."""
+    def why_missing(self, where: str, arm: str = "") -> str:
+        """Why there is no score at a site, or at `home`, `elsewhere`, `unseen`, `worst`; never a number.
+
+        Args:
+            arm: a shared one has no `elsewhere`.
+        """
+        if where == "elsewhere" and arm and self.models_of(arm) == [arm]:
+            return self.say("missing.trained_there")
+        worst = self.evaluation["worst"].get(arm)
+        if where == "worst" and worst is not None and not worst["of"]:
+            return self.say("missing.nothing_common")
         if where == "unseen" and not self.held_out:
             return self.say("missing.no_held_out")
         sites = {
@@ -183,7 +193,13 @@ class Reading:
             return self.say("missing.n0")
         return self.say("missing.not_estimable")
 
-    def contrast(self, arm: str, other: str, where: str) -> Estimate | None:
+    @cached_property
+    def below_chance(self) -> frozenset[tuple[str, str, str]]:
+        """(site, model, artifact) of the AUROCs significantly below 0.5."""
+        rows = self.evaluation["below_chance"]
+        return frozenset((row["site"], row["model"], row["artifact"]) for row in rows)
+
+    def contrast(self, arm: str, other: str, where: str) -> Contrast | None:
         for found in self.evaluation["contrasts"]:
             if (found["arm"], found["other"], found["where"]) == (arm, other, where):
                 return found if found["value"] is not None else None
@@ -195,7 +211,7 @@ class Reading:
         return arm in self.evaluation["private_arms"]
 
     @property
-    def claims(self) -> dict[str, dict[str, Any]]:
+    def claims(self) -> dict[str, Claim]:
         return dict(self.evaluation["privacy"])
 
     @property
@@ -219,7 +235,7 @@ class Reading:
         return self.say(
             "privacy.tag",
             epsilon=self._epsilon(),
-            delta=plain(max(claim["delta"] for claim in given)),
+            delta=plain(max(claim["delta"] or 0.0 for claim in given)),
             unit=self._units(),
             adjacency=given[0]["adjacency"],
         )

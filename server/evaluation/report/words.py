@@ -152,22 +152,63 @@ ENGLISH: dict[str, str] = {
         "hospitals differ from each other."
     ),
     "headline.below": (
-        "{arm} against {other}, site by site: below it at {below} of {total} training sites ({sites}); the "
-        "interval excludes zero at {certain}."
+        "{arm} against {other}, site by site: below it at {below} of {total} training sites ({sites}); after "
+        "Holm's correction lower at {certain}."
     ),
-    "headline.below.nowhere": "{arm} against {other}, site by site: at or above it at every one of {total} "
-    "training sites.",
+    "headline.below.nowhere": (
+        "{arm} against {other}, site by site: below it at none of {total} training sites; after Holm's "
+        "correction higher at {above}."
+    ),
+    "headline.untrained": "{other} (which did not train there)",
+    "headline.swapped": (
+        "At {site}, models rank patients with {artifact} below those without: AUROC {models}. "
+        "Significantly below 0.5, one-sided, after Holm's correction for {looks} looks. Exchanged labels "
+        "look so."
+    ),
+    "headline.cells": (
+        "The scores average {estimable} of {total} cells, of a site and an artifact, that have two "
+        "patients with and two without. In none of them: {missing}."
+    ),
+    "swapped": "labels swapped?",
+    "worst.if_equal": "{count} equal sites: {value}",
+    "common.caption": (
+        "The same on {artifacts}, which every site can estimate. In the table above places average different "
+        "artifacts: compare arms there, and places here."
+    ),
+    "common.none": (
+        "Places average different artifacts, and no artifact is estimable at every site: compare arms in "
+        "this table, not places."
+    ),
+    "gain.none": "Private training: no gain over the starting weights is shown {where}: {difference}.",
+    "gain.no_control": (
+        "Private training gains {difference} over the starting weights {where}. Whether federation is the"
+        " cause was not measured: that needs the arm {control}, each hospital alone in private."
+    ),
+    "gain.either": (
+        "Private training gains {difference} over the starting weights {where}. That federation is the "
+        "cause is not shown: over {control}, each hospital alone in private, it gains {other}."
+    ),
+    "gain.alone_better": (
+        "Private training gains {difference} over the starting weights {where}, and less than each "
+        "hospital alone in private: over {control} {other}."
+    ),
+    "gain.federation": (
+        "Private training gains {difference} over the starting weights {where}, and over {control}, each "
+        "hospital alone in private, {other}."
+    ),
+    "gain.unseen": "at {sites}, which no model saw",
+    "gain.home": "at the training sites, whose patients the starting weights did not see",
     "headline.at_chance": "At {site}, {arm} is not distinguishable from chance on {artifacts}: the "
     "interval includes 0.5.",
     "headline.none_of_them": "none of them",
     "headline.caption": "Macro AUROC by arm, with 95 % intervals. 0.5 is chance, 1 is perfect.",
     "headline.note": (
-        "Home: mean over training sites of the score there. Elsewhere: a site's model at the other "
-        "training sites; for a shared model "
-        "the same as home. Unseen: mean over the held-out sites. Worst: the lowest training site, with "
-        "that site's own interval."
+        "Home: mean over training sites of the score there. Elsewhere: a model at training sites that did"
+        " not train it; a shared model trained at all of them, and has such a score only where it is "
+        "trained again without each. Unseen: mean over the held-out sites, which no model saw. Worst: the"
+        " lowest training site on the artifacts that all have, beside the lowest of as many equal sites "
+        "on average, which is below their mean. Intervals are symmetric on the logit scale."
     ),
-    "headline.cut": "Intervals are symmetric (Wald); an end beyond 0 or 1 is cut there.",
     "column.arm": "Arm",
     "column.model": "Model",
     "column.privacy": "Privacy",
@@ -186,7 +227,7 @@ ENGLISH: dict[str, str] = {
     ),
     "sites.table": "Macro AUROC by arm and site, with 95 % intervals.",
     "sites.training": "training site",
-    "sites.macro_of": "{count} of {total} artifacts",
+    "sites.macro_without": "without {artifacts}",
     "sites.held_out": "held out, never trained",
     "sites.patients": "Test patients with and without each artifact (n with / n without).",
     "sites.estimate": "≈ {pos} / {neg} (noise ± {spread})",
@@ -195,13 +236,17 @@ ENGLISH: dict[str, str] = {
     ),
     "sites.mean_of": "mean of {count} local models",
     "sites.unseen_mean": "all held-out sites (mean)",
-    "sites.macro": "A site's macro AUROC is the mean over the artifacts that have patients with and "
-    "without them there.",
+    "sites.macro": (
+        "A site's macro AUROC is the mean over the artifacts that every model can estimate there. Sites "
+        "with different artifacts are not comparable with each other. public trained at no site, every "
+        "other arm at the training sites: there, a difference from public is what training at the same "
+        "hospital gives."
+    ),
     # matrix
     "matrix.section": "Every model at every site",
     "matrix.caption": (
-        "Macro AUROC of each model (row) at each site (column), with 95 % intervals. Outlined: a local "
-        "model at its own site."
+        "Macro AUROC of each model (row) at each site (column), with 95 % intervals. Outlined: the site's"
+        " patients trained the model, which is an advantage there over models that they did not train."
     ),
     "matrix.scale": "Shade: 0.5 (chance) or below to 1",
     "matrix.details": "The same matrix for each artifact",
@@ -214,13 +259,17 @@ ENGLISH: dict[str, str] = {
     "sites sent.",
     "roc.merged": (
         "For the training sites the counts are added up, which puts scores of different sites, and for "
-        "local of different models, on one scale; such a curve may lie below those of its sites. The table "
-        "gives the AUROC at each held-out site, where nothing is added up."
+        "local of different models, on one scale; such a curve may lie below or above those of its sites."
+        " The table gives the AUROC at each held-out site, where nothing is added up."
     ),
     "roc.merged.no_unseen": (
         "The counts of the training sites are added up, which puts scores of different sites, and for "
-        "local of different models, on one"
-        " scale; such a curve may lie below those of its sites. AUROCs are in the matrix above, site by site."
+        "local of different models, on one scale; such a curve may lie below or above those of its sites."
+        " AUROCs are in the matrix above, site by site."
+    ),
+    "roc.above": (
+        "{artifact}, {arm}: the curve of the merged counts (AUROC {merged}) lies above every site's "
+        "({low} to {high}). It is an effect of merging, and the score of no hospital."
     ),
     "roc.local": "local is one line a model at held-out sites.",
     "roc.noised": "No curve is drawn for sites that were scored with noise: {sites}.",
@@ -245,9 +294,9 @@ ENGLISH: dict[str, str] = {
     "curves.private": "The curve of {arm} carries {tag}.",
     # contrasts
     "contrasts.section": "Which differences exceed chance",
-    "contrasts.caption": "Differences of macro AUROC, paired over the same test patients. Between two "
-    "shared models, elsewhere is home.",
-    "contrasts.sites": "The same, at each training site",
+    "contrasts.caption": "Differences of macro AUROC, paired over the same test patients and over the same "
+    "artifacts.",
+    "contrasts.sites": "The same, at each site",
     "contrasts.column.comparison": "Comparison",
     "contrasts.column.where": "Where",
     "contrasts.column.difference": "Difference",
@@ -255,20 +304,40 @@ ENGLISH: dict[str, str] = {
     "contrasts.column.picture": "Picture",
     "contrasts.column.words": "In words",
     "contrasts.title": "{arm} − {other}",
-    "contrasts.higher": "higher; excludes zero",
-    "contrasts.lower": "lower; excludes zero",
+    "contrasts.higher": "higher",
+    "contrasts.lower": "lower",
+    "contrasts.alone": "inconclusive among so many",
     "contrasts.unclear": "inconclusive; includes zero",
     "contrasts.same": "the same in every pair",
     "contrasts.no_interval": "inconclusive; no interval",
     "contrasts.not_estimable": "not estimable",
     "contrasts.many": (
-        "{excluding} of {total} intervals exclude zero. They are not corrected for their number: if "
-        "nothing differed, about one in "
-        "twenty would still exclude zero."
+        "{overall} looks here and {sites} at single sites, two families. After Holm's correction for "
+        "their number {holding} differ; {alone} more intervals exclude zero alone. The intervals are not "
+        "corrected."
     ),
-    "contrasts.control": (
-        "{arm} − {control} is what the noise cost: {control} is the same training with noise 0, and is not "
-        "private."
+    "price.section": "What privacy cost",
+    "price.caption": "{arm}: its price, part by part.",
+    "price.column.step": "Part",
+    "price.total": "in all",
+    "price.clipped": "frozen, clipped, other steps",
+    "price.noised": "noised",
+    "price.not_attributed": "not attributed",
+    "price.no_plain": "{arm}: what privacy cost in all was not measured. That needs the arm {needed}.",
+    "price.no_control": (
+        "{arm} − {plain} mixes layers that are frozen, clipping, noise and another number of steps, and "
+        "is attributed to none of them. To part the noise from the rest needs the arm {needed} "
+        "(simulation only)."
+    ),
+    "price.frozen": (
+        "{control} is the same training with noise 0, and is not private. {control} − {plain} mixes "
+        "frozen layers, clipping and another number of steps. To part them needs an arm that trains the "
+        "same layers in the same steps without clipping, which fedqc does not have."
+    ),
+    "price.nothing_frozen": (
+        "{control} is the same training with noise 0, and is not private. Nothing is frozen "
+        "(privacy.trainable: all): {control} − {plain} mixes clipping and another number of steps. To "
+        "part them needs an arm that takes the same steps without clipping, which fedqc does not have."
     ),
     "contrasts.none": "The plan has no pair of arms to compare.",
     "where.home": "home",
@@ -282,6 +351,8 @@ ENGLISH: dict[str, str] = {
     "missing.no_held_out": "no site held out",
     "missing.interval": "interval not estimable",
     "missing.not_defined": "not defined",
+    "missing.trained_there": "not defined: it trained there",
+    "missing.nothing_common": "no artifact in common",
     # not measured
     "not.section": "What was not measured",
     "not.no_hospital": "Nothing was measured on a hospital's patients: every site is {kinds}.",
@@ -295,10 +366,19 @@ ENGLISH: dict[str, str] = {
     "not.one_unseen": "One held-out site: the spread between unseen hospitals was not measured.",
     "not.n0": "{site}: n = 0 for {artifacts}, so no model was measured on them there.",
     "not.one_class": "{site}: patients only with, or only without, {artifacts}, so no AUROC exists there.",
-    "not.thin": "{site}: fewer than two patients with or without {artifacts}, so the macro score there has "
-    "no interval.",
+    "not.one_patient": (
+        "{site}: fewer than two patients with or without {artifacts}, so they are in no macro score there."
+    ),
     "not.macro_differs": "Macro scores average different artifacts at different sites, so sites are not "
-    "comparable with each other.",
+    "comparable with each other; places are on the artifacts that all have.",
+    "not.macro_nothing_common": (
+        "Macro scores average different artifacts at different sites, and none is common to all: neither "
+        "sites nor places are comparable with each other."
+    ),
+    "not.same_patient": (
+        "Whether the same patient was seen at two hospitals: not checked. Intervals take sites as "
+        "independent, and an unseen site as unseen."
+    ),
     "not.noised": (
         "{site}: {tag}, in eight bins. Its intervals include the noise, and treat models and artifacts as "
         "independent. A score that the noise hides is not estimable, and in none of the means."

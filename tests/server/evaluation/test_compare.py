@@ -11,20 +11,39 @@ import pytest
 
 from common.errors import ConfigError
 from common.plan import RunPlan
-from server.evaluation.compare import compare_runs, compare_table, pooled
+from server.evaluation.compare import compare_runs, compare_table, pooled, pooled_scores
+from server.evaluation_file import SCHEMA
 from server.run_folder import EVALUATION, RunFolder, write_json
 
+CLAIM = {
+    "epsilon": 7.901,
+    "epsilon_pld": 7.5,
+    "delta": 1e-5,
+    "noise_multiplier": 1.0,
+    "unit": "patient",
+    "adjacency": "add/remove",
+    "refused": None,
+}
 T_TWO_DEGREES = 4.302652729911275  # t table, .975, 2 degrees of freedom
 PLAN = RunPlan(name="demo", arms=("local", "federated"), held_out=("dune",))
 NOTHING = {"value": None, "low": None, "high": None, "standard_error": None}
+NO_SCORE = NOTHING | {"logit": None, "logit_standard_error": None}
 
 
-def estimate(value: float, error: float) -> dict[str, float]:
+def estimate(value: float, error: float) -> Any:
     return {
         "value": value,
         "low": value - 1.96 * error,
         "high": value + 1.96 * error,
         "standard_error": error,
+    }
+
+
+def score(value: float, error: float) -> Any:
+    inside = value * (1 - value)
+    return estimate(value, error) | {
+        "logit": math.log(value / (1 - value)),
+        "logit_standard_error": error / inside,
     }
 
 
@@ -43,28 +62,65 @@ def evaluation(
     rows = {"metal": {"auroc": 0.8, "low": 0.7, "high": 0.9, "n_pos": patients, "n_neg": patients}}
     sites = ["alder", "birch", held_out]
     scores = {
-        arm: {where: estimate(base + shift, error) for where in ("home", "elsewhere", "unseen", *sites)}
+        arm: {where: score(base + shift, error) for where in ("home", "elsewhere", "unseen", *sites)}
         for arm, base in (("local", 0.80), ("federated", 0.85))
     }
-    scores["local"][held_out] = NOTHING  # type: ignore[assignment]
+    scores["local"][held_out] = NO_SCORE  # type: ignore[assignment]
     gains = {"home": 0.05, "unseen": 0.05, "alder": 0.05, "birch": -0.01}
     return {
+        "schema": SCHEMA,
         "run": f"demo-{seed}",
         "plan": "demo",
+        "question": "",
+        "rounds": 1,
+        "epochs": 1,
+        "arms": list(scores),
+        "curves": {},
+        "chosen_rounds": {},
+        "refusals": [],
+        "cpu_seconds": 1.0,
+        "seconds": 1.0,
+        "scoring": {site: {"mode": "synthetic"} for site in sites},
+        "covariance": {},
+        "averaged": {site: ["metal"] for site in sites},
+        "missing": [],
+        "metrics": {},
+        "model_scores": {},
+        "headline": {},
+        "worst": {},
+        "common": None,
+        "below_chance": [],
+        "looks": {"overall": 2, "sites": 2, "below_chance": 3},
         "seed": seed,
         "status": "completed",
         "private_arms": [],
         "incomplete": [],
         "privacy": {},
-        "sites": [{"site": site, "role": "held_out" if site == held_out else "training"} for site in sites],
+        "sites": [
+            {
+                "site": site,
+                "role": "held_out" if site == held_out else "training",
+                "kind": "synthetic",
+                "nominal_patients": 50,
+                "stand_in": "",
+                "version": "0.1.0",
+            }
+            for site in sites
+        ],
         "counts": {site: {} for site in sites},
         "matrix": {"federated": dict.fromkeys(sites, rows)},
         "scores": scores,
         "contrasts": [
-            {"arm": "federated", "other": "local", "where": where} | estimate(gain + shift, error)
+            {"arm": "federated", "other": "local", "where": where, "family": family_of(where)}
+            | estimate(gain + shift, error)
+            | {"p": 0.5, "p_holm": 1.0}
             for where, gain in gains.items()
         ],
     } | more
+
+
+def family_of(where: str) -> str:
+    return "overall" if where in ("home", "elsewhere", "unseen") else "sites"
 
 
 def folder(tmp_path: Path, values: dict[str, Any] | None, plan: RunPlan = PLAN) -> RunFolder:
@@ -208,7 +264,7 @@ def test_a_run_without_evaluation_is_refused(tmp_path):
 
 def test_the_table_says_not_private_or_epsilon(tmp_path, three_seeds):
     assert compare_table(compare_runs(three_seeds)).count("NOT PRIVATE") == 3
-    claim = {"epsilon": 7.901, "delta": 1e-5, "unit": "patient", "adjacency": "add/remove", "refused": None}
+    claim = CLAIM
     private = [
         folder(
             tmp_path,
@@ -229,7 +285,7 @@ def test_the_table_says_not_private_or_epsilon(tmp_path, three_seeds):
 
 
 def test_a_site_whose_unit_is_the_study_is_said_beside_every_epsilon(tmp_path):
-    claim = {"epsilon": 7.901, "delta": 1e-5, "unit": "patient", "adjacency": "add/remove", "refused": None}
+    claim = CLAIM
     runs = []
     for seed in (5, 6):
         privacy = {"alder": claim, "birch": claim | {"unit": "study"}}
@@ -242,13 +298,15 @@ def test_a_site_whose_unit_is_the_study_is_said_beside_every_epsilon(tmp_path):
 
 
 def test_epsilon_stands_beside_private_scores_in_the_table(tmp_path):
-    claim = {"epsilon": 7.901, "delta": 1e-5, "unit": "patient", "adjacency": "add/remove", "refused": None}
+    claim = CLAIM
     runs = []
     for seed in (5, 6):
         values = evaluation(seed, private_arms=["federated_dp"], privacy={"alder": claim})
         values["scores"]["federated_dp"] = values["scores"]["federated"]
         values["contrasts"].append(
-            {"arm": "federated_dp", "other": "federated", "where": "unseen"} | estimate(-0.02, 0.01)
+            {"arm": "federated_dp", "other": "federated", "where": "unseen", "family": "overall"}
+            | estimate(-0.02, 0.01)
+            | {"p": 0.05, "p_holm": 0.1}
         )
         runs.append(folder(tmp_path, values, PLAN.model_copy(update={"seed": seed})))
     result = compare_runs(runs)
@@ -268,3 +326,56 @@ def test_an_arm_that_a_run_does_not_have_is_a_dash(tmp_path):
         line for line in compare_table(result).splitlines() if line.startswith("local") and " home " in line
     )
     assert line.endswith(" -")
+
+
+def test_the_interval_of_a_pooled_score_is_on_the_logit_scale_and_stays_below_1() -> None:
+    found = pooled_scores([score(0.99, 0.01), score(0.98, 0.01), score(0.97, 0.01)])
+    assert found["value"] == pytest.approx(0.98)
+    assert 0 < found["low"] < 0.98 < found["high"] < 1
+    assert found["high"] - 0.98 < 0.98 - found["low"]
+
+
+def test_the_p_value_is_the_level_at_which_the_interval_touches_zero() -> None:
+    found = pooled([estimate(0.04, 0.01), estimate(0.05, 0.02), estimate(0.06, 0.03)])
+    assert (found["p"] < 0.05) == (found["low"] > 0)
+    half = found["value"] - found["low"]
+    at_edge = pooled(
+        [estimate(value - 0.05 + half, error) for value, error in ((0.04, 0.01), (0.05, 0.02), (0.06, 0.03))]
+    )
+    assert at_edge["p"] == pytest.approx(0.05, rel=1e-6)
+    assert pooled([estimate(0.0, 0.0)] * 2)["p"] == 1.0
+
+
+def test_one_of_many_differences_that_excludes_zero_alone_is_not_called_one(tmp_path: Path) -> None:
+    """Twenty differences, one with p 0.03: without a correction the table said `excludes zero`."""
+    runs = []
+    for seed in (1, 2):
+        values = evaluation(seed)
+        row = values["contrasts"][0]
+        values["contrasts"] = [row | {"arm": f"arm-{number}"} | estimate(0.0, 0.02) for number in range(19)]
+        values["contrasts"].append(row | estimate(0.0435, 0.02))
+        runs.append(folder(tmp_path, values, PLAN.model_copy(update={"seed": seed})))
+    result = compare_runs(runs)
+    found = at_pair(result, "federated", "home")
+    assert found["low"] > 0
+    assert 0.02 < found["p"] < 0.05 < found["p_holm"]
+    assert result["looks"] == {"overall": 20, "sites": 0}
+    text = compare_table(result)
+    assert "excludes zero only alone" in text
+    assert "20 differences overall" in text
+
+
+def at_pair(result: dict[str, Any], arm: str, where: str) -> dict[str, Any]:
+    return next(row for row in result["contrasts"] if (row["arm"], row["where"]) == (arm, where))
+
+
+def test_macro_scores_of_other_artifacts_are_not_compared(tmp_path: Path) -> None:
+    """The second run could estimate motion at birch too: its mean means something else."""
+    longer = PLAN.model_copy(update={"training": PLAN.training.model_copy(update={"rounds": 20})})
+    values = evaluation(2, shift=0.02)
+    values["averaged"]["birch"] = ["metal", "motion"]
+    result = compare_runs([folder(tmp_path, evaluation(1)), folder(tmp_path, values, longer)])
+    found = {row["where"]: row["value"] for row in result["contrasts"] if row["arm"] == "federated"}
+    assert (found["home"], found["birch"]) == (None, None)
+    assert found["alder"] == found["unseen"] == pytest.approx(0.02)
+    assert "averages other artifacts" in compare_table(result)

@@ -97,8 +97,8 @@ def test_numbers_of_patients_have_names_of_their_own_and_a_missing_score_its_rea
 def test_a_mean_over_exact_and_noised_sites_adds_their_variances() -> None:
     noised = hospitals(5, positives=100, negatives=300, deviation=2.0)
     exact = Counts(
-        positives=np.tile(np.eye(480, dtype=int)[300] * 9, (5, 1)),
-        negatives=np.tile(np.eye(480, dtype=int)[200] * 9, (5, 1)),
+        positives=np.tile(np.eye(480, dtype=int)[300] * 20, (5, 1)),
+        negatives=np.tile(np.eye(480, dtype=int)[200] * 20, (5, 1)),
     )
     study = Study(
         sites={

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_a_whole_run_hands_the_same_models_on(consortium: Consortium, tmp_path: 
             assert not np.array_equal(one, BASE)
     chosen = folder.evaluation["chosen_rounds"]
     assert {chosen[name] for name in chosen} == {3}
-    cost = [row for row in folder.evaluation["contrasts"] if is_control(row["other"])]
+    cost = [row for row in folder.evaluation["contrasts"] if (row["arm"], row["other"]) in PAIRS]
     assert {(row["arm"], row["other"]) for row in cost} == set(PAIRS)
     assert [row["value"] for row in cost] == pytest.approx([0.0] * len(cost), abs=1e-12)  # means are rounded
 
@@ -141,12 +140,13 @@ def test_no_claim_stands_beside_a_control(run: RunFolder) -> None:
         assert reading.privacy_tag(name) == "not private"
         assert reading.label(name) == name
         assert f"{name}: noise 0, NOT PRIVATE" in table(evaluation)
-        unknown = {"value": math.nan, "low": math.nan, "high": math.nan}
+        unknown = {"value": None, "low": None, "high": None}
         shown = evaluation | {"scores": {name: {"home": unknown, "unseen": unknown}}}
         assert "NOT PRIVATE" in model_card(shown, name, run.plan.model.model_dump())
     page = render(evaluation, run.manifest, run.plan)
-    assert "federated_dp − federated_clipped is what the noise cost" in page
-    assert "local_dp − local_clipped is what the noise cost" in page
+    for private, control in PAIRS:
+        assert f"<td>{private} − {control}</td>" in page
+        assert f"{control} is the same training with noise 0, and is not private." in page
     assert "federated_clipped (ε" not in page
     assert "clipped" not in privacy_line(about(evaluation))
     lines = table(evaluation).splitlines()

@@ -46,7 +46,7 @@ def test_each_hospital_alone_and_all_together_have_private_models_and_claims(run
     alone = {f"local_dp/{name}" for name in TRAINING}
     assert set(evaluation["matrix"]) == {"public", "federated_dp", *alone}
     assert set(evaluation["privacy"]) == set(TRAINING)
-    assert all(claim["epsilon"] <= 8 for claim in evaluation["privacy"].values())
+    assert all((claim["epsilon"] or 99) <= 8 for claim in evaluation["privacy"].values())
     own, shared = (
         load_model(run.arm(*words).model_path, MANIFEST)
         for words in (("local_dp", TRAINING[0]), ("federated_dp",))

@@ -126,7 +126,7 @@ def test_a_sweep_is_run_once_and_makes_one_table(
     assert [cell.name for cell in cells] == [
         "000-0.001-seed-1", "000-0.001-seed-2", "001-0.01-seed-1", "001-0.01-seed-2",
     ]  # fmt: skip
-    scores = [RunFolder.open(cell).evaluation["scores"]["federated"]["unseen"] for cell in cells]
+    scores: list[Any] = [RunFolder.open(cell).evaluation["scores"]["federated"]["unseen"] for cell in cells]
     first, second = [row for row in results["rows"] if row["where"] == "unseen"]
     assert first["per_seed"] == [scores[0]["value"], scores[1]["value"]]
     assert first["value"] == pytest.approx((scores[0]["value"] + scores[1]["value"]) / 2)
@@ -135,7 +135,7 @@ def test_a_sweep_is_run_once_and_makes_one_table(
     assert second["against_first"]["per_seed"] == pytest.approx(differences)
     assert second["against_first"]["value"] == pytest.approx(sum(differences) / 2)
     evaluation = RunFolder.open(cells[0]).evaluation
-    patients = evaluation["metrics"]["federated"][HELD_OUT]
+    patients: Any = evaluation["metrics"]["federated"][HELD_OUT]
     assert first["patients"] == sum(
         patients[name]["n_pos"] + patients[name]["n_neg"] for name in ("metal", "motion")
     )

@@ -1,0 +1,228 @@
+"""The content of evaluation.json, key by key, and how it is checked when it is written and read.
+
+A number that could not be computed is null. `schema` changes where a key changes its meaning or goes; a new
+key does not change it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from common.errors import ConfigError
+from common.strict import describe_validation
+
+SCHEMA = 2
+"""1, unwritten, was without `schema`: macro scores of whatever artifacts had an AUROC, with Wald intervals.
+"""
+
+_STRICT = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+Number = float | None
+
+
+@_STRICT
+class Interval(TypedDict):
+    """A number and its 95 % interval."""
+
+    value: Number
+    low: Number
+    high: Number
+    standard_error: Number
+
+
+@_STRICT
+class Score(Interval):
+    """A macro AUROC, or a mean of such; the interval is symmetric on the logit scale."""
+
+    logit: Number
+    logit_standard_error: Number
+
+
+@_STRICT
+class Contrast(Interval):
+    """`arm` less `other`, paired over patients; the interval is symmetric."""
+
+    arm: str
+    other: str
+    where: str
+    family: Literal["overall", "sites"]  # of the differences that Holm's correction counts
+    p: Number  # two-sided
+    p_holm: Number  # over the family
+
+
+@_STRICT
+class Worst(Score):
+    """The training site with the lowest score, over the artifacts that all of them can estimate."""
+
+    site: str | None
+    of: int  # training sites with a score
+    artifacts: list[str]
+    if_equal: Number  # what the lowest of `of` equal sites with these standard errors would show on average
+
+
+@_STRICT
+class Common(TypedDict):
+    """Scores over the artifacts that every site can estimate: comparable between places."""
+
+    artifacts: list[str]
+    scores: dict[str, dict[str, Score]]
+
+
+@_STRICT
+class Gap(TypedDict):
+    """An artifact that is in no macro score of a site."""
+
+    site: str
+    artifact: str
+    reason: Literal["n0", "one_class", "one_patient", "noise"]
+    n_pos: int | None
+    n_neg: int | None
+
+
+@_STRICT
+class BelowChance(TypedDict):
+    """An AUROC significantly below 0.5 (one-sided, Holm over all AUROCs of the run)."""
+
+    site: str
+    model: str
+    artifact: str
+    auroc: float
+    p: float
+    p_holm: float
+
+
+@_STRICT
+class Looks(TypedDict):
+    """How many tests each family of Holm's correction counts."""
+
+    overall: int
+    sites: int
+    below_chance: int
+
+
+@_STRICT
+class ArtifactRow(TypedDict):
+    """The AUROC of one artifact for one model at one site; `n_*_estimate` where noise hides the numbers."""
+
+    auroc: Number
+    low: Number
+    high: Number
+    n_pos: int | None
+    n_neg: int | None
+    n_pos_estimate: NotRequired[int]
+    n_neg_estimate: NotRequired[int]
+    n_deviation: NotRequired[float]
+    reason: NotRequired[str]
+
+
+@_STRICT
+class SiteRow(TypedDict):
+    site: str
+    kind: str
+    role: Literal["training", "held_out"]
+    nominal_patients: int
+    stand_in: str
+    version: str
+
+
+@_STRICT
+class Refusal(TypedDict):
+    code: str
+    reason: str
+
+
+@_STRICT
+class Claim(TypedDict):
+    """What a site was promised, or why it refused."""
+
+    unit: str
+    adjacency: str
+    epsilon: Number
+    epsilon_pld: Number
+    delta: Number
+    noise_multiplier: Number
+    refused: Refusal | None
+    void: NotRequired[str]
+
+
+@_STRICT
+class CurvePoint(TypedDict):
+    round: int
+    loss: Number
+    auroc: Number
+
+
+@_STRICT
+class Evaluation(TypedDict):
+    """All of evaluation.json."""
+
+    schema: Literal[2]
+    run: str
+    plan: str
+    question: str
+    seed: int
+    status: str
+    rounds: int
+    epochs: int
+    arms: list[str]
+    private_arms: list[str]
+    sites: list[SiteRow]
+    privacy: dict[str, Claim]
+    curves: dict[str, list[CurvePoint]]  # model -> on the coordinator's public set
+    chosen_rounds: dict[str, int]
+    refusals: list[str]
+    incomplete: list[str]
+    cpu_seconds: float
+    seconds: float
+    scoring: dict[str, dict[str, Any]]  # site -> mode, price of the noise
+    counts: dict[str, dict[str, Any]]  # site -> model -> the sums as they were sent
+    covariance: dict[str, dict[str, Any]]  # site -> of the AUROCs of all models
+    averaged: dict[str, list[str]]  # site -> the artifacts in its macro AUROC
+    missing: list[Gap]
+    metrics: dict[str, dict[str, dict[str, ArtifactRow]]]  # arm -> site -> artifact
+    matrix: dict[str, dict[str, dict[str, ArtifactRow]]]  # model -> site -> artifact
+    model_scores: dict[str, dict[str, Score]]  # model -> site
+    scores: dict[str, dict[str, Score]]  # arm -> home, elsewhere, unseen or a site
+    headline: dict[str, dict[str, Number] | None]  # arm -> home, elsewhere, unseen, worst
+    worst: dict[str, Worst]
+    common: Common | None  # None: all sites average the same artifacts
+    contrasts: list[Contrast]
+    below_chance: list[BelowChance]
+    looks: Looks
+    labels: NotRequired[str]
+    data_changed: NotRequired[list[str]]
+    alternatives: NotRequired[bool]
+
+
+_ADAPTER: TypeAdapter[Evaluation] = TypeAdapter(Evaluation)
+
+
+def checked(values: object, where: str) -> Evaluation:
+    """The same values, once they are what evaluation.json holds.
+
+    Args:
+        values: read from JSON.
+        where: the file, for the message.
+    Raises:
+        ConfigError: another schema (code `old-evaluation`), or a key is missing or has a wrong value
+            (`wrong-evaluation`). One line.
+    """
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(values, dict) and schema != SCHEMA:
+        found = "has no `schema`: an earlier version wrote it" if schema is None else f"has schema {schema!r}"
+        raise ConfigError(
+            f"{where}: {found}; this version reads schema {SCHEMA}",
+            code="old-evaluation",
+            hint="read it with the version that wrote it (manifest.json names it), or run the plan again",
+        )
+    try:
+        _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{where}: {describe_validation(error)}",
+            code="wrong-evaluation",
+            hint="restore the file as fedqc wrote it; fedqc verify RUN checks a run",
+        ) from None
+    return cast(Evaluation, values)
