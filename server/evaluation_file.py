@@ -114,6 +114,7 @@ class ArtifactRow(TypedDict):
     n_pos_estimate: NotRequired[int]
     n_neg_estimate: NotRequired[int]
     n_deviation: NotRequired[float]
+    crowded: NotRequired[bool]  # one coarse bin holds more than a fifth of a class
     reason: NotRequired[str]
 
 
@@ -124,6 +125,7 @@ class SiteRow(TypedDict):
     role: Literal["training", "held_out"]
     nominal_patients: int
     stand_in: str
+    unit: NotRequired[str]  # of what is scored: a patient or a study
     version: str
 
 
@@ -177,6 +179,7 @@ class Evaluation(TypedDict):
     cpu_seconds: float
     seconds: float
     scoring: dict[str, dict[str, Any]]  # site -> mode, price of the noise
+    edges: NotRequired[dict[str, dict[str, list[float]]]]  # model -> artifact -> between the bins
     counts: dict[str, dict[str, Any]]  # site -> model -> the sums as they were sent
     covariance: dict[str, dict[str, Any]]  # site -> of the AUROCs of all models
     averaged: dict[str, list[str]]  # site -> the artifacts in its macro AUROC

@@ -31,9 +31,9 @@ from server.evaluation.next_hospital import (
     prediction_interval,
 )
 from server.evaluation.tables import aligned
+from server.evaluation_file import Evaluation
 from server.run_folder import RunFolder, without_nan
 
-Evaluation = Mapping[str, Any]
 GIVEN = "given these training hospitals"
 """What an interval of a mean is where models of the same hospitals meet in several of its scores."""
 JACKKNIFE = "jackknife over hospitals"
@@ -58,7 +58,7 @@ class Member:
 
     def trained(self) -> list[str]:
         """Sites whose updates any round of any arm took in, from the records of its rounds."""
-        arms = [(arm, None) for arm in self.folder.plan.arms]
+        arms: list[tuple[str, str | None]] = [(arm, None) for arm in self.folder.plan.arms]
         arms += [(arm, site["site"]) for arm in self.folder.plan.arms for site in self.evaluation["sites"]]
         return sorted(
             {
@@ -344,7 +344,7 @@ def _macro(
     evaluation: Evaluation, models: Sequence[str], site: str, artifacts: Sequence[str]
 ) -> tuple[float, float]:
     """The mean AUROC of models at a site over artifacts, and its standard error; nan where one is missing."""
-    cells = [
+    cells: list[Mapping[str, Any]] = [
         evaluation["matrix"].get(model, {}).get(site, {}).get(name, {})
         for model in models
         for name in artifacts

@@ -12,8 +12,8 @@ import pytest
 from common.errors import ConfigError
 from common.plan import RunPlan
 from server.evaluation.compare import compare_runs, compare_table, pooled, pooled_scores
-from server.evaluation_file import SCHEMA
 from server.run_folder import EVALUATION, RunFolder, write_json
+from tests.helpers.evaluations import empty_evaluation
 
 CLAIM = {
     "epsilon": 7.901,
@@ -67,56 +67,24 @@ def evaluation(
     }
     scores["local"][held_out] = NO_SCORE  # type: ignore[assignment]
     gains = {"home": 0.05, "unseen": 0.05, "alder": 0.05, "birch": -0.01}
-    return {
-        "schema": SCHEMA,
-        "run": f"demo-{seed}",
-        "plan": "demo",
-        "question": "",
-        "rounds": 1,
-        "epochs": 1,
-        "arms": list(scores),
-        "curves": {},
-        "chosen_rounds": {},
-        "refusals": [],
-        "cpu_seconds": 1.0,
-        "seconds": 1.0,
-        "scoring": {site: {"mode": "synthetic"} for site in sites},
-        "covariance": {},
-        "averaged": {site: ["metal"] for site in sites},
-        "missing": [],
-        "metrics": {},
-        "model_scores": {},
-        "headline": {},
-        "worst": {},
-        "common": None,
-        "below_chance": [],
-        "looks": {"overall": 2, "sites": 2, "below_chance": 3},
-        "seed": seed,
-        "status": "completed",
-        "private_arms": [],
-        "incomplete": [],
-        "privacy": {},
-        "sites": [
-            {
-                "site": site,
-                "role": "held_out" if site == held_out else "training",
-                "kind": "synthetic",
-                "nominal_patients": 50,
-                "stand_in": "",
-                "version": "0.1.0",
-            }
-            for site in sites
-        ],
-        "counts": {site: {} for site in sites},
-        "matrix": {"federated": dict.fromkeys(sites, rows)},
-        "scores": scores,
-        "contrasts": [
-            {"arm": "federated", "other": "local", "where": where, "family": family_of(where)}
-            | estimate(gain + shift, error)
-            | {"p": 0.5, "p_holm": 1.0}
-            for where, gain in gains.items()
-        ],
-    } | more
+    return (
+        empty_evaluation(sites, [held_out])
+        | {
+            "run": f"demo-{seed}",
+            "plan": "demo",
+            "seed": seed,
+            "arms": list(scores),
+            "matrix": {"federated": dict.fromkeys(sites, rows)},
+            "scores": scores,
+            "contrasts": [
+                {"arm": "federated", "other": "local", "where": where, "family": family_of(where)}
+                | estimate(gain + shift, error)
+                | {"p": 0.5, "p_holm": 1.0}
+                for where, gain in gains.items()
+            ],
+        }
+        | more
+    )
 
 
 def family_of(where: str) -> str:

@@ -25,6 +25,7 @@ from server.evaluation.leave_one_out import (
 )
 from server.run_folder import EVALUATION, RunFolder, write_json
 from tests.helpers.command_line import typed
+from tests.helpers.evaluations import empty_evaluation
 
 SITES = ("alder", "birch", "cedar", "dune", "elm")
 ARTIFACTS = ("metal", "motion")
@@ -49,40 +50,44 @@ def evaluation(
     trainers = [site for site in SITES if site not in held_out]
     models = ["public", *(f"local/{site}" for site in trainers), "federated"]
     cells = len(models) * len(ARTIFACTS)
-    return {
-        "run": f"study-{'-'.join(held_out)}-{seed}",
-        "plan": "study",
-        "seed": seed,
-        "status": "completed",
-        "arms": list(ARMS),
-        "private_arms": [],
-        "incomplete": [],
-        "privacy": {},
-        "sites": [
-            {"site": site, "kind": "synthetic", "role": "held_out" if site in held_out else "training"}
-            for site in SITES
-        ],
-        "counts": {site: {} for site in SITES},
-        "matrix": {
-            model: {
+    of_a_place = {"value": 0.1, "low": 0.0, "high": 0.2, "standard_error": 0.05, "p": 0.1, "p_holm": 0.1}
+    return (
+        empty_evaluation(SITES, held_out)
+        | {
+            "run": f"study-{'-'.join(held_out)}-{seed}",
+            "plan": "study",
+            "seed": seed,
+            "arms": list(ARMS),
+            "matrix": {
+                model: {
+                    site: {
+                        name: {
+                            "auroc": auroc(model, site, trainers, seed),
+                            "low": None,
+                            "high": None,
+                            "n_pos": patients,
+                            "n_neg": 30,
+                        }
+                        for name in ARTIFACTS
+                    }
+                    for site in SITES
+                }
+                for model in models
+            },
+            "covariance": {
                 site: {
-                    name: {"auroc": auroc(model, site, trainers, seed), "n_pos": patients, "n_neg": 30}
-                    for name in ARTIFACTS
+                    "models": models,
+                    "artifacts": list(ARTIFACTS),
+                    "matrix": (2 * ERROR**2 * np.eye(cells)).tolist(),  # of the mean of two: ERROR**2
                 }
                 for site in SITES
-            }
-            for model in models
-        },
-        "covariance": {
-            site: {
-                "models": models,
-                "artifacts": list(ARTIFACTS),
-                "matrix": (2 * ERROR**2 * np.eye(cells)).tolist(),  # of the mean of two: ERROR**2
-            }
-            for site in SITES
-        },
-        "contrasts": [{"arm": "federated", "other": "local", "where": "unseen"}],
-    } | more
+            },
+            "contrasts": [
+                {"arm": "federated", "other": "local", "where": "unseen", "family": "overall"} | of_a_place
+            ],
+        }
+        | more
+    )
 
 
 def run(tmp_path: Path, *held_out: str, seed: int = 7, plan: RunPlan = PLAN, **more: Any) -> RunFolder:
@@ -252,7 +257,7 @@ def test_what_is_no_family(tmp_path: Path) -> None:
     assert family_of([one, run(tmp_path, "birch", plan=PLAN.model_copy(update={"image_size": 64}))]) is None
     assert family_of([one, two, run(tmp_path, "cedar", "dune")]) is None  # neither is left out alone
     assert family_of([one, run(tmp_path, "alder", "birch")]) is None
-    fewer = run(tmp_path, "birch", sites=[{"site": "alder"}, {"site": "birch"}])
+    fewer = run(tmp_path, "birch", sites=empty_evaluation(("alder", "birch"), ["birch"])["sites"])
     assert family_of([one, fewer]) is None
 
 
