@@ -159,7 +159,9 @@ def price_notes(reading: Reading, private: str, control: str, plain: str, *, tra
         notes.append(say("price.no_plain", arm=private, needed=plain))
     if not reading.models_of(control):
         notes.append(say("price.no_control", arm=private, plain=plain, needed=control))
-    elif reading.models_of(plain):
+    else:
+        notes.append(say("price.control", control=control))
+    if reading.models_of(control) and reading.models_of(plain):
         mixed = "price.nothing_frozen" if trainable == "all" else "price.frozen"
         notes.append(say(mixed, control=control, plain=plain))
     return notes

@@ -329,15 +329,16 @@ ENGLISH: dict[str, str] = {
         "is attributed to none of them. To part the noise from the rest needs the arm {needed} "
         "(simulation only)."
     ),
+    "price.control": "{control} is the same training with noise 0, and is not private.",
     "price.frozen": (
-        "{control} is the same training with noise 0, and is not private. {control} − {plain} mixes "
-        "frozen layers, clipping and another number of steps. To part them needs an arm that trains the "
-        "same layers in the same steps without clipping, which fedqc does not have."
+        "{control} − {plain} mixes frozen layers, clipping and another number of steps. To part them "
+        "needs an arm that trains the same layers in the same steps without clipping, which fedqc does not "
+        "have."
     ),
     "price.nothing_frozen": (
-        "{control} is the same training with noise 0, and is not private. Nothing is frozen "
-        "(privacy.trainable: all): {control} − {plain} mixes clipping and another number of steps. To "
-        "part them needs an arm that takes the same steps without clipping, which fedqc does not have."
+        "Nothing is frozen (privacy.trainable: all): {control} − {plain} mixes clipping and another number "
+        "of steps. To part them needs an arm that takes the same steps without clipping, which fedqc does "
+        "not have."
     ),
     "contrasts.none": "The plan has no pair of arms to compare.",
     "where.home": "home",
