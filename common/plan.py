@@ -119,6 +119,13 @@ class Model(StrictModel):
         """
         return int(self.args.get("slices", DEFAULT_STUDY_SLICES)) if self.name == STUDY else None
 
+    @property
+    def neighbours(self) -> bool:
+        """Whether a sample is a slice with the one before and the one after it in its series. Of arguments
+        that the network takes.
+        """
+        return self.args.get("neighbours") is True
+
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_defaults(self, serialize(self), ("args",))
@@ -353,16 +360,18 @@ class RunPlan(StrictModel):
                 f"training.augment: {clipped[0]} takes the slices of a patient as they are, once for all "
                 "steps, and augments views of training.inject only: state inject, or leave augment out"
             )
-        if self.model.name == STUDY and self.training.inject is not None:
-            raise ValueError(
-                "training.inject makes views of single slices, and model.name = study is trained on series: "
-                "leave inject out, or name a network of slices"
-            )
-        if self.model.name == STUDY and self.privacy.settings == "auto":
-            raise ValueError(
-                "privacy.settings = auto rehearses on single slices, and model.name = study is trained on "
-                "series: state the settings"
-            )
+        of_series = "model.name = study" if self.model.name == STUDY else "model.args.neighbours"
+        if self.model.name == STUDY or self.model.neighbours:
+            if self.training.inject is not None:
+                raise ValueError(
+                    f"training.inject makes views of single slices, and {of_series} is trained on series: "
+                    "leave inject out, or name a network of slices"
+                )
+            if self.privacy.settings == "auto":
+                raise ValueError(
+                    f"privacy.settings = auto rehearses on single slices, and {of_series} is trained on "
+                    "series: state the settings"
+                )
         return self
 
     @property

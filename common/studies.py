@@ -1,8 +1,12 @@
-"""Studies: the slices of a series, in their order, as one sample of training and of scoring.
+"""Samples of several slices: the slices of a series in their order, as one study; a slice and its neighbours.
 
 A network of studies (`model.name: study`) looks at a public number of slices. Of a longer series it sees the
 middles of so many equal parts, of a shorter one all, and nan in the places that are left. The label of a
 study is the maximum over the slices of its series that were assessed, as that of a patient is.
+
+With `model.args.neighbours` a sample is still one slice, seen together with the one before and the one after
+it in its series (2.5-D); at an end of the series, and where nothing is known of one, it is its own neighbour.
+The label is the slice's own.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ class StudyImages:
     slices: np.ndarray  # int16 (n, side, side)
     modality: np.ndarray  # int8 (n,), of the slices
     rows: np.ndarray  # int64 (studies, S): positions among the slices in their order; then -1, no slice
+    # a sample is one image: a slice and its neighbours, (itself, before, after), whose channels follow one
+    # another, and which are augmented alike
+    is_stacked: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def channels(self, chosen: np.ndarray, see: Callable[[np.ndarray], Tensor]) -> Tensor:
-        """Studies as a network of studies takes them, (len(chosen), S, 2, side, side); nan: no slice.
+        """Studies as a network of studies takes them, (len(chosen), S, 2, side, side), nan: no slice;
+        stacked (len(chosen), 2 * S, side, side).
 
         Args:
             chosen: positions of studies.
@@ -40,13 +48,15 @@ class StudyImages:
         rows = self.rows[chosen]
         there = torch.from_numpy(rows >= 0)
         found = see(rows[rows >= 0])
+        if self.is_stacked:
+            return found.reshape(len(chosen), -1, *found.shape[2:])
         studies = found.new_full((*rows.shape, *found.shape[1:]), torch.nan)
         studies[there.to(found.device)] = found
         return studies
 
 
 Images = np.ndarray | StudyImages
-"""Of samples: int16 slices (n, side, side), or studies."""
+"""Of samples: int16 slices (n, side, side), or several for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +78,22 @@ def samples_of(
     patients: np.ndarray,
     series: Callable[[], tuple[np.ndarray, np.ndarray]],
 ) -> Samples:
-    """Slices as the samples of a plan's network: the slices, or their studies, ordered by the first slice.
+    """Slices as the samples of a plan's network: the slices, alone or with their neighbours, or their
+    studies, ordered by the first slice.
 
     Args:
         images, modality, labels, patients: of n slices, as in `Samples`.
-        series: called for a network of studies; gives the series of each slice, int64 (n,), of which none has
-            two patients or modalities, and the slices sorted by their place in it, int64 (n,).
+        series: called where they matter; gives the series of each slice, int64 (n,), of which none has two
+            patients or modalities, and the slices sorted by their place in it, int64 (n,).
     """
     length = model.study_slices
     if length is None:
+        alone: Images = images
+        if model.neighbours:
+            rows_of = with_neighbours(*series())
+            alone = StudyImages(slices=images, modality=modality, rows=rows_of, is_stacked=True)
         return Samples(
-            images=images,
+            images=alone,
             modality=modality,
             labels=labels,
             patients=patients,
@@ -115,6 +130,20 @@ def chosen_slices(slices: np.ndarray, length: int) -> np.ndarray:
     return slices[(2 * np.arange(length) + 1) * len(slices) // (2 * length)]
 
 
+def with_neighbours(series: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Each slice, the one before and the one after it in its series, itself at an end: int64 (n, 3).
+
+    Args:
+        series, order: as `samples_of` gets them.
+    """
+    own = order[np.argsort(series[order], kind="stable")]
+    is_next = series[own[1:]] == series[own[:-1]]
+    rows = np.tile(np.arange(len(series))[:, None], (1, 3))
+    rows[own[1:][is_next], 1] = own[:-1][is_next]
+    rows[own[:-1][is_next], 2] = own[1:][is_next]
+    return rows
+
+
 def series_of_patients(patients: np.ndarray, modality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For `samples_of`, where nothing tells series apart: a patient's slices of one modality, as they are
     ordered.
@@ -131,7 +160,7 @@ def sample_channels(images: Images, modality: np.ndarray, rows: np.ndarray) -> T
 
 
 def concatenated(images: list[tuple[Images, np.ndarray]]) -> Images:
-    """The samples at the positions of each, side by side; slices or studies throughout."""
+    """The samples at the positions of each, side by side; of one kind throughout."""
     slices: list[np.ndarray] = []
     modality: list[np.ndarray] = []
     rows: list[np.ndarray] = []
@@ -150,5 +179,8 @@ def concatenated(images: list[tuple[Images, np.ndarray]]) -> Images:
     if not rows:
         return np.concatenate(slices)
     return StudyImages(
-        slices=np.concatenate(slices), modality=np.concatenate(modality), rows=np.concatenate(rows)
+        slices=np.concatenate(slices),
+        modality=np.concatenate(modality),
+        rows=np.concatenate(rows),
+        is_stacked=any(isinstance(one, StudyImages) and one.is_stacked for one, _ in images),
     )

@@ -61,16 +61,22 @@ def public_set(settings: PublicSet, size: int) -> Slices:
 
 
 def public_samples(slices: Slices, model: Model) -> Samples:
-    """A public set as the samples of a plan's network; a study is a patient's slices of one modality, in
-    their order, as a public set knows no series.
+    """A public set as the samples of a plan's network; where it knows no series, as phantoms, a patient's
+    slices of one modality are one, in their order.
     """
+
+    def series() -> tuple[np.ndarray, np.ndarray]:
+        if slices.series is None:
+            return series_of_patients(slices.patients, slices.modality)
+        return slices.series, np.arange(len(slices.series))
+
     return samples_of(
         model,
         slices.images,
         slices.modality,
         slices.labels,
         slices.patients,
-        lambda: series_of_patients(slices.patients, slices.modality),
+        series,
     )
 
 

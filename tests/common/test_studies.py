@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.artifacts import NAMES
+from common.augmentation import augmenter
 from common.devices import on_device
 from common.learning import batches, extract_features, score, train_epochs
 from common.models import fresh
@@ -22,6 +26,7 @@ from common.studies import (
     sample_channels,
     samples_of,
     series_of_patients,
+    with_neighbours,
 )
 from common.weights import flatten
 
@@ -232,3 +237,87 @@ def test_on_device_gives_a_network_of_studies_back_to_the_cpu() -> None:
     with on_device(model) as where:
         assert {parameter.device for parameter in model.parameters()} == {where}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_neighbours_are_the_slices_beside_one_in_its_series(series: list[int], random: Any) -> None:
+    order = list(range(len(series)))
+    random.shuffle(order)
+    found = with_neighbours(np.array(series), np.array(order))
+    for number in set(series):
+        own = [at for at in order if series[at] == number]
+        for place, at in enumerate(own):
+            expected = [at, own[max(0, place - 1)], own[min(len(own) - 1, place + 1)]]
+            assert found[at].tolist() == expected
+
+
+def neighbours(seed: int = 0, *, model: Model = Model(args={"neighbours": True})) -> Samples:  # noqa: B008
+    """Slices 4, 0, 2 are a series, 1 and 3 another."""
+    rng = np.random.default_rng(seed)
+    return samples_of(
+        model,
+        rng.integers(-1000, 3000, (5, SIDE, SIDE)).astype(np.int16),
+        np.array([0, 1, 0, 1, 0], np.int8),
+        rng.integers(0, 2, (5, len(NAMES))).astype(np.float32),
+        np.array([6, 7, 6, 7, 6]),
+        lambda: (np.array([8, 3, 8, 3, 8]), np.array([4, 1, 0, 3, 2])),
+    )
+
+
+def test_a_slice_with_its_neighbours_is_a_sample_with_the_label_of_the_slice() -> None:
+    found, alone = neighbours(), neighbours(model=Model())
+    assert images_of(found).rows.tolist() == [[0, 4, 2], [1, 1, 3], [2, 0, 2], [3, 1, 3], [4, 4, 0]]
+    assert np.array_equal(found.labels, alone.labels)
+    assert np.array_equal(found.patients, alone.patients)
+    assert found.first.tolist() == [0, 1, 2, 3, 4]
+    x = sample_channels(found.images, found.modality, np.array([0, 3]))
+    slices = torch.from_numpy(to_channels(images_of(found).slices, found.modality))
+    assert torch.equal(
+        x, torch.stack([torch.cat(list(slices[[0, 4, 2]])), torch.cat(list(slices[[3, 1, 3]]))])
+    )
+    ((_, batch),) = batches(found.images, found.modality, np.array([0, 3]), 5)
+    assert torch.equal(batch, x)
+
+
+def test_neighbours_are_augmented_alike() -> None:
+    """Where all three are one slice, all three stay one slice; and no two samples are changed alike."""
+    samples = neighbours()
+    same = StudyImages(
+        slices=images_of(samples).slices,
+        modality=samples.modality,
+        rows=np.tile(np.array([[0], [2], [4], [0]]), (1, 3)),
+        is_stacked=True,
+    )
+    see = augmenter(("flip", "rotation", "shift"), 3, alike=3)
+    ((_, x),) = batches(same, np.zeros(4, np.int8), np.arange(4), 4, see)
+    own, before, after = x.split(2, dim=1)
+    assert torch.equal(own, before)
+    assert torch.equal(own, after)
+    assert not torch.equal(own[0], own[3])
+
+
+def test_training_repeats_its_bits_and_follows_the_neighbours() -> None:
+    def found(samples: Samples, augment: tuple[str, ...] = ()) -> bytes:
+        model = fresh("small_cnn", 0, {"neighbours": True})
+        training = Training(batch_size=2, augment=augment)  # type: ignore[arg-type]
+        rows = np.array([0, 1])
+        train_epochs(model, samples.images, samples.modality, samples.labels, rows, training=training, seed=1)
+        return flatten(model.state_dict()).tobytes()
+
+    samples = neighbours()
+    changed = images_of(samples).slices.copy()
+    changed[2] //= 2  # a neighbour of slice 0, itself not trained on
+    other = replace(samples, images=replace(images_of(samples), slices=changed))
+    assert found(samples) == found(samples) != found(other)
+    assert found(samples, ("flip",)) != found(samples)
+
+
+def test_slices_with_neighbours_of_several_sites_stay_beside_their_own() -> None:
+    one, other = neighbours(), neighbours(5)
+    given: list[tuple[np.ndarray | StudyImages, np.ndarray]] = [
+        (one.images, np.array([3])),
+        (other.images, np.array([0, 4])),
+    ]
+    expected = torch.cat([sample_channels(images, one.modality, rows) for images, rows in given])
+    found = sample_channels(concatenated(given), one.modality[[3, 0, 4]], np.arange(3))
+    assert torch.equal(found, expected)
