@@ -34,6 +34,9 @@ DEFAULT_STRATEGY = "fedavg"
 STUDY = "study"
 """The `model.name` whose samples are studies, not slices."""
 DEFAULT_STUDY_SLICES: Final = 8
+DEFAULT_STUDY_SERIES: Final = 4
+FEATURE_FUSIONS, DECISION_FUSIONS = ("mean_features", "max_features"), ("mean", "noisy_or")
+"""Of the series of a study, values of `model.args.fusion`."""
 DEFAULT_EVALUATION_SHARE = 0.2
 
 CHOSEN = ("clip_norm", "learning_rate", "steps_per_round", "average_rounds")
@@ -118,6 +121,20 @@ class Model(StrictModel):
         that the network takes.
         """
         return int(self.args.get("slices", DEFAULT_STUDY_SLICES)) if self.name == STUDY else None
+
+    @property
+    def study_series(self) -> int | None:
+        """How many series of a study are one sample; None where each is one."""
+        fuses = self.name == STUDY and self.args.get("fusion") in FEATURE_FUSIONS
+        return int(self.args.get("series", DEFAULT_STUDY_SERIES)) if fuses else None
+
+    @property
+    def decision_fusion(self) -> str | None:
+        """How the decisions about the series of a study become one, of `DECISION_FUSIONS`; None: not at
+        all.
+        """
+        fusion = str(self.args.get("fusion")) if self.name == STUDY else ""
+        return fusion if fusion in DECISION_FUSIONS else None
 
     @property
     def neighbours(self) -> bool:

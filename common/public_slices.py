@@ -47,7 +47,7 @@ class Slices:
 def save_slices(path: Path, slices: Slices) -> str:
     """Write slices as one file; gives its SHA-256."""
     about = {"format": FORMAT, "preprocess": str(PREPROCESS_VERSION), "artifacts": json.dumps(NAMES)}
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "images": np.ascontiguousarray(slices.images, np.int16),
         "modality": np.ascontiguousarray(slices.modality, np.int8),
         "labels": np.ascontiguousarray(slices.labels, np.float32),

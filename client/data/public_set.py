@@ -40,7 +40,7 @@ def write_public_set(site_yaml: Path, out: Path, *, size: int) -> dict[str, Any]
     rows = np.flatnonzero((cohort.part >= 0) & ~np.isnan(cohort.labels).all(axis=1))
     if not len(rows):
         raise DataError(f"{site.name}: no slice has a label", code="nothing-assessed")
-    series, order = series_of_records(cohort.records)
+    series, order, _ = series_of_records(cohort.records)
     rows = order[np.isin(order, rows)]
     slices = Slices(
         images=cohort.images[rows],

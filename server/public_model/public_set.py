@@ -22,7 +22,7 @@ from common.physics.phantom import draw_patients
 from common.plan import Model, PublicSet
 from common.preprocess import normalize_image, to_stored
 from common.public_slices import Slices, load_slices
-from common.studies import Samples, samples_of, series_of_patients
+from common.studies import Samples, Series, decisions, samples_of, series_of_patients, studies_of_patients
 
 
 def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
@@ -65,10 +65,11 @@ def public_samples(slices: Slices, model: Model) -> Samples:
     slices of one modality are one, in their order.
     """
 
-    def series() -> tuple[np.ndarray, np.ndarray]:
+    def series() -> Series:
         if slices.series is None:
             return series_of_patients(slices.patients, slices.modality)
-        return slices.series, np.arange(len(slices.series))
+        study = studies_of_patients(slices.patients, slices.modality)
+        return Series(slices.series, np.arange(len(study)), study)
 
     return samples_of(
         model,
@@ -84,8 +85,9 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
     """Mean loss a slice or study, and macro AUROC a patient."""
     import torch
 
-    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
-    counts = Counts.of(*per_patient(logits, samples.labels, samples.patients))
+    rows = np.arange(len(samples.images))
+    logits = score(model, samples.images, samples.modality, rows)
+    counts = Counts.of(*per_patient(*decisions(logits, samples, rows)))
     losses = loss(torch.from_numpy(logits), torch.from_numpy(samples.labels))
     auroc = counts.auroc()
     defined = auroc[~np.isnan(auroc)]
@@ -96,5 +98,6 @@ def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
     """The bins of sites that answer with noise, float32 (artifacts, common.counts.NOISED_BINS - 1): quantiles
     of the model's scores of public patients, with and without each artifact alike.
     """
-    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
-    return quantile_edges(per_patient(logits, samples.labels, samples.patients)[0])
+    rows = np.arange(len(samples.images))
+    logits = score(model, samples.images, samples.modality, rows)
+    return quantile_edges(per_patient(*decisions(logits, samples, rows))[0])

@@ -166,6 +166,7 @@ def test_each_modality_has_its_stem_and_the_rest_is_shared() -> None:
         ("resnet18", {"artifacts": 7}, "model.args.artifacts is unknown to resnet18", "known: neighbours"),
         ("small_cnn", {"width": 9}, "model.args.width is unknown to small_cnn", "known: neighbours"),
         ("study", {"slices": 5}, "model.args.slices = 5: must be one of 2, 4, 8, 16, 32", "slices"),
+        ("study", {"fusion": "sum"}, "one of none, mean, noisy_or, mean_features, max_features", "series"),
         ("study", {"neighbours": True}, "model.args.neighbours is unknown to study", "slices"),
         ("study", {"slice_network": "study"}, "model.args.slice_network = 'study' is unknown", "resnet18"),
     ],

@@ -52,7 +52,7 @@ def test_a_private_network_sees_slices_with_neighbours_of_their_patient(
     assert args[2](np.arange(2)).shape == (2, 6, 32, 32)
     assert np.array_equal(args[4], samples.patients[rows])
     assert isinstance(samples.images, StudyImages)
-    series, _ = series_of_records(cohort.records)
+    series, _, _ = series_of_records(cohort.records)
     for names in (cohort.patients, cohort.modality, series):
         assert (names[samples.images.rows] == names[:, None]).all()
     assert (samples.images.rows[:, 1:] != samples.images.rows[:, :1]).any(axis=1).all()

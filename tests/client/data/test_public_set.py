@@ -58,7 +58,7 @@ def test_it_holds_the_labelled_slices_and_no_name(
     cohort = load_cohort(site, size=SIZE)
     written = public_set_of(site, tmp_path / "public.safetensors", capsys, plan_file)
     found = load_slices(Path(written["file"]), written["sha256"], SIZE)
-    series, order = series_of_records(cohort.records)
+    series, order, _ = series_of_records(cohort.records)
     assert found.series is not None
     assert np.array_equal(found.series, series[order])
     assert np.array_equal(found.images, cohort.images[order])
