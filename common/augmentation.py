@@ -42,12 +42,15 @@ AIR_HU = CT_RANGE_HU[0]
 _CT = MODALITIES.index("CT")
 
 
-def augmenter(words: Sequence[str], seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+def augmenter(
+    words: Sequence[str], seed: int, *, alike: int = 1
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
     """What a training without noise does to each batch, or None where `words` names nothing.
 
     Args:
         words: `training.augment` of a plan. `elastic` is for `augment_anatomy` alone.
         seed: decides all that is drawn, batch after batch.
+        alike: so many slices, one after the other, are changed in the same way.
     Returns:
         a function of stored slices, int16 (B, S, S), and their modality, (B,), that gives slices of the same
         form.
@@ -55,20 +58,25 @@ def augmenter(words: Sequence[str], seed: int) -> Callable[[np.ndarray, np.ndarr
     if not words:
         return None
     generator = torch.Generator().manual_seed(seed)
-    return lambda stored, modality: augment_slices(stored, modality, words, generator)
+    return lambda stored, modality: augment_slices(stored, modality, words, generator, alike=alike)
 
 
 def augment_slices(
-    stored: np.ndarray, modality: np.ndarray, words: Sequence[str], generator: torch.Generator
+    stored: np.ndarray,
+    modality: np.ndarray,
+    words: Sequence[str],
+    generator: torch.Generator,
+    *,
+    alike: int = 1,
 ) -> np.ndarray:
     """Change slices that may show artifacts; the axes of the image stay axes.
 
     Args:
         stored: int16 (B, S, S), see common/preprocess.py. modality: (B,), positions in MODALITIES.
     Returns:
-        the same form, each slice changed by draws of its own.
+        the same form, each slice changed by draws of its own, or each `alike` of them by the same.
     """
-    draws = torch.rand((len(stored), DRAWS), generator=generator)
+    draws = torch.rand((len(stored) // alike, DRAWS), generator=generator).repeat_interleave(alike, 0)
     is_ct = torch.from_numpy(np.asarray(modality) == _CT)
     images = torch.empty(stored.shape)
     for code, name in enumerate(MODALITIES):

@@ -61,7 +61,7 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(row numbers, (B, 2, S, S) float32 channels on the device), `size` rows at a time, in the order of
     `rows`; where there is `augment`, of the slices that it makes of these and their modality. Of studies
-    their channels, (B, slices, 2, S, S).
+    their channels, (B, slices, 2, S, S), of slices with neighbours (B, 6, S, S).
     """
     if isinstance(images, StudyImages):
         see = _channels_of(images.slices, images.modality, augment)
@@ -139,7 +139,8 @@ def train_epochs(
             )
 
         fitting = _Fitting(gradients, training.batch_size)
-        sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed)
+        alike = images.rows.shape[1] if isinstance(images, StudyImages) and images.is_stacked else 1
+        sample, augment = SAMPLERS[training.sampler], augmenter(training.augment, seed, alike=alike)
         for epoch in range(training.local_epochs):
             order = sample(rows, modality, labels, rng)
             for chosen, x in batches(images, modality, order, training.batch_size, augment):
@@ -233,7 +234,7 @@ def extract_features(model: nn.Module, images: Images, modality: np.ndarray, row
 
 def _scoring_batch(images: Images) -> int:
     """How many samples are scored at once."""
-    places = images.rows.shape[1] if isinstance(images, StudyImages) else 1
+    places = images.rows.shape[1] if isinstance(images, StudyImages) and not images.is_stacked else 1
     return max(1, SCORING_BATCH // places)
 
 

@@ -26,6 +26,9 @@ def save_model(path: Path, flat: np.ndarray, manifest: Manifest, metadata: Mappi
 def load_model(path: Path, manifest: Manifest) -> np.ndarray:
     """The flat float32 array of a safetensors file.
 
+    Where the manifest is that of a network with neighbours and the file holds the same network without, the
+    weights of the neighbours are 0: it starts as the network that it was.
+
     Raises:
         ConfigError: it is not one, or its tensors are not the manifest's (code `wrong-model`).
     """
@@ -33,9 +36,17 @@ def load_model(path: Path, manifest: Manifest) -> np.ndarray:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = dict(zip(manifest.names, manifest.shapes, strict=True))
+    tensors = {name: _with_neighbours(one, expected.get(name, ())) for name, one in tensors.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
         raise ConfigError(f"{path}: tensor `{wrong}` is not what model.name describes", code="wrong-model")
     return np.concatenate([tensors[name].astype(np.float32, copy=False).ravel() for name in manifest.names])
+
+
+def _with_neighbours(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A first convolution as one of three times as many channels, those of the slice itself first."""
+    if tensor.ndim != 4 or shape != (tensor.shape[0], 3 * tensor.shape[1], *tensor.shape[2:]):
+        return tensor
+    return np.concatenate([tensor, np.zeros_like(tensor), np.zeros_like(tensor)], axis=1)

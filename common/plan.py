@@ -34,6 +34,9 @@ DEFAULT_STRATEGY = "fedavg"
 STUDY = "study"
 """The `model.name` whose samples are studies, not slices."""
 DEFAULT_STUDY_SLICES: Final = 8
+DEFAULT_STUDY_SERIES: Final = 4
+FEATURE_FUSIONS, DECISION_FUSIONS = ("mean_features", "max_features"), ("mean", "noisy_or")
+"""Of the series of a study, values of `model.args.fusion`."""
 DEFAULT_EVALUATION_SHARE = 0.2
 
 CHOSEN = ("clip_norm", "learning_rate", "steps_per_round", "average_rounds")
@@ -118,6 +121,27 @@ class Model(StrictModel):
         that the network takes.
         """
         return int(self.args.get("slices", DEFAULT_STUDY_SLICES)) if self.name == STUDY else None
+
+    @property
+    def study_series(self) -> int | None:
+        """How many series of a study are one sample; None where each is one."""
+        fuses = self.name == STUDY and self.args.get("fusion") in FEATURE_FUSIONS
+        return int(self.args.get("series", DEFAULT_STUDY_SERIES)) if fuses else None
+
+    @property
+    def decision_fusion(self) -> str | None:
+        """How the decisions about the series of a study become one, of `DECISION_FUSIONS`; None: not at
+        all.
+        """
+        fusion = str(self.args.get("fusion")) if self.name == STUDY else ""
+        return fusion if fusion in DECISION_FUSIONS else None
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether a sample is a slice with the one before and the one after it in its series. Of arguments
+        that the network takes.
+        """
+        return self.args.get("neighbours") is True
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -360,16 +384,18 @@ class RunPlan(StrictModel):
                 f"training.augment: {clipped[0]} takes the slices of a patient as they are, once for all "
                 "steps, and augments views of training.inject only: state inject, or leave augment out"
             )
-        if self.model.name == STUDY and self.training.inject is not None:
-            raise ValueError(
-                "training.inject makes views of single slices, and model.name = study is trained on series: "
-                "leave inject out, or name a network of slices"
-            )
-        if self.model.name == STUDY and self.privacy.settings == "auto":
-            raise ValueError(
-                "privacy.settings = auto rehearses on single slices, and model.name = study is trained on "
-                "series: state the settings"
-            )
+        of_series = "model.name = study" if self.model.name == STUDY else "model.args.neighbours"
+        if self.model.name == STUDY or self.model.neighbours:
+            if self.training.inject is not None:
+                raise ValueError(
+                    f"training.inject makes views of single slices, and {of_series} is trained on series: "
+                    "leave inject out, or name a network of slices"
+                )
+            if self.privacy.settings == "auto":
+                raise ValueError(
+                    f"privacy.settings = auto rehearses on single slices, and {of_series} is trained on "
+                    "series: state the settings"
+                )
         return self
 
     @property

@@ -4,6 +4,8 @@
     modality  int8 (n,)             position in MODALITIES
     labels    float32 (n, A)        1, 0, or nan = not assessed; columns as `artifacts` in the metadata
     patients  int64 (n,)            any numbers; equal ones are one patient
+    series    int64 (n,)            likewise, of one patient and modality, its slices in their order; files of
+                                    earlier versions have none
 
 `fedqc data prepare SITE --public-set FILE` writes it from a site of public images; a plan names it by path
 and hash. The coordinator so measures on real images without reading DICOM.
@@ -38,20 +40,22 @@ class Slices:
     modality: np.ndarray  # int8 (n,)
     labels: np.ndarray  # float32 (n, A), nan where not applicable
     patients: np.ndarray  # int64 (n,)
+    # int64 (n,), of one patient and modality each, in the order of their slices; None where nothing is known
+    series: np.ndarray | None = None
 
 
 def save_slices(path: Path, slices: Slices) -> str:
     """Write slices as one file; gives its SHA-256."""
     about = {"format": FORMAT, "preprocess": str(PREPROCESS_VERSION), "artifacts": json.dumps(NAMES)}
-    content = safetensors.numpy.save(
-        {
-            "images": np.ascontiguousarray(slices.images, np.int16),
-            "modality": np.ascontiguousarray(slices.modality, np.int8),
-            "labels": np.ascontiguousarray(slices.labels, np.float32),
-            "patients": np.ascontiguousarray(slices.patients, np.int64),
-        },
-        metadata=about,
-    )
+    tensors: dict[str, np.ndarray] = {
+        "images": np.ascontiguousarray(slices.images, np.int16),
+        "modality": np.ascontiguousarray(slices.modality, np.int8),
+        "labels": np.ascontiguousarray(slices.labels, np.float32),
+        "patients": np.ascontiguousarray(slices.patients, np.int64),
+    }
+    if slices.series is not None:
+        tensors["series"] = np.ascontiguousarray(slices.series, np.int64)
+    content = safetensors.numpy.save(tensors, metadata=about)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -96,7 +100,11 @@ def load_slices(path: Path, sha256: str, size: int) -> Slices:
     labels = np.full((len(arrays["labels"]), len(NAMES)), np.nan, np.float32)
     labels[:, [NAMES.index(name) for name in names]] = arrays["labels"]
     slices = Slices(
-        images=arrays["images"], modality=arrays["modality"], labels=labels, patients=arrays["patients"]
+        images=arrays["images"],
+        modality=arrays["modality"],
+        labels=labels,
+        patients=arrays["patients"],
+        series=arrays.get("series"),
     )
     truth = patient_labels(labels, slices.patients)
     if not ((truth == 1).any(axis=0) & (truth == 0).any(axis=0)).any():
@@ -113,7 +121,7 @@ def _check(path: Path, arrays: dict[str, np.ndarray], artifacts: int, size: int)
         "modality": (np.int8, (count,)),
         "labels": (np.float32, (count, artifacts)),
         "patients": (np.int64, (count,)),
-    }
+    } | ({"series": (np.int64, (count,))} if "series" in arrays else {})
     for name, (dtype, shape) in expected.items():
         array = arrays.get(name)
         if array is None or array.dtype != dtype or array.shape != shape:
@@ -121,6 +129,10 @@ def _check(path: Path, arrays: dict[str, np.ndarray], artifacts: int, size: int)
             _refuse(path, f"`{name}` is {have}, expected {np.dtype(dtype)} {shape}")
     if not np.isin(arrays["modality"], range(len(MODALITIES))).all():
         _refuse(path, "`modality` holds unknown codes")
+    if "series" in arrays:
+        series, owners = arrays["series"], np.column_stack([arrays["patients"], arrays["modality"]])
+        if len(np.unique(np.column_stack([series, owners]), axis=0)) > len(np.unique(series)):
+            _refuse(path, "`series` has one of several patients or modalities")
     labels = arrays["labels"]
     if not (np.isnan(labels) | (labels == 0) | (labels == 1)).all():
         _refuse(path, "`labels` holds other values than 1, 0 and nan")

@@ -37,6 +37,7 @@ from common.model_file import load_model
 from common.models import build
 from common.names import SITE_NAME
 from common.plan import Model, RunPlan
+from common.studies import decisions
 from common.trainable import private_part
 from common.weights import Manifest, digest, manifest_of, outside, resolve_initial, unflatten
 from common.wire import EvaluateTask
@@ -83,7 +84,7 @@ def score_patients(
         tick(k)
         network.load_state_dict(unflatten(flat, manifest))
         logits = np.concatenate([score(network, cohort.images, cohort.modality, group) for group in groups])
-        scores[k], truth = per_patient(logits, cohort.labels[rows], cohort.patients[rows])
+        scores[k], truth = per_patient(*decisions(logits, cohort, rows))
     return scores, truth
 
 

@@ -92,7 +92,7 @@ from common.names import EvaluationMode
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
 from common.privacy import GaussianSteps, epsilon_of
-from common.studies import samples_of
+from common.studies import Series, samples_of
 from common.trainable import private_part, trainable_names
 from common.weights import (
     REACH,
@@ -467,7 +467,11 @@ class Agent:
             np.zeros(len(images), np.int8),
             labels,
             np.repeat(np.arange(count), places),
-            lambda: (np.repeat(np.arange(count), places), np.arange(len(images))),
+            lambda: Series(
+                np.repeat(np.arange(count), places),
+                np.arange(len(images)),
+                np.repeat(np.arange(count), places),
+            ),
         )
         began = time.monotonic()
         one = training.model_copy(update={"local_epochs": 1})

@@ -44,14 +44,19 @@ def phantom(
             "--public", help="Write one site, `public`, for configs/plans/pretrain_phantom.yaml, instead."
         ),
     ] = False,
+    series: Annotated[
+        int, typer.Option(help="Series of each patient: an artifact may be in some of them.")
+    ] = 1,
 ) -> None:
     """Write site folders of phantoms: DICOM images, labels and site.yaml."""
     from client.simulation.phantom_sites import write_consortium, write_public
 
     if public:
+        if series != 1:
+            raise ConfigError("--series with --public", code="bad-argument", hint="--series is of hospitals")
         write_public(out, patients=patients, seed=seed, say=say)
     else:
-        write_consortium(out, sites=sites, patients=patients, seed=seed, say=say)
+        write_consortium(out, sites=sites, patients=patients, seed=seed, say=say, series=series)
 
 
 @data.command()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from client.data.cohort import load_cohort
+from client.data.studies import series_of_records
 from client.site.config import read_site
 from client.site.kind import admit_kind
 from common.errors import ConfigError, DataError
@@ -39,11 +40,14 @@ def write_public_set(site_yaml: Path, out: Path, *, size: int) -> dict[str, Any]
     rows = np.flatnonzero((cohort.part >= 0) & ~np.isnan(cohort.labels).all(axis=1))
     if not len(rows):
         raise DataError(f"{site.name}: no slice has a label", code="nothing-assessed")
+    series, order, _ = series_of_records(cohort.records)
+    rows = order[np.isin(order, rows)]
     slices = Slices(
         images=cohort.images[rows],
         modality=cohort.modality[rows],
         labels=cohort.labels[rows],
         patients=cohort.patients[rows],
+        series=series[rows],
     )
     try:
         sha256 = save_slices(out, slices)

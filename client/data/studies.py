@@ -10,7 +10,7 @@ import numpy as np
 from client.data.cohort import Cohort
 from client.dicom.index import SliceRecord
 from common.plan import Model
-from common.studies import Samples, samples_of
+from common.studies import Samples, Series, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,12 @@ def cohort_samples(cohort: Cohort, model: Model) -> CohortSamples:
     return CohortSamples(**vars(found), part=cohort.part[found.first])
 
 
-def series_of_records(records: Sequence[SliceRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """For `common.studies.samples_of`: the series of each slice, and the slices in their order within it.
+def series_of_records(records: Sequence[SliceRecord]) -> Series:
+    """For `common.studies.samples_of`: the series and the study of each slice, and the slices in their order.
 
     A series is what has one patient, modality and Series Instance UID; a slice without the UID is a series of
-    its own. Slices are ordered along the slice normal where all of a series have a position (Image Position
+    its own. A study has one patient, modality and Study Instance UID; a series without is a study of its own.
+    Slices are ordered along the slice normal where all of a series have a position (Image Position
     and Image Orientation (Patient), else Slice Location), else by Instance Number where all have one, else by
     file; what is equal, such as the echoes of one place, by Instance Number, then file and frame.
     Reference: DICOM PS3.3 C.7.6.2.1.1.
@@ -54,7 +55,13 @@ def series_of_records(records: Sequence[SliceRecord]) -> tuple[np.ndarray, np.nd
     for number, own in enumerate(members):
         series[own] = number
         order += _in_order(records, own)
-    return series, np.array(order, np.int64)
+    studies: dict[tuple[str, ...], int] = {}
+    study = np.zeros(len(records), np.int64)
+    for own in members:
+        record = records[own[0]]  # of the first slice, should a series say several
+        name = record.patient, record.modality, record.study or f"{record.number}#{record.frame}"
+        study[own] = studies.setdefault(name, len(studies))
+    return Series(series, np.array(order, np.int64), study)
 
 
 def _in_order(records: Sequence[SliceRecord], own: list[int]) -> list[int]:

@@ -21,19 +21,31 @@ TRAINING_SHARE = 0.6
 SLICE_SPACING_MM = 5.0
 
 
-def write_consortium(out: Path, *, sites: int, patients: int, seed: int, say: Callable[[str], None]) -> None:
-    """`sites` hospitals of `patients` phantoms each; the last one looks like none of the others and is meant
-    to be held out.
+MAX_SERIES = 4
+
+
+def write_consortium(
+    out: Path, *, sites: int, patients: int, seed: int, say: Callable[[str], None], series: int = 1
+) -> None:
+    """`sites` hospitals of `patients` phantoms each, with so many series each; the last one looks like none
+    of the others and is meant to be held out.
 
     The same arguments give the same files.
     """
     if not 2 <= sites <= 26:
         raise ConfigError(f"--sites {sites}: must be 2 to 26", code="bad-argument")
+    if not 1 <= series <= MAX_SERIES:
+        raise ConfigError(f"--series {series}: must be 1 to {MAX_SERIES}", code="bad-argument")
     with whole_folder(out) as staging:
         for number, appearance in enumerate(appearances_for(sites)):
             name = f"hospital-{chr(ord('a') + number)}"
             slices = write_site(
-                staging / name, name, appearance, patients=patients, seed=_derived(seed, name)
+                staging / name,
+                name,
+                appearance,
+                patients=patients,
+                seed=_derived(seed, name),
+                series=series,
             )
             say(f"{name}: {patients} patients, {slices} slices, {appearance.manufacturer}")
 
@@ -74,13 +86,14 @@ def appearances_for(sites: int) -> list[Appearance]:
     return [*chosen, outside]
 
 
-def write_site(folder: Path, name: str, appearance: Appearance, *, patients: int, seed: int) -> int:
+def write_site(
+    folder: Path, name: str, appearance: Appearance, *, patients: int, seed: int, series: int = 1
+) -> int:
     """One site folder: images, labels.csv, site.yaml and a site key. Returns the number of slices."""
     images = folder / "images"
     images.mkdir(parents=True)
-    rows = list(
-        write_patients(images, draw_patients(appearance, patients, seed), appearance, f"{name}/{seed}")
-    )
+    drawn = draw_patients(appearance, patients, seed, series=series)
+    rows = list(write_patients(images, drawn, appearance, f"{name}/{seed}"))
     finish_site(folder, name, rows, kind="synthetic", patients=patients, seed=seed)
     return len(rows)
 
@@ -95,7 +108,8 @@ def write_patients(
     """Write the slices of patients, whose numbers get `prefix`; gives their rows of labels.csv."""
     for slices in patients:
         for item in slices:
-            file = f"p{prefix}{item.patient:04d}_{item.position}.dcm"
+            place = f"{item.series}-{item.position}" if item.series else f"{item.position}"
+            file = f"p{prefix}{item.patient:04d}_{place}.dcm"
             _write_phantom(images / file, item, appearance, identity, f"PHANTOM-{prefix}{item.patient:04d}")
             labels = [str(item.labels.get(name, "")) for name in NAMES]
             severities = [f"{item.severities[name]:.2f}" if name in item.severities else "" for name in NAMES]
@@ -127,6 +141,8 @@ def _write_phantom(
     path: Path, item: PhantomSlice, appearance: Appearance, identity: str, patient_id: str
 ) -> None:
     patient = f"{identity}/{item.patient}"
+    series = f"{patient}/series-{item.series}" if item.series else f"{patient}/series"
+    sop = f"{series}/{item.position}" if item.series else f"{patient}/{item.position}"
     is_ct = item.modality == "CT"
     write_slice(
         path,
@@ -136,8 +152,8 @@ def _write_phantom(
             pixel_spacing_mm=item.pixel_spacing_mm,
             patient_id=patient_id,
             study_uid=make_uid(f"{patient}/study".encode()),
-            series_uid=make_uid(f"{patient}/series".encode()),
-            sop_uid=make_uid(f"{patient}/{item.position}".encode()),
+            series_uid=make_uid(series.encode()),
+            sop_uid=make_uid(sop.encode()),
             instance_number=item.position + 1,
             slice_position_mm=SLICE_SPACING_MM * item.position,
             slice_thickness_mm=SLICE_SPACING_MM,

@@ -1,8 +1,10 @@
 """Networks by name. To add one: a file here, a line in `MODELS`, a plan that uses it.
 
 Of a slice a network sees that slice alone, in training too: GroupNorm, nothing that the batch shares; `study`
-sees the slices of one study. The arguments that a plan may give are the keyword arguments of the entry; where
-they are words or truth values, no plan can ask for a network of another size than those written here.
+sees the slices of one study, and with `neighbours`, which every network of slices takes, a slice is seen with
+the one before and the one after it. The arguments that a plan may give are the keyword arguments of the
+entry; where they are words or truth values, no plan can ask for a network of another size than those written
+here.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Classifier(Protocol):
     head: nn.Linear
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 2, S, S) slices, or studies of them, to (B, F), what `head` takes."""
+        """(B, 2, S, S) slices, (B, 6, S, S) with neighbours, or studies, to (B, F), what `head` takes."""
         ...
 
 

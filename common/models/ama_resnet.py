@@ -18,6 +18,7 @@ from common.models.blocks import (
     ChannelGate,
     ConvUnit,
     basic_block,
+    channels_in,
     group_norm,
     residual_layers,
     residual_stem,
@@ -30,21 +31,21 @@ PYRAMID = 128
 
 
 class Patches(nn.Module):
-    """(B, 2, S, S) to (B, 64, S/4, S/4): one place a patch. A size that 4 does not divide is filled up with
-    zeros.
+    """(B, channels, S, S) to (B, 64, S/4, S/4): one place a patch. A size that 4 does not divide is filled up
+    with zeros.
 
     Args:
         how: `unshuffle` makes the pixels of a patch its channels and looks at 3×3 patches; `conv` is one
             convolution that strides from patch to patch.
     """
 
-    def __init__(self, how: Literal["unshuffle", "conv"]) -> None:
+    def __init__(self, how: Literal["unshuffle", "conv"], channels: int) -> None:
         super().__init__()
         self.unshuffle = nn.PixelUnshuffle(PATCH_PX) if how == "unshuffle" else nn.Identity()
         self.conv = (
-            nn.Conv2d(2 * PATCH_PX**2, 64, 3, padding=1, bias=False)
+            nn.Conv2d(channels * PATCH_PX**2, 64, 3, padding=1, bias=False)
             if how == "unshuffle"
-            else nn.Conv2d(2, 64, PATCH_PX, PATCH_PX, bias=False)
+            else nn.Conv2d(channels, 64, PATCH_PX, PATCH_PX, bias=False)
         )
         self.norm = group_norm(64)
 
@@ -84,9 +85,10 @@ class AMAResNet(nn.Module):
         patch: Literal["unshuffle", "conv", "none"] = "unshuffle",
         se: bool = True,
         pyramid: bool = True,
+        neighbours: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = residual_stem() if patch == "none" else Patches(patch)
+        self.stem = residual_stem(neighbours) if patch == "none" else Patches(patch, channels_in(neighbours))
         gate = ChannelGate if se else nn.Identity
         self.layers = nn.ModuleDict(residual_layers(basic_block, RESNET18, 1, gate))
         self.pyramid = Pyramid() if pyramid else None

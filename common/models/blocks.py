@@ -15,11 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.preprocess import CHANNELS
+
 GROUPS = 8
 """Of a GroupNorm, as in the default network; fewer where they do not divide the channels."""
 
 MakeLayer = Callable[[int], nn.Module]
 """Channels -> a layer that keeps them."""
+
+
+def channels_in(neighbours: bool) -> int:
+    """Channels of what a network sees: of a slice, or of it, the slice before and the slice after it."""
+    return 3 * CHANNELS if neighbours else CHANNELS
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -125,16 +132,16 @@ def residual_layers(
     return layers
 
 
-def residual_stem() -> nn.Sequential:
-    """7×7 convolution and maximum, each with stride 2: two channels in, 64 out, at a quarter of the size."""
-    return nn.Sequential(ConvUnit(2, 64, 7, 2), nn.MaxPool2d(3, 2, 1))
+def residual_stem(neighbours: bool = False) -> nn.Sequential:
+    """7×7 convolution and maximum, each with stride 2: 64 channels out, at a quarter of the size."""
+    return nn.Sequential(ConvUnit(channels_in(neighbours), 64, 7, 2), nn.MaxPool2d(3, 2, 1))
 
 
 class PooledClassifier(nn.Module):
     """Stages one after the other, the mean over places, a linear head.
 
     Args:
-        stages: (B, 2, S, S) slices to (B, width, ., .), by name.
+        stages: (B, channels, S, S) slices to (B, width, ., .), by name.
         width: channels of the last stage.
         artifacts: outputs.
     """

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from common.models.blocks import ConvUnit, PooledClassifier
+from common.models.blocks import ConvUnit, PooledClassifier, channels_in
 
 WIDTHS = (32, 64, 128, 256)
 
 
-def cnn_2d(artifacts: int) -> nn.Module:
+def cnn_2d(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """256 features, at a sixteenth of the size."""
     stages: dict[str, nn.Module] = {}
-    inputs = 2
+    inputs = channels_in(neighbours)
     for number, width in enumerate(WIDTHS):
         stages[f"stage{number + 1}"] = nn.Sequential(ConvUnit(inputs, width), nn.MaxPool2d(2))
         inputs = width

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from common.models.blocks import ConvUnit, PooledClassifier
+from common.models.blocks import ConvUnit, PooledClassifier, channels_in
 
 WIDTHS, COUNTS = (64, 128, 256, 512), (1, 2, 3, 1)
 
@@ -57,9 +57,9 @@ class _Maxima(nn.Module):
         return self.join(torch.cat(maps, 1))
 
 
-def csp(artifacts: int) -> nn.Module:
+def csp(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Four partial stages and the pooling of maxima, 512 features."""
-    stages: dict[str, nn.Module] = {"stem": _Unit(2, 32, 6, 2)}
+    stages: dict[str, nn.Module] = {"stem": _Unit(channels_in(neighbours), 32, 6, 2)}
     inputs = 32
     for number, (width, count) in enumerate(zip(WIDTHS, COUNTS, strict=True)):
         stages[f"stage{number + 1}"] = nn.Sequential(_Unit(inputs, width, 3, 2), _Partial(width, count))

@@ -37,9 +37,9 @@ class _DenseLayer(nn.Module):
         return torch.cat([x, self.grow(self.narrow(x))], 1)
 
 
-def densenet121(artifacts: int) -> nn.Module:
+def densenet121(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Four blocks of 58 layers together, 1024 features."""
-    stages: dict[str, nn.Module] = {"stem": residual_stem()}
+    stages: dict[str, nn.Module] = {"stem": residual_stem(neighbours)}
     width = 64
     for number, count in enumerate(COUNTS):
         if number:

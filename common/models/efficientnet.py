@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.models.blocks import ChannelGate, ConvUnit, PooledClassifier
+from common.models.blocks import ChannelGate, ConvUnit, PooledClassifier, channels_in
 
 STAGES = (
     (1, 16, 1, 1, 3),
@@ -45,9 +45,9 @@ class _Inverted(nn.Module):
         return x + self.body(x) if self.is_added else self.body(x)
 
 
-def efficientnet_b0(artifacts: int) -> nn.Module:
+def efficientnet_b0(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Sixteen inverted blocks, 1280 features."""
-    stages: dict[str, nn.Module] = {"stem": _Unit(2, 32, 3, 2)}
+    stages: dict[str, nn.Module] = {"stem": _Unit(channels_in(neighbours), 32, 3, 2)}
     inputs = 32
     for number, (expansion, width, count, stride, kernel) in enumerate(STAGES):
         blocks = []

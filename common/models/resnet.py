@@ -20,19 +20,19 @@ RESNET18, RESNET50 = (2, 2, 2, 2), (3, 4, 6, 3)
 """Blocks of the four layers."""
 
 
-def resnet18(artifacts: int) -> nn.Module:
+def resnet18(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Basic blocks, 512 features."""
-    stages = {"stem": residual_stem(), **residual_layers(basic_block, RESNET18, 1)}
+    stages = {"stem": residual_stem(neighbours), **residual_layers(basic_block, RESNET18, 1)}
     return PooledClassifier(stages, 512, artifacts)
 
 
-def resnet50(artifacts: int) -> nn.Module:
+def resnet50(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Bottleneck blocks, 2048 features."""
-    stages = {"stem": residual_stem(), **residual_layers(bottleneck_block, RESNET50, 4)}
+    stages = {"stem": residual_stem(neighbours), **residual_layers(bottleneck_block, RESNET50, 4)}
     return PooledClassifier(stages, 2048, artifacts)
 
 
-def se_resnet18(artifacts: int) -> nn.Module:
+def se_resnet18(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """ResNet-18 whose blocks gate their channels (Hu et al., CVPR 2018)."""
-    stages = {"stem": residual_stem(), **residual_layers(basic_block, RESNET18, 1, ChannelGate)}
+    stages = {"stem": residual_stem(neighbours), **residual_layers(basic_block, RESNET18, 1, ChannelGate)}
     return PooledClassifier(stages, 512, artifacts)

@@ -41,7 +41,9 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv(seen))
 
 
-def resnet50_attention(artifacts: int, *, channels: bool = True, places: bool = True) -> nn.Module:
+def resnet50_attention(
+    artifacts: int, *, channels: bool = True, places: bool = True, neighbours: bool = False
+) -> nn.Module:
     """ResNet-50 with attention in every block; each of the two kinds can be left out."""
 
     def attention(width: int) -> nn.Module:
@@ -49,4 +51,4 @@ def resnet50_attention(artifacts: int, *, channels: bool = True, places: bool = 
         return nn.Sequential(*chosen, *([SpatialAttention()] if places else []))
 
     layers = residual_layers(bottleneck_block, RESNET50, 4, attention)
-    return PooledClassifier({"stem": residual_stem(), **layers}, 2048, artifacts)
+    return PooledClassifier({"stem": residual_stem(neighbours), **layers}, 2048, artifacts)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.models.blocks import channels_in
+
 CHANNELS = (16, 32, 64, 96)
 FEATURES = 48
 """Width of the layer under the head: a private head pays noise for every one of these."""
@@ -48,10 +50,10 @@ class SmallCNN(nn.Module):
     that a head trained on few patients faces a well-conditioned problem.
     """
 
-    def __init__(self, artifacts: int) -> None:
+    def __init__(self, artifacts: int, *, neighbours: bool = False) -> None:
         super().__init__()
         c1, c2, c3, c4 = CHANNELS
-        self.stem: nn.Module = nn.Conv2d(2, c1, 5, 2, 2, bias=False)
+        self.stem: nn.Module = nn.Conv2d(channels_in(neighbours), c1, 5, 2, 2, bias=False)
         self.norm = nn.GroupNorm(8, c1)
         self.stage2 = _Block(c1, c2, 2)
         self.stage3 = _Block(c2, c3, 2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.models.blocks import channels_in
 from common.models.small_cnn import CHANNELS, SmallCNN
 from common.preprocess import SOFT_TISSUE_WINDOW_HU, WIDE_WINDOW_HU
 
@@ -22,8 +23,8 @@ def is_ct(x: Tensor) -> Tensor:
     """Which samples are CT, by their own channels: bool (B,).
 
     Args:
-        x: (B, 2, S, S) of `common.preprocess.to_channels`. A black MR slice, which has no spectrum, counts as
-            CT.
+        x: (B, channels, S, S), the first two those of `common.preprocess.to_channels`. A black MR slice,
+            which has no spectrum, counts as CT.
     """
     (low, high), (wide_low, wide_high) = SOFT_TISSUE_WINDOW_HU, WIDE_WINDOW_HU
     x = x.detach()
@@ -33,19 +34,19 @@ def is_ct(x: Tensor) -> Tensor:
 
 
 class TwoStems(nn.Module):
-    """(B, 2, S, S) slices to (B, c1, S/2, S/2): a convolution of its own for each modality."""
+    """(B, channels, S, S) slices to (B, c1, S/2, S/2): a convolution of its own for each modality."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.ct = nn.Conv2d(2, CHANNELS[0], 5, 2, 2, bias=False)
-        self.mr = nn.Conv2d(2, CHANNELS[0], 5, 2, 2, bias=False)
+        self.ct = nn.Conv2d(channels, CHANNELS[0], 5, 2, 2, bias=False)
+        self.mr = nn.Conv2d(channels, CHANNELS[0], 5, 2, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(is_ct(x)[:, None, None, None], self.ct(x), self.mr(x))
 
 
-def small_cnn_two_stems(artifacts: int) -> SmallCNN:
+def small_cnn_two_stems(artifacts: int, *, neighbours: bool = False) -> SmallCNN:
     """`SmallCNN` with `TwoStems` in the place of its stem."""
-    network = SmallCNN(artifacts)
-    network.stem = TwoStems()
+    network = SmallCNN(artifacts, neighbours=neighbours)
+    network.stem = TwoStems(channels_in(neighbours))
     return network

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from common.models.blocks import ConvUnit, PooledClassifier
+from common.models.blocks import ConvUnit, PooledClassifier, channels_in
 
 WIDTHS = (64, 128, 256, 512, 1024)
 
 
-def unet_encoder(artifacts: int) -> nn.Module:
+def unet_encoder(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Five levels of two convolutions, 1024 features, at a sixteenth of the size."""
     stages: dict[str, nn.Module] = {}
-    inputs = 2
+    inputs = channels_in(neighbours)
     for number, width in enumerate(WIDTHS):
         pool = [nn.MaxPool2d(2)] if number else []
         stages[f"level{number + 1}"] = nn.Sequential(*pool, ConvUnit(inputs, width), ConvUnit(width, width))

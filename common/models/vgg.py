@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from common.models.blocks import ConvUnit, PooledClassifier
+from common.models.blocks import ConvUnit, PooledClassifier, channels_in
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def _vgg(counts: tuple[int, ...], artifacts: int) -> nn.Module:
+def _vgg(counts: tuple[int, ...], artifacts: int, neighbours: bool) -> nn.Module:
     """`counts`: convolutions of each stage."""
     stages: dict[str, nn.Module] = {}
-    inputs = 2
+    inputs = channels_in(neighbours)
     for number, (count, width) in enumerate(zip(counts, WIDTHS, strict=True)):
         units = [ConvUnit(width if place else inputs, width) for place in range(count)]
         stages[f"stage{number + 1}"] = nn.Sequential(*units, nn.MaxPool2d(2))
@@ -24,11 +24,11 @@ def _vgg(counts: tuple[int, ...], artifacts: int) -> nn.Module:
     return PooledClassifier(stages, inputs, artifacts)
 
 
-def vgg16(artifacts: int) -> nn.Module:
+def vgg16(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Thirteen convolutions, 512 features."""
-    return _vgg((2, 2, 3, 3, 3), artifacts)
+    return _vgg((2, 2, 3, 3, 3), artifacts, neighbours)
 
 
-def vgg19(artifacts: int) -> nn.Module:
+def vgg19(artifacts: int, *, neighbours: bool = False) -> nn.Module:
     """Sixteen convolutions, 512 features."""
-    return _vgg((2, 2, 4, 4, 4), artifacts)
+    return _vgg((2, 2, 4, 4, 4), artifacts, neighbours)

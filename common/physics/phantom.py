@@ -38,6 +38,8 @@ Params = TypeVar("Params")
 
 SLICE_POSITIVE = 0.85
 """Chance that a slice of a positive patient shows the artifact; at least one always does."""
+SERIES_POSITIVE = 0.5
+"""Chance that one of several series of a positive patient shows it; at least one always does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class PhantomSlice:
     patient: int
     """0..patients - 1."""
     position: int
-    """Slice position within the patient."""
+    """Slice position within the series."""
     modality: Modality
     image: np.ndarray
     """float32 (rows, columns): HU for CT, non-negative arbitrary units for MR."""
@@ -56,10 +58,14 @@ class PhantomSlice:
     """Artifact -> 0 or 1, only those that can occur in this modality."""
     severities: dict[str, float]
     """Artifact -> 0..1, only where the label is 1."""
+    series: int = 0
+    """Number of the series within the patient."""
 
 
-def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[list[PhantomSlice]]:
-    """The 2-3 slices of each patient of one hospital.
+def draw_patients(
+    appearance: Appearance, patients: int, seed: int, *, series: int = 1
+) -> Iterator[list[PhantomSlice]]:
+    """The 2-3 slices of each patient of one hospital, in one series or in several of the same anatomy.
 
     Deterministic in (appearance, seed) on one machine; patient i does not depend on `patients`. Patients are
     CT or MR by the hospital's share. Each artifact of the modality is drawn independently with the hospital's
@@ -67,6 +73,8 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
     Args:
         patients: how many.
         seed: any non-negative integer.
+        series: of each patient, taken one after the other, with artifacts and noise of their own: an artifact
+            may be in some and not in others.
     Raises:
         ConfigError: a prevalence is missing.
     """
@@ -77,21 +85,30 @@ def draw_patients(appearance: Appearance, patients: int, seed: int) -> Iterator[
             code="bad-appearance",
         )
     for patient in range(patients):
-        yield draw_patient(appearance, patient, seed)
+        of_series = (_draw_series(appearance, patient, seed, number, series) for number in range(series))
+        yield [item for slices in of_series for item in slices]
 
 
 @one_thread()
 def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[PhantomSlice]:
     """The slices of one patient; see `draw_patients`."""
-    streams = np.random.SeedSequence([seed, patient, zlib.crc32(appearance.name.encode())]).generate_state(
-        5, np.uint64
-    )
-    who, body, look, physics, extra = (
-        torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in streams
-    )
+    return _draw_series(appearance, patient, seed, 0, 1)
+
+
+@one_thread()
+def _draw_series(appearance: Appearance, patient: int, seed: int, number: int, of: int) -> list[PhantomSlice]:
+    """The slices of series `number` of a patient who has `of`."""
+    identity = [seed, patient, zlib.crc32(appearance.name.encode())]
+    who, body, *_ = _generators(identity)
+    _, _, look, physics, extra = _generators(identity + [number] * (number > 0))
     modality: Modality = "CT" if uniform(who, 0, 1) < appearance.ct_share else "MR"
     slices = integer(who, 2, 3)
     severities = _draw_severities(appearance, modality, slices, who)
+    for values in severities.values():
+        always = integer(who, 0, of - 1)
+        shown = [uniform(who, 0, 1) < SERIES_POSITIVE or one == always for one in range(of)]
+        if not shown[number]:
+            values[:] = [0.0] * slices
     if modality == "CT":
         images, spacing = _ct_slices(appearance, severities, body, look, physics, extra)
     else:
@@ -108,9 +125,16 @@ def draw_patient(appearance: Appearance, patient: int, seed: int) -> list[Phanto
             severities={
                 name: values[position] for name, values in severities.items() if values[position] > 0
             },
+            series=number,
         )
         for position in range(slices)
     ]
+
+
+def _generators(identity: list[int]) -> list[torch.Generator]:
+    """Five streams of random numbers of whom `identity` names."""
+    states = np.random.SeedSequence(identity).generate_state(5, np.uint64)
+    return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
 def _draw_severities(

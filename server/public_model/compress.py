@@ -113,6 +113,12 @@ def compress(
             code="bad-argument",
             hint="--into NETWORK, or --prune of 0 to 1, or both; --epochs of at least 1",
         )
+    if plan.model.neighbours:
+        raise ConfigError(
+            "the run's network sees slices with their neighbours, and is asked here about single slices",
+            code="bad-argument",
+            hint="name a run without model.args.neighbours",
+        )
     held = public_set(plan.public_set, plan.image_size)
     learned = draw(PUBLIC_APPEARANCES, patients, SEED, plan.image_size)
     training = Training(

@@ -22,7 +22,7 @@ from common.physics.phantom import draw_patients
 from common.plan import Model, PublicSet
 from common.preprocess import normalize_image, to_stored
 from common.public_slices import Slices, load_slices
-from common.studies import Samples, samples_of, series_of_patients
+from common.studies import Samples, Series, decisions, samples_of, series_of_patients, studies_of_patients
 
 
 def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
@@ -61,16 +61,23 @@ def public_set(settings: PublicSet, size: int) -> Slices:
 
 
 def public_samples(slices: Slices, model: Model) -> Samples:
-    """A public set as the samples of a plan's network; a study is a patient's slices of one modality, in
-    their order, as a public set knows no series.
+    """A public set as the samples of a plan's network; where it knows no series, as phantoms, a patient's
+    slices of one modality are one, in their order.
     """
+
+    def series() -> Series:
+        if slices.series is None:
+            return series_of_patients(slices.patients, slices.modality)
+        study = studies_of_patients(slices.patients, slices.modality)
+        return Series(slices.series, np.arange(len(study)), study)
+
     return samples_of(
         model,
         slices.images,
         slices.modality,
         slices.labels,
         slices.patients,
-        lambda: series_of_patients(slices.patients, slices.modality),
+        series,
     )
 
 
@@ -78,9 +85,10 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
     """Mean loss a slice or study, and macro AUROC a patient."""
     import torch
 
-    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
+    rows = np.arange(len(samples.images))
+    logits = score(model, samples.images, samples.modality, rows)
     losses = loss(torch.from_numpy(logits), torch.from_numpy(samples.labels))
-    found = auroc(*per_patient(logits, samples.labels, samples.patients))
+    found = auroc(*per_patient(*decisions(logits, samples, rows)))
     defined = found[~np.isnan(found)]
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
 
@@ -89,5 +97,6 @@ def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
     """The bins in which sites count, float32 (artifacts, common.counts.EDGES): quantiles of the model's
     scores of public patients, with and without each artifact alike.
     """
-    logits = score(model, samples.images, samples.modality, np.arange(len(samples.images)))
-    return quantile_edges(patient_scores(logits, samples.labels, samples.patients))
+    rows = np.arange(len(samples.images))
+    logits = score(model, samples.images, samples.modality, rows)
+    return quantile_edges(patient_scores(*decisions(logits, samples, rows)))

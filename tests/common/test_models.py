@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from torch import nn
 
 from common.artifacts import MODALITIES, NAMES
 from common.device_slices import channels_of
-from common.errors import PlanError
+from common.errors import ConfigError, PlanError
+from common.model_file import load_model, save_model
 from common.models import MODELS, as_classifier, build, fresh
 from common.models.small_cnn_two_stems import is_ct
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.phantom import draw_patients
 from common.plan import parse_plan
 from common.preprocess import normalize_image, to_channels, to_stored
-from common.weights import digest, flatten
+from common.weights import digest, flatten, manifest_of, unflatten
 
 PUBLISHED = {
     # million parameters without the head of the publication, for three input channels
@@ -161,9 +163,11 @@ def test_each_modality_has_its_stem_and_the_rest_is_shared() -> None:
         ("ama_resnet", {"depth": 4}, "model.args.depth is unknown to ama_resnet", "patch, se, pyramid"),
         ("ama_resnet", {"se": 1}, "model.args.se = 1: must be true or false", "patch, se, pyramid"),
         ("ama_resnet", {"patch": "fold"}, "one of unshuffle, conv, none", "patch, se, pyramid"),
-        ("resnet18", {"artifacts": 7}, "model.args.artifacts is unknown to resnet18", "resnet18 has none"),
-        ("small_cnn", {"width": 9}, "model.args.width is unknown to small_cnn", "small_cnn has none"),
+        ("resnet18", {"artifacts": 7}, "model.args.artifacts is unknown to resnet18", "known: neighbours"),
+        ("small_cnn", {"width": 9}, "model.args.width is unknown to small_cnn", "known: neighbours"),
         ("study", {"slices": 5}, "model.args.slices = 5: must be one of 2, 4, 8, 16, 32", "slices"),
+        ("study", {"fusion": "sum"}, "one of none, mean, noisy_or, mean_features, max_features", "series"),
+        ("study", {"neighbours": True}, "model.args.neighbours is unknown to study", "slices"),
         ("study", {"slice_network": "study"}, "model.args.slice_network = 'study' is unknown", "resnet18"),
     ],
 )
@@ -208,3 +212,28 @@ def test_arguments_are_part_of_the_hash_where_there_are_some() -> None:
 def test_arguments_are_a_small_mapping_of_words_and_numbers(args: Any) -> None:
     with pytest.raises(PlanError, match=r"model\.args"):
         parse_plan({"name": "x", "model": {"args": args}})
+
+
+SLICE_NETWORKS = [name for name in MODELS if name != "study"]
+
+
+@pytest.mark.parametrize("name", SLICE_NETWORKS)
+def test_every_network_of_slices_takes_neighbours_and_begins_without_them(name: str, tmp_path: Path) -> None:
+    """Six channels, the slice's own first; weights of the network without neighbours are a start, from which
+    these count for nothing until they are trained.
+    """
+    alone, both = fresh(name, 0).eval(), fresh(name, 1, {"neighbours": True}).eval()
+    before, after = manifest_of(alone.state_dict()), manifest_of(both.state_dict())
+    assert before.names == after.names
+    generator = torch.Generator().manual_seed(1)
+    x, beside = torch.rand(2, 6, 32, 32, generator=generator), torch.rand(2, 4, 32, 32, generator=generator)
+    other = torch.cat([x[:, :2], beside], 1)
+    with torch.no_grad():
+        assert not torch.equal(both(x), both(other))
+        save_model(tmp_path / "alone", flatten(alone.state_dict()), before, {})
+        both.load_state_dict(unflatten(load_model(tmp_path / "alone", after), after))
+        torch.testing.assert_close(both(x), alone(x[:, :2]), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(both(other), both(x), rtol=0, atol=0)
+    save_model(tmp_path / "both", flatten(both.state_dict()), after, {})
+    with pytest.raises(ConfigError, match=r"is not what model\.name describes"):
+        load_model(tmp_path / "both", before)

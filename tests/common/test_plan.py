@@ -358,5 +358,8 @@ def test_a_network_of_studies_is_refused_what_is_made_of_single_slices(
     assert parse_plan({"name": "x", "model": study}).model.study_slices == 8
     assert parse_plan({"name": "x", "model": study | {"args": {"slices": 4}}}).model.study_slices == 4
     assert parse_plan({"name": "x"} | more).model.study_slices is None
-    with pytest.raises(PlanError, match=said):
-        parse_plan({"name": "x", "model": study} | more)
+    beside = {"initial": "random", "args": {"neighbours": True}}
+    assert parse_plan({"name": "x", "model": beside}).model.neighbours
+    for model in (study, beside):
+        with pytest.raises(PlanError, match=said):
+            parse_plan({"name": "x", "model": model} | more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,18 @@ def slices() -> Slices:
 def test_what_was_written_comes_back(tmp_path: Path) -> None:
     path, given = tmp_path / "x.safetensors", slices()
     found = load_slices(path, save_slices(path, given), SIDE)
+    assert found.series is None
     for name in ("images", "modality", "labels", "patients"):
         one, other = getattr(found, name), getattr(given, name)
         assert one.dtype == other.dtype
         assert np.array_equal(one, other, equal_nan=True)
+
+
+def test_series_come_back(tmp_path: Path) -> None:
+    series = np.array([4, 2, 9, 3])
+    found = load_slices(tmp_path / "x", save_slices(tmp_path / "x", replace(slices(), series=series)), SIDE)
+    assert found.series is not None
+    assert np.array_equal(found.series, series)
 
 
 def test_columns_of_a_version_with_other_artifacts_are_found_by_name(tmp_path: Path) -> None:
@@ -73,6 +82,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels of another length": ({"labels": slices().labels[:3]}, "`labels` is float32 (3, "),
     "an unknown modality": ({"modality": np.full(4, 9, np.int8)}, "`modality` holds unknown codes"),
     "a severity for a label": ({"labels": np.full((4, len(NAMES)), 0.5, np.float32)}, "other values than"),
+    "a series of two patients": ({"series": np.array([1, 1, 1, 2])}, "`series` has one of several patients"),
+    "series of another length": ({"series": np.zeros(3, np.int64)}, "`series` is int64 (3,)"),
     "one patient": ({"patients": ONE_PATIENT}, "nothing can be scored"),
 }
 

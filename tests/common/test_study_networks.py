@@ -126,3 +126,51 @@ def test_a_part_that_is_replaced_is_replaced_in_what_computes() -> None:
     other.add_module("neck", nn.Linear(320, as_classifier(other).head.in_features))
     with torch.no_grad():
         assert not torch.equal(other(x), one(x))
+
+
+FUSIONS = ("mean_features", "max_features")
+
+
+def several(count: int, slices: int, series: int, seed: int = 0) -> Tensor:
+    """Studies of `series` series of `slices` slices, in the places that the networks below have for four of
+    eight.
+    """
+    parts = [padded(studies(count, slices, seed + number), 8) for number in range(series)]
+    return padded(torch.cat(parts, 1), 32)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_features_of_series_are_pooled_and_those_that_are_not_there_change_nothing(
+    pooling: str, fusion: str
+) -> None:
+    one, fused = network(pooling), network(pooling, fusion=fusion)
+    fused.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        first, second = (as_classifier(one).features(studies(2, 3, seed)) for seed in (0, 1))
+        both = torch.stack([first, second], 1)
+        expected = both.mean(1) if fusion == "mean_features" else both.amax(1)
+        found = as_classifier(fused).features(several(2, 3, 2))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(fused(several(2, 3, 1)), one(studies(2, 3)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(fused(studies(2, 1)[:, 0]), one(studies(2, 1)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_series_that_are_not_there_change_no_gradient(pooling: str, fusion: str) -> None:
+    one, fused = network(pooling), network(pooling, fusion=fusion)
+    fused.load_state_dict(one.state_dict())
+
+    def gradients(given: nn.Module, x: Tensor) -> Tensor:
+        found = torch.autograd.grad(given(x).square().sum(), list(given.parameters()))
+        return torch.cat([part.flatten() for part in found])
+
+    found, expected = gradients(fused, several(3, 3, 1)), gradients(one, studies(3, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fusion_adds_no_tensor() -> None:
+    state = manifest_of(build("study", {"pooling": "max"}).state_dict())
+    for fusion in ("mean", "noisy_or", *FUSIONS):
+        assert manifest_of(build("study", {"pooling": "max", "fusion": fusion}).state_dict()) == state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from tests.helpers.site_agent import (
     train_task,
     update_of,
 )
+from tests.helpers.spies import spied
 
 SLICES = 4
 MODEL = {"name": "study", "args": {"pooling": "mean", "slices": SLICES}}
@@ -48,18 +48,6 @@ def network() -> torch.nn.Module:
     found = build("study", PLAN.model.args)
     found.load_state_dict(unflatten(BASE, manifest_of(found.state_dict())))
     return found
-
-
-def spied(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[tuple[Any, ...]]:
-    seen: list[tuple[Any, ...]] = []
-    real = getattr(where, name)
-
-    def spy(*args: Any, **more: Any) -> Any:
-        seen.append(args)
-        return real(*args, **more)
-
-    monkeypatch.setattr(where, name, spy)
-    return seen
 
 
 def test_a_private_head_is_trained_on_one_row_a_study_of_each_patient_alone(

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from client.data.cohort import load_cohort
+from client.data.studies import series_of_records
 from common.artifacts import INDEX
 from common.errors import ConfigError
 from common.losses import masked_bce
@@ -57,9 +58,12 @@ def test_it_holds_the_labelled_slices_and_no_name(
     cohort = load_cohort(site, size=SIZE)
     written = public_set_of(site, tmp_path / "public.safetensors", capsys, plan_file)
     found = load_slices(Path(written["file"]), written["sha256"], SIZE)
-    assert np.array_equal(found.images, cohort.images)
-    assert np.array_equal(found.labels, cohort.labels, equal_nan=True)
-    assert np.array_equal(found.patients, cohort.patients)
+    series, order, _ = series_of_records(cohort.records)
+    assert found.series is not None
+    assert np.array_equal(found.series, series[order])
+    assert np.array_equal(found.images, cohort.images[order])
+    assert np.array_equal(found.labels, cohort.labels[order], equal_nan=True)
+    assert np.array_equal(found.patients, cohort.patients[order])
     assert (written["slices"], written["patients"]) == (len(cohort.images), len(set(cohort.patients)))
     content = Path(written["file"]).read_bytes()
     for record in cohort.records:

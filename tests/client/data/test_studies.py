@@ -19,13 +19,13 @@ STUDY = Model(name="study", args={"slices": 4})
 
 
 def record(number: int, **facts: Any) -> Any:
-    known = {"patient": "p", "series": "s", "modality": "CT", "number": number, "frame": 0}
+    known = {"patient": "p", "study": "x", "series": "s", "modality": "CT", "number": number, "frame": 0}
     return SimpleNamespace(**(known | {"slice_position_mm": None, "instance_number": None} | facts))
 
 
 def in_order(*records: Any) -> list[list[int]]:
     """File numbers by series."""
-    series, order = series_of_records(records)
+    series, order, _ = series_of_records(records)
     assert sorted(order) == list(range(len(records)))
     return [[records[at].number for at in order if series[at] == one] for one in range(series.max() + 1)]
 
@@ -62,6 +62,21 @@ def test_patients_modalities_and_series_are_apart_and_a_slice_without_series_sta
         record(6),
     ]
     assert in_order(*records) == [[0, 6], [1], [2], [3], [4], [5]]
+
+
+def test_series_of_one_patient_study_and_modality_are_a_study() -> None:
+    records = [
+        record(0),
+        record(1, series="t"),
+        record(2, series="u", study="y"),
+        record(3, series="v", patient="q"),
+        record(4, series="w", modality="MR"),
+        record(5, series="z", study=""),
+        record(6, series="z", study=""),
+        record(7, series="", study=""),
+        record(8),
+    ]
+    assert series_of_records(records).study.tolist() == [0, 0, 1, 2, 3, 4, 4, 5, 0]
 
 
 def test_a_site_of_dicom_files_becomes_studies(data: Path) -> None:

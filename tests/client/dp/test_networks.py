@@ -19,6 +19,7 @@ from common.losses import BATCH_LOSSES, LOSSES, PerSampleLoss, masked_bce
 from common.models import MODELS, build, fresh
 from common.models.blocks import ConvUnit
 from common.preprocess import to_channels
+from common.studies import StudyImages, sample_channels, with_neighbours
 from common.trainable import trainable_names
 
 SIDE = 64
@@ -199,6 +200,16 @@ def test_engines_agree_on_studies_and_a_patient_changes_no_bit_of_another(
         assert not np.array_equal(after[CHANGED], before[engine][CHANGED])
 
 
+@pytest.mark.parametrize("fusion", ["mean_features", "max_features"])
+def test_engines_agree_on_series_of_studies_and_a_patient_changes_no_bit_of_another(fusion: str) -> None:
+    """A series of two places and one of one, which some studies do not have."""
+    network = network_of("study", "all", {"pooling": "attention", "fusion": fusion, "slices": 2})
+    before = assert_engines_agree(network, side=32, studies=True)
+    for engine in ENGINES:
+        after = gradients(engine, network, changed=CHANGED, side=32, studies=True)
+        np.testing.assert_array_equal(after[OTHERS], before[engine][OTHERS])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "args"), SWITCHES)
 def test_engines_agree_with_parts_switched_off(name: str, args: dict[str, Any]) -> None:
@@ -213,6 +224,45 @@ def test_no_network_with_any_loss_lets_a_patient_change_another(name: str, loss:
     network = network_of(name)
     for engine in ENGINES:
         assert not strays(engine, network, LOSSES[loss]), engine
+
+
+def neighbours_of(changed: int | None, series: list[int]) -> tuple[Examples, list[np.ndarray]]:
+    """The slices of three patients with their neighbours in `series`; with another patient in the place of
+    `changed`.
+    """
+    examples, slices = examples_of(changed)
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 2000, (sum(COUNTS), SIDE, SIDE)).astype(np.int16)
+    if changed is not None:
+        stored[slices[changed]] //= 3
+    images = StudyImages(
+        slices=stored,
+        modality=np.zeros(sum(COUNTS), np.int8),
+        rows=with_neighbours(np.array(series), np.arange(sum(COUNTS))),
+        is_stacked=True,
+    )
+    seen = Examples(
+        inputs=lambda rows: sample_channels(images, images.modality, rows), labels=examples.labels
+    )
+    return seen, slices
+
+
+def gradients_with_neighbours(engine: str, name: str, changed: int | None, series: list[int]) -> np.ndarray:
+    network = network_of(name, args={"neighbours": True})
+    examples, slices = neighbours_of(changed, series)
+    chunks = ENGINES[engine](
+        network, examples, slices, max_slices=max(COUNTS), rows_per_batch=ROWS, loss=masked_bce
+    )
+    return np.concatenate(list(chunks))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["small_cnn", "small_cnn_two_stems", "cnn_2d", "ama_resnet"])
+def test_a_patient_changes_no_bit_of_another_beside_their_neighbours(name: str, engine: str) -> None:
+    series = [0, 1, 1, 1, 2, 2]
+    before, after = (gradients_with_neighbours(engine, name, one, series) for one in (None, CHANGED))
+    np.testing.assert_array_equal(after[OTHERS], before[OTHERS])
+    assert not np.array_equal(after[CHANGED], before[CHANGED])
 
 
 # What the tests above must be able to see: each of these would void the guarantee.
@@ -285,6 +335,13 @@ class SlicesAsSamples(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.unit(x.nan_to_num().flatten(0, 1)).mean((2, 3))
         return self.head(features.reshape(len(x), STUDY_SLICES, -1).mean(1))
+
+
+def test_neighbours_across_patients_are_seen() -> None:
+    before, after = (
+        gradients_with_neighbours("patient_loop", "cnn_2d", one, [0] * 6) for one in (None, CHANGED)
+    )
+    assert not np.array_equal(after[OTHERS], before[OTHERS])
 
 
 def test_a_pooling_over_the_batch_is_seen() -> None:

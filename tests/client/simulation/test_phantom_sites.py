@@ -161,3 +161,15 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_site_yaml_is_plain_yaml(pair: Path) -> None:
     values = yaml.safe_load((pair / "hospital-a" / "site.yaml").read_text(encoding="utf-8"))
     assert list(values) == ["name", "kind", "cohort", "nominal_patients", "stand_in"]
+
+
+def test_patients_of_several_series_have_them_in_one_study(tmp_path: Path) -> None:
+    appearance = appearances_for(2)[0]
+    write_site(tmp_path / "hospital-a", "hospital-a", appearance, patients=3, seed=12, series=2)
+    headers = [pydicom.dcmread(path) for path in sorted((tmp_path / "hospital-a" / "images").iterdir())]
+    patients = {str(header.PatientID) for header in headers}
+    assert len(patients) == len({str(header.StudyInstanceUID) for header in headers}) == 3
+    assert len({str(header.SeriesInstanceUID) for header in headers}) == 6
+    assert len({str(header.SOPInstanceUID) for header in headers}) == len(headers)
+    with pytest.raises(ConfigError, match="--series 9: must be 1 to 4"):
+        write_consortium(tmp_path / "many", sites=2, patients=3, seed=1, say=lambda _: None, series=9)

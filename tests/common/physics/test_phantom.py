@@ -154,3 +154,30 @@ def test_the_hospital_that_is_never_seen_lies_outside_public_appearances() -> No
             assert high < public_low or public_high < low, (public.name, field)
         assert public.matrix != unseen.matrix
         assert not {"rician_noise", "low_dose"} & set(public.nuisances)  # they would reach its noise
+
+
+def test_several_series_show_the_same_anatomy_and_an_artifact_in_some_of_them() -> None:
+    appearance = small(SITE_APPEARANCES[1], ct_share=0.0, prevalence=dict.fromkeys(NAMES, 1.0))
+    patients = [by_series(slices) for slices in draw_patients(appearance, 6, seed=3, series=3)]
+    shown = np.array([[shows(series) for series in patient] for patient in patients])
+    assert shown.any(axis=1).all()  # every artifact of a patient is in one of the series ...
+    assert 0.2 < shown.mean() < 0.9  # ... and not in all
+    clean = replace(appearance, prevalence=dict.fromkeys(NAMES, 0.0), nuisances={})
+    first, second, _ = by_series(next(draw_patients(clean, 1, seed=3, series=3)))
+    (alone,) = by_series(next(draw_patients(clean, 1, seed=3)))
+    assert len(first) == len(second) == len(alone)
+    assert np.array_equal(first[0].image, alone[0].image)
+    assert not np.array_equal(first[0].image, second[0].image)  # another noise
+    body, other = (one[0].image > 0.1 * np.percentile(one[0].image, 99) for one in (first, second))
+    turned = [np.rot90(form, k) for form in (other, other.T) for k in range(4)]
+    assert max((body & form).sum() / (body | form).sum() for form in turned) > 0.8
+
+
+def by_series(slices: list[PhantomSlice]) -> list[list[PhantomSlice]]:
+    numbers = sorted({item.series for item in slices})
+    return [[item for item in slices if item.series == number] for number in numbers]
+
+
+def shows(series: list[PhantomSlice]) -> list[bool]:
+    """Of each artifact of the modality, whether a slice shows it."""
+    return [any(item.labels[name] for item in series) for name in sorted(series[0].labels)]
