@@ -61,7 +61,7 @@ check: $(STAMP)
 START ?= data/start
 LABELS ?=
 real-start: $(STAMP)
-	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 1000 --seed 616161 $(if $(LABELS),--labels $(LABELS))
+	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 2000 --seed 616161 $(if $(LABELS),--labels $(LABELS))
 	$(BIN)/fedqc data phantom $(START)-phantoms --public --patients 1000 --seed 616162
 	mv $(START)-phantoms/public $(START)/ && rmdir $(START)-phantoms
 	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start

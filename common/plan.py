@@ -111,7 +111,7 @@ class Model(StrictModel):
 
     name: str = "small_cnn"
     # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
-    initial: str = "package:small_cnn.safetensors"
+    initial: str = "package:small_cnn_real.safetensors"
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
 

@@ -406,7 +406,7 @@ def resolve_initial(reference: str, sha256: str | None) -> Path:
         raise ConfigError(
             f"model.initial = {reference!r}: no such file",
             code="no-initial-weights",
-            hint="use package:small_cnn_phantoms.safetensors, package:small_cnn_real.safetensors, an "
+            hint="use package:small_cnn_real.safetensors, package:small_cnn_phantoms.safetensors, an "
             "absolute path, or random",
         )
     if sha256 is not None:

@@ -79,5 +79,5 @@ def _refusal(code: str, reason: str) -> RefusedError:
         reason,
         code=code,
         public_reason=reason,
-        hint="start private arms from package:small_cnn.safetensors, or from a model of public data",
+        hint="start private arms from package:small_cnn_real.safetensors, or from a model of public data",
     )

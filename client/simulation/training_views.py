@@ -42,7 +42,7 @@ from common.progress_bar import Progress
 
 NAME = "people"
 """Of the site."""
-MAX_VIEWS, MAX_OF_SLICE = 20_000, 30
+MAX_VIEWS, MAX_OF_SLICE = 20_000, 100
 """Of a source, and of one of its slices."""
 STAND_IN = "images are views of a few public people, to train on, not to measure on"
 UNTOUCHED, TWO = 0.28, 0.12

@@ -4,7 +4,8 @@ Each shift moves one kind of appearance beyond the ranges of the public appearan
 weights err as they do at a hospital, and there is something to gain. A patient is drawn in every version:
 without artifact, and with each artifact of the modality alone. What private settings need of a rehearsal is
 what the head sees, so only features are kept. Those of the shipped starting weights come with the package
-(`python -m server.public_model.rehearsals` makes them again); for other weights they are computed.
+(`python -m server.public_model.rehearsals [START ...]` makes them again); for other weights they are
+computed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from common.physics.phantom import PhantomSlice, draw_patient
 from common.plan import Model
 from common.preprocess import normalize_image, to_stored
 from common.progress_bar import Progress, silent
-from common.weights import digest, manifest_of, unflatten
+from common.weights import digest, manifest_of, resolve_initial, unflatten
 
 _POSTURE: dict[str, Any] = {
     "mr_zoom": (0.4, 0.6),
@@ -89,7 +90,8 @@ FOLDS = 3
 SIZE = 128  # pixels
 SEED = 4711
 CLEAN = -1
-SHIPPED = Path(__file__).parent / "rehearsals_small_cnn.safetensors"
+STARTS = ("small_cnn_phantoms", "small_cnn_real")
+"""Shipped starting weights in common/models, each with its rehearsals beside this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +110,11 @@ def rehearsals_of(model: Model, initial: np.ndarray, *, progress: Progress = sil
     Args:
         initial: float32 (parameters,), the starting weights.
     """
-    if shipped_start() == digest(initial):
-        arrays = safetensors.numpy.load_file(SHIPPED)
-        return {shift: _rehearsal(arrays, shift) for shift in SHIFTS}
+    wanted = digest(initial)
+    for start in STARTS:
+        if rehearsed(start) == wanted:
+            arrays = safetensors.numpy.load_file(shipped(start))
+            return {shift: _rehearsal(arrays, shift) for shift in SHIFTS}
     found = {}
     for number, shift in enumerate(SHIFTS):
         progress("drawing rehearsals", number, len(SHIFTS))
@@ -119,11 +123,22 @@ def rehearsals_of(model: Model, initial: np.ndarray, *, progress: Progress = sil
     return found
 
 
-def shipped_start() -> str:
-    """The digest of the starting weights whose rehearsals the package has."""
-    with safe_open(SHIPPED, framework="numpy") as file:
-        start: str = file.metadata()["start"]
-    return start
+def shipped(start: str) -> Path:
+    """The file of a start's rehearsals."""
+    return Path(__file__).parent / f"rehearsals_{start}.safetensors"
+
+
+def weights_of(start: str) -> np.ndarray:
+    """Shipped starting weights of the default network, float32 (parameters,)."""
+    path = resolve_initial(f"package:{start}.safetensors", None)
+    return load_model(path, manifest_of(build(Model().name).state_dict()))
+
+
+def rehearsed(start: str) -> str:
+    """The digest of the weights that a start's shipped rehearsals were made with."""
+    with safe_open(shipped(start), framework="numpy") as file:
+        found: str = file.metadata()["start"]
+    return found
 
 
 def rehearse(shift: str, model: Model, initial: np.ndarray, patients: int = PATIENTS) -> Rehearsal:
@@ -193,26 +208,27 @@ def _to_arrays(shift: str, found: Rehearsal) -> dict[str, np.ndarray]:
 
 
 def main() -> int:
-    """Write the rehearsals of the shipped starting weights; with --check only say whether they are theirs."""
+    """Write the rehearsals of the shipped starting weights, or of those named; with --check only say whether
+    they are theirs.
+    """
     set_threads(1)
-    start = load_model(
-        Path("common/models/small_cnn_phantoms.safetensors"), manifest_of(build(Model().name).state_dict())
-    )
-    if "--check" in sys.argv:
-        if shipped_start() == digest(start):
-            return 0
-        print(
-            "common/models/small_cnn_phantoms.safetensors has changed: settings were rehearsed with other "
-            "weights; "
-            "run python -m server.public_model.rehearsals",
-            file=sys.stderr,
-        )
-        return 1
-    arrays: dict[str, np.ndarray] = {}
-    for shift in SHIFTS:
-        print(shift, file=sys.stderr)
-        arrays |= _to_arrays(shift, rehearse(shift, Model(), start))
-    write_bytes(SHIPPED, safetensors.numpy.save(arrays, {"start": digest(start)}))
+    names = [word for word in sys.argv[1:] if word != "--check"] or STARTS
+    for start in names:
+        weights = weights_of(start)
+        if "--check" in sys.argv:
+            if rehearsed(start) != digest(weights):
+                print(
+                    f"common/models/{start}.safetensors has changed: settings were rehearsed with other "
+                    f"weights; run python -m server.public_model.rehearsals {start}",
+                    file=sys.stderr,
+                )
+                return 1
+            continue
+        arrays: dict[str, np.ndarray] = {}
+        for shift in SHIFTS:
+            print(f"{start}: {shift}", file=sys.stderr)
+            arrays |= _to_arrays(shift, rehearse(shift, Model(), weights))
+        write_bytes(shipped(start), safetensors.numpy.save(arrays, {"start": digest(weights)}))
     return 0
 
 

@@ -12,15 +12,14 @@ from client.agent.tasks import Agent
 from client.pooled import PooledSites, pooled_sites
 from common.model_file import load_model
 from common.models import build
+from common.plan import Model
 from common.weights import manifest_of, resolve_initial
 from common.wire import DescribeTask, Refusal, SiteDescription, SiteUpdate, TrainTask
 from tests.helpers.consortium import TRAINING, settle, tiny_plan
 
 A, B, _ = TRAINING
 PLAN = tiny_plan(name="pooled", arms=["pooled"])
-BASE = load_model(
-    resolve_initial("package:small_cnn.safetensors", None), manifest_of(build("small_cnn").state_dict())
-)
+BASE = load_model(resolve_initial(Model().initial, None), manifest_of(build("small_cnn").state_dict()))
 
 
 def pooled(data: Path) -> PooledSites:

@@ -291,10 +291,17 @@ def test_whom_a_held_out_site_is_scored_on_is_hashed_where_it_is_not_everybody()
 
 
 def test_the_hash_of_a_plan_of_the_first_version_is_what_it_was() -> None:
-    assert (
-        parse_plan({"name": "demo", "privacy": {"epsilon": 8.0}}).sha256()
-        == "c356194172d90553f3e1edcef59396d21bfb6a4613c793e7703279e06a10811e"
-    )
+    values = {
+        "name": "demo",
+        "privacy": {"epsilon": 8.0},
+        "model": {"initial": "package:small_cnn.safetensors"},
+    }
+    assert parse_plan(values).sha256() == "c356194172d90553f3e1edcef59396d21bfb6a4613c793e7703279e06a10811e"
+
+
+def test_a_new_plan_starts_from_weights_that_have_seen_people() -> None:
+    model = parse_plan({"name": "new"}).model
+    assert (model.name, model.initial) == ("small_cnn", "package:small_cnn_real.safetensors")
 
 
 FILE = {"file": "/public.safetensors", "sha256": "a" * 64}

@@ -37,6 +37,7 @@ from common.enrolment import Request, write_request
 from common.errors import NetworkError
 from common.model_file import load_model
 from common.models import build
+from common.plan import Model
 from common.signing import Statement, load_key, public_text
 from common.weights import digest, encode_floats, encode_steps, manifest_of, resolve_initial
 from common.wire import (
@@ -78,7 +79,7 @@ POLICY = {
     "require_approval": False,  # so that what is refused is refused for what it is
 }
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
+BASE = load_model(resolve_initial(Model().initial, None), MANIFEST)
 HEAD = MANIFEST.part("head.")
 
 

@@ -15,7 +15,7 @@ from client.site.ledger import Ledger
 from client.site.site_ledger import open_ledger
 from common.model_file import load_model
 from common.models import build
-from common.plan import RunPlan
+from common.plan import Model, RunPlan
 from common.signing import new_key, public_text
 from common.weights import manifest_of, resolve_initial
 from common.wire import EvaluateTask, Refusal, SiteUpdate, TrainTask, WireMessage
@@ -41,7 +41,7 @@ def enrol(site: Path, coordinator: Ed25519PrivateKey = COORDINATOR) -> Ed25519Pr
 A, B, C = TRAINING
 MARKER = "MARKER-4711-Zhang-San"
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-BASE = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
+BASE = load_model(resolve_initial(Model().initial, None), MANIFEST)
 HEAD = MANIFEST.part("head.")
 
 

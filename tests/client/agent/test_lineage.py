@@ -160,7 +160,7 @@ def test_the_models_of_a_run_say_what_they_were_trained_on(consortium: Consortiu
     noised = read_lineage(folder.arm("federated_dp").model_path)
     assert shared is not None
     assert noised is not None
-    assert (shared.kinds, shared.private) == (("hospital", "synthetic"), False)
+    assert (shared.kinds, shared.private) == (("hospital", "public", "synthetic"), False)
     assert noised.private
     assert shared.ancestors == noised.ancestors
     assert read_lineage(folder.path / "model.safetensors") == noised

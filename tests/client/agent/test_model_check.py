@@ -17,6 +17,7 @@ from client.agent.tasks import Agent
 from common.errors import RefusedError, RunError
 from common.model_file import load_model, save_model
 from common.models import build
+from common.plan import Model
 from common.weights import (
     GRID,
     LIMIT,
@@ -34,7 +35,7 @@ from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 A = TRAINING[0]
 PLAN = tiny_plan(name="crafted", arms=["federated", "federated_dp"])
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-INITIAL = load_model(resolve_initial("package:small_cnn.safetensors", None), MANIFEST)
+INITIAL = load_model(resolve_initial(Model().initial, None), MANIFEST)
 HEAD, WHOLE = MANIFEST.part("head."), slice(0, MANIFEST.size)
 STEM = MANIFEST.part("stem.")
 FROZEN = slice(0, HEAD.start)
