@@ -585,24 +585,21 @@ def curve_figure(reading: Reading) -> Markup | None:
     return figures.curves(panels, reading.say("curves.alt"), reading.say("curves.round"))
 
 
-def curve_rows(reading: Reading) -> list[dict[str, Any]]:
-    """A row a round: loss and score of every model."""
-    recorded = reading.evaluation["curves"]
-    rounds = sorted({point["round"] for points in recorded.values() for point in points})
-    found = {model: {point["round"]: point for point in points} for model, points in recorded.items()}
-    missing = {"loss": None, "auroc": None}
+def curve_rows(reading: Reading) -> list[tuple[str, list[dict[str, str]]]]:
+    """Model -> a row a round: loss and score."""
     return [
-        {
-            "round": number,
-            "cells": [
-                [
-                    "–" if (value := found[model].get(number, missing)[quantity]) is None else score(value)
+        (
+            model,
+            [
+                {"round": str(point["round"])}
+                | {
+                    quantity: "–" if (value := point[quantity]) is None else score(value)
                     for quantity in ("loss", "auroc")
-                ]
-                for model in recorded
+                }
+                for point in points
             ],
-        }
-        for number in rounds
+        )
+        for model, points in reading.evaluation["curves"].items()
     ]
 
 

@@ -220,7 +220,7 @@ ENGLISH: dict[str, str] = {
     "at": "at {site}",
     # sites
     "sites.section": "Hospital by hospital",
-    "sites.figure": "Macro AUROC of each arm at each site, with 95 % intervals.",
+    "sites.figure": "Macro AUROC with 95 % intervals",
     "sites.figure.alt": (
         "Forest plot. For each site one row an arm: a marker at the macro AUROC and a line over its 95 % "
         "interval. The table below holds the same numbers."
