@@ -26,6 +26,10 @@ from common.arms import (
 from server.evaluation.report.numerals import Number, signed
 
 WIDTH = 1000
+PANEL, PHONE = 420, 350
+"""Widths in pixels of a chart beside others and of a telephone's page: a text of size 12 is legible."""
+LETTER = 0.56
+"""Mean width of a letter by its size, from above: to leave texts their room."""
 INK, MUTED, RULE, PAPER = "#1a1a1a", "#555555", "#d9d9d9", "#ffffff"
 
 
@@ -60,10 +64,23 @@ def _join(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
 
 
-def _svg(width: float, height: float, alt: str, parts: Iterable[Markup]) -> Markup:
+def _svg(width: float, height: float, alt: str, parts: Iterable[Markup], shown: str = "figure") -> Markup:
+    """`shown`: the figure's classes in page.css."""
     return Markup(
-        '<svg viewBox="0 0 {w:g} {h:g}" role="img" aria-label="{alt}" class="figure">{body}</svg>'
-    ).format(w=width, h=height, alt=alt, body=_join(parts))
+        '<svg viewBox="0 0 {w:g} {h:g}" role="img" aria-label="{alt}" class="{shown}">{body}</svg>'
+    ).format(w=width, h=height, alt=alt, shown=shown, body=_join(parts))
+
+
+def _room(text: str, size: float) -> float:
+    """Width of a text in pixels, from above."""
+    return sum(2 if ord(letter) > 0x2E80 else 1 for letter in text) * size * LETTER
+
+
+def _shortened(text: str, room: float, size: float) -> str:
+    """The text, or its beginning where it is wider than `room`."""
+    if _room(text, size) <= room:
+        return text
+    return text[: max(1, int(room / (size * LETTER)) - 1)] + "…"
 
 
 def _line(
@@ -169,43 +186,45 @@ class ForestGroup:
 
 def forest(groups: Sequence[ForestGroup], alt: str, axis: str) -> Markup:
     """Per group a heading, per row a marker on its interval; groups set `apart` stand below a rule on a
-    tinted ground.
+    tinted ground. The figure is there twice: one row a line, and for narrow pages words above the interval.
     """
-    left, right, row_height = 250.0, 770.0, 23.0
-    ends = [
-        end
-        for group in groups
-        for row in group.rows
-        for end in (row.value, row.low, row.high)
-        if end is not None
-    ]
+    return _join([_forest(groups, alt, axis, width=width) for width in (WIDTH, PHONE)])
+
+
+def _forest(groups: Sequence[ForestGroup], alt: str, axis: str, *, width: int) -> Markup:
+    rows = [row for group in groups for row in group.rows]
+    narrow = width < WIDTH
+    left, right, row_height, indent = 12.0, width - 12.0, 40.0, 30.0
+    if not narrow:
+        indent, row_height = 40.0, 23.0
+        left = max(250.0, indent + 12 + max((_room(row.label, 13) for row in rows), default=0.0))
+        right = width - max(230.0, 32 + max((_room(row.text, 13) for row in rows), default=0.0))
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
     low = max(0.0, min(0.5, math.floor(min(ends, default=0.5) * 10) / 10))
 
     def x(value: float) -> float:
         return left + (min(max(value, low), 1.0) - low) / (1 - low) * (right - left)
 
+    grounds: list[Markup] = []
     parts: list[Markup] = []
     y, top = 8.0, 8.0
     for group in groups:
-        if group.apart:
-            y += 8
-            height = row_height * (len(group.rows) + 1) + 12
-            parts.append(
-                Markup(
-                    '<rect x="0" y="{:.1f}" width="{}" height="{:.1f}" fill="#eef4fa" stroke="#0063a3" '
-                    'stroke-width="1"/>'
-                ).format(y, WIDTH, height)
-            )
-            y += 3
-        y += row_height
-        parts.append(_text(10, y - 5, group.title, bold=True, size=14))
-        parts.append(_text(WIDTH - 10, y - 5, group.note, anchor="end", colour=MUTED, size=12))
+        beside = not narrow or _room(group.title, 14) + _room(group.note, 12) < width - 30
+        start = y + 8
+        y += (11 if group.apart else 0) + row_height * (0.7 if narrow else 1)
+        parts.append(_text(10, y - 5, _shortened(group.title, width - 20, 14), bold=True, size=14))
+        if not beside:
+            y += 17
+        at, anchor = (width - 10, "end") if beside else (10, "start")
+        parts.append(_text(at, y - 5, group.note, anchor=anchor, colour=MUTED, size=12))
         for row in group.rows:
-            y += row_height
+            fits = indent + _room(row.label, 13) + _room(row.text, 13) < width - 20
+            y += row_height + (0 if fits or not narrow else 16)
             style, middle = style_of(row.arm), y - 9
+            words = middle - (15 if fits else 31) if narrow else middle + 4.5
             parts.append(_line(left, middle, right, middle, "#eeeeee"))
-            parts.append(_marker(24, middle, style))
-            parts.append(_text(40, middle + 4.5, row.label))
+            parts.append(_marker(18 if narrow else 24, words - 4.5, style))
+            parts.append(_text(indent, words, _shortened(row.label, width - indent - 6, 13)))
             if row.low is not None and row.high is not None:
                 parts.append(_line(x(row.low), middle, x(row.high), middle, style.colour, 2.4))
                 parts += [
@@ -214,23 +233,40 @@ def forest(groups: Sequence[ForestGroup], alt: str, axis: str) -> Markup:
                 ]
             if row.value is not None:
                 parts.append(_marker(x(row.value), middle, style, 5.5))
-            parts.append(
-                _text(right + 20, middle + 4.5, row.text, colour=INK if row.value is not None else MUTED)
+            colour = INK if row.value is not None else MUTED
+            if not narrow:
+                parts.append(_text(right + 20, words, row.text, colour=colour))
+            elif fits:
+                parts.append(_text(width - 10, words, row.text, colour=colour, anchor="end"))
+            else:
+                parts.append(_text(indent, words + 16, row.text, colour=colour))
+        if group.apart:
+            grounds.append(
+                Markup(
+                    '<rect x="0" y="{:.1f}" width="{}" height="{:.1f}" fill="#eef4fa" stroke="#0063a3" '
+                    'stroke-width="1"/>'
+                ).format(start, width, y + 4 - start)
             )
         y += 9
     bottom = y + 2
+    marks = ticks(low, 1.0)
     grid = [
         _line(x(tick), top, x(tick), bottom, MUTED if tick == 0.5 else RULE, 1, "4 3" if tick == 0.5 else "")
-        for tick in ticks(low, 1.0)
+        for tick in marks
     ]
     labels = [
-        _text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", size=12, colour=MUTED)
-        for tick in ticks(low, 1.0)
+        _text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", size=12, colour=MUTED) for tick in marks
     ]
-    caption = _text((left + right) / 2, bottom + 34, axis, anchor="middle", size=12, colour=MUTED)
-    tinted = [part for part in parts if part.startswith("<rect")]
-    rest = [part for part in parts if not part.startswith("<rect")]
-    return _svg(WIDTH, bottom + 42, alt, [*tinted, *grid, *rest, *labels, caption])
+    caption = _text(
+        (left + right) / 2,
+        bottom + 34,
+        _shortened(axis, width - 4, 12),
+        anchor="middle",
+        size=12,
+        colour=MUTED,
+    )
+    shown = "figure on-narrow" if narrow else "figure on-wide"
+    return _svg(width, bottom + 42, alt, [*grounds, *grid, *parts, *labels, caption], shown)
 
 
 # differences
@@ -280,46 +316,34 @@ class RocPanel:
 
 
 def roc(panels: Sequence[RocPanel], alt: str) -> Markup:
-    """Square panels side by side."""
-    gap, head, foot = 22.0, 40.0, 22.0
-    side = (WIDTH - gap * (len(panels) + 1)) / len(panels)
-    parts: list[Markup] = []
-    for number, panel in enumerate(panels):
-        left = gap + number * (side + gap)
-        parts.append(_text(left, 15, panel.title, bold=True))
-        parts.append(_text(left, 32, panel.note, size=11.5, colour=MUTED))
+    """Square panels, one figure each: as many side by side as the page has room for."""
+    return _join([_roc_panel(panel, f"{alt} {panel.title}") for panel in panels])
+
+
+def _roc_panel(panel: RocPanel, alt: str) -> Markup:
+    left, head, side, foot = 24.0, 40.0, 170.0, 22.0
+    width = left + side + 6
+    parts = [
+        _text(0, 15, _shortened(panel.title, width, 13), bold=True),
+        _text(0, 32, _shortened(panel.note, width, 12), size=12, colour=MUTED),
+        Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}" stroke="{}"/>').format(
+            left, head, side, side, PAPER if panel.lines else "#f3f3f3", "#9a9a9a"
+        ),
+    ]
+    if not panel.lines:
         parts.append(
-            Markup(
-                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}" stroke="{}"/>'
-            ).format(left, head, side, side, PAPER if panel.lines else "#f3f3f3", "#9a9a9a")
+            _text(left + side / 2, head + side / 2 + 5, panel.missing, anchor="middle", colour=MUTED)
         )
-        if not panel.lines:
-            parts.append(
-                _text(left + side / 2, head + side / 2 + 5, panel.missing, anchor="middle", colour=MUTED)
-            )
-            continue
-        parts.append(_line(left, head + side, left + side, head, "#b0b0b0", 1, "4 3"))
-        for line in panel.lines:
-            points = [(left + fpr * side, head + (1 - tpr) * side) for fpr, tpr in line.points]
-            parts.append(
-                _polyline(points, style_of(line.model), 1.3 if "/" in line.model else 1.9, line.label)
-            )
-        for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-            parts.append(
-                _text(left + tick * side, head + side + 14, f"{tick:g}", anchor=anchor, size=11, colour=MUTED)
-            )
-        for tick in (0.0, 0.5, 1.0):
-            parts.append(
-                _text(
-                    left - 3,
-                    head + (1 - tick) * side + (9 if tick == 1.0 else 0),
-                    f"{tick:g}",
-                    anchor="end",
-                    size=11,
-                    colour=MUTED,
-                )
-            )
-    return _svg(WIDTH, head + side + foot, alt, parts)
+        return _svg(width, head + side + foot, alt, parts)
+    parts.append(_line(left, head + side, left + side, head, "#b0b0b0", 1, "4 3"))
+    for line in panel.lines:
+        points = [(left + fpr * side, head + (1 - tpr) * side) for fpr, tpr in line.points]
+        parts.append(_polyline(points, style_of(line.model), 1.3 if "/" in line.model else 1.9, line.label))
+    for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        below, beside = head + side + 15, head + (1 - tick) * side + (9 if tick == 1.0 else 4 * (tick > 0))
+        parts.append(_text(left + tick * side, below, f"{tick:g}", anchor=anchor, size=12, colour=MUTED))
+        parts.append(_text(left - 4, beside, f"{tick:g}", anchor="end", size=12, colour=MUTED))
+    return _svg(width, head + side + foot, alt, parts)
 
 
 # curves
@@ -333,62 +357,53 @@ class Curve:
 
 
 def curves(panels: Sequence[tuple[str, Sequence[Curve]]], alt: str, axis: str) -> Markup:
-    """Line charts side by side, each line named at its end."""
-    head, foot, plot, margin, names = 26.0, 40.0, 250.0, 46.0, 150.0
-    share = WIDTH / len(panels)
-    parts: list[Markup] = []
-    for number, (title, lines) in enumerate(panels):
-        left, right = number * share + margin, (number + 1) * share - names
-        values = [value for line in lines for _, value in line.points]
-        parts.append(_text(left, 15, title, bold=True))
-        if not values:
-            continue
-        spread = (max(values) - min(values)) or 0.1
-        low, high = min(values) - 0.06 * spread, max(values) + 0.06 * spread
-        last = max(at for line in lines for at, _ in line.points) or 1
+    """Line charts, one figure each, each line named at its end."""
+    return _join([_chart(title, lines, f"{alt} {title}", axis) for title, lines in panels])
 
-        def x(at: float, left: float = left, right: float = right, last: int = last) -> float:
-            return left + at / last * (right - left)
 
-        def y(value: float, low: float = low, high: float = high) -> float:
-            return head + (high - value) / (high - low) * plot
+def _chart(title: str, lines: Sequence[Curve], alt: str, axis: str) -> Markup:
+    head, foot, plot, margin = 26.0, 40.0, 250.0, 46.0
+    names = min(PANEL / 2.4, 20 + max((_room(line.label, 12) for line in lines), default=0.0))
+    left, right = margin, PANEL - names
+    parts = [_text(left, 15, title, bold=True)]
+    values = [value for line in lines for _, value in line.points]
+    if not values:
+        return _svg(PANEL, head + plot + foot, alt, parts)
+    spread = (max(values) - min(values)) or 0.1
+    low, high = min(values) - 0.06 * spread, max(values) + 0.06 * spread
+    last = max(at for line in lines for at, _ in line.points) or 1
 
-        for tick in ticks(low, high):
-            parts.append(_line(left, y(tick), right, y(tick), RULE))
-            parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", size=11.5, colour=MUTED))
-        for tick in ticks(0, last, 8):
-            if tick == int(tick):
-                parts.append(
-                    _text(x(tick), head + plot + 17, f"{tick:g}", anchor="middle", size=11.5, colour=MUTED)
-                )
-        parts.append(
-            _text((left + right) / 2, head + plot + 34, axis, anchor="middle", size=12, colour=MUTED)
-        )
-        for line in lines:
-            style = style_of(line.model)
+    def x(at: float) -> float:
+        return left + at / last * (right - left)
+
+    def y(value: float) -> float:
+        return head + (high - value) / (high - low) * plot
+
+    for tick in ticks(low, high):
+        parts.append(_line(left, y(tick), right, y(tick), RULE))
+        parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", size=12, colour=MUTED))
+    for tick in ticks(0, last, 8):
+        if tick == int(tick):
             parts.append(
-                _polyline(
-                    [(x(at), y(value)) for at, value in line.points],
-                    style,
-                    1.5 if "/" in line.model else 2.2,
-                    line.label,
-                )
+                _text(x(tick), head + plot + 17, f"{tick:g}", anchor="middle", size=12, colour=MUTED)
             )
-            parts += [
-                _marker(x(at), y(value), style, 3) for at, value in line.points if len(line.points) <= 25
-            ]
-        ends = sorted(
-            ((y(line.points[-1][1]), line) for line in lines if line.points), key=lambda end: end[0]
-        )
-        placed: list[float] = []
-        for wanted, _ in ends:
-            placed.append(max(wanted, placed[-1] + 14) if placed else wanted)
-        over = max(0.0, placed[-1] - (head + plot)) if placed else 0.0
-        for (wanted, line), at in zip(ends, placed, strict=True):
-            colour = style_of(line.model).colour
-            parts.append(_line(x(line.points[-1][0]) + 4, wanted, right + 12, at - over, colour, 0.8))
-            parts.append(_text(right + 15, at - over + 4, line.label, size=11.5, colour=colour))
-    return _svg(WIDTH, head + plot + foot, alt, parts)
+    parts.append(_text((left + right) / 2, head + plot + 34, axis, anchor="middle", size=12, colour=MUTED))
+    for line in lines:
+        style = style_of(line.model)
+        places = [(x(at), y(value)) for at, value in line.points]
+        parts.append(_polyline(places, style, 1.5 if "/" in line.model else 2.2, line.label))
+        parts += [_marker(*place, style, 3) for place in places if len(places) <= 25]
+    ends = sorted(((y(line.points[-1][1]), line) for line in lines if line.points), key=lambda end: end[0])
+    placed: list[float] = []
+    for wanted, _ in ends:
+        placed.append(max(wanted, placed[-1] + 14) if placed else wanted)
+    over = max(0.0, placed[-1] - (head + plot))
+    for (wanted, line), at in zip(ends, placed, strict=True):
+        colour = style_of(line.model).colour
+        parts.append(_line(x(line.points[-1][0]) + 4, wanted, right + 12, at - over, colour, 0.8))
+        label = _shortened(line.label, names - 16, 12)
+        parts.append(_text(right + 15, at - over + 4, label, size=12, colour=colour))
+    return _svg(PANEL, head + plot + foot, alt, parts)
 
 
 # the choice of settings
@@ -402,8 +417,6 @@ SERIES = (
     Style(colour="#8a6d00", marker="triangle", dash="2 2"),
 )
 """Lines that are no arms, in their order."""
-NARROW = 560
-"""Width of a figure that is not shown across the whole page, so that a telephone leaves its text legible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,7 +438,7 @@ def gains_by_rate(lines: Sequence[GainLine], *, chosen: tuple[float, float], wor
     """Gain over the logarithm of the rate, the chosen point in a ring. Losses larger than the best gain are
     drawn at the lower edge: they would flatten all else.
     """
-    left, right, top, height = 52.0, NARROW - 16.0, 26.0, 260.0
+    left, right, top, height = 52.0, PANEL - 16.0, 26.0, 260.0
     points = [chosen, *(point for line in lines for point in line.points)]
     exponents = [math.log10(rate) for rate, _ in points]
     first, last = min(exponents), max(exponents)
@@ -445,8 +458,14 @@ def gains_by_rate(lines: Sequence[GainLine], *, chosen: tuple[float, float], wor
         colour, dash = (MUTED, "4 3") if tick == 0 else (RULE, "")
         parts.append(_line(left, y(tick), right, y(tick), colour, 1, dash))
         parts.append(_text(left - 6, y(tick) + 4, signed(tick), anchor="end", size=12, colour=MUTED))
+    free = 0.0
     for rate in sorted({rate for rate, _ in points}):
-        parts.append(_text(x(rate), top + height + 17, f"{rate:g}", anchor="middle", size=12, colour=MUTED))
+        half = _room(f"{rate:g}", 12) / 2
+        if x(rate) - half >= free:
+            parts.append(
+                _text(x(rate), top + height + 17, f"{rate:g}", anchor="middle", size=12, colour=MUTED)
+            )
+            free = x(rate) + half + 4
     middle = (left + right) / 2
     parts.append(_text(middle, top + height + 37, words.rate, anchor="middle", size=13, colour=MUTED))
     for line in lines:
@@ -460,9 +479,7 @@ def gains_by_rate(lines: Sequence[GainLine], *, chosen: tuple[float, float], wor
         )
     )
     parts.append(_text(at[0], at[1] - ring - 5, words.chosen, anchor="middle", bold=True))
-    return Markup(
-        '<svg viewBox="0 0 {w:g} {h:g}" role="img" aria-label="{alt}" class="figure narrow">{body}</svg>'
-    ).format(w=NARROW, h=top + height + 44, alt=words.alt, body=_join(parts))
+    return _svg(PANEL, top + height + 44, words.alt, parts)
 
 
 # heat map

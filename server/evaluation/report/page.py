@@ -41,6 +41,7 @@ class Cell:
     shade: str = ""
     own: bool = False
     alarm: bool = False
+    crowded: bool = False
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -109,6 +110,7 @@ def render(
         settings=settings(plan, say),
         artifacts=ARTIFACTS,
         names=NAMES,
+        crowded_cells=listing([f"{title(artifact)} / {site}" for site, artifact in reading.crowded]),
         places=PLACES,
         title=title,
         with_modality=with_modality,
@@ -285,12 +287,14 @@ def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cel
         empty = not found["n_pos"] and not found["n_neg"]
         return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
     alarm = (site, model, artifact) in reading.below_chance
+    crowded = bool(found.get("crowded"))
     return Cell(
         text=score(found["auroc"]),
         interval=interval(reading, found["low"], found["high"]),
-        note=reading.say("swapped") if alarm else "",
-        shade=figures.shade(found["auroc"]),
+        note=reading.say("swapped") if alarm else reading.say("crowded") if crowded else "",
+        shade="" if crowded else figures.shade(found["auroc"]),
         alarm=alarm,
+        crowded=crowded,
     )
 
 
@@ -585,24 +589,21 @@ def curve_figure(reading: Reading) -> Markup | None:
     return figures.curves(panels, reading.say("curves.alt"), reading.say("curves.round"))
 
 
-def curve_rows(reading: Reading) -> list[dict[str, Any]]:
-    """A row a round: loss and score of every model."""
-    recorded = reading.evaluation["curves"]
-    rounds = sorted({point["round"] for points in recorded.values() for point in points})
-    found = {model: {point["round"]: point for point in points} for model, points in recorded.items()}
-    missing = {"loss": None, "auroc": None}
+def curve_rows(reading: Reading) -> list[tuple[str, list[dict[str, str]]]]:
+    """Model -> a row a round: loss and score."""
     return [
-        {
-            "round": number,
-            "cells": [
-                [
-                    "–" if (value := found[model].get(number, missing)[quantity]) is None else score(value)
+        (
+            model,
+            [
+                {"round": str(point["round"])}
+                | {
+                    quantity: "–" if (value := point[quantity]) is None else score(value)
                     for quantity in ("loss", "auroc")
-                ]
-                for model in recorded
+                }
+                for point in points
             ],
-        }
-        for number in rounds
+        )
+        for model, points in reading.evaluation["curves"].items()
     ]
 
 

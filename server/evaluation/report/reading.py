@@ -194,6 +194,31 @@ class Reading:
         return self.say("missing.not_estimable")
 
     @cached_property
+    def crowded(self) -> list[tuple[str, str]]:
+        """Sites and artifacts whose coarse bins hold more than a fifth of a class in one, for some model."""
+        found = {
+            (site, artifact): None
+            for at_sites in self.evaluation["matrix"].values()
+            for site, rows in at_sites.items()
+            for artifact, row in rows.items()
+            if row.get("crowded")
+        }
+        return list(found)
+
+    def unit_notes(self) -> list[str]:
+        """What has one score, a patient or a study, by site; a site that did not say is not named."""
+        units: dict[str, list[str]] = {}
+        for site in self.sites:
+            if unit := site.get("unit"):
+                units.setdefault(unit, []).append(self.name(site["site"]))
+        return [
+            self.say(
+                f"unit.{unit}" if f"unit.{unit}" in ENGLISH else "unit.other", sites=listing(at), unit=unit
+            )
+            for unit, at in units.items()
+        ]
+
+    @cached_property
     def below_chance(self) -> frozenset[tuple[str, str, str]]:
         """(site, model, artifact) of the AUROCs significantly below 0.5."""
         rows = self.evaluation["below_chance"]

@@ -144,8 +144,8 @@ ENGLISH: dict[str, str] = {
     "headline.worse": "worse than {others}",
     "headline.unclear": "not distinguishable from {others}",
     "headline.one_site": (
-        "One site was held out. The interval covers that site's test patients, not how much unseen "
-        "hospitals differ from each other."
+        "One site was held out. The interval covers that site's test patients; one hospital says nothing "
+        "about the next one. Holding out each in turn does: fedqc simulate --leave-one-site-out."
     ),
     "headline.few_sites": (
         "{count} sites were held out. The interval covers their test patients, not how much unseen "
@@ -170,6 +170,14 @@ ENGLISH: dict[str, str] = {
         "patients with and two without. In none of them: {missing}."
     ),
     "swapped": "labels swapped?",
+    "crowded": "coarse bins",
+    "crowded.why": (
+        "Grey: the site sent its scores in coarse bins, and one of them holds more than a fifth of a class: "
+        "{cells}. Such an AUROC, and a mean that contains it, says little."
+    ),
+    "unit.patient": "Unit: one score a patient at {sites}.",
+    "unit.study": "Unit: one score a study at {sites}; a person with several studies counts several times.",
+    "unit.other": "Unit: one score a {unit} at {sites}.",
     "worst.if_equal": "{count} equal sites: {value}",
     "common.caption": (
         "The same on {artifacts}, which every site can estimate. In the table above places average different "
@@ -220,7 +228,7 @@ ENGLISH: dict[str, str] = {
     "at": "at {site}",
     # sites
     "sites.section": "Hospital by hospital",
-    "sites.figure": "Macro AUROC of each arm at each site, with 95 % intervals.",
+    "sites.figure": "Macro AUROC with 95 % intervals",
     "sites.figure.alt": (
         "Forest plot. For each site one row an arm: a marker at the macro AUROC and a line over its 95 % "
         "interval. The table below holds the same numbers."

@@ -379,6 +379,7 @@ def test_every_sentence_is_used(page):
         "column.",
         "status.",
         "curves.",
+        "unit.",
     )
     unused = [key for key in ENGLISH if key not in code and not key.startswith(built)]
     assert unused == []
@@ -532,3 +533,37 @@ def test_what_is_not_in_the_scores_is_counted_and_named(page):
 
 def test_that_a_patient_may_be_at_two_hospitals_is_said(page):
     assert "Whether the same patient was seen at two hospitals: not checked." in text_of(page)
+
+
+def test_a_cell_of_crowded_coarse_bins_is_grey_and_the_page_says_why(whole, page):
+    values = copy.deepcopy(whole)
+    values["matrix"]["federated"]["dune"]["motion"]["crowded"] = True
+    found = render(values, MANIFEST, PLAN)
+    for part in ("matrix", "roc"):  # the matrix of the artifact, and the table of the held-out site
+        (cell,) = re.findall(r'<td class="score [^"]*crowded"[^>]*>.*?</td>', section(found, part))
+        assert "coarse bins" in cell
+        assert "style=" not in cell
+        assert "one of them holds more than a fifth of a class" in text_of(section(found, part))
+        assert "motion / dune" in text_of(section(found, part))
+    assert "holds more than a fifth" not in page
+
+
+def test_the_unit_of_a_score_is_named_by_site(whole, page):
+    values = copy.deepcopy(whole)
+    for site in values["sites"]:
+        site["unit"] = "study" if site["site"] == "dune" else "patient"
+    found = render(values, MANIFEST, PLAN)
+    for part in ("headline", "sites"):
+        text = text_of(section(found, part))
+        assert "one score a patient at alder †, birch † and cedar †." in text
+        assert "one score a study at dune †; a person with several studies counts several times." in text
+    assert "Unit:" not in page  # sites that did not say
+
+
+def test_one_held_out_hospital_is_said_to_say_nothing_about_the_next(whole):
+    def said(values: dict[str, Any]) -> str:
+        return " ".join(findings.remarks(Reading(values, SAY)))
+
+    assert "one hospital says nothing about the next one" in said(whole)
+    assert "--leave-one-site-out" in said(whole)
+    assert "--leave-one-site-out" not in said(evaluation_of(held_out=("dune", "elm")))

@@ -104,7 +104,7 @@ def test_a_line_a_number_of_steps_and_the_choice_in_a_ring(shown: str) -> None:
 
 
 def test_a_large_loss_stays_inside_the_figure(shown: str) -> None:
-    height = float(re.search(r'viewBox="0 0 560 ([\d.]+)"', shown)[1])  # type: ignore[index]
+    height = float(re.search(r'viewBox="0 0 420 ([\d.]+)"', shown)[1])  # type: ignore[index]
     places = re.findall(r"[\d.]+,([\d.]+)", " ".join(re.findall(r'points="([^"]*)"', shown)))
     assert all(0 < float(y) < height - 40 for y in places)
 

@@ -1,0 +1,105 @@
+"""The page on a telephone, a desk and paper, as a browser lays it out."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from server.evaluation.report.page import render
+from tests.helpers.report_page import MANIFEST, PLAN, Texts, evaluation_of
+
+ARMS = ("public", "local", "local_dp", "federated", "federated_clipped", "federated_dp", "pooled")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MEASURE = """
+const found = {};
+for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument, width = page.documentElement.clientWidth;
+  page.querySelectorAll("details").forEach(part => part.open = true);
+  const seen = element => element.getClientRects().length > 0;
+  found[frame.width] = {
+    wider: page.documentElement.scrollWidth - width,
+    scrolled: [...page.querySelectorAll(".scroll")].filter(part => part.scrollWidth > part.clientWidth + 1)
+      .map(part => part.textContent.trim().slice(0, 60)),
+    unseen: [...page.querySelectorAll("td.unseen")].filter(seen)
+      .filter(cell => cell.getBoundingClientRect().right > width).length,
+    cells: [...page.querySelectorAll("td.unseen")].filter(seen).length,
+    letters: Math.min(...[...page.querySelectorAll("svg.figure text")].filter(seen)
+      .map(text => parseFloat(text.getAttribute("font-size")) * text.getScreenCTM().a)),
+    cut: [...page.querySelectorAll("svg.figure text")].filter(seen).filter(text => {
+      const box = text.getBoundingClientRect(), whole = text.ownerSVGElement.getBoundingClientRect();
+      return box.left < whole.left - 1 || box.right > whole.right + 1 || box.bottom > whole.bottom + 1;
+    }).map(text => text.textContent),
+  };
+}
+document.body.innerHTML = "";
+const result = document.createElement("pre");
+result.textContent = JSON.stringify(found);
+document.body.append(result);
+"""
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(evaluation_of(ARMS), MANIFEST, PLAN)
+
+
+@pytest.fixture(scope="module")
+def layout(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Width in pixels -> what a browser measured of the page, all parts open; 690: A4 without margins."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    free = re.sub(r"<meta http-equiv=[^>]*>", "", page)
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{html.escape(free)}"></iframe>'
+        for width in (390, 690, 1280)
+    )
+    folder = tmp_path_factory.mktemp("layout")
+    harness = folder / "harness.html"
+    harness.write_text(
+        f'<body>{frames}<script>addEventListener("load", () => {{{MEASURE}}})</script>', encoding="utf-8"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    shown = subprocess.run(
+        [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", harness.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    measured = re.search(r"<pre>(\{.*\})</pre>", shown)
+    assert measured, shown[-500:]
+    return json.loads(html.unescape(measured[1]))
+
+
+@pytest.mark.parametrize("width", ["390", "690", "1280"])
+def test_nothing_lies_beside_the_page(layout: dict[str, Any], width: str) -> None:
+    found = layout[width]
+    assert found["wider"] <= 0
+    assert found["scrolled"] == []
+    assert found["cells"] > 50
+    assert found["unseen"] == 0
+
+
+@pytest.mark.parametrize("width", ["390", "690", "1280"])
+def test_words_of_figures_are_whole_and_legible(layout: dict[str, Any], width: str) -> None:
+    assert layout[width]["cut"] == []
+    assert layout[width]["letters"] >= (7.5 if width == "690" else 9.5)  # paper is finer than a screen
+
+
+def test_every_cell_of_a_table_that_stacks_says_its_column(page: str) -> None:
+    """Without a browser: on a telephone the heads are not shown."""
+    tables = re.findall(r"<table.*?</table>", page, re.S)
+    for table in tables:
+        columns = table.split("</thead>")[0].count("<th ")
+        if "stack" not in table.split(">")[0]:
+            assert columns <= 3 or "<thead>" not in table, table[:200]
+            continue
+        cells = [attributes for tag, attributes in Texts(table).tags if tag == "td"]
+        assert cells
+        assert all(cell.get("data-label") for cell in cells), table[:200]
