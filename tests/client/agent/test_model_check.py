@@ -91,7 +91,7 @@ def sparse() -> np.ndarray:
 CRAFTED: dict[str, np.ndarray] = {
     "nan": one_value("stage2.", np.nan),
     "infinite": one_value("neck.", -np.inf),
-    "huge bias": with_part("head.bias", 30.0),
+    "huge bias": with_part("head.bias", 60.0),
     "beyond any grid": one_value("stem.", 3e38),
     "trap weights": traps(),
     "imprint block": imprint(np.random.default_rng(1)),
