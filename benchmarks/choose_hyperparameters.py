@@ -24,10 +24,10 @@ from common.models import build
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.plan import Training
 from common.privacy import noise_multiplier_for
+from common.public_phantoms import draw
 from common.public_slices import Slices
 from common.weights import flatten, manifest_of, to_grid, unflatten
 from server.aggregation import FederatedMean
-from server.public_model.public_set import draw
 
 FIRST, SECOND = (
     replace(one, nuisances={}, oriented=(0.0, 0.0, 0.0), severity_range=(0.4, 1.0))

@@ -51,8 +51,8 @@ from common.models import build
 from common.models.small_cnn import SmallCNN, pooled
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import Model, RunPlan, parse_plan
+from common.public_phantoms import draw
 from common.weights import manifest_of, unflatten
-from server.public_model.public_set import draw
 from server.public_model.rehearsals import FOLDS, SHIFTS, SIZE, Rehearsal, rehearsals_of, rehearse
 from server.run import tune
 from server.run.tune import Fold, Patients, Setting, Tried

@@ -33,7 +33,7 @@ def measure_all(work: dict[str, int], seeds: int) -> dict[str, Any]:
     from common.counts import auroc_covariance
     from common.learning import set_threads
     from common.physics.appearance import SITE_APPEARANCES
-    from server.public_model.public_set import draw
+    from common.public_phantoms import draw
 
     set_threads(1)
     started_with = environment(("fedqc", "torch", "numpy"))

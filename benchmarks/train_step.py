@@ -29,9 +29,9 @@ from common.model_file import load_model
 from common.models import fresh
 from common.physics.appearance import SITE_APPEARANCES
 from common.plan import Model, Training
+from common.public_phantoms import draw
 from common.public_slices import Slices
 from common.weights import manifest_of, resolve_initial, unflatten
-from server.public_model.public_set import draw
 
 NETWORKS = ("small_cnn", "resnet18")
 SIZE_PX, BATCH = 128, 16

@@ -55,6 +55,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "common.explain:explain",
         "Explain a code of an error, a refusal or a file that is not used.",
     ),
+    "predict": (
+        "client.cli.predict:predict",
+        "Judge images by a model: artifacts, next steps; a local report.",
+    ),
     "data": (
         "client.cli.data:data",
         "Generate, import, check, prepare and label image data; simulate artifacts.",

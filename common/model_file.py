@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
+from common.arms import is_private
 from common.errors import ConfigError
 from common.files import write_bytes
+from common.plan import RunPlan
 from common.weights import Manifest
+
+
+def described(plan: RunPlan, arm: str) -> dict[str, str]:
+    """What the file of a run's model says so that it can be used without the plan: network, side of its
+    slices in pixels and, of a private arm, the epsilon and delta that its plan asks for.
+    """
+    said = {
+        "network": json.dumps({"name": plan.model.name, "args": dict(plan.model.args)}, sort_keys=True),
+        "image_size": str(plan.image_size),
+    }
+    if is_private(arm.partition("/")[0]):
+        said |= {"epsilon": repr(plan.privacy.epsilon), "delta": repr(plan.privacy.delta)}
+    return said
 
 
 def save_model(path: Path, flat: np.ndarray, manifest: Manifest, metadata: Mapping[str, str]) -> None:

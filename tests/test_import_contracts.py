@@ -53,6 +53,11 @@ PLANTED = {
         "import torch",
         "what a hospital's door loads is free of torch",
     ),
+    "a network where images are judged": (
+        "client/predict/predict.py",
+        "import http.client",
+        "what judges patients' images has no network",
+    ),
     "a circle": ("client/dicom/codecs.py", "import client.dicom.dicom", "no circle between modules or rooms"),
 }
 

@@ -243,7 +243,7 @@ class Guard:
         """The run's model stays at the site, for `predict --model latest`, whatever becomes of the
         evaluation.
         """
-        from common.model_file import save_model
+        from common.model_file import described, save_model
         from common.models import build
         from common.weights import manifest_of
 
@@ -255,7 +255,8 @@ class Guard:
         folder = self._state / MODELS
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         flat = task.weights[task.models.index(task.final)]
-        save_model(folder / f"{name}.safetensors", flat, manifest, {"run": task.run, "arm": task.final})
+        about = {"run": task.run, "arm": task.final} | described(plan, task.final)
+        save_model(folder / f"{name}.safetensors", flat, manifest, about)
         link = folder / f".latest.{secrets.token_hex(4)}"
         link.symlink_to(f"{name}.safetensors")
         os.replace(link, folder / "latest.safetensors")

@@ -54,7 +54,7 @@ from client.site.ledger_rows import LedgerError
 from client.site.policy import missing_ethics
 from client.site.site_ledger import found_elsewhere
 from client.site.split import SiteSplit, split_of_site
-from common.artifacts import MODALITIES, NAMES, applies_to
+from common.artifacts import MODALITIES, NAMES, Modality, applies_to
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.plan import Split
 from common.preprocess import DEFAULT_SIZE
@@ -572,6 +572,17 @@ def _on_intensities(subject: Subject, series: np.ndarray) -> list[Finding]:
     if blank := int((rows[:, 0] == 0).sum()):
         found.append(Finding(code="blank-slices", level="warning", values={"slices": blank}))
     return found
+
+
+def cause_of_wrong_values(modality: Modality, shares: np.ndarray) -> str:
+    """The code of the mistake that the values of a series fit, such as `hu-too-low`, or "".
+
+    Args:
+        shares: float (slices, 4) of its slices that are not blank, from `client.dicom.reading.measures`.
+    """
+    if not len(shares):
+        return ""
+    return (_cause_of_wrong_units if modality == "CT" else _cause_of_wrong_signal)(shares)
 
 
 def _cause_of_wrong_units(shares: np.ndarray) -> str:

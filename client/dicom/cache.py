@@ -55,7 +55,7 @@ from common.preprocess import PREPROCESS_VERSION
 from common.progress_bar import Progress
 
 FORMAT = 3
-HEADERS_FORMAT = 3
+HEADERS_FORMAT = 4
 """Raised when other facts are read from a header, or other rules exclude. Every header is then read again;
 slices that were decoded stay.
 """
@@ -184,6 +184,7 @@ def load_or_build(
     progress: Progress = lambda stage, done, total: None,
     again: bool = False,
     verify: bool = False,
+    only: str = "",
 ) -> Slices:
     """Open the cache of `images_root`, bringing it up to date first where the folder changed.
 
@@ -194,6 +195,7 @@ def load_or_build(
         admit: the cohort's inclusion criteria.
         again: read again what could not be read before and may be readable now (`RETRIED_CODES`).
         verify: compare every stored slice with its digest, and decode again what does not match.
+        only: the name of one file or folder in `images_root`; nothing else there is read.
     Raises:
         DataError: `no-such-folder`; `cache-not-writable`; `disk-full`, before anything is decoded, if the
             slices would not fit.
@@ -208,8 +210,10 @@ def load_or_build(
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         rules = admit.digest()
-        state = _state_of(find_files(images_root), key, rules, size)
-        wanted = _Wanted(root=images_root, key=key, size=size, admit=admit, rules=rules, state=state)
+        state = _state_of(find_files(images_root, only=only), key, rules, size)
+        wanted = _Wanted(
+            root=images_root, key=key, size=size, admit=admit, rules=rules, state=state, only=only
+        )
         if not (again or verify):
             opened = _open(cache_dir, wanted, built=False)
             if opened is not None:
@@ -290,6 +294,7 @@ class _Wanted:
     admit: Criteria
     rules: str
     state: str  # digest of the folder's listing, the rules and the versions
+    only: str = ""  # the one entry of the folder that is read; "": all
 
 
 def _state_of(listing: Sequence[Source], key: bytes, rules: str, size: int) -> str:
@@ -378,7 +383,8 @@ def _fingerprint(records: Iterable[SliceRecord], wanted: _Wanted) -> str:
 
 
 def _brought_up_to_date(cache_dir: Path, wanted: _Wanted, progress: Progress, verify: bool) -> Slices:
-    listing = find_files(wanted.root)  # as it is now: another process may have held the lock for an hour
+    # as it is now: another process may have held the lock for an hour
+    listing = find_files(wanted.root, only=wanted.only)
     wanted = replace(wanted, state=_state_of(listing, wanted.key, wanted.rules, wanted.size))
     with closing(_Store(cache_dir, wanted)) as store, Workers(read) as workers:
         sources = expand_archives(listing)

@@ -153,6 +153,7 @@ _FRAME_KEYWORDS = (
     "SequenceVariant",
     "SequenceName",
     "MagneticFieldStrength",
+    "CTDIvol",
     "PixelBandwidth",
     "RescaleType",
     "ComplexImageComponent",
@@ -177,6 +178,7 @@ _GROUPS = (
     "MRTimingAndRelatedParametersSequence",
     "CTXRayDetailsSequence",
     "CTReconstructionSequence",
+    "CTExposureSequence",
 )
 _KEYWORDS = (
     *_FRAME_KEYWORDS,
@@ -303,6 +305,7 @@ class SliceHeader:
     derived_otherwise: bool = False  # the header names a derivation that is no compression
     not_anatomy: str = ""  # the code by which it is no magnitude image of anatomy; see `content.py`
     imported: bool = False  # converted from a public collection by fedqc
+    ctdi_vol_mgy: float | None = None  # CT: dose index of the acquisition, (0018,9345)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -912,6 +915,7 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         derived_otherwise=_is_derived_otherwise(elements),
         not_anatomy=other or "",
         imported=imported,
+        ctdi_vol_mgy=positive(elements, "CTDIvol") if modality == "CT" else None,
     )
 
 

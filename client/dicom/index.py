@@ -89,6 +89,7 @@ class SliceRecord:
     age_years: float | None
     lossy: bool = False  # compressed with loss
     imported: bool = False  # converted from a public collection by fedqc
+    ctdi_vol_mgy: float | None = None  # CT
     # of the patient, see `patients`; keyed digests, which never leave the hospital
     patient_origin: Origin = "id"
     patient_forms: tuple[str, ...] = ()

@@ -97,13 +97,15 @@ class Source:
     problem: str = ""  # a code, where it is known without reading that the file cannot be used
 
 
-def find_files(root: Path) -> list[Source]:
+def find_files(root: Path, *, only: str = "") -> list[Source]:
     """Every entry on the disk below `root` that is to be accounted for, sorted by `file`, archives not looked
     into. No file is opened.
 
     This is what tells whether a folder changed. A file that a link below `root` leads to counts twice, under
     both names. A link that leads elsewhere, to a folder or nowhere, a pipe, a socket or a device is not
     followed: `unsafe-path`. A folder that cannot be listed stands for its files: `unreadable`.
+    Args:
+        only: the name of one file or folder in `root`; nothing else is looked at.
     Raises:
         ImagingError: `unreadable`, the folder `root` itself cannot be listed.
     """
@@ -132,7 +134,7 @@ def find_files(root: Path) -> list[Source]:
             )
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or (only and not prefix and entry.name != only):
                 continue
             try:
                 if entry.is_dir(follow_symlinks=False):

@@ -117,11 +117,7 @@ def find_slices(src: Path, *, max_files: int | None = MAX_FILES, progress: Progr
             code="no-such-folder",
             hint="SRC = a folder, a zip archive or a file of DICOM images",
         )
-    files = (
-        find_files(src)
-        if src.is_dir()
-        else [one for one in find_files(src.absolute().parent) if one.file == src.name]
-    )
+    files = find_files(src) if src.is_dir() else find_files(src.absolute().parent, only=src.name)
     sources = expand_archives(files)
     skipped: Counter[str] = Counter()
     places: dict[Modality, list[Place]] = {modality: [] for modality in MODALITIES}

@@ -29,9 +29,10 @@ from common.model_file import load_model, save_model
 from common.models import build, fresh
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import RunPlan, Training
+from common.public_phantoms import draw
 from common.public_slices import Slices
 from common.weights import digest, flatten, manifest_of, unflatten
-from server.public_model.public_set import draw, measure, public_set
+from server.public_model.public_set import measure, public_set
 from server.run_folder import MODEL, RunFolder
 
 PATIENTS, SEED = 1200, 616161

@@ -30,9 +30,10 @@ from common.model_file import load_model, save_model
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import PublicSet
+from common.public_phantoms import draw
 from common.public_slices import Slices
 from common.weights import digest, flatten, manifest_of, unflatten
-from server.public_model.public_set import draw, public_set
+from server.public_model.public_set import public_set
 from server.run_folder import MODEL, RunFolder
 
 CARDS = {"pretrain-real": "card_real.md"}

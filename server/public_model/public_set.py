@@ -6,45 +6,20 @@ Curves over rounds and every choice (epoch, hyper-parameters) come from here, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from common.artifacts import INDEX, MODALITIES, NAMES
 from common.counts import auroc, patient_scores, per_patient, quantile_edges
 from common.learning import score
 from common.losses import PerSampleLoss
-from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
+from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.ct import projector
-from common.physics.phantom import draw_patients
 from common.plan import Model, PublicSet
-from common.preprocess import normalize_image, to_stored
+from common.public_phantoms import draw
 from common.public_slices import Slices, load_slices
 from common.studies import Samples, Series, decisions, samples_of, series_of_patients, studies_of_patients
-
-
-def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
-    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels."""
-    images, modality, labels, owners = [], [], [], []
-    for number, appearance in enumerate(appearances):
-        share = len(range(number, patients, len(appearances)))
-        for slices in draw_patients(appearance, share, seed + number):
-            for item in slices:
-                images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))
-                modality.append(MODALITIES.index(item.modality))
-                row = np.full(len(NAMES), np.nan, np.float32)
-                for name, present in item.labels.items():
-                    row[INDEX[name]] = present
-                labels.append(row)
-                owners.append(item.patient * len(appearances) + number)
-    return Slices(
-        images=np.stack(images),
-        modality=np.array(modality, np.int8),
-        labels=np.stack(labels),
-        patients=np.array(owners, np.int64),
-    )
 
 
 def public_set(settings: PublicSet, size: int) -> Slices:

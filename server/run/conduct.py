@@ -22,7 +22,7 @@ from common.learning import get_threads, set_threads
 from common.lineage import KEY as LINEAGE
 from common.lineage import Lineage, lineage_of_plan
 from common.losses import loss_of
-from common.model_file import load_model, save_model
+from common.model_file import described, load_model, save_model
 from common.models import build, fresh
 from common.optimizers import check_optimizer
 from common.plan import RunPlan
@@ -251,7 +251,7 @@ def _metadata(context: RunContext, arm: str, sites: Sequence[Site]) -> dict[str,
     """What a model file of a run says of itself; its lineage only where that of the starting weights is
     known.
     """
-    said = {"arm": arm, "run": context.run}
+    said = {"arm": arm, "run": context.run} | described(context.plan, arm)
     if context.lineage is None:
         return said
     name = arm.partition("/")[0]

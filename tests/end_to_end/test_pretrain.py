@@ -19,9 +19,9 @@ from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import read_plan
 from common.pricing import with_noise
+from common.public_phantoms import draw
 from common.weights import digest, flatten, manifest_of, resolve_initial
 from server.public_model.pretrain import card, finish, public_lineage
-from server.public_model.public_set import draw
 from server.run_folder import RunFolder
 from tests.helpers.command_line import ROOT, fedqc
 from tests.helpers.injected import mr_slice, write

@@ -16,9 +16,9 @@ from common.model_file import load_model
 from common.models import build, fresh
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import Training
+from common.public_phantoms import draw
 from common.weights import manifest_of, unflatten
 from server.public_model.compress import distilled, main, pruned
-from server.public_model.public_set import draw
 from server.run_folder import MODEL
 from tests.helpers.consortium import Consortium, tiny_plan
 

@@ -1,0 +1,131 @@
+"""The `fedqc predict` command."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.cli.site import site_folder
+from common.cli import Format, FormatOption
+from common.errors import ConfigError
+from common.progress_bar import say
+
+
+class Thresholds(StrEnum):
+    auto = "auto"
+    phantoms = "phantoms"
+    none = "none"
+
+
+predict = typer.Typer(add_completion=False)
+
+
+@predict.command()
+def predict_command(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="DICOM file, folder, zip or tar archive, or a site folder."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="latest|RUN|FILE",
+            help="Model: latest (of this site), the folder of a run, or a file. Default: latest where this "
+            "site has one, else fedqc's public start.",
+        ),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site", help="Site folder. Default: $FEDQC_SITE, then the current directory; else no site."
+        ),
+    ] = None,
+    thresholds: Annotated[
+        Thresholds,
+        typer.Option(
+            "--thresholds",
+            help="Where thresholds come from. auto: this site's labelled training patients, else phantoms; "
+            "none: print scores only.",
+        ),
+    ] = Thresholds.auto,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for predictions.csv, predictions.json and report.html."),
+    ] = None,
+    show_identifiers: Annotated[
+        bool,
+        typer.Option("--show-identifiers", help="Also show file names, which may name patients."),
+    ] = False,
+    lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",
+    format: FormatOption = Format.text,
+) -> int:
+    """Judge images by a model: probability per artifact, decision, next step. Nothing leaves this machine.
+
+    Research software, not a medical device. Exit status: 0, or 2 where no image could be judged.
+    """
+    from client.predict.files import csv_text, public
+    from client.predict.model import find_model
+    from client.predict.operating_point import NONE, operating_points, user_cache
+    from client.predict.page import render
+    from client.predict.predict import predict as judge
+    from client.predict.text import report_text
+    from client.predict.words import LANGUAGES
+    from client.site.config import read_site
+    from common.files import whole_folder, write_bytes
+    from common.i18n import speaker
+    from common.progress_bar import progress_shown
+
+    speak = speaker(lang, LANGUAGES)
+    if out is not None and path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(
+            f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
+        )
+    where = _site(site, path)
+    state = None
+    if where is not None:
+        config, folder = read_site(where)
+        state = folder / config.state
+    found_model = find_model(model, state)
+    if found_model.origin == "start":
+        say(f"no model of a run: using fedqc's public start {found_model.start}")
+    points = NONE
+    if thresholds is not Thresholds.none:
+        points = operating_points(
+            found_model,
+            site=where if thresholds is Thresholds.auto else None,
+            cache=user_cache() if state is None else state / "operating-points",
+            say=say,
+        )
+    with progress_shown() as progress:
+        found = judge(path, found_model, points, site=where, progress=progress)
+    content = public(found, names=show_identifiers)
+    if out is not None:
+        with whole_folder(out, mode=0o700) as staging:
+            for name, text in (
+                ("predictions.csv", csv_text(found, names=show_identifiers)),
+                ("predictions.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
+                ("report.html", render(found, lang, names=show_identifiers)),
+            ):
+                write_bytes(staging / name, text.encode("utf-8", "surrogateescape"), 0o600)
+        say(f"written: {out} (shows patient images: keep it in the hospital)")
+    print(
+        json.dumps(content, ensure_ascii=False)
+        if format is Format.json
+        else report_text(found, speak, names=show_identifiers)
+    )
+    return 0 if found.judged else 2
+
+
+def _site(given: Path | None, path: Path) -> Path | None:
+    """The site folder: as given, as other commands find it, or PATH itself; None where there is none."""
+    if given is not None or os.environ.get("FEDQC_SITE"):
+        return site_folder(given)
+    for folder in (path.parent if path.name == "site.yaml" else path, Path()):
+        if (folder / "site.yaml").is_file():
+            return folder.absolute()
+    return None

@@ -1,0 +1,180 @@
+"""Find the model that a person means, and say what it is: hash, network, what its training cost a patient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import torch
+from torch import nn
+
+from common.errors import ConfigError, PlanError
+from common.lineage import KEY as LINEAGE
+from common.lineage import PACKAGED, Lineage
+from common.model_file import load_model
+from common.models import MODELS, build
+from common.plan import STUDY
+from common.preprocess import DEFAULT_SIZE
+from common.privacy import epsilon_text
+from common.weights import manifest_of, resolve_initial, unflatten
+
+LATEST = "latest"
+START = "package:small_cnn_real.safetensors"
+"""Without a model of a run: fedqc's public start that has seen real anatomy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """What the training of a model cost a patient of a hospital, as its file says."""
+
+    basis: Literal["asked by its plan", "no hospital's patients", "not private", "unknown"]
+    epsilon: float | None = None
+    delta: float | None = None
+
+    @property
+    def text(self) -> str:
+        """Without a comma: it stands in a table."""
+        if self.epsilon is None or self.delta is None:
+            return self.basis
+        return f"{epsilon_text(self.epsilon)} (delta {self.delta:g}; {self.basis})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network with its weights."""
+
+    network: nn.Module
+    name: str  # of the network
+    size: int  # side of its slices in pixels
+    sha256: str  # of the file
+    origin: Literal["latest", "run", "file", "start"]
+    start: str  # which packaged start; "" where it is none
+    run: str
+    arm: str
+    privacy: Privacy
+
+
+def find_model(wanted: str | None, state: Path | None) -> Model:
+    """The model that `--model` means.
+
+    Args:
+        wanted: `latest`, a folder of a run, a file, or `package:NAME`; None: `latest` where this site has
+            one, else `START`.
+        state: the state folder of this site; None without a site.
+    Raises:
+        ConfigError: `no-model`, there is no such model; `wrong-model`, it is none, or its network is not
+            known; `study-model`, it judges studies, which predict does not do.
+    """
+    latest = None if state is None else state / "models" / "latest.safetensors"
+    if wanted is None:
+        wanted = LATEST if latest is not None and latest.is_file() else START
+    if wanted == LATEST:
+        if latest is None or not latest.is_file():
+            where = "no site is given" if latest is None else f"{latest}: no such file"
+            raise ConfigError(
+                f"--model latest: {where}",
+                code="no-model",
+                hint="a site has one after its first run; --site DIR, or --model RUN or FILE",
+            )
+        return _read(latest.resolve(), "latest")
+    if wanted.startswith("package:"):
+        path = resolve_initial(wanted, None)
+        return _read(path, "start", start=path.stem)
+    path = Path(wanted)
+    if path.is_dir():
+        return _read(path / "model.safetensors", "run")
+    return _read(path, "file")
+
+
+def _read(path: Path, origin: Literal["latest", "run", "file", "start"], start: str = "") -> Model:
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such model file",
+            code="no-model",
+            hint="--model latest, the folder of a finished run, or a .safetensors file",
+        )
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            about: dict[str, str] = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
+    name, args = _network_of(path, about, shapes)
+    if name == STUDY:
+        raise ConfigError(
+            f"{path}: a network of studies",
+            code="study-model",
+            hint="fedqc predict takes networks of slices",
+        )
+    network = build(name, args)
+    manifest = manifest_of(network.state_dict())
+    network.load_state_dict(unflatten(load_model(path, manifest), manifest))
+    size = about.get("image_size", "")
+    return Model(
+        network=network.eval(),
+        name=name,
+        size=int(size) if size.isdecimal() and 16 <= int(size) <= 1024 else DEFAULT_SIZE,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        origin=origin,
+        start=start,
+        run=about.get("run", ""),
+        arm=about.get("arm", ""),
+        privacy=privacy_of(about, is_start=origin == "start"),
+    )
+
+
+def privacy_of(about: Mapping[str, str], *, is_start: bool = False) -> Privacy:
+    """What the metadata of a model file say of its privacy. An epsilon counts only where the lineage, if it
+    is stated, does not say that patients of a hospital shaped an ancestor without noise.
+
+    Args:
+        is_start: one of the weights that fedqc brings.
+    """
+    lineage = Lineage.parse(about.get(LINEAGE, "")) or (PACKAGED if is_start else None)
+    if lineage is not None and "hospital" not in lineage.kinds:
+        return Privacy(basis="no hospital's patients")
+    if lineage is not None and not lineage.private:
+        return Privacy(basis="not private")
+    try:
+        return Privacy(
+            basis="asked by its plan", epsilon=float(about["epsilon"]), delta=float(about["delta"])
+        )
+    except (KeyError, ValueError):
+        return Privacy(basis="not private" if "network" in about and about.get("arm") else "unknown")
+
+
+def _network_of(
+    path: Path, about: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, dict[str, bool | int | float | str]]:
+    """Name and arguments of the network: as stated, else the one whose tensors these are."""
+    if stated := about.get("network"):
+        try:
+            value = json.loads(stated)
+            name, args = str(value["name"]), dict(value["args"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{path}: states no readable network", code="wrong-model") from None
+        if name not in MODELS:
+            raise ConfigError(
+                f"{path}: its network {name!r} is unknown to this version",
+                code="wrong-model",
+                hint=f"known: {', '.join(MODELS)}",
+            )
+        return name, args
+    for name in MODELS:
+        try:
+            with torch.device("meta"):
+                state = build(name).state_dict()
+        except (PlanError, NotImplementedError, RuntimeError):
+            continue
+        if {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes):
+            return name, {}
+    raise ConfigError(
+        f"{path}: its tensors are those of no network that is known",
+        code="wrong-model",
+        hint=f"known: {', '.join(MODELS)}",
+    )

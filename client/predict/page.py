@@ -1,0 +1,103 @@
+"""Render predictions as one offline HTML page: embedded pictures, no script, no request to anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from client.data_check.page import CT_WINDOW_HU
+from client.predict import text
+from client.predict.operating_point import LEAST_FOUND
+from client.predict.predict import Picture, Predictions
+from client.predict.words import LANGUAGES
+from common.i18n import speaker
+from common.preprocess import from_stored
+
+SIDE = 256
+"""Pixels of a picture on the page: twice what the model usually sees."""
+
+
+def render(found: Predictions, language: str, *, names: bool = False) -> str:
+    """The page as one string. Every value is escaped.
+
+    Args:
+        names: show file names.
+    """
+    say = speaker(language, LANGUAGES)
+    environment = Environment(
+        loader=PackageLoader("client.predict", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    low, high = CT_WINDOW_HU
+    return environment.get_template("page.html.j2").render(
+        say=say,
+        language=language,
+        names=names,
+        found=found,
+        summary=text.summary_text(found, say),
+        columns=text.columns(found, say),
+        rows=text.series_rows(found, say),
+        unjudged=[
+            (study.number, series.number, said)
+            for study in found.studies
+            for series in study.series
+            if (said := text.unjudged_text(series, say))
+        ],
+        first_files=[
+            (study.number, series.number, series.images[0].file)
+            for study in found.studies
+            for series in study.series
+        ],
+        steps=[
+            {
+                "artifact": text.artifact_text(step.artifact, say),
+                "where": step.where(say),
+                "advice": step.advice(say),
+                "repeat": step.remedy.repeat,
+                "dose": step.dose(say),
+                "steps": step.remedy.steps(language),
+                "sources": step.remedy.sources,
+            }
+            for step in text.next_steps(found.studies)
+        ],
+        pictures=[
+            (
+                _png(picture),
+                say(
+                    "picture",
+                    study=picture.study,
+                    series=picture.series,
+                    image=picture.image,
+                    artifact=text.artifact_text(picture.finding.artifact, say),
+                    value=text.value_text(picture.finding),
+                ),
+            )
+            for picture in found.pictures
+        ],
+        side=SIDE,
+        window=say("window", low=f"{low:g}", high=f"{high:g}"),
+        basis=text.basis_rows(found, say),
+        points=text.point_rows(found, say),
+        share=f"{100 * LEAST_FOUND:g}",
+        skipped=text.skipped_rows(found, names=names),
+        limits=text.limits(found, say),
+        present=say("yes"),
+    )
+
+
+def _png(picture: Picture) -> str:
+    """A data URI."""
+    from PIL import Image
+
+    image = from_stored(picture.pixels, picture.modality)
+    low, high = CT_WINDOW_HU if picture.modality == "CT" else (0.0, 1.0)
+    grey = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

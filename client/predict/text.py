@@ -1,0 +1,322 @@
+"""Predictions in words: what the terminal and the page share, and the terminal's table (80 columns)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from client.data_check.text import table
+from client.predict.operating_point import LEAST_FOUND, MAX_ALARMS, PHANTOMS, Point
+from client.predict.predict import Finding, Predictions, Series, Study
+from common.artifacts import ARTIFACTS, INDEX
+from common.i18n import Say
+from common.privacy import epsilon_text
+from common.remedies import Remedy, remedies
+
+WIDTH = 80
+SHOWN_SERIES, SHOWN_FILES = 40, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What to do about an artifact, and about which studies."""
+
+    artifact: str
+    studies: tuple[int, ...]
+    remedy: Remedy
+    is_ct: bool
+    doses: dict[int, float]  # study -> CTDIvol in mGy, where the header says it
+
+    def advice(self, say: Say) -> str:
+        """Whether to repeat, in a sentence."""
+        if self.remedy.repeat:
+            return say("repeat")
+        return say("no-repeat-dose" if self.is_ct else "no-repeat")
+
+    def dose(self, say: Say) -> str:
+        """The dose of the scans, in a sentence; "" for MR."""
+        if not self.is_ct:
+            return ""
+        if not self.doses:
+            return say("no-dose")
+        return say(
+            "dose",
+            doses=", ".join(f"{dose:.3g}" for dose in self.doses.values()),
+            studies=", ".join(map(str, self.doses)),
+        )
+
+    def where(self, say: Say) -> str:
+        """The studies, in words."""
+        return say(
+            "in-study" if len(self.studies) == 1 else "in-studies", studies=", ".join(map(str, self.studies))
+        )
+
+
+def next_steps(studies: Sequence[Study]) -> list[NextStep]:
+    """For each artifact that a study is called positive for."""
+    found = []
+    for artifact in ARTIFACTS:
+        own = [study for study in studies if artifact.name in study.positive]
+        if own:
+            found.append(
+                NextStep(
+                    artifact=artifact.name,
+                    studies=tuple(study.number for study in own),
+                    remedy=remedies()[artifact.name],
+                    is_ct=artifact.modality == "CT",
+                    doses={
+                        study.number: study.ctdi_vol_mgy for study in own if study.ctdi_vol_mgy is not None
+                    },
+                )
+            )
+    return found
+
+
+def artifact_text(name: str, say: Say) -> str:
+    """Its name in the report's language."""
+    return ARTIFACTS[INDEX[name]].chinese if say("artifact") != "artifact" else name
+
+
+def value_text(finding: Finding) -> str:
+    """A probability, or a logit where there is none."""
+    probability = finding.probability
+    return f"{finding.logit:+.2f}" if probability is None else f"{probability:.2f}"
+
+
+def decision_text(finding: Finding, say: Say) -> str:
+    """Present, absent, or open."""
+    return say("open") if finding.positive is None else say("yes" if finding.positive else "no")
+
+
+def reason_text(reason: str, say: Say) -> str:
+    """Why an image is not judged."""
+    if reason == "field modality":
+        return say("modality-unseen")
+    field = reason.removeprefix("field ")
+    return say("unseen", field=field) if field != reason else say(reason)
+
+
+def unjudged_text(series: Series, say: Say) -> str:
+    """How many images of a series are not judged and why; "" where all are."""
+    reasons = Counter(image.outside for image in series.images if image.outside)
+    return "; ".join(
+        say("unjudged-images", count=count, why=reason_text(reason, say)) for reason, count in reasons.items()
+    )
+
+
+def summary_text(found: Predictions, say: Say) -> str:
+    """One line for the top."""
+    positive = sum(bool(study.positive) for study in found.studies)
+    unjudged = sum(not study.findings for study in found.studies)
+    return say(
+        "summary",
+        positive=positive,
+        studies=len(found.studies),
+        none=len(found.studies) - positive - unjudged,
+        unjudged=unjudged,
+    )
+
+
+def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
+    """Which model, what it cost, where thresholds come from, how long it took."""
+    model = found.model
+    said = f"{model.name}, {say(f'origin.{model.origin}', **({'start': model.start} if model.start else {}))}"
+    if model.run:
+        said += ", " + say("of-run", run=model.run, arm=model.arm)
+    rows = [(say("model"), said), ("sha256", model.sha256)]
+    privacy = model.privacy
+    values = (
+        {}
+        if privacy.epsilon is None
+        else {"epsilon": epsilon_text(privacy.epsilon), "delta": f"{privacy.delta:g}"}
+    )
+    rows.append((say("epsilon"), say(f"privacy.{privacy.basis}", **values)))
+    for origin, own in found.points.origins.items():
+        where = say(f"on.{origin}", **({"count": PHANTOMS} if origin == "phantoms" else {}))
+        rows.append(
+            (
+                say("thresholds"),
+                say("origin-of", artifacts=", ".join(artifact_text(name, say) for name in own), origin=where),
+            )
+        )
+    if missing := [one.name for one in ARTIFACTS if one.name not in found.points.patients]:
+        names = ", ".join(artifact_text(name, say) for name in missing)
+        rows.append((say("thresholds"), say("uncalibrated", artifacts=names)))
+    if weak := [name for name, point in found.points.patients.items() if not point.decides]:
+        names = ", ".join(artifact_text(name, say) for name in weak)
+        rows.append((say("thresholds"), say("undecided", artifacts=names, share=f"{100 * MAX_ALARMS:g}")))
+    seconds = say("seconds.said", read=f"{found.seconds.read:.1f}", score=f"{found.seconds.score:.1f}")
+    return [*rows, (say("seconds"), seconds)]
+
+
+def point_rows(found: Predictions, say: Say) -> list[tuple[str, ...]]:
+    """Of each artifact that can occur here: its thresholds, and what they did on the patients they are of."""
+    occur = {one.modality for study in found.studies for one in study.series}
+    rows = []
+    for artifact in ARTIFACTS:
+        for of, points in (("patient", found.points.patients), ("image", found.points.images)):
+            if artifact.modality in occur and artifact.name in points:
+                rows.append((artifact_text(artifact.name, say), say(of), *_point(points[artifact.name])))
+    return rows
+
+
+def _point(point: Point) -> tuple[str, ...]:
+    return (
+        f"{point.threshold:+.2f}",
+        f"{point.sensitivity:.0%}",
+        f"{100 * (1 - point.specificity):.0f}",
+        f"{point.positives} / {point.negatives}",
+    )
+
+
+def skipped_rows(found: Predictions, *, names: bool) -> list[tuple[str, str]]:
+    """Code -> the files that are left out for it, by number or, with `names`, by path."""
+    codes: dict[str, list[str]] = {}
+    for problem in found.skipped:
+        said = problem.detail.partition(": ")[0] if names else str(problem.number)
+        codes.setdefault(problem.code, []).append(said)
+    return [
+        (
+            code,
+            f"{len(own)} × "
+            + ", ".join(own[:SHOWN_FILES])
+            + (f", … ({len(own)})" if len(own) > SHOWN_FILES else ""),
+        )
+        for code, own in sorted(codes.items())
+    ]
+
+
+def limits(found: Predictions, say: Say) -> list[str]:
+    """What the model does not do."""
+    names = ", ".join(artifact_text(one.name, say) for one in ARTIFACTS)
+    return [
+        say("limit.1", artifacts=names),
+        say("limit.2", size=found.model.size),
+        say("limit.3"),
+        say("limit.4"),
+    ]
+
+
+def series_rows(found: Predictions, say: Say) -> list[list[tuple[str, ...]]]:
+    """For each series, and each study of several, its rows: study, series, modality, images, artifact, value,
+    decision, images above.
+    """
+    groups: list[list[tuple[str, ...]]] = []
+    for study in found.studies:
+        number = str(study.number)
+        for one in study.series:
+            head = (number, str(one.number), one.modality, str(len(one.images)))
+            rows = _rows(head, one.findings, (one,), say)
+            groups.append(rows or [(*head, say("not-judged"), "", "", "")])
+        if len(study.series) > 1 and study.findings:
+            images = str(sum(len(one.images) for one in study.series))
+            groups.append(_rows((number, say("whole"), "", images), study.findings, study.series, say))
+    return groups
+
+
+def _rows(
+    head: tuple[str, ...], findings: Sequence[Finding], series: Sequence[Series], say: Say
+) -> list[tuple[str, ...]]:
+    """One row a finding; what they share stands in the first."""
+    return [
+        (
+            *(head if place == 0 else ("",) * len(head)),
+            artifact_text(finding.artifact, say),
+            value_text(finding),
+            decision_text(finding, say),
+            str(sum(one.positive_images(finding.artifact) for one in series)),
+        )
+        for place, finding in enumerate(findings)
+    ]
+
+
+def columns(found: Predictions, say: Say) -> tuple[str, ...]:
+    """The head of `series_rows`."""
+    calibrated = any(point.slope > 0 for point in found.points.patients.values())
+    value = say("probability" if calibrated else "logit")
+    names = ("study", "series", "modality", "images", "artifact")
+    return (*map(say, names), value, say("present"), say("images-above"))
+
+
+def report_text(found: Predictions, say: Say, *, names: bool = False) -> str:
+    """What the terminal shows.
+
+    Args:
+        names: show paths of files that are left out.
+    """
+    lines = [summary_text(found, say) if found.judged else say("nothing")]
+    lines += wrapped(say("not-a-device"), "")
+    lines.append("")
+    rows = series_rows(found, say)
+    if rows:
+        shown = [row for one in rows[:SHOWN_SERIES] for row in one]
+        lines += table([columns(found, say), *shown], indent="")
+        if len(rows) > SHOWN_SERIES:
+            lines.append(say("more-series", count=len(rows) - SHOWN_SERIES))
+        for study in found.studies[:SHOWN_SERIES]:
+            for series in study.series:
+                if said := unjudged_text(series, say):
+                    place = f"{say('study')} {study.number}, {say('series')} {series.number}"
+                    lines += wrapped(f"{place}: {said}", "  ")
+        lines.append("")
+    lines.append(say("next"))
+    steps = next_steps(found.studies)
+    for step in steps:
+        lines += wrapped(
+            f"{artifact_text(step.artifact, say)} ({step.where(say)}): {step.advice(say)} {step.dose(say)}",
+            "  ",
+        )
+        for one in step.remedy.steps("en" if say("artifact") == "artifact" else "zh"):
+            lines += wrapped(f"- {one}", "    ")
+    if not steps:
+        lines += wrapped(say("no-next" if found.decides else "no-threshold"), "  ")
+    lines += ["", say("basis")]
+    for name, said in basis_rows(found, say):
+        lines += wrapped(f"{name}: {said}", "  ")
+    if points := point_rows(found, say):
+        head = tuple(map(say, ("artifact", "of", "threshold", "found", "alarms", "numbers")))
+        lines += table([head, *points])
+        lines += wrapped(say("rule", share=f"{LEAST_FOUND:.0%}".rstrip("%")), "  ")
+    lines += wrapped(say("profile" if found.has_profile else "no-profile"), "  ")
+    lines += [
+        "",
+        say("files.said", files=found.files, images=found.images, duplicates=found.duplicates),
+    ]
+    for code, said in skipped_rows(found, names=names):
+        lines += wrapped(f"{say('skipped')}: {code}: {said}", "  ")
+    for code, count in sorted(found.skipped_slices.items()):
+        lines += wrapped(f"{say('skipped')}: {code}: {count} {say('skipped-slices')}", "  ")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """Lines of at most `WIDTH` columns; a Chinese character takes two, and a line may end after each."""
+    lines, line, width = [], indent, len(indent)
+    more = indent + "  "
+    for word in _words(text.strip()):
+        size = columns_of(word)
+        if width + size > WIDTH and line.strip():
+            lines.append(line)
+            line, width, word = more, len(more), word.lstrip()
+            size = columns_of(word)
+        line, width = line + word, width + size
+    return [*lines, line] if line.strip() else lines
+
+
+def _words(text: str) -> list[str]:
+    """Pieces between which a line may end; each begins with its space."""
+    pieces: list[str] = []
+    for letter in text:
+        wide = unicodedata.east_asian_width(letter) in "WF"
+        if letter == " " or wide or not pieces or columns_of(pieces[-1][-1]) == 2:
+            pieces.append(letter)
+        else:
+            pieces[-1] += letter
+    return pieces
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -1,0 +1,37 @@
+"""Phantoms as preprocessed slices with labels: the coordinator's default public set, and what `fedqc predict`
+finds its thresholds on where a site has no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.artifacts import INDEX, MODALITIES, NAMES
+from common.physics.appearance import Appearance
+from common.physics.phantom import draw_patients
+from common.preprocess import normalize_image, to_stored
+from common.public_slices import Slices
+
+
+def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
+    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels."""
+    images, modality, labels, owners = [], [], [], []
+    for number, appearance in enumerate(appearances):
+        share = len(range(number, patients, len(appearances)))
+        for slices in draw_patients(appearance, share, seed + number):
+            for item in slices:
+                images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))
+                modality.append(MODALITIES.index(item.modality))
+                row = np.full(len(NAMES), np.nan, np.float32)
+                for name, present in item.labels.items():
+                    row[INDEX[name]] = present
+                labels.append(row)
+                owners.append(item.patient * len(appearances) + number)
+    return Slices(
+        images=np.stack(images),
+        modality=np.array(modality, np.int8),
+        labels=np.stack(labels),
+        patients=np.array(owners, np.int64),
+    )

@@ -1,0 +1,134 @@
+"""Thresholds and calibration: hand-computed, found where their origin can be told, kept by the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.predict import operating_point
+from client.predict.model import START, Model, find_model
+from client.predict.operating_point import LEAST_FOUND, operating_points, platt, point_of, points_of
+from client.predict.predict import Finding
+from common.artifacts import MODALITIES, NAMES
+from common.public_slices import Slices
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return find_model(START, None)
+
+
+def test_the_threshold_is_youdens_among_those_that_find_enough() -> None:
+    scores = np.array([1.0, 2, 3, 4, 5, 0, 0.5, 1.5, 9])
+    labels = np.array([1.0, 1, 1, 1, 1, 0, 0, 0, np.nan])
+    point = point_of(scores, labels, "site")
+    assert point is not None
+    assert (point.threshold, point.sensitivity, point.specificity) == (1.75, 0.8, 1.0)
+    assert (point.positives, point.negatives, point.origin) == (5, 3, "site")
+
+
+def test_few_findings_are_not_bought_for_few_alarms() -> None:
+    """Without the bound the best sum would be at 5: one of four found, no alarm."""
+    scores = np.array([0.0, 0, 0, 10, 1, 2, 3])
+    point = point_of(scores, np.array([1.0, 1, 1, 1, 0, 0, 0]), "site")
+    assert point is not None
+    assert point.sensitivity >= LEAST_FOUND
+    assert point.threshold == 0.0
+    assert point.specificity == 0.0
+
+
+@pytest.mark.parametrize("labels", [[1.0, 1, np.nan], [0.0, 0, 0], [np.nan] * 3])
+def test_one_class_gives_no_threshold(labels: list[float]) -> None:
+    assert point_of(np.arange(3.0), np.array(labels), "site") is None
+
+
+def test_calibration_finds_the_law_that_labels_follow() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 2, 40_000)
+    present = rng.random(40_000) < 1 / (1 + np.exp(-(0.7 * values - 1.2)))
+    assert platt(values, present) == pytest.approx((0.7, -1.2), abs=0.05)
+
+
+def test_calibration_of_separated_classes_stays_finite() -> None:
+    slope, offset = platt(np.array([-1.0, -2, 1, 2]), np.array([False, False, True, True]))
+    assert np.isfinite([slope, offset]).all()
+    assert slope > 0
+
+
+def test_scores_that_say_the_contrary_give_no_probability() -> None:
+    point = point_of(np.array([0.0, 1, 5, 6]), np.array([1.0, 1, 0, 0]), "site")
+    assert point is not None
+    assert point.slope == 0
+    assert point.probability(3.0) is None
+
+
+def test_a_threshold_that_raises_too_many_alarms_decides_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = slices(40, model.size)
+    present = labelled.labels[:, NAMES.index("motion")]
+    for share, decides in ((0.0, True), (0.3, False)):
+        logits = np.zeros((40, len(NAMES)), np.float32)
+        logits[:, NAMES.index("motion")] = np.where(present == 1, 1, 0)
+        logits[: int(40 * share), NAMES.index("motion")] = 1
+        monkeypatch.setattr(operating_point, "score", lambda *how, logits=logits: logits)
+        found = points_of(model, labelled, "site")
+        assert found.patients["motion"].decides is decides
+        assert found.images["motion"].decides is decides
+        assert Finding(artifact="motion", logit=9.0, point=found.images["motion"]).positive is (
+            True if decides else None
+        )
+
+
+def slices(patients: int, size: int) -> Slices:
+    """MR noise; motion is in every second patient, metal in two."""
+    rng = np.random.default_rng(5)
+    labels = np.full((patients, len(NAMES)), np.nan, np.float32)
+    labels[:, NAMES.index("motion")] = np.arange(patients) % 2
+    labels[:, NAMES.index("susceptibility")] = np.arange(patients) < 2
+    return Slices(
+        images=rng.integers(0, 4096, (patients, size, size)).astype(np.int16),
+        modality=np.full(patients, MODALITIES.index("MR"), np.int8),
+        labels=labels,
+        patients=np.arange(patients),
+    )
+
+
+def test_points_are_found_once_a_model_and_kept_privately(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(appearances: object, patients: int, seed: int, size: int) -> Slices:
+        drawn.append(size)
+        return slices(24, size)
+
+    monkeypatch.setattr(operating_point, "draw", draw)
+    cache = tmp_path / "points"
+    first = operating_points(model, cache=cache)
+    assert list(first.patients) == ["motion"], "two patients with susceptibility decide nothing"
+    assert first.origins == {"phantoms": ("motion",)}
+    assert operating_points(model, cache=cache) == first
+    assert drawn == [model.size]
+    (kept,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
+    kept.write_text("{")
+    assert operating_points(model, cache=cache) == first
+    assert len(drawn) == 2, "what was kept and is damaged is found again"
+
+
+def test_a_sites_own_patients_come_first(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    mine = slices(40, model.size)
+    monkeypatch.setattr(operating_point, "_labelled", lambda site, size: (mine, "index"))
+    found = operating_points(model, site=tmp_path, cache=tmp_path / "points")
+    assert found.origins == {"site": ("motion",)}
+    assert found.patients["motion"].positives == 20
+    monkeypatch.setattr(operating_point, "_labelled", lambda site, size: None)
+    assert operating_points(model, site=tmp_path, cache=tmp_path / "points").origins == {
+        "phantoms": ("motion",)
+    }

@@ -1,0 +1,385 @@
+"""`fedqc predict`: what it reads, what it says of images, series and studies, and what it never shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import yaml
+
+from client.data_check.profile import Acquisition
+from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.predict.files import csv_text, public
+from client.predict.model import START, Model, find_model
+from client.predict.operating_point import NONE, OperatingPoints, Point
+from client.predict.outside import outside
+from client.predict.page import render
+from client.predict.predict import Predictions, predict
+from client.predict.text import columns_of, next_steps, report_text
+from client.predict.words import LANGUAGES
+from common.artifacts import NAMES
+from common.counts import patient_scores
+from common.i18n import speaker
+from common.preprocess import to_stored
+from tests.helpers.command_line import typed
+from tests.helpers.slice_record import RECORD
+from tests.helpers.translations import assert_same_sentences
+
+REAL, PEOPLE = os.environ.get("FEDQC_REAL_DATA"), os.environ.get("FEDQC_REAL_PEOPLE")
+needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
+POINT = Point(
+    origin="phantoms",
+    threshold=-50.0,
+    sensitivity=0.9,
+    specificity=0.8,
+    positives=20,
+    negatives=30,
+    slope=1.0,
+    offset=0.0,
+)
+ALARMS = OperatingPoints(
+    images=dict.fromkeys(NAMES, POINT), patients=dict.fromkeys(NAMES, POINT)
+)  # every image is called positive
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return find_model(START, None)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("FEDQC_SITE", raising=False)
+
+
+def write(path: Path, seed: int, *, patient: str = "MUELLER", modality: str = "CT", **header: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    series = str(header.pop("series", "r"))
+    image = np.random.default_rng(seed).uniform(-200, 900, (32, 32))
+    if modality == "MR":
+        image += 200
+    write_slice(
+        path,
+        image if header.pop("body", True) else np.full((32, 32), -1000.0),
+        HeaderFacts(
+            modality=modality,  # type: ignore[arg-type]
+            pixel_spacing_mm=1.0,
+            patient_id=patient,
+            study_uid=make_uid(f"{patient}/s".encode()),
+            series_uid=make_uid(f"{patient}/{modality}/{series}".encode()),
+            sop_uid=make_uid(str(path).encode()),
+            instance_number=seed,
+            slice_position_mm=float(seed),
+            manufacturer="SIEMENS",
+            model="Verio",
+            intercept=-1024.0 if modality == "CT" else 0.0,
+            kvp=120.0 if modality == "CT" else None,
+        ),
+    )
+    if header:
+        dataset = pydicom.dcmread(path)
+        for keyword, content in header.items():
+            setattr(dataset, keyword, content)
+        dataset.save_as(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two patients: one with four slices of CT and two of MR, one with a CT slice of air."""
+    root = tmp_path / "images"
+    for number in range(4):
+        write(root / f"mueller/ct{number}.dcm", number + 1, CTDIvol=12.5)
+    for number in range(2):
+        write(root / f"mueller/mr{number}.dcm", number + 11, modality="MR")
+    write(root / "weber/air.dcm", 21, patient="WEBER", body=False)
+    (root / "letter.txt").write_text("dear colleague")
+    return root
+
+
+def test_images_series_and_studies_are_judged_and_every_other_file_has_a_reason(
+    folder: Path, model: Model
+) -> None:
+    found = predict(folder, model, ALARMS)
+    assert [(len(one.series), len(one.findings)) for one in found.studies] == [(2, 5), (1, 0)]
+    ct, mr = found.studies[0].series
+    assert [(one.modality, len(one.images), one.judged) for one in (ct, mr)] == [("CT", 4, 4), ("MR", 2, 2)]
+    assert [finding.artifact for finding in ct.findings] == ["metal", "beam_hardening"]
+    assert [finding.artifact for finding in mr.images[0].findings] == list(NAMES[2:])
+    assert [image.outside for image in found.studies[1].series[0].images] == ["little-body"]
+    assert {one.code for one in found.skipped} == {"foreign-file"}
+    assert (found.files, found.images, found.judged) == (8, 7, 6)
+    assert ct.positive_images("metal") == 4
+
+
+def test_a_series_is_scored_as_a_patient_is_whatever_its_length(folder: Path, model: Model) -> None:
+    found = predict(folder, model, NONE)
+    series = found.studies[0].series[0]
+    logits = np.array([[finding.logit for finding in image.findings] for image in series.images])
+    expected = patient_scores(logits, np.zeros_like(logits), np.zeros(4, int))[0]
+    assert [finding.logit for finding in series.findings] == pytest.approx(expected.tolist())
+    assert expected[0] < logits[:, 0].max(), "four slices: not their maximum"
+
+
+def test_the_order_of_images_is_that_of_the_body(tmp_path: Path, model: Model) -> None:
+    for name, position in (("a", 3), ("b", 1), ("c", 2)):
+        write(tmp_path / "images" / f"{name}.dcm", position)
+    (study,) = predict(tmp_path / "images", model, NONE).studies
+    assert [image.file for image in study.series[0].images] == ["b.dcm", "c.dcm", "a.dcm"]
+
+
+def logits_of(found: Predictions) -> list[float]:
+    return [
+        finding.logit
+        for study in found.studies
+        for series in study.series
+        for image in series.images
+        for finding in image.findings
+    ]
+
+
+def test_a_file_and_archives_give_what_the_folder_gives(folder: Path, tmp_path: Path, model: Model) -> None:
+    expected = logits_of(predict(folder, model, NONE))
+    packed = Path(shutil.make_archive(str(tmp_path / "study"), "zip", folder))
+    with tarfile.open(tmp_path / "study.tgz", "w:gz") as archive:
+        archive.add(folder, arcname="study")
+    (tmp_path / "broken.dcm").write_text("beside the file that is asked for")
+    for path in (packed, tmp_path / "study.tgz"):
+        found = predict(path, model, NONE)
+        assert logits_of(found) == expected, path
+        assert found.files == 8, "nothing beside the archive is read"
+    one = predict(folder / "mueller" / "ct2.dcm", model, NONE)
+    assert (one.files, one.images) == (1, 1)
+    assert logits_of(one) == pytest.approx(expected[4:6], abs=1e-4)
+    link = tmp_path / "link.dcm"
+    link.symlink_to(folder / "mueller" / "ct2.dcm")
+    assert logits_of(predict(link, model, NONE)) == pytest.approx(expected[4:6], abs=1e-4)
+
+
+def test_nothing_names_a_file_or_a_patient_unless_asked(folder: Path, model: Model) -> None:
+    found = predict(folder, model, ALARMS)
+    uid = pydicom.dcmread(folder / "mueller" / "ct0.dcm").SeriesInstanceUID
+    said = {
+        names: [
+            report_text(found, speaker("en", LANGUAGES), names=names),
+            csv_text(found, names=names),
+            json.dumps(public(found, names=names)),
+            render(found, "zh", names=names),
+        ]
+        for names in (False, True)
+    }
+    for text in said[False]:
+        assert not re.search("mueller|weber|letter|images/", text, re.IGNORECASE)
+        assert uid not in text
+    assert all("mueller/ct0.dcm" in text for text in said[True][1:])
+    assert "letter.txt" in said[True][0]
+    assert not any(uid in text for text in said[True])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_asks_nobody_for_anything_and_says_what_it_is(
+    folder: Path, model: Model, language: str
+) -> None:
+    page = render(predict(folder, model, ALARMS), language)
+    assert not re.search(r"https?:|<script|<link|url\(|@import", page)
+    assert set(re.findall(r'src="([^,"]*)', page)) == {"data:image/png;base64"}
+    assert LANGUAGES[language]["not-a-device"] in page
+    assert page.count("<img") == 5 * 2, "two images of each artifact"
+
+
+def test_the_languages_have_the_same_sentences() -> None:
+    assert_same_sentences(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("points", [NONE, ALARMS])
+def test_the_terminal_needs_80_columns(
+    folder: Path, model: Model, language: str, points: OperatingPoints
+) -> None:
+    text = report_text(predict(folder, model, points), speaker(language, LANGUAGES))
+    assert max(map(columns_of, text.splitlines())) <= 80
+
+
+def test_a_ct_scan_is_never_just_repeated_and_its_dose_stands_beside(folder: Path, model: Model) -> None:
+    found = predict(folder, model, ALARMS)
+    steps = {step.artifact: step for step in next_steps(found.studies)}
+    say = speaker("en", LANGUAGES)
+    assert not steps["metal"].remedy.repeat
+    assert "Do not just repeat" in steps["metal"].advice(say)
+    assert steps["metal"].doses == {1: 12.5}
+    assert "12.5 mGy (study 1)" in steps["metal"].dose(say)
+    assert steps["motion"].advice(say) == "Repeating can help."
+    assert steps["motion"].dose(say) == ""
+    without = replace(steps["metal"], doses={})
+    assert "no CTDIvol" in without.dose(say)
+
+
+def test_every_result_carries_model_epsilon_threshold_and_seconds(folder: Path, model: Model) -> None:
+    found = predict(folder, model, ALARMS)
+    rows = list(csv.DictReader(io.StringIO(csv_text(found, names=False))))
+    assert len(rows) == 4 * 2 + 2 * 3 + 1
+    assert {row["model_sha256"] for row in rows} == {model.sha256}
+    assert {row["epsilon"] for row in rows} == {"no hospital's patients"}
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    judged = [row for row in rows if not row["not_judged"]]
+    assert {(row["present"], row["threshold"], row["origin"]) for row in judged} == {
+        ("1", "-50.0000", "phantoms")
+    }
+    assert [row["not_judged"] for row in rows if row["not_judged"]] == ["little-body"]
+
+
+def test_without_thresholds_there_are_scores_and_no_decision(folder: Path, model: Model) -> None:
+    found = predict(folder, model, NONE)
+    rows = list(csv.DictReader(io.StringIO(csv_text(found, names=False))))
+    assert {(row["present"], row["probability"]) for row in rows} == {("", "")}
+    text = report_text(found, speaker("en", LANGUAGES))
+    assert "no threshold and no calibration" in " ".join(text.split())
+    assert "The model decides nothing" in text
+    assert not next_steps(found.studies)
+
+
+# --- outside of what the model was trained on
+
+BODY = np.full((1, 16, 16), 100, np.int16)
+
+
+def measured(spread: float = 1.0, shares: tuple[float, ...] = (0.3, 0.3, 0, 0)) -> list[Any]:
+    return [0.0, spread, 0.0, "0" * 16, *shares]
+
+
+def test_values_that_are_no_hounsfield_units_are_not_judged() -> None:
+    record = replace(RECORD, modality="CT")
+    shifted = measured(shares=(0.0, 0.1, 0.6, 0.0))
+    how: dict[str, Any] = {"profile": None, "key": b"k"}
+    assert outside([record], BODY, [shifted], np.zeros(1, int), **how) == ["hu-too-high"]
+    assert outside([record], BODY, [measured()], np.zeros(1, int), **how) == [""]
+
+
+def test_little_body_is_not_judged() -> None:
+    record = replace(RECORD, modality="CT")
+    image = np.full((16, 16), -1000.0, np.float32)
+    image[:4, :4] = 40
+    stored = to_stored(image, "CT")[None]
+    assert outside([record], stored, [measured()], np.zeros(1, int), profile=None, key=b"k") == [
+        "little-body"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"kvp": 80.0}, "field kvp"),
+        ({"slice_thickness_mm": 1.0}, "field slice_thickness_mm"),
+        ({"slice_thickness_mm": None, "kvp": None}, ""),
+        ({"modality": "MR"}, "field modality"),
+    ],
+)
+def test_an_acquisition_that_no_training_patient_had_is_not_judged(
+    change: dict[str, Any], reason: str
+) -> None:
+    trained = [
+        replace(RECORD, modality="CT", kvp=120.0, patient=f"p{at}", slice_thickness_mm=5.0)
+        for at in range(12)
+    ]
+    profile = Acquisition(trained, [measured()] * 12, b"k").profile()
+    record = replace(trained[0], **change)
+    shares = (0.0,) * 4 if record.modality == "MR" else (0.3, 0.3, 0.0, 0.0)
+    found = outside([record], BODY, [measured(shares=shares)], np.zeros(1, int), profile=profile, key=b"k")
+    assert found == [reason]
+
+
+# --- the command
+
+
+def test_the_command_writes_private_files_and_opens_no_socket(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*how: object, **more: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "socket", refuse)
+    out = tmp_path / "out"
+    status, said, err = typed(
+        capsys, "predict", folder, "--thresholds", "none", "--out", out, "--format", "json", "--lang", "zh"
+    )
+    assert status == 0
+    assert "using fedqc's public start small_cnn_real" in err
+    assert json.loads(said) == json.loads((out / "predictions.json").read_text())
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == dict.fromkeys(
+        ("predictions.csv", "predictions.json", "report.html"), 0o600
+    )
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("fedqc-predict-*/cache")), "nothing stays"
+
+
+def test_a_report_does_not_lie_among_the_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = typed(capsys, "predict", folder, "--thresholds", "none", "--out", folder / "out")
+    assert status == 2
+    assert "[bad-argument]" in err
+
+
+def test_a_folder_without_an_image_that_can_be_judged_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.txt").write_text("x")
+    status, said, _ = typed(capsys, "predict", tmp_path / "images", "--thresholds", "none")
+    assert status == 2
+    assert said.startswith("No image could be judged.")
+    assert "foreign-file" in said
+    assert typed(capsys, "predict", tmp_path / "nowhere", "--thresholds", "none")[0] == 2
+
+
+def test_a_site_is_read_from_its_cache(folder: Path, tmp_path: Path, model: Model) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    shutil.copytree(folder, site / "images")
+    (site / "site.yaml").write_text(
+        yaml.safe_dump({"name": "a", "kind": "synthetic", "cohort": "c", "nominal_patients": 1})
+    )
+    found = predict(site, model, NONE, site=site)
+    assert logits_of(found) == logits_of(predict(folder, model, NONE))
+    assert (site / "state" / "cache" / "store.sqlite3").exists()
+
+
+# --- real images
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["site_ct_unknown_lungmask", "site_mr_siemens_verio_utah"])
+def test_real_folders_are_judged(name: str, model: Model) -> None:
+    found = predict(Path(REAL or "") / name, model, ALARMS)
+    assert found.images == {"site_ct_unknown_lungmask": 2, "site_mr_siemens_verio_utah": 11}[name]
+    assert found.judged
+    for language in LANGUAGES:
+        assert render(found, language)
+
+
+@needs_real_data
+@pytest.mark.slow
+def test_every_real_folder_completes(model: Model) -> None:
+    roots = [Path(REAL or ""), Path(REAL or "") / "awkward", *([Path(PEOPLE)] if PEOPLE else [])]
+    folders = [one for root in roots for one in sorted(root.iterdir()) if one.is_dir()]
+    for folder in folders:
+        found = predict(folder, model, ALARMS)
+        used = {image.file for study in found.studies for one in study.series for image in one.images}
+        assert len(used) + len(found.skipped) + found.duplicates == found.files, folder
+        assert all(problem.code for problem in found.skipped)
+        assert render(found, "en")
+        assert max(map(columns_of, report_text(found, speaker("zh", LANGUAGES)).splitlines())) <= 80
