@@ -198,7 +198,7 @@ def plain(plan_file: Path, arrays: Path) -> tuple[dict[str, np.ndarray], int]:
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     import common.models
 
-    state = load_file(Path(common.models.__file__).with_name("small_cnn_phantoms.safetensors"))
+    state = load_file(Path(common.models.__file__).with_name("small_cnn_real.safetensors"))
     sites = []
     for folder in sorted(arrays.iterdir()):
         loaded = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "modality", "labels")]

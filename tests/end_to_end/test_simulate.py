@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_stdout_is_one_json_object_and_talk_is_on_stderr(finished: Finished, tol
 
 def test_the_keys_are_those_promised(told: dict[str, Any]) -> None:
     assert set(told) == {
+        "schema",
         "run",
         "status",
         "rounds",
@@ -93,9 +95,8 @@ def test_the_headline_has_four_numbers_an_arm(told: dict[str, Any]) -> None:
     assert tuple(told["headline"]) == ARMS
     for arm, found in told["headline"].items():
         assert set(found) == {"home", "elsewhere", "unseen", "worst"}
-        assert all(0 <= value <= 1 for value in found.values())
-        assert found["worst"] <= found["home"]
-        assert arm == "local" or found["home"] == found["elsewhere"]
+        assert all(value is None or 0 <= value <= 1 for value in found.values())
+        assert arm in ("public", "local") or found["elsewhere"] is None, "it trained at all of them"
 
 
 def test_privacy_is_told_for_every_training_site(told: dict[str, Any]) -> None:
@@ -138,25 +139,21 @@ def test_every_metric_follows_from_the_stored_counts(written: dict[str, Any]) ->
                     ] == pytest.approx(expected[position])
 
 
-def macro(by_artifact: dict[str, Any]) -> float:
-    values = [found["auroc"] for found in by_artifact.values() if found["auroc"] is not None]
-    return float(np.mean(values)) if values else math.nan
-
-
 def test_the_headline_follows_from_the_metrics(written: dict[str, Any]) -> None:
+    """Means of the artifacts that every model can estimate at a site; None where there is none."""
+    averaged = written["averaged"]
+
+    def mean(model: str, sites: Sequence[str]) -> Any:
+        at = [
+            np.mean([written["matrix"][model][site][name]["auroc"] for name in averaged[site]])
+            for site in sites
+            if averaged[site]
+        ]
+        return pytest.approx(np.mean(at)) if at else None
+
     for arm in SHARED:
-        at = {site: macro(by_artifact) for site, by_artifact in written["metrics"][arm].items()}
-        home = [at[site] for site in TRAINING if not math.isnan(at[site])]
         found = written["headline"][arm]
-        assert found["home"] == pytest.approx(np.mean(home))
-        assert found["worst"] == pytest.approx(min(home))
-        assert found["unseen"] == pytest.approx(at[HELD_OUT])
-    matrix, found = written["matrix"], written["headline"]["local"]
-    away = [macro(matrix[f"local/{owner}"][site]) for owner in TRAINING for site in TRAINING if site != owner]
-    assert found["elsewhere"] == pytest.approx(np.nanmean(away))
-    assert found["unseen"] == pytest.approx(
-        np.mean([macro(matrix[f"local/{owner}"][HELD_OUT]) for owner in TRAINING])
-    )
+        assert (found["home"], found["unseen"]) == (mean(arm, TRAINING), mean(arm, [HELD_OUT]))
 
 
 def test_the_run_folder_is_laid_out_as_designed(finished: Finished, written: dict[str, Any]) -> None:
@@ -190,7 +187,7 @@ def test_the_model_of_the_run_is_the_private_one(finished: Finished, told: dict[
 
 def test_only_the_head_of_the_private_model_moved(finished: Finished, told: dict[str, Any]) -> None:
     start = safetensors.numpy.load_file(
-        Path(__file__).parents[2] / "common" / "models" / "small_cnn_phantoms.safetensors"
+        Path(__file__).parents[2] / "common" / "models" / "small_cnn_real.safetensors"
     )
     end = safetensors.numpy.load_file(finished.out / "arms" / "federated_dp" / "model.safetensors")
     moved = {name for name in start if not np.array_equal(start[name], end[name])}

@@ -84,9 +84,9 @@ def test_the_lineage_decides_before_anything_is_charged(
 
 
 def test_the_weights_of_the_installation_need_no_lineage_and_are_compared_by_name_or_hash(data: Path) -> None:
-    path = resolve_initial("package:small_cnn.safetensors", None)
+    path = resolve_initial("package:small_cnn_real.safetensors", None)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    for initial in ("package:small_cnn.safetensors", "/elsewhere/small_cnn.safetensors"):
+    for initial in ("package:small_cnn_real.safetensors", "/elsewhere/small_cnn_real.safetensors"):
         agent = Agent(data / A / "site.yaml", plan_from(initial, sha256))
         assert code_of(agent.train(private(OWN, PUBLIC, run=initial))) == "crafted-model"
         moved = BASE.copy()
@@ -95,11 +95,15 @@ def test_the_weights_of_the_installation_need_no_lineage_and_are_compared_by_nam
         assert code_of(agent.train(private(BASE, None, run=initial))) == "SiteUpdate"
 
 
-def test_a_private_arm_may_start_from_the_start_that_has_seen_open_images_of_people(data: Path) -> None:
-    path = resolve_initial("package:small_cnn_real.safetensors", None)
+def test_a_private_arm_may_start_from_the_start_that_has_seen_phantoms_only(data: Path) -> None:
+    path = resolve_initial("package:small_cnn_phantoms.safetensors", None)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     weights = load_model(path, MANIFEST)
-    for initial in ("package:small_cnn_real.safetensors", "/elsewhere/start.safetensors"):
+    for initial in (
+        "package:small_cnn_phantoms.safetensors",
+        "package:small_cnn.safetensors",
+        "/elsewhere/start.safetensors",
+    ):
         agent = Agent(data / A / "site.yaml", plan_from(initial, sha256))
         assert code_of(agent.train(private(BASE, PUBLIC, run=initial))) == "crafted-model", "another start"
         assert code_of(agent.train(private(weights, None, run=initial))) == "SiteUpdate"

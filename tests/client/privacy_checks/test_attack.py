@@ -166,7 +166,7 @@ def test_the_command_says_what_an_attacker_learns_and_writes_nothing(
 
 def test_json_holds_every_figure(hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
-    package = Path(dp_sgd.__file__).parents[2] / "common/models/small_cnn_phantoms.safetensors"
+    package = Path(dp_sgd.__file__).parents[2] / "common/models/small_cnn_real.safetensors"
     assert verify_command(attack=True, site=hospital, plan=plan, model=[package], format=Format.json) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["holds"] is True

@@ -146,7 +146,7 @@ def test_no_claim_stands_beside_a_control(run: RunFolder) -> None:
         assert "NOT PRIVATE" in model_card(shown, name, run.plan.model.model_dump())
     page = render(evaluation, run.manifest, run.plan)
     for private, control in PAIRS:
-        assert f"<td>{private} − {control}</td>" in page
+        assert f">{private} − {control}</td>" in page
         assert f"{control} is the same training with noise 0, and is not private." in page
     assert "federated_clipped (ε" not in page
     assert "clipped" not in privacy_line(about(evaluation))
