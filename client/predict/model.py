@@ -13,7 +13,7 @@ import safetensors
 import torch
 from torch import nn
 
-from common.errors import ConfigError, PlanError
+from common.errors import ConfigError
 from common.lineage import KEY as LINEAGE
 from common.lineage import PACKAGED, Lineage
 from common.model_file import load_model
@@ -68,7 +68,7 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
         state: the state folder of this site; None without a site.
     Raises:
         ConfigError: `no-model`, there is no such model; `wrong-model`, it is none, or its network is not
-            known; `study-model`, it judges studies, which predict does not do.
+            known; `study-model`, it looks at several slices at once, which predict does not do.
     """
     latest = None if state is None else state / "models" / "latest.safetensors"
     if wanted is None:
@@ -105,11 +105,12 @@ def _read(path: Path, origin: Literal["latest", "run", "file", "start"], start: 
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
     name, args = _network_of(path, about, shapes)
-    if name == STUDY:
+    if name == STUDY or args.get("neighbours"):
+        seen = "studies" if name == STUDY else "slices with their neighbours"
         raise ConfigError(
-            f"{path}: a network of studies",
+            f"{path}: a network of {seen}",
             code="study-model",
-            hint="fedqc predict takes networks of slices",
+            hint="fedqc predict takes networks of single slices",
         )
     network = build(name, args)
     manifest = manifest_of(network.state_dict())
@@ -166,11 +167,8 @@ def _network_of(
             )
         return name, args
     for name in MODELS:
-        try:
-            with torch.device("meta"):
-                state = build(name).state_dict()
-        except (PlanError, NotImplementedError, RuntimeError):
-            continue
+        with torch.device("meta"):
+            state = build(name).state_dict()
         if {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes):
             return name, {}
     raise ConfigError(

@@ -154,6 +154,9 @@ def test_the_headline_follows_from_the_metrics(written: dict[str, Any]) -> None:
     for arm in SHARED:
         found = written["headline"][arm]
         assert (found["home"], found["unseen"]) == (mean(arm, TRAINING), mean(arm, [HELD_OUT]))
+        assert found["unseen"] is not None
+    owners = [mean(f"local/{owner}", [HELD_OUT]) for owner in TRAINING]
+    assert written["headline"]["local"]["unseen"] == pytest.approx(np.mean([one.expected for one in owners]))
 
 
 def test_the_run_folder_is_laid_out_as_designed(finished: Finished, written: dict[str, Any]) -> None:

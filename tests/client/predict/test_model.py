@@ -66,11 +66,15 @@ def test_files_that_are_no_usable_model_are_refused(tmp_path: Path) -> None:
     strange = tmp_path / "strange.safetensors"
     save_model(strange, np.zeros(2, np.float32), Manifest(names=("a",), shapes=((2,),)), {})
     studies = saved(tmp_path / "study.safetensors", network='{"name": "study", "args": {}}')
+    three = saved(
+        tmp_path / "three.safetensors", network='{"name": "small_cnn", "args": {"neighbours": true}}'
+    )
     unknown = saved(tmp_path / "unknown.safetensors", network='{"name": "magic", "args": {}}')
     for path, code in (
         (tmp_path / "text.safetensors", "wrong-model"),
         (strange, "wrong-model"),
         (studies, "study-model"),
+        (three, "study-model"),
         (unknown, "wrong-model"),
         (tmp_path / "absent.safetensors", "no-model"),
     ):

@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.data.cohort import load_cohort
+from client.dicom.index import PARTS
 from client.predict import operating_point
 from client.predict.model import START, Model, find_model
 from client.predict.operating_point import LEAST_FOUND, operating_points, platt, point_of, points_of
 from client.predict.predict import Finding
+from client.simulation.phantom_sites import write_site
 from common.artifacts import MODALITIES, NAMES
+from common.counts import patient_labels
+from common.physics.appearance import SITE_APPEARANCES
 from common.public_slices import Slices
 
 
@@ -132,3 +137,24 @@ def test_a_sites_own_patients_come_first(
     assert operating_points(model, site=tmp_path, cache=tmp_path / "points").origins == {
         "phantoms": ("motion",)
     }
+
+
+def test_a_sites_thresholds_come_from_its_labelled_training_patients_and_no_others(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: files, labels, split and cache of a site."""
+    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    monkeypatch.setattr(operating_point, "LEAST_PATIENTS", 2)
+    site = tmp_path / "site"
+    write_site(site, "site", SITE_APPEARANCES[0], patients=24, seed=3)
+    unprepared = operating_points(model, site=site, cache=tmp_path / "points")
+    assert set(unprepared.origins) == {"phantoms"}, "its images are not decoded for this"
+    cohort = load_cohort(site / "site.yaml", size=model.size)
+    found = operating_points(model, site=site, cache=tmp_path / "points")
+    assert found.origins["site"]
+    trains = cohort.part == PARTS.index("train")
+    assert 0 < trains.sum() < len(trains)
+    labels = patient_labels(cohort.labels[trains], cohort.patients[trains])
+    for name in found.origins["site"]:
+        own, point = labels[:, NAMES.index(name)], found.patients[name]
+        assert (point.positives, point.negatives) == ((own == 1).sum(), (own == 0).sum())
