@@ -14,6 +14,7 @@ round, and the grid of the release.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -308,6 +309,17 @@ class Patients:
     labels: np.ndarray  # float32 (P, K, A), nan where not assessed
     weight: np.ndarray  # float32 (P, K, A): what each label weighs in its patient's loss
 
+    @functools.cached_property
+    def truth(self) -> np.ndarray:
+        """Labels, 0 where not assessed: float32 (P, K, A)."""
+        return np.nan_to_num(self.labels)
+
+    @functools.cached_property
+    def products(self) -> np.ndarray:
+        """Of a patient's slices with one another: float32 (P, K, K)."""
+        found: np.ndarray = self.x @ self.x.transpose(0, 2, 1)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
@@ -407,10 +419,10 @@ def clipped_mean(heads: np.ndarray, patients: Patients, clip_norm: float) -> np.
     count, slices, width = patients.x.shape
     flat = patients.x.reshape(count * slices, width)
     logits = _product(flat, heads.reshape(-1, width).T).reshape(count, slices, len(heads), -1)
-    truth = np.nan_to_num(patients.labels)
-    residual = (expit(logits) - truth[:, :, None]) * patients.weight[:, :, None]
-    products = patients.x @ patients.x.transpose(0, 2, 1)
-    across = (products @ residual.reshape(count, slices, -1)).reshape(residual.shape)
+    residual = expit(logits, out=logits)
+    residual -= patients.truth[:, :, None]
+    residual *= patients.weight[:, :, None]
+    across = (patients.products @ residual.reshape(count, slices, -1)).reshape(residual.shape)
     squares = np.einsum("pkna,pkna->pn", residual, across)
     residual *= np.minimum(1, clip_norm / np.sqrt(np.maximum(squares, 1e-24)))[:, None, :, None]
     return _product(residual.reshape(count * slices, -1).T, flat).reshape(heads.shape) / np.float32(count)
