@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, RunError
-from common.terminal import escaped
 from common.signing import (
     DOMAIN,
     Statement,
@@ -29,6 +28,7 @@ from common.signing import (
     verify,
     write_secret,
 )
+from common.terminal import escaped
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 STATEMENT = Statement(
