@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from common.errors import FedqcError
+from common.terminal import escaped, print
 
 SILENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -82,7 +83,9 @@ FormatOption = Annotated[
 
 def confirmed(refusal: FedqcError) -> bool:
     """Ask at the terminal whether to continue after a refusal; without a terminal the answer is no."""
-    return sys.stdin.isatty() and typer.confirm(f"{refusal.message}. Continue without these files?", err=True)
+    return sys.stdin.isatty() and typer.confirm(
+        f"{escaped(refusal.message)}. Continue without these files?", err=True
+    )
 
 
 def load(name: str) -> Any:
@@ -190,7 +193,7 @@ def _fail(code: str, message: str, hint: str, status: int) -> NoReturn:
     one_line = " ".join(message.split())
     print(f"fedqc: error [{code}]: {one_line}", file=sys.stderr)
     if hint:
-        print(f"fedqc: hint: {hint}", file=sys.stderr)
+        print(f"fedqc: hint: {' '.join(hint.split())}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError
 
 from common.errors import ConfigError, RunError
-from common.names import MAX_PATIENTS, SITE_NAME, SiteKind
+from common.names import MAX_PATIENTS, ONE_LINE, SITE_NAME, SiteKind
 from common.signing import fingerprint, parse_public, public_text, sign, verify
 from common.strict import StrictModel, describe_validation
 
@@ -39,11 +39,11 @@ class Request(StrictModel):
     site: str = Field(pattern=SITE_NAME)
     kind: SiteKind
     nominal_patients: int = Field(ge=1, le=MAX_PATIENTS)
-    stand_in: str = Field(default="", max_length=500)
+    stand_in: str = Field(default="", max_length=500, pattern=ONE_LINE)
     # OpenSSH public key of the network side
     node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$", max_length=500)
-    signing_key: str = Field(max_length=64)  # Ed25519 public key of the agent, base64
-    version: str = Field(max_length=32)
+    signing_key: str = Field(max_length=64, pattern=ONE_LINE)  # Ed25519 public key of the agent, base64
+    version: str = Field(max_length=32, pattern=ONE_LINE)
 
     @property
     def fingerprint(self) -> str:
@@ -58,12 +58,12 @@ class Kit(StrictModel):
     site: str = Field(pattern=SITE_NAME)
     # host:port of the proxy
     address: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", max_length=300)
-    ca_certificate: str = Field(max_length=20_000)  # PEM
-    coordinator_key: str = Field(max_length=64)  # Ed25519 public key, base64
+    ca_certificate: str = Field(max_length=20_000, pattern=r"^[ -~\r\n]*$")  # PEM
+    coordinator_key: str = Field(max_length=64, pattern=ONE_LINE)  # Ed25519 public key, base64
     # of the only Flower app that this site's node will serve
     bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    site_key: str = Field(max_length=64)  # the site's own signing key, as enrolled
-    version: str = Field(max_length=32)
+    site_key: str = Field(max_length=64, pattern=ONE_LINE)  # the site's own signing key, as enrolled
+    version: str = Field(max_length=32, pattern=ONE_LINE)
     expires: date  # of the enrolment; a renewed kit moves it
 
     @property

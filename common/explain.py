@@ -14,6 +14,7 @@ import typer
 
 from common.cli import Format, FormatOption
 from common.errors import ConfigError
+from common.terminal import print
 
 explain = typer.Typer(add_completion=False)
 _CELL = re.compile(r"(?<!\\)\|")

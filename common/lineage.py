@@ -16,7 +16,7 @@ import safetensors
 from pydantic import Field, ValidationError
 
 from common.errors import ConfigError
-from common.names import SiteKind
+from common.names import ONE_LINE, SiteKind
 from common.strict import StrictModel
 
 KEY = "lineage"
@@ -28,7 +28,7 @@ _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Lineage(StrictModel):
     """The origin of a model."""
 
-    made_by: str = Field(min_length=1, max_length=300)
+    made_by: str = Field(min_length=1, max_length=300, pattern=ONE_LINE)
     # of all data that it and its ancestors were trained on
     kinds: tuple[SiteKind, ...]
     # whether hospitals' patients among them were protected by noise, in every step: a private arm may start

@@ -7,6 +7,14 @@ from typing import Literal, get_args
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 """Pattern of a site's, plan's or federation's name."""
 
+ONE_LINE = r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]*$"
+"""Pattern (of pydantic) of text that others wrote: no control character, and none that hides or reorders."""
+ONE_PARAGRAPH = ONE_LINE.removesuffix("$") + r"\n?$"
+"""The same, with the line feed that YAML puts behind a block of text."""
+MAX_WORDS = 1000
+MAX_RUN = 200
+"""Characters of a run's name as messages carry it; `fedqc run start` gives shorter ones."""
+
 SiteKind = Literal["hospital", "public", "synthetic"]
 """What the images of a site are: of patients, openly published, or generated."""
 SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -20,7 +20,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from common.arms import ARMS, ArmName
 from common.artifacts import NAMES
 from common.errors import PlanError
-from common.names import SITE_NAME
+from common.names import MAX_WORDS, ONE_LINE, ONE_PARAGRAPH, SITE_NAME
 from common.strict import (
     NO_ARGUMENTS,
     PlanArguments,
@@ -109,9 +109,9 @@ class Split(StrictModel):
 class Model(StrictModel):
     """Which network, and the public weights that every arm starts from."""
 
-    name: str = "small_cnn"
+    name: str = Field(default="small_cnn", max_length=64, pattern=ONE_LINE)
     # `package:NAME` in common/models/, an absolute path, or `random`: from the seed
-    initial: str = "package:small_cnn_real.safetensors"
+    initial: str = Field(default="package:small_cnn_real.safetensors", max_length=MAX_WORDS, pattern=ONE_LINE)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
 
@@ -194,7 +194,7 @@ class Training(StrictModel):
     choose_round: Literal["last", "public"] | None = None
     # an arm ends after so many rounds without a better score on the public set
     early_stopping: int | None = Field(default=None, ge=1, le=1000)
-    loss: str = "bce"
+    loss: str = Field(default="bce", max_length=64, pattern=ONE_LINE)
     loss_args: PlanArguments = NO_ARGUMENTS  # of the loss: common/losses.py
     # artifact: how much it counts where it is present; others 1
     class_weights: PlanWeights = Field(default=NO_ARGUMENTS)  # type: ignore[arg-type]
@@ -276,7 +276,7 @@ class Privacy(StrictModel):
     settings: Literal["stated", "auto"] = "stated"
     expected_sites: int = Field(default=3, ge=1, le=1000)  # what `auto` rehearses: so many sites ...
     expected_patients: int = Field(default=100, ge=1, le=10**6)  # ... of so many nominal patients each
-    origin: str = Field(default="", max_length=400)  # how `auto` chose
+    origin: str = Field(default="", max_length=400, pattern=ONE_LINE)  # how `auto` chose
     # each private arm costs epsilon as if it were run alone: for comparisons in a simulation
     alternatives: bool = False
     # of mu^2, for the one noised evaluation of the finished models; 0: hospitals whose policy asks for noise
@@ -320,7 +320,7 @@ class PublicSet(StrictModel):
     patients: int = Field(default=60, ge=2, le=5000)  # phantoms
     seed: int = 20261
     # in place of phantoms: a file that `fedqc data prepare --public-set` wrote, an absolute path
-    file: str | None = Field(default=None, max_length=1000)
+    file: str | None = Field(default=None, max_length=1000, pattern=ONE_LINE)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @model_serializer(mode="wrap")
@@ -341,10 +341,12 @@ class PublicSet(StrictModel):
 
 class RunPlan(StrictModel):
     name: str = Field(pattern=SITE_NAME)
-    question: str = ""  # what the run is to answer, shown to those who approve it
+    # what the run is to answer, shown to those who approve it
+    question: str = Field(default="", max_length=MAX_WORDS, pattern=ONE_PARAGRAPH)
     seed: int = Field(default=7, ge=0, lt=2**31)
     arms: tuple[ArmName, ...] = ("public", "federated")
-    held_out: tuple[str, ...] = ()  # sites that never train, scored at the end as `unseen`
+    # sites that never train, scored at the end as `unseen`
+    held_out: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = ()
     # whom a held-out site is scored on: of a study that holds out each site once, `test`, because its other
     # patients train in sister runs. A hospital is scored on its test patients in any case
     held_out_patients: Literal["all", "test"] = "all"

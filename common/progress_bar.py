@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from common.terminal import print
+
 STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying the cache"}
 SECONDS_BETWEEN_LINES = 10.0
+_ERASE_LINE = "\r\033[K"
 QUIET_S = 1.0  # shorter work prints nothing
 
 Progress = Callable[[str, int, int], None]
@@ -21,8 +24,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def say(text: str) -> None:
     """Print a progress message on stderr, at once."""
-    # one write: Ctrl-C cannot part a line from its end
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -89,12 +91,14 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line; on a terminal it replaces the last note."""
         if not self._quiet:
-            say(f"\r\033[K{text}" if sys.stderr.isatty() else text)
+            sys.stderr.write(_ERASE_LINE if sys.stderr.isatty() else "")
+            say(text)
 
     def note(self, text: str) -> None:
         """Show what happens now, on one line that the next replaces; on a terminal only."""
         if not self._quiet and sys.stderr.isatty():
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(_ERASE_LINE)
+            print(text, end="", file=sys.stderr, flush=True)
 
     def skip(self, units: int) -> None:
         """Units that an earlier attempt did; they are not used to estimate the time left."""

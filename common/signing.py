@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import Field, ValidationError
 
 from common.errors import ConfigError, RunError
+from common.names import MAX_RUN, ONE_LINE
 from common.strict import StrictModel
 
 DOMAIN = b"fedqc wire statement v1\0"
@@ -34,18 +35,19 @@ class Statement(StrictModel):
     """The content that a signature covers."""
 
     # the task's recipient, or the sender of an answer; empty in the first request to an unknown site
-    site: str = Field(default="", max_length=32)
-    kind: str = Field(max_length=32)  # name of the message
-    run: str = Field(default="", max_length=200)
-    arm: str = Field(default="", max_length=32)
+    site: str = Field(default="", max_length=32, pattern=ONE_LINE)
+    kind: str = Field(max_length=32, pattern=ONE_LINE)  # name of the message
+    run: str = Field(default="", max_length=MAX_RUN, pattern=ONE_LINE)
+    arm: str = Field(default="", max_length=32, pattern=ONE_LINE)
     round: int = Field(default=0, ge=0)
-    plan_sha256: str = Field(default="", max_length=64)
-    base_sha256: str = Field(default="", max_length=64)
-    payload_sha256: str = Field(max_length=64)
-    nonce: str = Field(max_length=64)  # drawn by the coordinator for one question; an answer repeats it
+    plan_sha256: str = Field(default="", max_length=64, pattern=ONE_LINE)
+    base_sha256: str = Field(default="", max_length=64, pattern=ONE_LINE)
+    payload_sha256: str = Field(max_length=64, pattern=ONE_LINE)
+    # drawn by the coordinator for one question; an answer repeats it
+    nonce: str = Field(max_length=64, pattern=ONE_LINE)
     # the last head of its privacy ledger that this site reported; "": none yet. It stands here and not in the
     # task, whose bytes are the same for all sites
-    ledger_head: str = Field(default="", max_length=80)
+    ledger_head: str = Field(default="", max_length=80, pattern=ONE_LINE)
 
     def text(self) -> str:
         """The exact text that is signed. A field that came later is there only where it says something."""

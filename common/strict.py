@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import PlanError
+from common.names import ONE_LINE
 
 
 class StrictModel(BaseModel):
@@ -78,7 +79,7 @@ NO_ARGUMENTS = Arguments()
 PlanArguments = Annotated[
     dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")],
-        bool | int | float | Annotated[str, Field(max_length=64)],
+        bool | int | float | Annotated[str, Field(max_length=64, pattern=ONE_LINE)],
     ],
     Field(max_length=MAX_ARGUMENTS),
     AfterValidator(Arguments),
@@ -86,7 +87,7 @@ PlanArguments = Annotated[
 """A small mapping in a plan; who uses it checks it with `checked_arguments`."""
 
 PlanWeights = Annotated[
-    dict[str, Annotated[float, Field(gt=0, le=1000)]],
+    dict[Annotated[str, Field(max_length=64, pattern=ONE_LINE)], Annotated[float, Field(gt=0, le=1000)]],
     Field(max_length=MAX_ARGUMENTS),
     AfterValidator(Arguments),
 ]

@@ -24,7 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 
 from common.errors import RunError
-from common.names import MAX_PATIENTS, SITE_NAME, EvaluationMode, SiteKind, Unit
+from common.names import (
+    MAX_PATIENTS,
+    MAX_RUN,
+    MAX_WORDS,
+    ONE_LINE,
+    SITE_NAME,
+    EvaluationMode,
+    SiteKind,
+    Unit,
+)
 
 
 class Crossing(Enum):
@@ -35,12 +44,13 @@ class Crossing(Enum):
 
 PUBLIC, DP, DISCLOSED = Crossing.PUBLIC, Crossing.DP, Crossing.DISCLOSED
 
-ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
-"""Text from outside is printed on a terminal: no control characters."""
-MAX_WORDS = 1000
-
 
 Words = Annotated[str, Field(max_length=MAX_WORDS, pattern=ONE_LINE)]
+RunName = Annotated[str, Field(max_length=MAX_RUN, pattern=ONE_LINE)]
+Name = Annotated[str, Field(max_length=100, pattern=ONE_LINE)]
+"""Of an arm, a model (an arm, or one of a site), a digest."""
+Lineage = Annotated[str, Field(max_length=16_000, pattern=ONE_LINE)]
+"""`common.lineage.Lineage` as one line of JSON."""
 LEDGER_HEAD = r"^([1-9][0-9]{0,8}:[0-9a-f]{64})?$"
 LedgerHead = Annotated[str, Field(pattern=LEDGER_HEAD)]
 """Length and last HMAC of a site's ledger; "" where there is none."""
@@ -244,9 +254,9 @@ class DescribeTask(WireMessage):
 
     LATER_FLAGS = ("lineage",)
 
-    run: str = ""
+    run: RunName = ""
     rehearse: bool = False
-    lineage: str = ""  # `common.lineage.Lineage` of the starting weights, of a plan with a private arm
+    lineage: Lineage = ""  # `common.lineage.Lineage` of the starting weights, of a plan with a private arm
 
 
 class TrainTask(WireMessage):
@@ -259,13 +269,13 @@ class TrainTask(WireMessage):
 
     LATER_FLAGS = ("lineage",)
 
-    run: str
-    arm: str
+    run: RunName
+    arm: Name
     round: int = Field(ge=1)
     private: bool
-    base_sha256: str = ""  # of the decoded weights; empty in a plain frame that nobody signed
-    held_sha256: str = ""
-    lineage: str = ""  # `common.lineage.Lineage` of the starting weights, in a private arm
+    base_sha256: Name = ""  # of the decoded weights; empty in a plain frame that nobody signed
+    held_sha256: Name = ""
+    lineage: Lineage = ""  # `common.lineage.Lineage` of the starting weights, in a private arm
     base: np.ndarray
 
 
@@ -277,11 +287,11 @@ def _none(dtype: type, *shape: int) -> Any:
 class EvaluateTask(WireMessage):
     """Coordinator to site: score these models on your test patients. Holds nothing of any patient."""
 
-    run: str
-    models: tuple[str, ...]
+    run: RunName
+    models: tuple[Name, ...]
     # on all patients instead: for a public or synthetic site that never trains; a hospital refuses it
     everyone: bool
-    final: str = ""  # which of them the run hands on; a hospital keeps it for its own use
+    final: Name = ""  # which of them the run hands on; a hospital keeps it for its own use
     weights: np.ndarray  # float32 (models, parameters)
     # float32 (models, artifacts, common.counts.EDGES): quantiles of each model's scores of the coordinator's
     # public images, between which patients are counted; a site that answers with noise needs them
@@ -297,7 +307,7 @@ class SiteDescription(WireMessage):
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[SiteKind, PUBLIC]
-    members: Annotated[tuple[str, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
+    members: Annotated[tuple[Name, ...], PUBLIC] = ()  # the sites behind the pooled baseline of a simulation
     nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     stand_in: Annotated[Words, PUBLIC] = ""  # what a "patient" is here, when it is not a person
     # PUBLIC: the operator's choice in site.yaml; an epsilon without its unit says nothing
@@ -320,8 +330,8 @@ class SiteReadiness(WireMessage):
     kind: Annotated[SiteKind, PUBLIC]
     nominal_patients: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)
     version: Annotated[str, PUBLIC] = Field(max_length=32, pattern=ONE_LINE)
-    arms: Annotated[dict[str, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
-    reasons: Annotated[dict[str, Words], PUBLIC]  # arm, or "evaluation" -> why it is refused
+    arms: Annotated[dict[Name, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
+    reasons: Annotated[dict[Name, Words], PUBLIC]  # arm, or "evaluation" -> why it is refused
     evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
     data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
     rounds_affordable: Annotated[int | None, PUBLIC] = (
@@ -338,10 +348,10 @@ class SiteUpdate(WireMessage):
     LATER_FLAGS = ("data_changed", "void", "ledger_head")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
-    run: Annotated[str, PUBLIC]
-    arm: Annotated[str, PUBLIC]
+    run: Annotated[RunName, PUBLIC]
+    arm: Annotated[Name, PUBLIC]
     round: Annotated[int, PUBLIC]
-    base_sha256: Annotated[str, PUBLIC]
+    base_sha256: Annotated[Name, PUBLIC]
     weight: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)  # the public nominal number of patients
     private: Annotated[bool, PUBLIC]
     noise_multiplier: Annotated[float, PUBLIC] = 0.0
@@ -369,8 +379,8 @@ class SiteEvaluation(WireMessage):
     LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
-    run: Annotated[str, PUBLIC]
-    models: Annotated[tuple[str, ...], PUBLIC]
+    run: Annotated[RunName, PUBLIC]
+    models: Annotated[tuple[Name, ...], PUBLIC]
     mode: Annotated[EvaluationMode, PUBLIC]
     # of this answer alone, in mode dp; charged to the site's ledger
     noise_multiplier: Annotated[float, PUBLIC] = 0.0
@@ -399,12 +409,12 @@ class Refusal(WireMessage):
     the site log.
     """
 
-    site: Annotated[str, PUBLIC] = Field(default="", max_length=32)
-    run: Annotated[str, PUBLIC] = Field(default="", max_length=MAX_WORDS)
+    site: Annotated[str, PUBLIC] = Field(default="", max_length=32, pattern=ONE_LINE)
+    run: Annotated[RunName, PUBLIC] = ""
     code: Annotated[str, PUBLIC] = Field(pattern=r"^[a-z0-9-]{1,40}$")
     reason: Annotated[str, PUBLIC] = Field(max_length=MAX_WORDS, pattern=ONE_LINE)
     # random; finds the entry in the site log
-    incident: Annotated[str, PUBLIC] = Field(default="", max_length=32)
+    incident: Annotated[str, PUBLIC] = Field(default="", max_length=32, pattern=ONE_LINE)
 
 
 OUTGOING: tuple[type[WireMessage], ...] = (

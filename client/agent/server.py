@@ -33,6 +33,7 @@ from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, 
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
 from common.files import locked, sweep, write_bytes
+from common.terminal import print
 
 if TYPE_CHECKING:
     import grpc

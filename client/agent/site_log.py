@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from common.terminal import escaped
+
 SITE_LOG = "site.log"
 
 
@@ -18,7 +20,7 @@ def append_site_log(state: Path, text: str) -> bool:
     try:
         state.mkdir(parents=True, exist_ok=True)
         with (state / SITE_LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} {text}\n")
+            file.write(f"{stamp} {escaped(text)}\n")
     except OSError:
         return False
     return True

@@ -40,6 +40,7 @@ from common.errors import ConfigError, PlanError, RefusedError, RunError
 from common.files import append_line
 from common.plan import RunPlan, parse_plan
 from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
+from common.terminal import print
 from common.wire import DescribeTask, Envelope, EvaluateTask, Refusal, TrainTask, WireMessage, type_of
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from client.cli.site import site_folder
 from common.cli import Format
 from common.pricing import plan_epsilon, training_steps, with_noise
 from common.privacy import epsilon_text
+from common.terminal import print
 
 if TYPE_CHECKING:
     from client.data.cohort import Cohort

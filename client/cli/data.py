@@ -13,6 +13,7 @@ from client.cli.importing import importing
 from common.cli import Format, FormatOption, confirmed
 from common.errors import ConfigError
 from common.progress_bar import say
+from common.terminal import print
 
 if TYPE_CHECKING:
     from client.labels.spreadsheet import SheetProblems

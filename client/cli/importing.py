@@ -13,6 +13,7 @@ import typer
 from common.cli import Format, FormatOption
 from common.errors import ConfigError
 from common.progress_bar import progress_shown, say
+from common.terminal import print
 
 if TYPE_CHECKING:
     from client.importing.collection import Wanted

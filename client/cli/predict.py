@@ -14,6 +14,7 @@ from client.cli.site import site_folder
 from common.cli import Format, FormatOption
 from common.errors import ConfigError
 from common.progress_bar import say
+from common.terminal import print
 
 
 class Thresholds(StrEnum):

@@ -10,6 +10,7 @@ from common.arms import ARMS
 from common.cli import Format
 from common.errors import ConfigError
 from common.plan import RunPlan, parse_plan, read_plan
+from common.terminal import print
 
 EVIDENCE = "Regression evidence: these checks find faults of known kinds. They are no proof of privacy."
 

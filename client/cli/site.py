@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
@@ -19,6 +18,7 @@ from common.cli import Format, FormatOption
 from common.errors import ConfigError, DataError, RefusedError
 from common.names import SITE_KINDS
 from common.progress_bar import say
+from common.terminal import print, wrapped
 
 if TYPE_CHECKING:
     from client.site.config import SiteConfig
@@ -622,7 +622,7 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     lines = [
         f"plan       {plan.name}, hash {plan.sha256()}",
         f"who asks   {asks}",
-        f"question   {plan.question or '(none stated)'}",
+        f"question   {plan.question.strip() or '(none stated)'}",
         f"model      {network}, from {plan.model.initial}; arms: {', '.join(plan.arms)}",
         (
             f"rounds     {plan.training.rounds}; passes over the training patients in each: "
@@ -650,7 +650,8 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     lines.append(
         "scores     of the finished models on this site's test patients, as far as policy.yaml permits"
     )
-    return "\n".join(lines)
+    # behind the column of the names, so that no text of the plan looks like a line of this table
+    return "\n".join(wrapped(line[11:], start=line[:11], indent=11) for line in lines)
 
 
 def _status_text(found: dict[str, Any]) -> str:
@@ -684,15 +685,5 @@ def _status_text(found: dict[str, Any]) -> str:
 
 
 def _wrapped(line: str, indent: int = 4) -> str:
-    """A line in at most 80 columns; names and paths are never broken."""
-    kept = len(line) - len(line.lstrip())
-    return textwrap.fill(
-        line.lstrip(),
-        80,
-        initial_indent=line[:kept],
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        replace_whitespace=False,
-        drop_whitespace=True,
-    )
+    """A line in at most 80 columns, behind the blanks that it begins with."""
+    return wrapped(line, start=line[: len(line) - len(line.lstrip())], indent=indent)

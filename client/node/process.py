@@ -35,6 +35,7 @@ from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
 from common.processes import LOOPBACK, described_status, port_error
 from common.strict import StrictModel, describe_validation, strict_yaml
+from common.terminal import escaped, print
 
 READABLE = (
     "/usr",
@@ -404,7 +405,7 @@ class _Node:
     def _pump(self, lines: IO[str]) -> None:
         try:
             for line in lines:
-                plain = _COLOURS.sub("", line).rstrip()
+                plain = escaped(_COLOURS.sub("", line).rstrip())
                 if not plain:
                     continue
                 log.info("flower: %s", plain)

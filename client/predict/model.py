@@ -18,6 +18,7 @@ from common.lineage import KEY as LINEAGE
 from common.lineage import PACKAGED, Lineage
 from common.model_file import load_model
 from common.models import MODELS, build
+from common.names import MAX_RUN
 from common.plan import STUDY
 from common.preprocess import DEFAULT_SIZE
 from common.privacy import epsilon_text
@@ -123,7 +124,7 @@ def _read(path: Path, origin: Literal["latest", "run", "file", "start"], start: 
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         origin=origin,
         start=start,
-        run=about.get("run", ""),
+        run=" ".join(about.get("run", "")[:MAX_RUN].split()),
         arm=about.get("arm", ""),
         privacy=privacy_of(about, is_start=origin == "start"),
     )

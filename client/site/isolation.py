@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FedqcError
+from common.terminal import print
 
 NOT_ISOLATED = "NOT ISOLATED: "
 

@@ -18,6 +18,7 @@ from common.plan import changed_values, parse_plan, plan_values
 from common.processes import usable_cores
 from common.progress_bar import progress_shown
 from common.strict import strict_yaml
+from common.terminal import print
 from server.simulation.simulate import run_simulation
 
 simulate = typer.Typer(add_completion=False)

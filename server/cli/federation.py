@@ -14,6 +14,7 @@ import typer
 from common.cli import Format, FormatOption
 from common.errors import ConfigError, FedqcError, RefusedError
 from common.progress_bar import say
+from common.terminal import print, wrapped
 
 if TYPE_CHECKING:
     from common.enrolment import Kit
@@ -90,7 +91,7 @@ def approve(
     federation: FederationOption = None,
     fingerprint: Annotated[
         str | None,
-        typer.Option(help="Fingerprint that the hospital read to you. Without it you are asked to compare."),
+        typer.Option(help="Fingerprint that the hospital read to you. Without it you are asked to type it."),
     ] = None,
     yes: YesOption = False,
     out: KitOption = None,
@@ -103,26 +104,29 @@ def approve(
     opened = open_federation(federation)
     request = read_request(request_zip)
     target = _kit_path(out, request.site)
+    about = {
+        "site": request.site,
+        "kind": f"{request.kind} ({request.stand_in})" if request.stand_in else request.kind,
+        "patients": f"about {request.nominal_patients} (size bucket chosen by the hospital)",
+        "fedqc": request.version,
+    }
+    for name, text in about.items():
+        say(wrapped(text, start=f"{name:13s}", indent=13))
+    if fingerprint is None and not yes:  # typed, not looked at: a comparison by eye is soon skipped
+        say("type the fingerprint that the hospital reads to you by telephone; Enter enrols nobody")
+        fingerprint = str(typer.prompt("fingerprint", default="", show_default=False, err=True)).strip()
+        if not fingerprint:
+            raise RefusedError(
+                f"{request.site}: not enrolled", code="not-confirmed", hint="nothing was changed"
+            )
     if fingerprint is not None and not same_fingerprint(fingerprint, request.fingerprint):
         hint = "nothing was changed; ask by telephone, never take the fingerprint from the request's sender"
         raise ConfigError(
-            f"{request_zip}: its fingerprint differs from --fingerprint", code="wrong-fingerprint", hint=hint
+            f"{request_zip}: its fingerprint is not the one that you gave",
+            code="wrong-fingerprint",
+            hint=hint,
         )
-    say(
-        f"site         {request.site}\nkind         {request.kind}"
-        + (f" ({request.stand_in})" if request.stand_in else "")
-    )
-    say(
-        f"patients     about {request.nominal_patients} (size bucket chosen by the hospital)\n"
-        f"fedqc        {request.version}"
-    )
-    say(f"fingerprint  {request.fingerprint}")
-    if (
-        fingerprint is None
-        and not yes
-        and not typer.confirm("Did the hospital read you this fingerprint?", err=True)
-    ):
-        raise RefusedError(f"{request.site}: not enrolled", code="not-confirmed", hint="nothing was changed")
+    say(f"{'fingerprint':13s}{request.fingerprint}")
     kit = enrol(opened, request, days)
     _write_kit(opened, kit, target)
     return 0

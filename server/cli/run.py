@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
 from common.privacy import epsilon_text
 from common.progress_bar import progress_shown, say
+from common.terminal import print
 from server.cli.federation import FederationOption, open_federation
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ CONNECTION = "fedqc"
 POLL_S = 1.0
 STOP_S = 30.0
 """How long a ServerApp may take to notice that its run was stopped: it asks the SuperLink now and then."""
+MAX_NAME_BYTES = 192
+"""Of a run's name: files are named after it, and 255 is the most that a file system takes."""
+_NEW_NAME = re.compile(r"\w[\w.-]{0,63}")
 RunArgument = Annotated[str, typer.Argument(help="Name of a run of the federation, or its folder.")]
 WaitOption = Annotated[
     float, typer.Option("--wait", min=0, help="Seconds to wait for all sites to be connected.")
@@ -113,6 +118,12 @@ def start(
     from server.run.control_files import Order
 
     opened = open_federation(federation)
+    if name is not None and not (_NEW_NAME.fullmatch(name) and len(name.encode()) <= MAX_NAME_BYTES):
+        raise ConfigError(
+            f"--name {name[:70]!r}: not a name for a run",
+            code="bad-argument",
+            hint="at most 64 letters, digits, hyphens, dots and underscores, a letter or digit first",
+        )
     run_plan, tuning = _read_known_plan(plan)
     chosen = name or f"{run_plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _run_folder(opened, chosen)

@@ -9,6 +9,7 @@ import urllib.request
 from http.client import HTTPException
 
 from common.strict import StrictModel
+from common.terminal import print
 
 TIMEOUT_S = 10
 

@@ -32,6 +32,7 @@ from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import PublicSet
 from common.public_phantoms import draw
 from common.public_slices import Slices
+from common.terminal import print
 from common.weights import digest, flatten, manifest_of, unflatten
 from server.public_model.public_set import public_set
 from server.run_folder import MODEL, RunFolder

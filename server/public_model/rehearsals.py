@@ -30,6 +30,7 @@ from common.physics.phantom import PhantomSlice, draw_patient
 from common.plan import Model
 from common.preprocess import normalize_image, to_stored
 from common.progress_bar import Progress, silent
+from common.terminal import print
 from common.weights import digest, manifest_of, resolve_initial, unflatten
 
 _POSTURE: dict[str, Any] = {

@@ -13,6 +13,7 @@ from common.arms import is_private
 from common.errors import PlanError, RefusedError
 from common.excursion import update_excursion
 from common.plan import RunPlan
+from common.terminal import wrapped
 from common.weights import REACH
 from common.wire import Refusal, SiteReadiness
 
@@ -117,7 +118,7 @@ def check_table(check: Mapping[str, Any]) -> str:
         lines.append(
             f"{name:20s}{site['answer']:28s}{site['version'] or '-':10s}{data:10s}{rounds:>8s}{seconds:>10s}"
         )
-        lines += [f"  {arm}: {why}" for arm, why in site["reasons"].items()]
+        lines += [wrapped(f"{arm}: {why}", start="  ") for arm, why in site["reasons"].items()]
         if site["evaluation"] == ACCEPT:
             lines.append(f"  evaluation: {ACCEPT}")
         if "too-few-patients" in site["arms"].values():  # the number itself stays at the hospital

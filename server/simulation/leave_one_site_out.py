@@ -21,6 +21,7 @@ from common.files import write_bytes
 from common.plan import RunPlan
 from common.privacy import epsilon_text
 from common.progress_bar import say
+from common.terminal import print
 from server.evaluation.tables import PARTIAL
 from server.run_folder import EVALUATION, RunFolder, write_json
 from server.simulation.sweep import CELLS, Cell, Sweep, cells_run, resolved_plan

@@ -13,6 +13,7 @@ from common.cli import Format, confirmed
 from common.errors import ConfigError, DataError
 from common.plan import RunPlan
 from common.processes import usable_cores
+from common.terminal import print
 from server.evaluation.tables import PARTIAL, summary, table
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from common.names import SITE_NAME
 from common.plan import RunPlan, changed_values, parse_plan, plan_values
 from common.progress_bar import progress_shown, say
 from common.strict import StrictModel, describe_validation
+from common.terminal import print
 from server.evaluation.tables import PARTIAL
 from server.run_folder import EVALUATION, PLAN, RunFolder, write_json
 

@@ -72,7 +72,7 @@ def statement(task: WireMessage, **changes: Any) -> Statement:
         "payload_sha256": payload_sha256(task.to_bytes()),
         "nonce": f"{next(drawn):032x}",
     }
-    return Statement(**values | changes)
+    return Statement(**values).model_copy(update=changes)  # a dishonest coordinator keeps to no pattern
 
 
 def question(

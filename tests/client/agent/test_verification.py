@@ -154,7 +154,13 @@ UNBELIEVED: dict[str, tuple[str, str, str, Callable[[], bytes]]] = {
         lambda: question(TRAIN, kind="DescribeTask"),
     ),
     "no nonce": ("replayed-task", "Train", JSON, lambda: question(TRAIN, nonce="")),
-    "a nonce of several lines": ("replayed-task", "Train", JSON, lambda: question(TRAIN, nonce="a\nb")),
+    "a nonce of several lines": ("bad-signature", "Train", JSON, lambda: question(TRAIN, nonce="a\nb")),
+    "a run whose name hides its line": (
+        "bad-signature",
+        "Train",
+        JSON,
+        lambda: question(TRAIN, run="r\x1b[1A\x1b[2K"),
+    ),
 }
 
 

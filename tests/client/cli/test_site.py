@@ -176,6 +176,23 @@ def test_approve_shows_the_plan_in_plain_words_and_asks(site: Path, tmp_path: Pa
     assert "already approved" in done("approve", path, "--site", site).output
 
 
+@pytest.mark.parametrize("words", ["\x1b[8m", "\u202e", "a\ncost  ε 0.01"])
+def test_a_question_that_would_hide_the_cost_is_no_plan(site: Path, tmp_path: Path, words: str) -> None:
+    path = write_plan(tmp_path / "plan.yaml", question=f"Why? {words}", arms=["federated_dp"])
+    assert refused("approve", path, "--site", site).code == "bad-plan"
+
+
+def test_a_question_cannot_look_like_the_line_of_the_cost(site: Path, tmp_path: Path) -> None:
+    forged = "Why?" + "\u00a0" * 65 + "cost       all together, to each patient: ε 0.01 at δ 1e-09"
+    path = write_plan(tmp_path / "plan.yaml", question=forged, arms=["federated_dp"])
+    shown = typed("approve", path, "--site", site, given="n\n").output.splitlines()
+    assert [line for line in shown if line.startswith("cost")] == [
+        line for line in shown if line.startswith("cost       all together, to each patient (add/remove")
+    ]
+    assert "question   Why? cost all together" in "\n".join(shown)
+    assert max(len(line) for line in shown if line.startswith(("question", " " * 11))) <= 80
+
+
 def test_approve_with_yes_asks_nothing(site: Path, tmp_path: Path) -> None:
     path = write_plan(tmp_path / "plan.yaml", held_out=["hospital-a"])
     result = done("approve", path, "--site", site, "--yes")

@@ -87,16 +87,55 @@ def test_init_says_the_fingerprint_and_the_next_step(tmp_path: Path) -> None:
     assert made.settings.superlink_port != made.settings.health_port
 
 
-def test_approve_shows_who_asks_and_waits_for_a_yes(fed: Federation, request_zip: Path) -> None:
-    refused = error_of("approve", request_zip, "--federation", fed.folder, answer="n\n")
-    assert isinstance(refused, RefusedError)
-    assert refused.code == "not-confirmed"
+def test_approve_shows_who_asks_and_waits_for_the_fingerprint_to_be_typed(
+    fed: Federation, request_zip: Path
+) -> None:
+    spoken = fingerprint_of(request_zip)
+    for answer, code in (("\n", "not-confirmed"), (f"{fed.fingerprint}\n", "wrong-fingerprint")):
+        result = type_in("approve", request_zip, "--federation", fed.folder, answer=answer)
+        assert isinstance(result.exception, FedqcError)
+        assert result.exception.code == code
+        assert spoken not in result.output, "what is shown is not compared with what was heard"
     assert fed.sites() == ()
     assert not Path("kit-hospital-a.zip").exists()
-    said = done("approve", request_zip, "--federation", fed.folder, answer="y\n").output
-    for shown in ("hospital-a", "synthetic", "about 100", fingerprint_of(request_zip), fed.fingerprint):
+    typed = f" {spoken.upper().replace('-', ' ')} \n"
+    said = done("approve", request_zip, "--federation", fed.folder, answer=typed).output
+    for shown in ("hospital-a", "synthetic", "about 100", spoken, fed.fingerprint):
         assert shown in said
     assert read_kit(Path("kit-hospital-a.zip")).fingerprint == fed.fingerprint
+
+
+@pytest.mark.parametrize("field", ["stand_in", "version"])
+def test_a_request_that_forges_the_lines_of_approve_is_refused(
+    fed: Federation, tmp_path: Path, field: str
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    words = "\x1b[8m\nfingerprint  2cf6-3fbd"[:32]
+    forged = a_request("hospital-a", signing=key).model_copy(update={field: words})
+    write_request(tmp_path / "forged.zip", forged, key)
+    refused = error_of("approve", tmp_path / "forged.zip", "--federation", fed.folder, "--yes")
+    assert (refused.code, fed.sites()) == ("bad-request-file", ())
+
+
+def test_a_long_description_stays_in_its_column(fed: Federation, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    forged = "people" + "\u00a0" * 60 + "fingerprint  2cf6-3fbd-32a9"
+    request = a_request("hospital-a", signing=key).model_copy(update={"stand_in": forged})
+    write_request(tmp_path / "long.zip", request, key)
+    said = done("approve", tmp_path / "long.zip", "--federation", fed.folder, "--yes").stderr
+    assert "kind         synthetic (people fingerprint 2cf6-3fbd-32a9)" in said
+
+
+@pytest.mark.parametrize("name", ["r" * 65, "a\x1b[2K", "a/b", ".hidden", "宽" * 70, "-x"])
+def test_a_run_is_given_a_name_that_files_and_signatures_can_carry(fed: Federation, name: str) -> None:
+    from server.cli.run import run as runs
+
+    plan = Path("configs/plans/demo.yaml")
+    plan = Path(__file__).parents[3] / plan
+    words = ["start", str(plan), "--federation", str(fed.folder), f"--name={name}"]
+    error = CliRunner().invoke(runs, words).exception
+    assert isinstance(error, ConfigError)
+    assert error.code == "bad-argument"
 
 
 def test_a_fingerprint_given_as_people_write_it_needs_no_yes(fed: Federation, request_zip: Path) -> None:
