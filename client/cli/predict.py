@@ -36,8 +36,8 @@ def predict_command(
         str | None,
         typer.Option(
             metavar="latest|RUN|FILE",
-            help="Model: latest (of this site), the folder of a run, or a file. Default: latest where this "
-            "site has one, else fedqc's public start.",
+            help="Model: latest (that this site put to use: fedqc site use), the folder of a run, or a file. "
+            "Default: latest where there is one, else fedqc's public start.",
         ),
     ] = None,
     site: Annotated[
@@ -94,6 +94,8 @@ def predict_command(
     found_model = find_model(model, state)
     if found_model.origin == "start":
         say(f"no model of a run: using fedqc's public start {found_model.start}")
+    if state is not None and found_model.origin in ("start", "in-use"):
+        _remind(state, found_model.sha256)
     points = NONE
     if thresholds is not Thresholds.none:
         points = operating_points(
@@ -120,6 +122,19 @@ def predict_command(
         else report_text(found, speak, names=show_identifiers)
     )
     return 0 if found.judged else 2
+
+
+def _remind(state: Path, used: str) -> None:
+    """Say what the person who answers for the model has to do: test what was received, check what is used."""
+    from hashlib import sha256
+
+    from client.predict.acceptance import check_is_due
+
+    received = state / "models" / "latest.safetensors"
+    if received.is_file() and sha256(received.read_bytes()).hexdigest() != used:
+        say("a run sent a model that is not in use: fedqc site use latest tests it")
+    if last := check_is_due(state):
+        say(f"the model in use was last tested on {last}: fedqc site use --check repeats the test")
 
 
 def _site(given: Path | None, path: Path) -> Path | None:

@@ -574,6 +574,77 @@ def sent(
 
 
 @site.command()
+def use(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="latest|RUN|FILE", help="Model; latest: the last one that the site received."),
+    ] = None,
+    folder: SiteOption = None,
+    approver: Annotated[
+        str | None, typer.Option(help="Name of the person who answers for it; stands in the site's log.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Repeat the test of the model in use (monthly constancy test).")
+    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Use the former model again.")] = False,
+    new_cases: Annotated[
+        bool, typer.Option("--new-cases", help="Freeze the present labelled test patients as cases.")
+    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="List who did what with which model, and when.")] = False,
+    yes: YesOption = False,
+    format: FormatOption = Format.text,
+) -> int:
+    """Test a model on frozen cases of this site, and let `fedqc predict` use it. A worse one is refused.
+
+    The cases are labelled test patients. Exit status: 1 where --check finds another answer, 4 where the
+    model is worse than the one in use.
+    """
+    from client.predict import acceptance
+    from client.predict.acceptance_text import comparison_text, constancy_text, log_text
+    from client.site.config import read_site
+    from client.site.model_in_use import entries, roll_back
+
+    if sum((model is not None, check, rollback, log)) != 1:
+        raise ConfigError("give one of MODEL, --check, --rollback, --log", code="bad-argument")
+    where = site_folder(folder)
+    state = where / read_site(where)[0].state
+    if log:
+        found = entries(state)
+        print(json.dumps(found, ensure_ascii=False) if format is Format.json else log_text(found))
+        return 0
+    if approver is None and yes:
+        raise ConfigError("--approver is missing", code="bad-argument", hint="the name of a person")
+    by = (approver or str(typer.prompt("Who answers for this (name)", err=True))).strip()
+    if not by:
+        raise ConfigError("--approver: no name", code="bad-argument", hint="the name of a person")
+    if rollback:
+        if not yes and not typer.confirm("Use the former model again?", err=True):
+            say("nothing was changed")
+            return 4
+        entry = roll_back(state, by)
+        say(f"in use: {entry['model'] or 'no model of a run: the public start'}")
+        return 0
+    if check:
+        constancy = acceptance.check_constancy(where, by, say)
+        print(
+            json.dumps(asdict(constancy) | {"constant": constancy.is_constant})
+            if format is Format.json
+            else constancy_text(constancy)
+        )
+        return 0 if constancy.is_constant else 1
+    assert model is not None
+    tested = acceptance.examine(model, where, by, new_cases=new_cases, say=say)
+    print(json.dumps(tested.comparison.public()) if format is Format.json else comparison_text(tested))
+    asked = not tested.comparison.reasons and not yes
+    if asked and not typer.confirm(f"{by}: put this model to use?", err=True):
+        say("not put to use; nothing was changed")
+        return 4
+    entry = acceptance.put_to_use(tested, where, by)
+    say(f"in use since {entry['at']}: {entry['model']}; fedqc site use --rollback returns to the former one")
+    return 0
+
+
+@site.command()
 def dossier(folder: SiteOption = None) -> None:
     """Print one page for a data protection officer: what leaves, ε in words, consent, signatures."""
     from client.cli.dossier import dossier as page

@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import nn
 
+from client.site import model_in_use
 from common.errors import ConfigError
 from common.lineage import KEY as LINEAGE
 from common.lineage import PACKAGED, Lineage
@@ -27,6 +28,9 @@ from common.weights import manifest_of, resolve_initial, unflatten
 LATEST = "latest"
 START = "package:small_cnn_real.safetensors"
 """Without a model of a run: fedqc's public start that has seen real anatomy."""
+
+
+Origin = Literal["in-use", "run", "file", "start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class Model:
     name: str  # of the network
     size: int  # side of its slices in pixels
     sha256: str  # of the file
-    origin: Literal["latest", "run", "file", "start"]
+    origin: Origin
     start: str  # which packaged start; "" where it is none
     run: str
     arm: str
@@ -64,25 +68,27 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
     """The model that `--model` means.
 
     Args:
-        wanted: `latest`, a folder of a run, a file, or `package:NAME`; None: `latest` where this site has
-            one, else `START`.
+        wanted: `latest`: the model that this site put to use (`fedqc site use`), never one that was only
+            received; a folder of a run, a file, or `package:NAME`; None: `latest` where there is one, else
+            `START`.
         state: the state folder of this site; None without a site.
     Raises:
         ConfigError: `no-model`, there is no such model; `wrong-model`, it is none, or its network is not
             known; `study-model`, it looks at several slices at once, which predict does not do.
+        DataError: `models-damaged`, the log of models or the file of the model in use was changed.
     """
-    latest = None if state is None else state / "models" / "latest.safetensors"
-    if wanted is None:
-        wanted = LATEST if latest is not None and latest.is_file() else START
-    if wanted == LATEST:
-        if latest is None or not latest.is_file():
-            where = "no site is given" if latest is None else f"{latest}: no such file"
+    if wanted in (None, LATEST):
+        now = None if state is None else model_in_use.in_use(state)
+        if now is not None and state is not None:
+            return _read(model_in_use.file_of(state, now["model"]), "in-use")
+        if wanted == LATEST:
+            where = "no site is given" if state is None else "this site has put no model to use"
             raise ConfigError(
                 f"--model latest: {where}",
                 code="no-model",
-                hint="a site has one after its first run; --site DIR, or --model RUN or FILE",
+                hint="fedqc site use latest tests the last one received; or --model RUN or FILE",
             )
-        return _read(latest.resolve(), "latest")
+        wanted = START
     if wanted.startswith("package:"):
         path = resolve_initial(wanted, None)
         return _read(path, "start", start=path.stem)
@@ -92,12 +98,12 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
     return _read(path, "file")
 
 
-def _read(path: Path, origin: Literal["latest", "run", "file", "start"], start: str = "") -> Model:
+def _read(path: Path, origin: Origin, start: str = "") -> Model:
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such model file",
             code="no-model",
-            hint="--model latest, the folder of a finished run, or a .safetensors file",
+            hint="latest, the folder of a finished run, or a .safetensors file",
         )
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -117,17 +123,23 @@ def _read(path: Path, origin: Literal["latest", "run", "file", "start"], start: 
     manifest = manifest_of(network.state_dict())
     network.load_state_dict(unflatten(load_model(path, manifest), manifest))
     size = about.get("image_size", "")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    is_start = origin == "start" or sha256 == hashlib.sha256(_start_file().read_bytes()).hexdigest()
     return Model(
         network=network.eval(),
         name=name,
         size=int(size) if size.isdecimal() and 16 <= int(size) <= 1024 else DEFAULT_SIZE,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256,
         origin=origin,
         start=start,
         run=" ".join(about.get("run", "")[:MAX_RUN].split()),
         arm=about.get("arm", ""),
-        privacy=privacy_of(about, is_start=origin == "start"),
+        privacy=privacy_of(about, is_start=is_start),
     )
+
+
+def _start_file() -> Path:
+    return resolve_initial(START, None)
 
 
 def privacy_of(about: Mapping[str, str], *, is_start: bool = False) -> Privacy:

@@ -67,7 +67,7 @@ ENGLISH: dict[str, str] = {
     # what it rests on
     "basis": "What this rests on",
     "model": "model",
-    "origin.latest": "the last model that this site received",
+    "origin.in-use": "the model that this site tested and put to use",
     "origin.run": "the released model of a run",
     "origin.file": "a model file",
     "origin.start": "NOT of a run: fedqc's public start {start}",
@@ -169,7 +169,7 @@ CHINESE: dict[str, str] = {
     "window": "CT 显示 {low} 至 {high} HU；MR 按图像缩放。显示模型所见的像素；因未经检验，不标出伪影位置。",
     "basis": "依据",
     "model": "模型",
-    "origin.latest": "本院收到的最近一个模型",
+    "origin.in-use": "本院经测试投入使用的模型",
     "origin.run": "某次运行发布的模型",
     "origin.file": "模型文件",
     "origin.start": "并非来自运行：fedqc 的公开起始模型 {start}",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.predict.model import START, find_model, privacy_of
+from client.site import model_in_use
 from common.errors import ConfigError
 from common.lineage import KEY, NO_DATA
 from common.model_file import described, save_model
@@ -33,14 +34,14 @@ def test_without_a_model_of_a_run_the_public_start_is_used_and_says_so(tmp_path:
     assert found.sha256 == find_model(START, None).sha256
 
 
-def test_the_latest_model_of_a_site_comes_before_the_start(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
+def test_the_model_that_a_site_put_to_use_comes_before_the_start(tmp_path: Path) -> None:
     about = described(plan(), "federated_dp")
-    saved(tmp_path / "models" / "a.safetensors", run="r1", arm="federated_dp", **about)
-    (tmp_path / "models" / "latest.safetensors").symlink_to("a.safetensors")
-    found = find_model(None, tmp_path)
-    assert (found.origin, found.run, found.arm) == ("latest", "r1", "federated_dp")
-    assert (found.privacy.epsilon, found.privacy.delta) == (2.0, 1e-5)
+    path = saved(tmp_path / "a.safetensors", run="r1", arm="federated_dp", **about)
+    model_in_use.note(tmp_path, "use", by="W", model=model_in_use.keep(tmp_path, path.read_bytes()))
+    for wanted in (None, "latest"):
+        found = find_model(wanted, tmp_path)
+        assert (found.origin, found.run, found.arm) == ("in-use", "r1", "federated_dp")
+        assert (found.privacy.epsilon, found.privacy.delta) == (2.0, 1e-5)
 
 
 @pytest.mark.parametrize("state", [None, Path("nowhere")])
