@@ -180,6 +180,7 @@ class Evaluation(TypedDict):
     seconds: float
     scoring: dict[str, dict[str, Any]]  # site -> mode, price of the noise
     edges: NotRequired[dict[str, dict[str, list[float]]]]  # model -> artifact -> between the bins
+    public_counts: NotRequired[dict[str, dict[str, Any]]]  # model -> of the public set, in fine bins
     counts: dict[str, dict[str, Any]]  # site -> model -> the sums as they were sent
     covariance: dict[str, dict[str, Any]]  # site -> of the AUROCs of all models
     averaged: dict[str, list[str]]  # site -> the artifacts in its macro AUROC
