@@ -94,6 +94,21 @@ class BelowChance(TypedDict):
 
 
 @_STRICT
+class GeneralizationGap(Interval):
+    """An arm at the held-out sites less at its training sites, over the artifacts that all of them estimate.
+
+    Patients of both are others, so the interval is that of two independent means, given these hospitals.
+    """
+
+    artifacts: list[str]
+    home: Number
+    unseen: Number
+    held_out: int  # sites with a score
+    next_low: Number  # prediction interval of the next hospital's observed score; null of fewer than three
+    next_high: Number
+
+
+@_STRICT
 class Looks(TypedDict):
     """How many tests each family of Holm's correction counts."""
 
@@ -180,6 +195,7 @@ class Evaluation(TypedDict):
     seconds: float
     scoring: dict[str, dict[str, Any]]  # site -> mode, price of the noise
     edges: NotRequired[dict[str, dict[str, list[float]]]]  # model -> artifact -> between the bins
+    public_counts: NotRequired[dict[str, dict[str, Any]]]  # model -> of the public set, in fine bins
     counts: dict[str, dict[str, Any]]  # site -> model -> the sums as they were sent
     covariance: dict[str, dict[str, Any]]  # site -> of the AUROCs of all models
     averaged: dict[str, list[str]]  # site -> the artifacts in its macro AUROC
@@ -193,11 +209,15 @@ class Evaluation(TypedDict):
     common: Common | None  # None: all sites average the same artifacts
     contrasts: list[Contrast]
     below_chance: list[BelowChance]
+    generalization_gap: NotRequired[dict[str, GeneralizationGap]]  # arm ->
     looks: Looks
     labels: NotRequired[str]
     data_changed: NotRequired[list[str]]
     alternatives: NotRequired[bool]
 
+
+LATER_KEYS = ("generalization_gap",)
+"""Keys that follow from the counts, and that a file of an earlier version may lack."""
 
 _ADAPTER: TypeAdapter[Evaluation] = TypeAdapter(Evaluation)
 

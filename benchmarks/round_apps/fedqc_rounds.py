@@ -17,6 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.arms import FEDERATED
+from common.counts import Counts
 from common.plan import parse_plan
 from common.weights import Manifest
 from server.federation.registry import Federation, site_keys
@@ -63,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
         initial=initial,
         strategy=strategy_named(plan.training.strategy),
         score_public=lambda flat: {},
-        public_edges=lambda flat: np.zeros((0, 0), np.float32),
+        public_bins=lambda flat: (np.zeros((0, 0), np.float32), Counts.empty()),
         observe=observe,
     )
     folder = ArmFolder(path=Path(str(config["run-dir"])))

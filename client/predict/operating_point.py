@@ -4,11 +4,8 @@ Of each artifact there are two operating points: of an image, and of a patient's
 (`common.counts.patient_scores`), which decides about series and studies. They are found on this site's
 labelled training patients where there are enough of both kinds, else on public phantoms.
 
-Threshold: of those that find at least `LEAST_FOUND` of the positives, the one with the largest sensitivity
-plus specificity (Youden, Cancer 3:32, 1950). Probability: Platt's two parameters (Platt 1999, with the
-targets and Newton's method of Lin, Lin and Weng, Mach Learn 68:267, 2007). Both are found and their figures
-counted on the same patients, so the figures are optimistic; and a probability holds at the share of positives
-there.
+Threshold and probability: `common.operating_point`. Both are found and their figures counted on the same
+patients, so the figures are optimistic; and a probability holds at the share of positives there.
 """
 
 from __future__ import annotations
@@ -32,12 +29,12 @@ from common.counts import per_patient
 from common.errors import DataError
 from common.files import write_bytes
 from common.learning import score
+from common.operating_point import platt, youden
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.ct import projector
 from common.public_phantoms import draw
 from common.public_slices import Slices
 
-LEAST_FOUND = 0.8
 MAX_ALARMS = 0.1
 """An artifact whose threshold for patients calls more of those without it positive is scored, not decided."""
 LEAST_PATIENTS = 10
@@ -146,8 +143,7 @@ def point_of(scores: np.ndarray, labels: np.ndarray, origin: Origin) -> Point | 
     positives, negatives = np.sort(values[present]), np.sort(values[~present])
     sensitivity = 1 - np.searchsorted(positives, thresholds) / len(positives)
     specificity = np.searchsorted(negatives, thresholds) / len(negatives)
-    allowed = np.flatnonzero(sensitivity >= LEAST_FOUND - 1e-12)
-    best = allowed[len(allowed) - 1 - int(np.argmax((sensitivity + specificity)[allowed][::-1]))]
+    best = youden(sensitivity, specificity)
     slope, offset = platt(values, present)
     return Point(
         origin=origin,
@@ -159,36 +155,6 @@ def point_of(scores: np.ndarray, labels: np.ndarray, origin: Origin) -> Point | 
         slope=slope,
         offset=offset,
     )
-
-
-def platt(values: np.ndarray, present: np.ndarray) -> tuple[float, float]:
-    """Slope and offset that maximise the likelihood of Platt's targets; slope 0 where larger scores do not
-    make presence likelier, which no probability can be made of.
-    """
-    n_pos, n_neg = int(present.sum()), int((~present).sum())
-    target = np.where(present, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
-    scale = float(values.std()) or 1.0
-    design = np.column_stack([values / scale, np.ones(len(values))])
-    beta = np.array([0.0, np.log((n_pos + 1) / (n_neg + 1))])
-
-    def loss(at: np.ndarray) -> float:
-        z = design @ at
-        return float(np.logaddexp(0, z).sum() - target @ z)
-
-    now = loss(beta)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(design @ beta, -500, 500)))
-        gradient = design.T @ (p - target)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
-        step, length = np.linalg.solve(hessian, gradient), 1.0
-        while length > 1e-6 and loss(beta - length * step) > now:
-            length /= 2
-        beta = beta - length * step
-        before, now = now, loss(beta)
-        if before - now < 1e-10 * max(1.0, abs(now)):
-            break
-    slope = float(beta[0] / scale)
-    return (slope, float(beta[1])) if slope > 0 else (0.0, 0.0)
 
 
 def user_cache() -> Path:

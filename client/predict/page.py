@@ -10,10 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from client.data_check.page import CT_WINDOW_HU
 from client.predict import text
-from client.predict.operating_point import LEAST_FOUND
 from client.predict.predict import Picture, Predictions
 from client.predict.words import LANGUAGES
 from common.i18n import speaker
+from common.operating_point import LEAST_FOUND
 from common.preprocess import from_stored
 
 SIDE = 256

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.data_check.text import table
-from client.predict.operating_point import LEAST_FOUND, MAX_ALARMS, PHANTOMS, Point
+from client.predict.operating_point import MAX_ALARMS, PHANTOMS, Point
 from client.predict.predict import Finding, Predictions, Series, Study
 from common.artifacts import ARTIFACTS, INDEX
 from common.i18n import Say
+from common.operating_point import LEAST_FOUND
 from common.privacy import epsilon_text
 from common.remedies import Remedy, remedies
 

@@ -263,6 +263,12 @@ class Study:
         found = self.combine({cell: plus.get(cell, 0.0) - minus.get(cell, 0.0) for cell in plus | minus})
         return Difference(value=found.value, standard_error=found.standard_error)
 
+    def half_pair(self, site: str, artifacts: Sequence[int]) -> float:
+        """Half of one pair's share of the macro AUROC at a site, the mean over artifacts."""
+        counts = next(iter(self.sites[site].counts.values()))
+        pairs = np.maximum(np.asarray(counts.n_pos, float) * np.asarray(counts.n_neg, float), 1.0)
+        return float((0.5 / pairs[list(artifacts)]).mean())
+
     def common_artifacts(self, sites: Sequence[str]) -> list[int]:
         """Those that every scored one of some sites averages, by number."""
         sets = [set(self.averaged[site]) for site in sites if self._scored(site)]
@@ -446,6 +452,37 @@ def common_scores(study: Study, arms: Sequence[str]) -> dict[str, Any] | None:
     }
 
 
+def generalization_gap(study: Study, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """arm -> how much worse it is where it did not train: unseen less home, over the artifacts that every
+    place with a score averages; and what to expect at the next hospital, where three or more were held out.
+    """
+    from server.evaluation.next_hospital import prediction_interval, to_logit
+
+    found = {}
+    for arm in arms:
+        at = {where: study.cells(arm, where) for where in ("home", "unseen")}
+        sites = sorted({site for cells in at.values() for site, _ in cells})
+        artifacts = study.common_artifacts(sites)
+        if not at["home"] or not at["unseen"] or not artifacts:
+            continue
+        home, unseen = (study.combine(at[where], artifacts) for where in ("home", "unseen"))
+        weights = at["unseen"] | {cell: -weight for cell, weight in at["home"].items()}
+        gap = study.combine(weights, artifacts)
+        held_out = [site for site in study.held_out if study.averaged.get(site)]
+        scores = [study.combine(study.cells(arm, site), artifacts).value for site in held_out]
+        half_pairs = [study.half_pair(site, artifacts) for site in held_out]
+        ends = prediction_interval(to_logit(np.array(scores), np.array(half_pairs)))
+        found[arm] = Difference(value=gap.value, standard_error=gap.standard_error).to_json() | {
+            "artifacts": [NAMES[number] for number in artifacts],
+            "home": home.value,
+            "unseen": unseen.value,
+            "held_out": len(held_out),
+            "next_low": expit(float(ends[0])),
+            "next_high": expit(float(ends[1])),
+        }
+    return found
+
+
 def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
     """artifact -> auroc, low, high, n_pos, n_neg.
 
@@ -534,5 +571,6 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         "common": common_scores(study, arms),
         "contrasts": differences,
         "below_chance": below,
+        "generalization_gap": generalization_gap(study, arms),
         "looks": families | {"below_chance": tested},
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from common.counts import auroc, patient_scores, per_patient, quantile_edges
+from common.counts import Counts, auroc, per_patient, quantile_edges
 from common.learning import score
 from common.losses import PerSampleLoss
 from common.physics.appearance import PUBLIC_APPEARANCES
@@ -68,10 +68,15 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
 
 
-def public_edges(model: nn.Module, samples: Slices | Samples) -> np.ndarray:
-    """The bins in which sites count, float32 (artifacts, common.counts.EDGES): quantiles of the model's
-    scores of public patients, with and without each artifact alike.
+def public_bins(model: nn.Module, samples: Slices | Samples) -> tuple[np.ndarray, Counts]:
+    """The bins in which sites count, and the public patients in them.
+
+    Returns:
+        float32 (artifacts, common.counts.EDGES): quantiles of the model's scores of public patients, with and
+        without each artifact alike; and how many of each lie in which of the fine bins.
     """
     rows = np.arange(len(samples.images))
     logits = score(model, samples.images, samples.modality, rows)
-    return quantile_edges(patient_scores(*decisions(logits, samples, rows)))
+    scores, truth = per_patient(*decisions(logits, samples, rows))
+    edges = quantile_edges(scores)
+    return edges, Counts.of(scores, truth, edges)

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from common.arms import ARMS, FINAL_ARMS, PUBLIC, is_control
+from common.counts import Counts
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
 from common.learning import get_threads, set_threads
@@ -34,7 +35,7 @@ from server.evaluation_file import SCHEMA, checked
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
-from server.public_model.public_set import measure, public_edges, public_samples, public_set
+from server.public_model.public_set import measure, public_bins, public_samples, public_set
 from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
@@ -120,7 +121,7 @@ def conduct(
     stages = _stages(plan, sites, folder)
     units = plan.training.rounds * len(stages) + 1
     live = [Live(folder.path, units=units)] if seal.key else []
-    score_public, edges_of = _on_public_set(plan, manifest)
+    score_public, bins_of = _on_public_set(plan, manifest)
     context = RunContext(
         grid=grid,
         seal=seal,
@@ -131,7 +132,7 @@ def conduct(
         lineage=initial_lineage(plan),
         strategy=strategy_named(plan.training.strategy),
         score_public=score_public,
-        public_edges=edges_of,
+        public_bins=bins_of,
         observe=compose(Progress(units), *live, *observers),
     )
     training = tuple(site.name for site in hospitals if site.name not in plan.held_out)
@@ -215,13 +216,14 @@ def _evaluation(
         "incomplete": sorted(trained.incomplete),
         **({"labels": INJECTED_LABELS} if plan.training.inject is not None else {}),
         "edges": scored.edges,
+        "public_counts": scored.public_counts,
         **report_numbers(scored.study, plan.arms),
     }
 
 
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
-) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], np.ndarray]]:
+) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], tuple[np.ndarray, Counts]]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = build(plan.model.name, plan.model.args)
     public = public_samples(public_set(plan.public_set, plan.image_size), plan.model)
@@ -233,7 +235,7 @@ def _on_public_set(
     def score_public(flat: np.ndarray) -> dict[str, float]:
         return measure(load(flat), public, loss_of(plan.training))
 
-    return score_public, lambda flat: public_edges(load(flat), public)
+    return score_public, lambda flat: public_bins(load(flat), public)
 
 
 def initial_lineage(plan: RunPlan) -> Lineage | None:

@@ -56,7 +56,7 @@ class RunContext:
     strategy: Strategy
     score_public: Callable[[np.ndarray], dict[str, float]]  # the coordinator's own measurement of a model
     # between which scores of a model patients are counted, float32 (artifacts, common.counts.EDGES)
-    public_edges: Callable[[np.ndarray], np.ndarray]
+    public_bins: Callable[[np.ndarray], tuple[np.ndarray, Counts]]
     observe: Observer
     lineage: Lineage | None = None  # of `initial`; None: unknown
 
@@ -460,6 +460,7 @@ class Scored:
     absent: dict[str, str]  # the sites without a score -> the code of the refusal or failure
     data_changed: set[str]  # the sites whose data changed during the run, which their operators accepted
     edges: dict[str, dict[str, list[float]]]  # model -> artifact -> the public quantiles between the bins
+    public_counts: dict[str, dict[str, Any]]  # model -> the coordinator's public patients in fine bins
 
 
 def score_sites(
@@ -485,7 +486,8 @@ def score_sites(
     scored: dict[str, SiteScores] = {}
     data_changed: set[str] = set()
     absent = {site.name: "no-answer" for site in hospitals}
-    edges = np.stack([context.public_edges(flat) for flat in weights])
+    bins = [context.public_bins(flat) for flat in weights]
+    edges = np.stack([edges for edges, _ in bins])
     for everyone in (False, True):
         asked = {site.node: site for site in hospitals if _scores_everyone(site, plan) == everyone}
         if not asked:
@@ -532,6 +534,7 @@ def score_sites(
             model: dict(zip(NAMES, rows.astype(float).tolist(), strict=True))
             for model, rows in zip(names, edges, strict=True)
         },
+        public_counts={model: counts.to_json() for model, (_, counts) in zip(names, bins, strict=True)},
     )
 
 

@@ -14,12 +14,10 @@ from common.arms import (
     POOLED,
     PUBLIC,
 )
-from common.artifacts import NAMES
 from server.evaluation.estimates import COMPARISONS
 from server.evaluation.inference import LEVEL
 from server.evaluation.report.numerals import score, signed
-from server.evaluation.report.reading import TRAINED, Reading, title
-from server.evaluation.report.words import listing
+from server.evaluation.report.reading import TRAINED, Reading
 from server.evaluation_file import Contrast, Gap, Interval
 
 LEADS = (FEDERATED, FEDERATED_DP, POOLED, LOCAL, PUBLIC)
@@ -70,7 +68,7 @@ def headline(reading: Reading) -> list[str]:
     say = reading.say
     if not reading.held_out:
         return [say("headline.nothing", reason=say("headline.nothing.none"))]
-    sites = listing(
+    sites = reading.listing(
         [say("headline.site", site=reading.name(site), kind=reading.kind(site)) for site in reading.held_out]
     )
     if not any(reading.is_scored(site) for site in reading.held_out):
@@ -97,7 +95,7 @@ def _at_unseen(reading: Reading, arm: str, sites: str) -> str:
         other, way = (second, verdict(difference)) if arm == first else (first, _turned(verdict(difference)))
         groups.get(way, groups["unclear"]).append(reading.describe("who", other))
     verdicts = [
-        say(f"headline.{word}", others=listing(groups[way]))
+        say(f"headline.{word}", others=reading.listing(groups[way]))
         for way, word in (("higher", "better"), ("lower", "worse"), ("unclear", "unclear"))
         if groups[way]
     ]
@@ -137,7 +135,7 @@ def private_gain(reading: Reading) -> list[str]:
 
 def _place(reading: Reading, where: str) -> str:
     return (
-        reading.say("gain.unseen", sites=listing([reading.name(site) for site in reading.held_out]))
+        reading.say("gain.unseen", sites=reading.listing([reading.name(site) for site in reading.held_out]))
         if (where == "unseen")
         else reading.say("gain.home")
     )
@@ -195,17 +193,17 @@ def remarks(reading: Reading) -> list[str]:
         ]
         certain = [site for site in below if verdict(known[site]) == "lower"]
         if not below:
-            above = listing([site for site in known if verdict(known[site]) == "higher"])
+            above = reading.listing([site for site in known if verdict(known[site]) == "higher"])
             above = above or say("headline.none_of_them")
             lines.append(say("headline.below.nowhere", above=above, **labels))
             continue
-        named = listing([f"{site} {signed(known[site]['value'] or 0.0)}" for site in below])
+        named = reading.listing([f"{site} {signed(known[site]['value'] or 0.0)}" for site in below])
         lines.append(
             say(
                 "headline.below",
                 below=len(below),
                 sites=named,
-                certain=listing(certain) or say("headline.none_of_them"),
+                certain=reading.listing(certain) or say("headline.none_of_them"),
                 **labels,
             )
         )
@@ -222,8 +220,8 @@ def swapped(reading: Reading) -> list[str]:
         reading.say(
             "headline.swapped",
             site=reading.name(site),
-            artifact=title(artifact),
-            models=_some(found),
+            artifact=reading.title(artifact),
+            models=_some(reading, found),
             looks=looks,
         )
         for (site, artifact), found in groups.items()
@@ -232,12 +230,16 @@ def swapped(reading: Reading) -> list[str]:
 
 def _estimable(reading: Reading) -> list[str]:
     """How many cells, of a site and an artifact, the scores average, and which are missing."""
-    missing = reading.evaluation["missing"]
+    missing = reading.missing
     if not missing:
         return []
-    total = len(reading.evaluation["averaged"]) * len(NAMES)
-    named = [f"{title(gap['artifact'])} / {gap['site']} ({_why(reading, gap)})" for gap in missing]
-    return [reading.say("headline.cells", estimable=total - len(missing), total=total, missing=_some(named))]
+    total = len(reading.evaluation["averaged"]) * len(reading.artifacts)
+    named = [f"{reading.title(gap['artifact'])} / {gap['site']} ({_why(reading, gap)})" for gap in missing]
+    return [
+        reading.say(
+            "headline.cells", estimable=total - len(missing), total=total, missing=_some(reading, named)
+        )
+    ]
 
 
 def _why(reading: Reading, gap: Gap) -> str:
@@ -246,10 +248,11 @@ def _why(reading: Reading, gap: Gap) -> str:
     return f"n {gap['n_pos']} / {gap['n_neg']}"
 
 
-def _some(named: list[str]) -> str:
+def _some(reading: Reading, named: list[str]) -> str:
     """The first few, and how many more there are."""
     shown = named[:MAX_NAMED]
-    return listing([*shown, f"{len(named) - len(shown)} more"] if len(named) > len(shown) else shown)
+    more = [reading.say("list.more", count=len(named) - len(shown))] if len(named) > len(shown) else []
+    return reading.listing([*shown, *more])
 
 
 def _at_chance(reading: Reading) -> list[str]:
@@ -261,7 +264,7 @@ def _at_chance(reading: Reading) -> list[str]:
         for site in reading.held_out:
             rows = reading.evaluation["metrics"].get(arm, {}).get(site, {})
             names = [
-                f"{title(name)} ({score(auroc)})"
+                f"{reading.title(name)} ({score(auroc)})"
                 for name, row in rows.items()
                 if (auroc := row["auroc"]) is not None
                 and (low := row["low"]) is not None
@@ -269,7 +272,11 @@ def _at_chance(reading: Reading) -> list[str]:
                 and low <= 0.5 <= high
             ]
             if names:
-                values = {"site": reading.name(site), "arm": reading.label(arm), "artifacts": listing(names)}
+                values = {
+                    "site": reading.name(site),
+                    "arm": reading.label(arm),
+                    "artifacts": reading.listing(names),
+                }
                 lines.append(reading.say("headline.at_chance", **values))
     return lines
 
@@ -290,25 +297,26 @@ def privacy_banner(reading: Reading) -> Banner:
             lines += [say("privacy.none.planned"), *refusals]
         kinds = sorted({site["kind"] for site in reading.sites if site["role"] == "training"})
         if "hospital" not in kinds:
-            lines.append(say("privacy.none.no_patients", kinds=listing(kinds, "or")))
+            named = [reading.word(kind) for kind in kinds]
+            lines.append(say("privacy.none.no_patients", kinds=reading.listing(named, "or")))
         if reading.noised:
             lines += _scores(reading)
         return Banner(level="alarm", title=say("privacy.none.title"), lines=lines)
     given = [site for site, claim in reading.claims.items() if not claim["refused"]]
     if reading.unprotected or not given:
-        sites = listing(reading.unprotected or reading.training)
+        sites = reading.listing(reading.unprotected or reading.training)
         void = [site for site in reading.unprotected if reading.claims[site].get("void")]
-        why = [say("privacy.void", sites=listing(void))] if void else []
+        why = [say("privacy.void", sites=reading.listing(void))] if void else []
         return Banner(
             level="alarm",
             title=say("privacy.hole.title", sites=sites),
             lines=[say("privacy.hole"), *why, *tags],
         )
     if others:
-        mixed = say("privacy.mixed", others=listing(others))
+        mixed = say("privacy.mixed", others=reading.listing(others))
         return Banner(
             level="caution",
-            title=say("privacy.mixed.title", private=listing(private)),
+            title=say("privacy.mixed.title", private=reading.listing(private)),
             lines=[*tags, mixed, *_scores(reading)],
         )
     return Banner(
@@ -322,9 +330,9 @@ def _scores(reading: Reading) -> list[str]:
     """How the numbers of the page were obtained: with noise, or as exact counts."""
     noised = [f"{site} ({reading.noise_tag(site)})" for site in reading.noised]
     exact = [site["site"] for site in reading.sites if site["site"] not in reading.noised]
-    lines = [reading.say("privacy.scores_noised", sites=listing(noised))] if noised else []
+    lines = [reading.say("privacy.scores_noised", sites=reading.listing(noised))] if noised else []
     if noised and exact:
-        lines.append(reading.say("privacy.scores_exact_at", sites=listing(exact)))
+        lines.append(reading.say("privacy.scores_exact_at", sites=reading.listing(exact)))
     return lines if noised else [reading.say("privacy.scores_exact")]
 
 
@@ -337,7 +345,7 @@ def _refusals(reading: Reading) -> list[str]:
                 site
             )
     return [
-        reading.say("privacy.refused", sites=listing(sites), code=code, reason=reason)
+        reading.say("privacy.refused", sites=reading.listing(sites), code=code, reason=reason)
         for (code, reason), sites in groups.items()
     ]
 
@@ -349,10 +357,14 @@ def not_measured(reading: Reading) -> list[str]:
     kinds = sorted({site["kind"] for site in reading.sites})
     others = [site for site in reading.sites if site["kind"] != "hospital"]
     if "hospital" not in kinds:
-        lines.append(say("not.no_hospital", kinds=listing(kinds, "or")))
+        named = [reading.word(kind) for kind in kinds]
+        lines.append(say("not.no_hospital", kinds=reading.listing(named, "or")))
     elif others:
         lines.append(
-            say("not.some_hospital", sites=listing([f"{site['site']} ({site['kind']})" for site in others]))
+            say(
+                "not.some_hospital",
+                sites=reading.listing([f"{site['site']} ({reading.word(site['kind'])})" for site in others]),
+            )
         )
     lines += [say("not.stand_in", sites=sites, text=text) for sites, text in reading.daggers]
     if len(reading.held_out) < 2:
@@ -373,7 +385,7 @@ def not_measured(reading: Reading) -> list[str]:
         for line in [*evaluation["refusals"], *evaluation["incomplete"]]
     ]
     if changed := evaluation.get("data_changed"):
-        lines.append(say("not.data_changed", sites=listing(changed)))
+        lines.append(say("not.data_changed", sites=reading.listing(changed)))
     lines += [say("not.calibration"), say("not.readers"), say("not.severity")]
     if evaluation["private_arms"]:
         lines.append(say("not.audit"))
@@ -390,10 +402,10 @@ def _gaps(reading: Reading) -> list[str]:
         if site in reading.noised:
             lines.append(say("not.noised", site=site, tag=reading.noise_tag(site)))
             continue
-        missing = [gap for gap in reading.evaluation["missing"] if gap["site"] == site]
+        missing = [gap for gap in reading.missing if gap["site"] == site]
         for key, conjunction in (("n0", "and"), ("one_class", "or"), ("one_patient", "or")):
-            if names := [title(gap["artifact"]) for gap in missing if gap["reason"] == key]:
-                lines.append(say(f"not.{key}", site=site, artifacts=listing(names, conjunction)))
+            if names := [reading.title(gap["artifact"]) for gap in missing if gap["reason"] == key]:
+                lines.append(say(f"not.{key}", site=site, artifacts=reading.listing(names, conjunction)))
     if (common := reading.evaluation["common"]) is not None:
         lines.append(say("not.macro_differs" if common["artifacts"] else "not.macro_nothing_common"))
     return lines

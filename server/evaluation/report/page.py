@@ -20,9 +20,9 @@ from common.plan import RunPlan
 from common.privacy import epsilon_text
 from server.evaluation.report import figures, findings
 from server.evaluation.report.numerals import Number, plain, score, signed
-from server.evaluation.report.reading import Reading, title, with_modality
+from server.evaluation.report.reading import Reading
 from server.evaluation.report.tuning import tuning_view
-from server.evaluation.report.words import LANGUAGES, listing
+from server.evaluation.report.words import LANGUAGES
 from server.evaluation_file import Contrast, Evaluation, Interval
 from server.run_folder import REPORT, RunFolder
 
@@ -103,19 +103,18 @@ def render(
         prices=price_tables(reading, plan),
         claims=claim_rows(reading),
         tuning=tuning_view(tuning, plan, say) if tuning else None,
-        private_arms=listing([arm for arm in reading.arms if is_private(arm)]),
+        private_arms=reading.listing([arm for arm in reading.arms if is_private(arm)]),
         alternatives=bool(reading.evaluation.get("alternatives")),
         gaps=findings.not_measured(reading),
         provenance=provenance(reading, manifest, plan),
         settings=settings(plan, say),
-        artifacts=ARTIFACTS,
-        names=NAMES,
-        crowded_cells=listing([f"{title(artifact)} / {site}" for site, artifact in reading.crowded]),
+        artifacts=[artifact for artifact in ARTIFACTS if artifact.name in reading.artifacts],
+        names=reading.artifacts,
+        crowded_cells=reading.listing(
+            [f"{reading.title(artifact)} / {site}" for site, artifact in reading.crowded]
+        ),
         places=PLACES,
-        title=title,
-        with_modality=with_modality,
         swatch=figures.swatch,
-        listing=listing,
     )
 
 
@@ -174,7 +173,7 @@ def common_rows(reading: Reading) -> dict[str, Any] | None:
     if common is None:
         return None
     return {
-        "artifacts": listing([title(name) for name in common["artifacts"]]),
+        "artifacts": reading.listing([reading.title(name) for name in common["artifacts"]]),
         "rows": [
             {
                 "arm": arm,
@@ -302,7 +301,7 @@ def artifact_tables(reading: Reading) -> list[dict[str, Any]]:
     """One matrix an artifact."""
     return [
         {
-            "artifact": with_modality(artifact),
+            "artifact": reading.with_modality(artifact),
             "sizes": [reading.patients(site["site"], artifact) for site in reading.sites],
             "rows": [
                 {
@@ -315,7 +314,7 @@ def artifact_tables(reading: Reading) -> list[dict[str, Any]]:
                 for model in reading.models
             ],
         }
-        for artifact in NAMES
+        for artifact in reading.artifacts
     ]
 
 
@@ -324,13 +323,15 @@ def unseen_tables(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "site": site,
-            "sizes": [reading.patients(site, artifact) for artifact in NAMES],
+            "sizes": [reading.patients(site, artifact) for artifact in reading.artifacts],
             "rows": [
                 {
                     "model": model,
                     "arm": model.partition("/")[0],
                     "tag": _tag(reading, model),
-                    "cells": [artifact_cell(reading, model, site, artifact) for artifact in NAMES],
+                    "cells": [
+                        artifact_cell(reading, model, site, artifact) for artifact in reading.artifacts
+                    ],
                 }
                 for model in reading.models
             ],
@@ -439,7 +440,7 @@ def claim_rows(reading: Reading) -> list[dict[str, str]]:
                 "epsilon_pld": none if claim["epsilon_pld"] is None else epsilon_text(claim["epsilon_pld"]),
                 "delta": none if claim["delta"] is None else plain(claim["delta"]),
                 "noise": "–" if claim["noise_multiplier"] is None else f"{claim['noise_multiplier']:.4g}",
-                "unit": f"{claim['unit']}, {claim['adjacency']}",
+                "unit": f"{reading.word(claim['unit'])}, {reading.word(claim['adjacency'])}",
                 "state": say("privacy.state.void" if claim.get("void") else "privacy.state.spent"),
             }
         rows.append(row)
@@ -487,7 +488,7 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
     if reading.held_out:
         wheres.append(
             (
-                say("roc.unseen", sites=listing([reading.name(site) for site in reading.held_out])),
+                say("roc.unseen", sites=reading.listing([reading.name(site) for site in reading.held_out])),
                 reading.held_out,
                 True,
             )
@@ -496,10 +497,12 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
         {
             "title": heading,
             "figure": figures.roc(
-                [_roc_panel(reading, sites, artifact, unseen) for artifact in range(len(NAMES))],
+                [_roc_panel(reading, sites, artifact, unseen) for artifact in reading.artifact_numbers],
                 say("roc.alt", where=heading),
             ),
-            "above": [line for artifact in range(len(NAMES)) for line in _above(reading, sites, artifact)]
+            "above": [
+                line for artifact in reading.artifact_numbers for line in _above(reading, sites, artifact)
+            ]
             if len(sites) > 1
             else [],
         }
@@ -527,7 +530,7 @@ def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
             found.append(
                 reading.say(
                     "roc.above",
-                    artifact=with_modality(NAMES[artifact]),
+                    artifact=reading.with_modality(NAMES[artifact]),
                     arm=reading.label(arm),
                     merged=score(float(merged)),
                     low=score(min(at_sites)),
@@ -559,7 +562,7 @@ def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) 
             points = list(zip(fpr.tolist(), tpr.tolist(), strict=True))
             lines.append(figures.RocLine(model=model, label=reading.label(model), points=points))
     return figures.RocPanel(
-        title=with_modality(NAMES[artifact]),
+        title=reading.with_modality(NAMES[artifact]),
         note=f"n {sizes[0]} / {sizes[1]}",
         missing=reading.say("missing.not_estimable" if any(sizes) else "missing.n0"),
         lines=lines,

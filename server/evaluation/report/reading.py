@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from common.arms import ARMS
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import ARTIFACTS, INDEX, NAMES
 from common.counts import Counts
 from common.i18n import Say
 from common.privacy import epsilon_text
 from server.evaluation.estimates import trained_at
 from server.evaluation.report.numerals import plain
-from server.evaluation.report.words import ENGLISH, listing
-from server.evaluation_file import Claim, Contrast, Evaluation, Score, SiteRow, Worst
+from server.evaluation.report.words import ENGLISH
+from server.evaluation_file import Claim, Contrast, Evaluation, Gap, Score, SiteRow, Worst
 
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
@@ -26,6 +27,7 @@ class Reading:
 
     evaluation: Evaluation
     say: Say
+    language: str = "en"
 
     # sites
 
@@ -51,12 +53,12 @@ class Reading:
         """Sites that share a stand-in, and what it is."""
         texts = dict.fromkeys(self.stand_ins.values())
         return [
-            (listing([site for site, said in self.stand_ins.items() if said == text]), text.rstrip("."))
+            (self.listing([site for site, said in self.stand_ins.items() if said == text]), text.rstrip("."))
             for text in texts
         ]
 
     def kind(self, site: str) -> str:
-        return next(str(about["kind"]) for about in self.sites if about["site"] == site)
+        return self.word(next(str(about["kind"]) for about in self.sites if about["site"] == site))
 
     def name(self, site: str) -> str:
         """With a dagger where patients are not persons."""
@@ -114,9 +116,9 @@ class Reading:
         noise.
         """
         notes = [self.noise_tag(site)] if site in self.noised else []
-        without = [title(name) for name in NAMES if name not in self.averaged(site)]
+        without = [self.title(name) for name in self.artifacts if name not in self.averaged(site)]
         if self.is_scored(site) and without:
-            notes.append(self.say("sites.macro_without", artifacts=listing(without)))
+            notes.append(self.say("sites.macro_without", artifacts=self.listing(without)))
         return "; ".join(notes)
 
     def trained_at(self, model: str, site: str) -> bool:
@@ -213,7 +215,9 @@ class Reading:
                 units.setdefault(unit, []).append(self.name(site["site"]))
         return [
             self.say(
-                f"unit.{unit}" if f"unit.{unit}" in ENGLISH else "unit.other", sites=listing(at), unit=unit
+                f"unit.{unit}" if f"unit.{unit}" in ENGLISH else "unit.other",
+                sites=self.listing(at),
+                unit=unit,
             )
             for unit, at in units.items()
         ]
@@ -262,7 +266,7 @@ class Reading:
             epsilon=self._epsilon(),
             delta=plain(max(claim["delta"] or 0.0 for claim in given)),
             unit=self._units(),
-            adjacency=given[0]["adjacency"],
+            adjacency=self.word(given[0]["adjacency"]),
         )
 
     def short_tag(self, arm: str) -> str:
@@ -273,7 +277,7 @@ class Reading:
         if not epsilon:
             return self.say("privacy.tag.none")
         short, units = self.say("privacy.tag.short", epsilon=epsilon), self._units()
-        return short if units == "patient" else f"{short} / {units}"
+        return short if units == self.word("patient") else f"{short} / {units}"
 
     def label(self, model: str) -> str:
         """A model's or arm's name with its epsilon, for figures."""
@@ -282,7 +286,8 @@ class Reading:
 
     def _units(self) -> str:
         """The units of privacy of the sites that took part: `patient`, `study`, or `patient or study`."""
-        return " or ".join(sorted({claim["unit"] for claim in self.claims.values() if not claim["refused"]}))
+        units = sorted({claim["unit"] for claim in self.claims.values() if not claim["refused"]})
+        return self.listing([self.word(unit) for unit in units], "or")
 
     def _epsilon(self) -> str:
         spent = [
@@ -306,11 +311,45 @@ class Reading:
         key = f"where.{where}"
         return self.say(key) if key in ENGLISH else self.name(where)
 
+    def listing(self, items: Sequence[str], conjunction: str = "and") -> str:
+        """a, b and c; or with `or`."""
+        if len(items) < 2:
+            return "".join(items)
+        first = self.say("list.separator").join(items[:-1])
+        return self.say(f"list.{conjunction}", first=first, last=items[-1])
 
-def title(artifact: str) -> str:
-    """`chemical_shift` as a person writes it."""
-    return artifact.replace("_", " ")
+    def word(self, word: str) -> str:
+        """A word of evaluation.json, such as a kind of site, in the page's language."""
+        return self.say(f"word.{word}") if f"word.{word}" in ENGLISH else word
 
+    def title(self, artifact: str) -> str:
+        """`chemical_shift` as a person writes it."""
+        if self.language == "zh" and artifact in INDEX:
+            return ARTIFACTS[INDEX[artifact]].chinese
+        return artifact.replace("_", " ")
 
-def with_modality(artifact: str) -> str:
-    return f"{title(artifact)} ({ARTIFACTS[NAMES.index(artifact)].modality})"
+    def with_modality(self, artifact: str) -> str:
+        return f"{self.title(artifact)} ({ARTIFACTS[INDEX[artifact]].modality})"
+
+    # artifacts
+
+    @cached_property
+    def artifacts(self) -> list[str]:
+        """The artifacts that any site has patients assessed for, in the order of the vocabulary."""
+        known = {
+            artifact
+            for at_sites in self.evaluation["matrix"].values()
+            for site, rows in at_sites.items()
+            for artifact, row in rows.items()
+            if site in self.noised or row["n_pos"] or row["n_neg"]
+        }
+        return [name for name in NAMES if name in known]
+
+    @property
+    def artifact_numbers(self) -> list[int]:
+        return [INDEX[name] for name in self.artifacts]
+
+    @cached_property
+    def missing(self) -> list[Gap]:
+        """The artifacts that are in no macro score of a site, of those that any site has."""
+        return [gap for gap in self.evaluation["missing"] if gap["artifact"] in self.artifacts]

@@ -128,6 +128,17 @@ ENGLISH: dict[str, str] = {
     "who.other": "{arm}",
     "arm.no_model": "no model: did not run",
     "arm.refused": "no model: refused",
+    # names
+    "list.separator": ", ",
+    "list.and": "{first} and {last}",
+    "list.or": "{first} or {last}",
+    "list.more": "{count} more",
+    "word.hospital": "hospital",
+    "word.public": "public",
+    "word.synthetic": "synthetic",
+    "word.patient": "patient",
+    "word.study": "study",
+    "word.add/remove": "add/remove",
     # headline
     "headline.section": "Headline: an unseen hospital",
     "headline.site": "{site} ({kind})",
@@ -444,10 +455,3 @@ ENGLISH: dict[str, str] = {
 
 
 LANGUAGES: Languages = {"en": ENGLISH}
-
-
-def listing(items: list[str], conjunction: str = "and") -> str:
-    """a, b and c."""
-    return (
-        items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {conjunction} {items[-1]}" if items else ""
-    )

@@ -11,11 +11,12 @@ from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
 from client.predict import operating_point
 from client.predict.model import START, Model, find_model
-from client.predict.operating_point import LEAST_FOUND, operating_points, platt, point_of, points_of
+from client.predict.operating_point import operating_points, point_of, points_of
 from client.predict.predict import Finding
 from client.simulation.phantom_sites import write_site
 from common.artifacts import MODALITIES, NAMES
 from common.counts import patient_labels
+from common.operating_point import LEAST_FOUND
 from common.physics.appearance import SITE_APPEARANCES
 from common.public_slices import Slices
 
@@ -47,19 +48,6 @@ def test_few_findings_are_not_bought_for_few_alarms() -> None:
 @pytest.mark.parametrize("labels", [[1.0, 1, np.nan], [0.0, 0, 0], [np.nan] * 3])
 def test_one_class_gives_no_threshold(labels: list[float]) -> None:
     assert point_of(np.arange(3.0), np.array(labels), "site") is None
-
-
-def test_calibration_finds_the_law_that_labels_follow() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(0, 2, 40_000)
-    present = rng.random(40_000) < 1 / (1 + np.exp(-(0.7 * values - 1.2)))
-    assert platt(values, present) == pytest.approx((0.7, -1.2), abs=0.05)
-
-
-def test_calibration_of_separated_classes_stays_finite() -> None:
-    slope, offset = platt(np.array([-1.0, -2, 1, 2]), np.array([False, False, True, True]))
-    assert np.isfinite([slope, offset]).all()
-    assert slope > 0
 
 
 def test_scores_that_say_the_contrary_give_no_probability() -> None:

@@ -16,6 +16,7 @@ from server.evaluation.estimates import (
     SiteScores,
     Study,
     gaps,
+    generalization_gap,
     headline,
     report_numbers,
     site_metrics,
@@ -387,3 +388,54 @@ def test_work_grows_with_models_times_sites_and_not_faster(monkeypatch: pytest.M
     study = Study(sites=sites, training=list(sites), held_out=[], models=["federated"])
     report_numbers(study, ["federated"])
     assert len(calls) <= 4 * 24
+
+
+def random_counts(models: list[str], seed: int, skill: float, patients: int = 60) -> SiteScores:
+    rng = np.random.default_rng(seed)
+    labels = np.full((patients, A), np.nan)
+    labels[:, [METAL, MOTION]] = rng.random((patients, 2)) < 0.4
+    logits = [np.nan_to_num(labels) * skill + rng.normal(size=labels.shape) for _ in models]
+    return SiteScores(
+        counts={model: Counts.of(scores, labels) for model, scores in zip(models, logits, strict=True)},
+        covariance=auroc_covariance(logits, labels),
+    )
+
+
+def test_the_gap_is_unseen_less_home_with_the_variance_of_independent_patients() -> None:
+    sites = {site: random_counts(["federated"], seed, 1.5) for seed, site in enumerate("abd")}
+    study = Study(sites=sites, training=["a", "b"], held_out=["d"], models=["federated"])
+    gap = generalization_gap(study, ["federated", "local"])["federated"]
+    home, unseen = study.estimate("federated", "home"), study.estimate("federated", "unseen")
+    assert gap["value"] == pytest.approx(unseen.value - home.value)
+    assert gap["standard_error"] ** 2 == pytest.approx(home.standard_error**2 + unseen.standard_error**2)
+    assert gap["artifacts"] == ["metal", "motion"]
+    assert (gap["held_out"], np.isnan(gap["next_low"])) == (1, True)
+
+
+def test_the_gap_is_over_the_artifacts_of_all_places() -> None:
+    """`d` has no metal: its score on motion is not compared with a mean over both."""
+    motion = counts_of(motion=([1, 2], [-1, -2]))
+    both = counts_of(metal=([1, -1], [1, -1]), motion=([1, 2], [-1, -2]))
+    study = study_of({"a": {"federated": both}, "b": {"federated": both}, "d": {"federated": motion}})
+    gap = generalization_gap(study, ["federated"])["federated"]
+    assert (gap["artifacts"], gap["value"], gap["home"]) == (["motion"], 0.0, 1.0)
+    nothing = study_of({"a": {"federated": PERFECT}, "d": {"federated": motion}})
+    assert generalization_gap(nothing, ["federated"]) == {}
+
+
+def test_three_held_out_hospitals_give_a_prediction_interval() -> None:
+    """By hand: mean -+ t(2; .975) s sqrt(1 + 1/3) of the logits."""
+    held_out = ("d", "e", "f")
+    sites = {site: random_counts(["federated"], seed, 1.0) for seed, site in enumerate(("a", *held_out))}
+    study = Study(sites=sites, training=["a"], held_out=held_out, models=["federated"])
+    gap = generalization_gap(study, ["federated"])["federated"]
+    values = np.array([study.estimate("federated", site).value for site in held_out])
+    logits = np.log(values / (1 - values))
+    half = 4.302653 * logits.std(ddof=1) * np.sqrt(4 / 3)
+    low, high = (1 / (1 + np.exp(-(logits.mean() + sign * half))) for sign in (-1, 1))
+    assert (gap["next_low"], gap["next_high"]) == pytest.approx((low, high), abs=1e-6)
+    assert gap["held_out"] == 3
+
+
+def test_a_run_without_held_out_sites_has_no_gap() -> None:
+    assert generalization_gap(study_of({"a": {"federated": PERFECT}}, held_out=()), ["federated"]) == {}

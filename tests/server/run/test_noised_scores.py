@@ -23,7 +23,7 @@ from common.wire import EvaluateTask, SiteEvaluation, message_type
 from server.evaluation.compare import compare_runs, compare_table
 from server.evaluation.report.page import render
 from server.evaluation.tables import table
-from server.public_model.public_set import public_edges, public_set
+from server.public_model.public_set import public_bins, public_set
 from server.run_folder import RunFolder
 from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 from tests.helpers.site_agent import MANIFEST, ledger
@@ -109,9 +109,13 @@ def test_the_bins_are_a_function_of_the_public_set_and_the_models(run: Any) -> N
     assert set(tasks) == {False}, "a held-out hospital is asked for its test patients"
     (task,) = {task.to_bytes(): task for task in asked.tasks}.values()
     assert (task.edges.dtype, task.edges.shape) == (np.dtype(np.float32), (2, 5, EDGES))
-    for flat, edges in zip(task.weights, task.edges, strict=True):
+    public_counts = folder.evaluation["public_counts"]
+    for name, flat, edges in zip(task.models, task.weights, task.edges, strict=True):
         model.load_state_dict(unflatten(flat, MANIFEST))
-        assert np.array_equal(public_edges(model, public), edges)
+        expected, counts = public_bins(model, public)
+        assert np.array_equal(expected, edges)
+        assert public_counts[name] == counts.to_json()
+        assert (counts.n_pos + counts.n_neg).sum() > 0
     kept = [list(folder.evaluation["edges"][name].values()) for name in task.models]
     assert np.array_equal(np.float32(kept), task.edges)
     assert np.array_equal(load_model(folder.path / "model.safetensors", MANIFEST), task.weights[1])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.errors import ConfigError
 from common.model_file import load_model, save_model
 from common.models import build
 from common.signing import Statement, load_key, payload_sha256, sign
@@ -93,6 +94,17 @@ def test_a_simulation_is_recomputed_and_says_that_nothing_is_signed(
     found = recompute(run)
     assert [finding.check for finding in found if finding.holds is None] == ["signatures"]
     assert not [finding for finding in found if finding.holds is False]
+
+
+def test_a_file_of_a_version_without_the_gap_is_recomputed(folder: RunFolder) -> None:
+    path = folder.path / "evaluation.json"
+    values = json.loads(path.read_text())
+    del values["generalization_gap"]
+    path.write_text(json.dumps(values))
+    assert "evaluation" not in failed(folder)
+    path.write_text(json.dumps(values | {"generalization_gap": {"federated": None}}))
+    with pytest.raises(ConfigError):
+        _ = folder.evaluation
 
 
 def test_the_command_prints_a_line_a_check_and_fails_where_one_does(

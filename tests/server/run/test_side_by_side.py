@@ -61,7 +61,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 def context(observe: Any = lambda event: None) -> RunContext:
     values: dict[str, Any] = dict.fromkeys(
-        ("grid", "seal", "plan", "run", "manifest", "initial", "strategy", "public_edges")
+        ("grid", "seal", "plan", "run", "manifest", "initial", "strategy", "public_bins")
     )
     return RunContext(**values, score_public=lambda flat: {}, observe=observe)
 
