@@ -30,7 +30,8 @@ JobsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Sites that train side by side. Default: one for each core. The results are the same for any.",
+        help="Sites that train side by side, and processes in which `privacy.settings: auto` tries settings. "
+        "Default: one for each core. The results are the same for any.",
     ),
 ]
 
@@ -124,7 +125,9 @@ def simulate_command(
             accept_quarantine=accept_quarantine,
         )
     with progress_shown() as progress:
-        run_plan, tuning = resolved(parse_plan(values, where=str(plan)), progress=progress)
+        run_plan, tuning = resolved(
+            parse_plan(values, where=str(plan)), jobs=jobs or usable_cores(), progress=progress
+        )
     if seed is not None:
         run_plan = run_plan.model_copy(update={"seed": seed})
     refuse_existing(out)

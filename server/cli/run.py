@@ -18,6 +18,7 @@ from common.cli import INTERRUPTED, Format, FormatOption
 from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
 from common.privacy import epsilon_text
+from common.processes import usable_cores
 from common.progress_bar import progress_shown, say
 from common.terminal import print
 from server.cli.federation import FederationOption, open_federation
@@ -82,6 +83,10 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Write the plan with the chosen settings and its noise here.")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes. Default: one for each core. The choice is the same for any."),
+    ] = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Choose the settings of PLAN's private arms on public rehearsal hospitals. No site is asked."""
@@ -91,7 +96,7 @@ def tune(
 
     asked = with_auto(read_plan(plan), sites=sites, patients=patients)
     with progress_shown() as progress:
-        signed, found = resolved(asked, progress=progress)
+        signed, found = resolved(asked, jobs=jobs or usable_cores(), progress=progress)
     assert found is not None
     if out is not None:
         write_bytes(out, plan_text(signed).encode())
@@ -274,7 +279,7 @@ def _read_known_plan(path: Path) -> tuple[RunPlan, Tuning | None]:
     check_controls(plan)
     strategy_named(plan.training.strategy)
     with progress_shown() as progress:
-        return resolved(plan, progress=progress)
+        return resolved(plan, jobs=usable_cores(), progress=progress)
 
 
 def _run_folder(federation: Federation, name: str) -> Path:

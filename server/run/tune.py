@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from common.pricing import training_steps, with_noise
 from common.progress_bar import Progress, silent
 from common.weights import digest, manifest_of, unflatten
 from server.public_model.rehearsals import CLEAN, FOLDS, Rehearsal, rehearsals_of
+from server.run.workers import Workers
 from server.run_folder import tuning_digest
 
 DRAWS = 8
@@ -119,27 +120,33 @@ class Tuning:
         )
 
 
-def resolved(plan: RunPlan, *, progress: Progress = silent) -> tuple[RunPlan, Tuning | None]:
+def resolved(plan: RunPlan, *, jobs: int = 1, progress: Progress = silent) -> tuple[RunPlan, Tuning | None]:
     """The plan as it is signed: settings chosen where it leaves them to `auto`, and its noise stated.
 
+    Args:
+        jobs: as `tune`.
     Returns:
         the plan, and how its settings were chosen; None where it states them itself.
     Raises:
         PlanError: as `tune` and `with_auto`. ConfigError: no noise makes the plan cost its epsilon.
+        RunError: as `tune`.
     """
     if plan.privacy.settings != "auto":
         return with_noise(plan), None
-    found = tune(with_auto(plan), progress=progress)
+    found = tune(with_auto(plan), jobs=jobs, progress=progress)
     chosen = asdict(found.chosen.setting) | {"settings": "stated", "origin": found.origin}
     return with_noise(_with(plan, chosen)), found
 
 
-def tune(plan: RunPlan, *, progress: Progress = silent) -> Tuning:
+def tune(plan: RunPlan, *, jobs: int = 1, progress: Progress = silent) -> Tuning:
     """Try the settings of a plan on every rehearsal.
 
+    Args:
+        jobs: processes that try them; the choice is the same for any number.
     Raises:
         PlanError: a rehearsal cannot stand for the plan (`auto-not-possible`), no setting gains on every
             shift (`nothing-to-gain`), or the best lies at an end of its grid (`optimum-at-edge`).
+        RunError: a process ended by itself (`worker-ended`).
     """
     from server.run.conduct import initial_weights
 
@@ -160,7 +167,7 @@ def tune(plan: RunPlan, *, progress: Progress = silent) -> Tuning:
         )
     initial = initial_weights(plan, manifest_of(build(plan.model.name, plan.model.args).state_dict()))
     rehearsals = rehearsals_of(plan.model, initial, progress=progress)
-    chosen, tried, public = _try_all(plan, head_of(plan.model, initial), rehearsals, progress)
+    chosen, tried, public = _try_all(plan, head_of(plan.model, initial), rehearsals, progress, jobs)
     return Tuning(
         chosen=chosen,
         tried=tried,
@@ -233,7 +240,7 @@ def head_of(model: Model, flat: np.ndarray) -> np.ndarray:
 
 @one_thread()
 def _try_all(
-    plan: RunPlan, head: np.ndarray, rehearsals: Mapping[str, Rehearsal], progress: Progress
+    plan: RunPlan, head: np.ndarray, rehearsals: Mapping[str, Rehearsal], progress: Progress, jobs: int
 ) -> tuple[Tried, list[Tried], dict[str, float]]:
     """Rates and steps at one clip, then other clips at the choice; what was chosen, what was tried, and the
     scores of the starting weights.
@@ -246,52 +253,75 @@ def _try_all(
     }
     steps = steps_grid(plan.training.rounds)
     total = len(RATES) * len(steps) + len(CLIPS) - 1
-    done = itertools.count()
+    shared = _Shared(head=head, sites=sites, public=public, rounds=plan.training.rounds, seed=plan.seed)
 
-    def attempt(clip: float, rate: float, count: int) -> list[Tried]:
-        progress(STAGE, next(done), total)
-        return list(_attempt(plan, head, sites, public, clip=clip, rate=rate, steps=count))
+    def attempt(clip: float, rate: float, count: int) -> _Attempt:
+        setting = Setting(clip_norm=clip, learning_rate=rate / clip, steps_per_round=count, average_rounds=1)
+        return _Attempt(setting=setting, deviation=noise_of_mean(_with(plan, asdict(setting))))
 
-    tried = [one for rate, count in itertools.product(RATES, steps) for one in attempt(CLIP, rate, count)]
-    chosen = choose(tried, steps)
-    rate, count, averaged = chosen.setting.rate, chosen.setting.steps_per_round, chosen.setting.average_rounds
-    clips = [one for clip in CLIPS if clip != CLIP for one in attempt(clip, rate, count)]
+    with Workers(_try, shared, jobs=jobs) as workers:
+
+        def attempted(attempts: Sequence[_Attempt], before: int) -> list[Tried]:
+            longest_first = sorted(attempts, key=lambda one: -one.setting.steps_per_round)
+            found = workers.map(longest_first, tell=lambda done: progress(STAGE, before + done, total))
+            by_attempt = dict(zip(longest_first, found, strict=True))
+            return [tried for one in attempts for tried in by_attempt[one]]
+
+        progress(STAGE, 0, total)
+        tried = attempted([attempt(CLIP, rate, count) for rate, count in itertools.product(RATES, steps)], 0)
+        chosen = choose(tried, steps)
+        rate, count = chosen.setting.rate, chosen.setting.steps_per_round
+        others = [attempt(clip, rate, count) for clip in CLIPS if clip != CLIP]
+        clips = attempted(others, total - len(others))
+    averaged = chosen.setting.average_rounds
     chosen = choose_clip(chosen, [one for one in clips if one.setting.average_rounds == averaged])
     refuse_edge(chosen, steps)
-    progress(STAGE, total, total)
     return chosen, [*tried, *clips], public
 
 
-def _attempt(
-    plan: RunPlan,
-    head: np.ndarray,
-    sites: Mapping[str, Sequence[Fold]],
-    public: Mapping[str, float],
-    *,
-    clip: float,
-    rate: float,
-    steps: int,
-) -> Iterator[Tried]:
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What all attempts share."""
+
+    head: np.ndarray  # of the starting weights
+    sites: Mapping[str, Sequence[Fold]]  # by shift
+    public: Mapping[str, float]  # scores of the starting weights, by shift
+    rounds: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """A setting to be tried."""
+
+    setting: Setting
+    deviation: float  # of the noise, see `rehearse_training`
+
+
+def _try(shared: _Shared, attempt: _Attempt) -> list[Tried]:
     """One schedule on every shift: its last model, and the mean of those of the second half of rounds."""
-    rounds = plan.training.rounds
-    setting = Setting(clip_norm=clip, learning_rate=rate / clip, steps_per_round=steps, average_rounds=1)
-    deviation = noise_of_mean(_with(plan, asdict(setting)))
     # averaged rounds -> shift -> (folds, draws)
-    scores: dict[int, dict[str, list[np.ndarray]]] = {1: {}, max(1, rounds // 2): {}}
-    for number, (shift, folds) in enumerate(sites.items()):
+    scores: dict[int, dict[str, list[np.ndarray]]] = {1: {}, max(1, shared.rounds // 2): {}}
+    for number, (shift, folds) in enumerate(shared.sites.items()):
         for place, fold in enumerate(folds):
-            seed = plan.seed + FOLDS * number + place
             heads = rehearse_training(
-                head, fold.training, setting, rounds=rounds, deviation=deviation, seed=seed
+                shared.head,
+                fold.training,
+                attempt.setting,
+                rounds=shared.rounds,
+                deviation=attempt.deviation,
+                seed=shared.seed + FOLDS * number + place,
             )
             for averaged, found in scores.items():
                 found.setdefault(shift, []).append(macro_auroc(heads[-averaged:].mean(axis=0), fold.test))
-    for averaged, found in scores.items():
-        yield Tried(
-            setting=replace(setting, average_rounds=averaged),
-            gains={shift: float(np.mean(values)) - public[shift] for shift, values in found.items()},
+    return [
+        Tried(
+            setting=replace(attempt.setting, average_rounds=averaged),
+            gains={shift: float(np.mean(values)) - shared.public[shift] for shift, values in found.items()},
             spread=float(np.sqrt(np.mean([np.var(values, axis=1, ddof=1) for values in found.values()]))),
         )
+        for averaged, found in scores.items()
+    ]
 
 
 def noise_of_mean(plan: RunPlan) -> float:

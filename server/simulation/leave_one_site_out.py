@@ -91,7 +91,7 @@ def run_leave_one_site_out(
 
     @functools.cache
     def settled() -> tuple[RunPlan, dict[str, Any] | None]:
-        found, tuning = resolved_plan(plans[-1])
+        found, tuning = resolved_plan(plans[-1], jobs=jobs)
         members = [found.model_copy(update={"held_out": plan.held_out}) for plan in plans]
         epsilon = together_epsilon(members, sites)
         say(

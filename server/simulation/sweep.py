@@ -12,6 +12,7 @@ fill a disk: to verify it, run its plan.yaml again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -203,7 +204,13 @@ def run_sweep(
 
     find_sites(data)
     with cells_run(
-        sweep, data, out, jobs, device=device, accept_quarantine=accept_quarantine, resolve=resolved_plan
+        sweep,
+        data,
+        out,
+        jobs,
+        device=device,
+        accept_quarantine=accept_quarantine,
+        resolve=functools.partial(resolved_plan, jobs=jobs),
     ):
         results = write_results(out, sweep.name, sweep.question, _settings(sweep, out))
     if format is Format.json:
@@ -258,16 +265,18 @@ def cells_run(
         yield
 
 
-def resolved_plan(plan: RunPlan) -> tuple[RunPlan, dict[str, Any] | None]:
+def resolved_plan(plan: RunPlan, *, jobs: int) -> tuple[RunPlan, dict[str, Any] | None]:
     """A plan with its settings chosen and its noise stated, and how they were chosen; with a progress bar.
 
+    Args:
+        jobs: as `server.run.tune.tune`.
     Raises:
         FedqcError: as `server.run.tune.resolved`.
     """
     from server.run.tune import resolved
 
     with progress_shown() as progress:
-        found, tuning = resolved(plan, progress=progress)
+        found, tuning = resolved(plan, jobs=jobs, progress=progress)
     return found, tuning.to_json() if tuning else None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,6 +214,25 @@ def test_the_noise_of_a_rehearsal_is_that_of_the_mean_over_sites() -> None:
 # ---- the choice
 
 
+def test_the_choice_is_the_same_for_any_number_of_jobs(
+    monkeypatch: pytest.MonkeyPatch, shipped: dict[str, Rehearsal]
+) -> None:
+    monkeypatch.setattr(tuning, "rehearsals_of", lambda *_, **__: {"noise": shipped["noise"]})
+    real, here = tuning.rehearse_training, Counter[int]()
+    found = {}
+    for jobs in (1, 2, 3):
+
+        def slowly(*words: Any, jobs: int = jobs, **names: Any) -> np.ndarray:
+            here[jobs] += 1
+            time.sleep(0 if jobs == 1 else 0.3)  # so that the others have a share
+            return real(*words, **names)
+
+        monkeypatch.setattr(tuning, "rehearse_training", slowly)
+        found[jobs] = tuning.tune(auto_plan(expected_patients=200), jobs=jobs)
+    assert found[3] == found[2] == found[1]
+    assert max(here[2], here[3]) < here[1], "another process took part"
+
+
 @pytest.mark.usefixtures("fewer")
 def test_auto_writes_what_it_chose_and_how_into_the_plan() -> None:
     plan = auto_plan()
@@ -395,6 +416,7 @@ def test_a_started_run_is_given_how_its_settings_were_chosen(
     monkeypatch.setattr(commands, "open_federation", lambda _: SimpleNamespace(runs=tmp_path / "runs"))
     monkeypatch.setattr(commands, "_submit", lambda _, plan, name, order: ordered.append((plan, order)))
     monkeypatch.setattr(commands, "_follow_start", lambda *_, **__: 0)
+    monkeypatch.setattr(commands, "usable_cores", lambda: 1)  # `fewer` is known to this process alone
     for settings in ("auto", "stated"):
         plan = auto_plan(settings=settings)
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")), encoding="utf-8")
