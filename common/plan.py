@@ -27,7 +27,8 @@ from common.strict import (
     PlanWeights,
     StrictModel,
     describe_validation,
-    strict_yaml,
+    describe_yaml,
+    read_yaml,
 )
 
 DEFAULT_STRATEGY = "fedavg"
@@ -473,21 +474,15 @@ def plan_values(path: Path) -> Any:
         PlanError: the file is missing, or is not YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_yaml(path)
     except OSError as error:
         raise PlanError(
             f"{path}: cannot be read ({error.strerror})",
             code="no-such-plan",
             hint="plans lie in configs/plans/",
         ) from None
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    try:
-        return strict_yaml(text)
     except yaml.YAMLError as error:
-        raise PlanError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise PlanError(f"{path}: not YAML: nested too deeply") from None
+        raise PlanError(f"{path}: not YAML: {describe_yaml(error)}") from None
 
 
 def changed_values(values: object, changes: Mapping[str, Any], *, where: str = "plan") -> dict[str, Any]:

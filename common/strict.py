@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -15,6 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from common.errors import PlanError
 from common.names import ONE_LINE
+
+MAX_SHOWN = 200
+"""Characters of a wrong value in a message."""
 
 
 class StrictModel(BaseModel):
@@ -48,8 +52,12 @@ def _describe_problem(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"`{field}` is missing"
     value = problem.get("input", {})
-    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+    shown = "" if isinstance(value, dict | list) else f" = {_shortened(repr(value))}"
     return f"`{field}`{shown}: {message}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 Scalar = bool | int | float | str
@@ -141,24 +149,89 @@ def _words_for(annotation: Any) -> str:
     return _WORDS[annotation]
 
 
+MAX_YAML_BYTES = 64 << 10
+"""Of a plan, a policy, a site.yaml, ...: what people write by hand."""
+_MAX_INTEGER = 2**63
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-5 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
+    """Safe YAML that reads 1e-5 as a number (YAML 1.1 reads it as text), and refuses a key given twice, keys
+    that are no words, aliases (a few of them make gigabytes of a few bytes) and integers beyond 64 bits.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not read", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [key.value for key, _ in node.value]
-        for key in seen:
-            if seen.count(key) > 1:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", node.start_mark
+                    None, None, "a key is not a plain word", key.start_mark
                 )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", node.start_mark
+                )
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= _MAX_INTEGER:
+            raise yaml.constructor.ConstructorError(None, None, "a number is too large", node.start_mark)
+        return number
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        text.encode()  # half of a character, as in "\\uD800", can be written nowhere
+        return text
 
 
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_yaml_str)
 
 
-def strict_yaml(text: str | bytes) -> Any:
-    """The content of a YAML document; raises yaml.YAMLError for what it refuses."""
-    return yaml.load(text, Loader=_StrictLoader)
+def strict_yaml(text: str | bytes, *, limit: int = MAX_YAML_BYTES) -> Any:
+    """The content of a YAML document.
+
+    Args:
+        limit: bytes, or characters of a decoded text; more is refused before it is parsed.
+    Raises:
+        yaml.YAMLError: whatever is wrong with it; nothing else is raised.
+    """
+    if len(text) > limit:
+        raise yaml.YAMLError(f"larger than {limit} bytes")
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        # PyYAML lets through what int, date and chr say of !!int abc, 2026-99-99, "\\UFFFFFFFF"
+        raise yaml.YAMLError(f"a value cannot be read: {str(error)[:100]}") from None
+
+
+def read_yaml(path: Path, *, limit: int = MAX_YAML_BYTES) -> Any:
+    """The content of a YAML file, of which no more than `limit` bytes are read.
+
+    Raises:
+        OSError: it cannot be read.
+        yaml.YAMLError: see `strict_yaml`; also where it is not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    return strict_yaml(content, limit=limit)
+
+
+def describe_yaml(error: yaml.YAMLError) -> str:
+    """One line: the problem, and where it is."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    said = " ".join(str(problem or error).split())[:200]
+    return said if mark is None else f"line {mark.line + 1}: {said}"

@@ -334,12 +334,10 @@ class SiteReadiness(WireMessage):
     reasons: Annotated[dict[Name, Words], PUBLIC]  # arm, or "evaluation" -> why it is refused
     evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
     data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
-    rounds_affordable: Annotated[int | None, PUBLIC] = (
-        None  # of the private arm, within what is left of the budget; None: no such arm
-    )
-    seconds_a_round: Annotated[float | None, PUBLIC] = (
-        None  # on random numbers, for the nominal number of patients
-    )
+    # of the private arm, within what is left of the budget; None: no such arm
+    rounds_affordable: Annotated[int | None, PUBLIC] = Field(default=None, ge=0, le=10**6)
+    # on random numbers, for the nominal number of patients
+    seconds_a_round: Annotated[float | None, PUBLIC] = Field(default=None, ge=0, le=1e9)
 
 
 class SiteUpdate(WireMessage):
@@ -350,7 +348,7 @@ class SiteUpdate(WireMessage):
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[RunName, PUBLIC]
     arm: Annotated[Name, PUBLIC]
-    round: Annotated[int, PUBLIC]
+    round: Annotated[int, PUBLIC] = Field(ge=1, le=10**6)
     base_sha256: Annotated[Name, PUBLIC]
     weight: Annotated[int, PUBLIC] = Field(ge=1, le=MAX_PATIENTS)  # the public nominal number of patients
     private: Annotated[bool, PUBLIC]

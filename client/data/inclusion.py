@@ -301,9 +301,9 @@ def read_rules(folder: Path) -> CohortRules:
     if not path.exists():
         return CohortRules()
     try:
-        value = strict_yaml(_text(path))
+        value = strict_yaml(_text(path), limit=MAX_BYTES)
         return CohortRules.model_validate(value or {})
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" line {mark.line + 1}:"
         raise ConfigError(f"{path}:{line} not valid YAML", code="bad-cohort") from None
@@ -320,7 +320,7 @@ def has_old_age_keys(folder: Path) -> bool:
     path = folder / "cohort.yaml"
     if not path.exists():
         return False
-    include = (strict_yaml(_text(path)) or {}).get("include") or {}
+    include = (strict_yaml(_text(path), limit=MAX_BYTES) or {}).get("include") or {}
     return bool((include.get("age_years") or {}).keys() & OLD_AGE_KEYS.keys())
 
 

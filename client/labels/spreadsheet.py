@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.artifacts import NAMES
 from common.errors import DataError
@@ -24,8 +24,14 @@ from common.errors import DataError
 MAX_BYTES = 64 << 20
 MAX_UNPACKED_BYTES = 256 << 20  # of all members of a workbook together
 MAX_MEMBERS = 20_000  # a workbook of ours holds one picture a row
+MAX_TEXT_BYTES = 256 << 10  # of one cell or tag: Excel holds 32 767 characters
+MAX_TAGS = 8 << 20  # of all pages: two million cells
+MAX_OTHER_TAGS = 200_000  # of styles, names and the like, each of which becomes an object
 MAX_ROWS = 1 << 20  # what Excel holds
 MAX_CELLS = 20 << 20  # a hostile row may claim 16 384 cells each
+# of what is read as a stream, or not at all
+_OF_CELLS = ("xl/worksheets/", "xl/sharedStrings", "xl/drawings/")
+_LONG_TEXT = re.compile(rb"[^<]{%d}" % MAX_TEXT_BYTES)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # in no text that a person typed
 _EXACT = 1e15  # Excel keeps 15 digits: a longer number is not what was typed
 
@@ -170,8 +176,8 @@ def is_workbook(content: bytes) -> bool:
 
 
 def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
-    """The pages of a workbook. The limits are checked on the archive's directory, before anything is
-    unpacked.
+    """The pages of a workbook. The limits are checked before anything is parsed: sizes on the archive's
+    directory, texts and tags on the bytes of each member.
 
     `zipfile` never gives more of a member than its directory entry declares, so that the sum of the declared
     sizes bounds what is read.
@@ -187,12 +193,12 @@ def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
                 raise _not_a_sheet(
                     path, f"unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB or {MAX_MEMBERS} members"
                 )
-            for member in members:  # a workbook needs no entity, and an entity may stand for gigabytes
+            tags = 0
+            for member in members:
                 if member.filename.lower().endswith((".xml", ".rels")):
-                    text = archive.read(member)
-                    # NUL: UTF-16, where the word would not be found
-                    if b"<!DOCTYPE" in text or b"\0" in text:
-                        raise _not_a_sheet(path, "declares XML entities")
+                    is_of_cells = member.filename.startswith(_OF_CELLS)
+                    with archive.open(member) as text:
+                        tags += _check_xml(text, MAX_TAGS - tags if is_of_cells else MAX_OTHER_TAGS, path)
         # data_only would give the last result of a formula, and nothing, which is "not assessed", where none
         # is stored.
         with warnings.catch_warnings():
@@ -211,6 +217,29 @@ def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
         raise
     except Exception as error:  # openpyxl lets anything through that a damaged file provokes
         raise _not_a_sheet(path, f"cannot be opened as a workbook ({type(error).__name__})") from None
+
+
+def _check_xml(text: IO[bytes], most_tags: int, path: Path) -> int:
+    """The number of tags of a member, which is read piece by piece and parsed by nobody yet.
+
+    Raises:
+        DataError: `bad-label`: it declares an entity, which may stand for gigabytes and no workbook needs, or
+            holds too many tags or too long a text.
+    """
+    tags, run, end = 0, 0, b""
+    while piece := text.read(1 << 20):
+        # NUL: UTF-16, where the word would not be found
+        if b"<!DOCTYPE" in end + piece or b"\0" in piece:
+            raise _not_a_sheet(path, "declares XML entities")
+        first, last = piece.find(b"<"), piece.rfind(b"<")
+        before = run + (len(piece) if first < 0 else first)
+        if before > MAX_TEXT_BYTES or _LONG_TEXT.search(piece):
+            raise _not_a_sheet(path, f"holds a cell of more than {MAX_TEXT_BYTES >> 10} KiB")
+        tags += piece.count(b"<")
+        if tags > most_tags:
+            raise _not_a_sheet(path, f"holds more than {MAX_TAGS} tags: too many cells, or too many styles")
+        run, end = before if first < 0 else len(piece) - last, piece[-16:]
+    return tags
 
 
 def _rows_of(page: Any, budget: list[int], path: Path) -> Iterator[list[Cell]]:

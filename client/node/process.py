@@ -34,7 +34,7 @@ from common.errors import ConfigError, NetworkError
 from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
 from common.processes import LOOPBACK, described_status, port_error
-from common.strict import StrictModel, describe_validation, strict_yaml
+from common.strict import StrictModel, describe_validation, read_yaml
 from common.terminal import escaped, print
 
 READABLE = (
@@ -157,7 +157,7 @@ def read_node(folder: Path) -> NodeConfig:
     path = folder / "node.yaml"
     hint = "run as the node's user, or join again with the kit"
     try:
-        return NodeConfig.model_validate(strict_yaml(path.read_text(encoding="utf-8")))
+        return NodeConfig.model_validate(read_yaml(path))
     except FileNotFoundError:
         hint = "fedqc site join kit.zip --fingerprint …"
         raise ConfigError(
@@ -165,7 +165,7 @@ def read_node(folder: Path) -> NodeConfig:
         ) from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe_validation(error)}", code="bad-node", hint=hint) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+    except (OSError, yaml.YAMLError, ConfigError):
         raise ConfigError(f"{path}: cannot be read", code="bad-node", hint=hint) from None
 
 

@@ -50,7 +50,7 @@ from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.names import SITE_NAME
 from common.physics.acquisition import uniform
-from common.strict import StrictModel, describe_all
+from common.strict import StrictModel, describe_all, describe_yaml, read_yaml
 
 POSITION_STEP_MM = 0.1  # images closer than this along the slice normal show the same position
 STAND_IN = (
@@ -225,15 +225,13 @@ def read_map(path: Path) -> HospitalMap:
     """
     hint = "configs/real_hospitals.yaml is one"
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = read_yaml(path)
     except OSError as error:
         raise ConfigError(
             f"--map {path}: cannot be read ({error.strerror})", code="no-such-map", hint=hint
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: not YAML: {str(error).splitlines()[0]}", code="bad-map", hint=hint
-        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {describe_yaml(error)}", code="bad-map", hint=hint) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected fields such as 'labels: labels.csv'", code="bad-map", hint=hint)
     try:

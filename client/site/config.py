@@ -16,9 +16,8 @@ from common.errors import ConfigError
 from common.files import write_new
 from common.names import DEVICE_CHOICE, MAX_PATIENTS, SITE_NAME, SiteKind
 from common.plan import Split
-from common.strict import StrictModel, describe_all, strict_yaml
+from common.strict import StrictModel, describe_all, describe_yaml, read_yaml
 
-MAX_SITE_BYTES = 64 << 10
 NO_SHEET = "none"
 """`labels` of a site without a label sheet: it trains where a plan injects artifacts, and is never scored."""
 
@@ -106,16 +105,12 @@ def read_site(path: Path) -> tuple[SiteConfig, Path]:
     """
     path = path / "site.yaml" if path.is_dir() else path
     try:
-        if path.stat().st_size > MAX_SITE_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_SITE_BYTES} bytes", code="bad-site")
-        value = strict_yaml(path.read_bytes())
+        value = read_yaml(path)
     except OSError as error:
         hint = "a site is a folder with a site.yaml"
         raise ConfigError(f"{path}: cannot read: {error.strerror}", code="no-such-site", hint=hint) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" line {mark.line + 1}:"
-        raise ConfigError(f"{path}:{line} not valid YAML", code="bad-site") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {describe_yaml(error)}", code="bad-site") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{path}: expected fields such as 'name: site-a'", code="bad-site", hint="see configs/sites"

@@ -42,7 +42,7 @@ from common.names import SiteKind
 from common.plan import Split
 from common.processes import free_ports
 from common.signing import load_key, new_key, public_text, write_secret
-from common.strict import describe_validation, strict_yaml
+from common.strict import describe_validation, read_yaml, strict_yaml
 
 RUNTIME_SECRET_BYTES = 48
 
@@ -391,8 +391,8 @@ def existing_site(folder: Path) -> SiteConfig | None:
 def existing_cohort(folder: Path) -> dict[str, Any]:
     """The keys of an existing cohort.yaml; {} where there is none, or it cannot be read."""
     try:
-        values = strict_yaml((folder / "cohort.yaml").read_bytes())
-    except (OSError, yaml.YAMLError, RecursionError):
+        values = read_yaml(folder / "cohort.yaml", limit=1 << 20)
+    except (OSError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -594,7 +594,7 @@ def _ports(node_yaml: Path) -> tuple[int, int]:
         ConfigError: there are no two (code `port-in-use`).
     """
     try:
-        before = strict_yaml(node_yaml.read_text(encoding="utf-8"))
+        before = read_yaml(node_yaml)
         return int(before["runtime_port"]), int(before["health_port"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         pass

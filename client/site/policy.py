@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from common.errors import ConfigError, RefusedError
 from common.names import SITE_KINDS, EvaluationMode, SiteKind, Unit
 from common.privacy import epsilon_text
-from common.strict import StrictModel, describe_all, strict_yaml
+from common.strict import StrictModel, describe_all, describe_yaml, read_yaml
 
 Evaluation = EvaluationMode | Literal["none"]
 
@@ -105,13 +105,11 @@ def read_policy(path: Path | str) -> SitePolicy:
     """
     path = Path(path)
     try:
-        content = strict_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}", code="policy-unreadable") from error
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}", code="bad-policy"
-        ) from error
+        raise ConfigError(f"{path}: not valid YAML: {describe_yaml(error)}", code="bad-policy") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):

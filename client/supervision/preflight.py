@@ -56,7 +56,7 @@ from common.plan import Model, RunPlan, Training
 from common.preprocess import CHANNELS, DEFAULT_SIZE
 from common.pricing import charges, with_noise
 from common.privacy import epsilon_of, epsilon_text
-from common.strict import strict_yaml
+from common.strict import read_yaml
 
 CACHE_BYTES = 2 << 30
 WARN_DAYS = 30
@@ -265,13 +265,13 @@ def coordinator_address(node: Path) -> str:
     """
     path = node / "node.yaml"
     try:
-        return str(strict_yaml(path.read_text(encoding="utf-8"))["address"])
+        return str(read_yaml(path)["address"])
     except FileNotFoundError:
         hint = "fedqc site join kit.zip --fingerprint …"
         raise ConfigError(
             f"{node.parent}: has not joined a federation", code="not-joined", hint=hint
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise ConfigError(
             f"{path}: cannot be read",
             code="bad-node",

@@ -34,7 +34,7 @@ from common.errors import ConfigError
 from common.files import locked, write_bytes
 from common.names import SITE_NAME
 from common.signing import load_key, parse_public, public_text
-from common.strict import StrictModel, describe_validation, strict_yaml
+from common.strict import StrictModel, describe_validation, describe_yaml, read_yaml
 from server.federation.certificates import SITE_DAYS, certificate_days, today
 from server.federation.flower_app import BUNDLE, BUNDLE_HASH
 from server.federation.notify import Notify
@@ -123,21 +123,21 @@ class Federation:
         """
         path = folder.absolute() / FEDERATION
         try:
-            values = strict_yaml(path.read_text(encoding="utf-8"))
+            values = read_yaml(path)
             return Federation(
                 folder=path.parent, settings=Settings.model_validate_json(json.dumps(values, default=str))
             )
-        except (OSError, UnicodeDecodeError):
+        except OSError:
             hint = "make one: fedqc federation init; or name one: --federation DIR, FEDQC_FEDERATION"
             raise ConfigError(
                 f"{path}: missing, or cannot be read", code="no-such-federation", hint=hint
             ) from None
         except ValidationError as error:
             raise ConfigError(f"{path}: {describe_validation(error)}", code="bad-federation") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path}: not YAML: {str(error).splitlines()[0]}", code="bad-federation"
-            ) from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML: {describe_yaml(error)}", code="bad-federation") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: {error}", code="bad-federation") from None
 
     @property
     def name(self) -> str:

@@ -52,6 +52,8 @@ def check_update(
     }
     if task.private:
         _check_price(answer, plan, code="bad-update")
+    else:
+        _check_no_claim(answer, code="bad-update")
     for claim, (value, expected) in claims.items():
         if value != expected:
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-update")
@@ -115,6 +117,8 @@ def check_evaluation(
     if answer.mode == "dp":
         _check_price(answer, plan, code="bad-evaluation")
         counts, beyond = answer.noised, MAX_DEVIATIONS * noise_deviation(answer.noise_multiplier, models)
+    else:
+        _check_no_claim(answer, code="bad-evaluation")
     if counts.min() < -beyond or counts.max() > MAX_COUNT + beyond:
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
     if answer.mode != "dp" and (wrong := _wrong_sums(answer.histograms, answer.covariance)):
@@ -149,6 +153,12 @@ def _wrong_sums(histograms: np.ndarray, covariance: np.ndarray) -> str:
     if len(correlation) and np.linalg.eigvalsh(correlation).min() < -CLOSE * len(correlation):
         return "the covariance is not positive semidefinite"
     return ""
+
+
+def _check_no_claim(answer: SiteUpdate | SiteEvaluation, *, code: str) -> None:
+    """An answer without noise claims no guarantee: none would hold, and a report would state it."""
+    if answer.epsilon is not None or answer.delta is not None or answer.noise_multiplier != 0:
+        raise RunError(f"{answer.site}: an answer without noise claims an epsilon, delta or noise", code=code)
 
 
 def _check_price(answer: SiteUpdate | SiteEvaluation, plan: RunPlan, *, code: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -471,6 +472,35 @@ def test_a_hostile_workbook_is_refused_before_it_unpacks(
     cut = good()
     cut.write_bytes(cut.read_bytes()[:-100])
     assert refusal(cut).code == "bad-label"
+
+
+def test_a_workbook_of_one_huge_cell_or_of_endless_tags_is_refused_in_little_memory(tmp_path: Path) -> None:
+    page, strings = "xl/worksheets/sheet1.xml", "xl/sharedStrings.xml"
+    cell, many = b"<row><c t='inlineStr'><is><t>", 9 << 20
+    hostile = {
+        "KiB": {page: cell + b"x" * (100 << 20)},
+        "cell": {strings: b"<sst><si a='" + b"x" * (64 << 20) + b"'/></sst>"},
+        "tags": {strings: b"<sst>" + b"<si/>" * many},
+        "styles": {"xl/styles.xml": b"<styleSheet><cellXfs>" + b"<xf/>" * 300_000},
+        "names": {"xl/workbook.xml": b"<workbook>" + b"<definedName/>" * 300_000},
+    }
+    for name, members in hostile.items():
+        path = repacked(workbook(tmp_path, [["file", "metal"], ["a", 1]]), **members)
+        members.clear()
+        tracemalloc.start()
+        try:
+            assert refusal(path).code == "bad-label", name
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20, name
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_long_note_in_a_cell_is_read(tmp_path: Path) -> None:
+    note = "&<ε" * 10_000  # Excel's own limit is 32 767 characters
+    rows = client.labels.spreadsheet.read_grid(
+        workbook(tmp_path, [["file", "note"], ["a", note]]), client.labels.spreadsheet.Found()
+    )
+    assert rows[1] == ["a", note]
 
 
 def test_a_damaged_workbook_is_read_or_refused_but_never_breaks(tmp_path: Path) -> None:

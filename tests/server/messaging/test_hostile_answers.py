@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Message
 
 from common.errors import RunError
-from common.wire import SiteDescription, SiteEvaluation, message_type
+from common.wire import SiteDescription, SiteEvaluation, SiteReadiness, message_type
 from server.messaging.answer_checks import check_update
 from tests.helpers.answers import BASE_SHA256, PLAN, SITE, SIZE, task, update
 from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
@@ -103,6 +103,38 @@ def test_a_guarantee_that_is_none_is_refused(claim: dict[str, Any]) -> None:
     with pytest.raises(RunError) as caught:
         check_update(update(True, **claim), task(True), BASE_SHA256, SITE, SIZE, PLAN)
     assert caught.value.code in {"bad-update", "bad-message"}
+
+
+@pytest.mark.parametrize(
+    "claim", [{"epsilon": 1e30}, {"epsilon": 0.1, "delta": 1e-5}, {"delta": 1e-5}, {"noise_multiplier": 3.0}]
+)
+def test_an_answer_without_noise_claims_no_guarantee(claim: dict[str, Any]) -> None:
+    """Else the report would state it."""
+    with pytest.raises(RunError) as caught:
+        check_update(update(False, **claim), task(False), BASE_SHA256, SITE, SIZE, PLAN)
+    assert caught.value.code == "bad-update"
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"seconds_a_round": float("inf")},
+        {"seconds_a_round": -1.0},
+        {"rounds_affordable": 10**4000},
+        {"rounds_affordable": -1},
+        {"arms": {"federated\x1b[2K": "accept"}},
+        {"reasons": {"x" * 200: "no"}},
+        {"evaluation": "accept\u202e"},
+    ],
+)
+def test_a_readiness_that_no_site_has_is_no_message(claim: dict[str, Any]) -> None:
+    values = {"site": "a", "kind": "public", "nominal_patients": 50, "version": "0", "arms": {}}
+    honest = SiteReadiness(**values, reasons={}, evaluation="accept", data_prepared=True)
+    assert SiteReadiness.from_bytes(honest.to_bytes()) == honest
+    with pytest.raises(RunError) as caught:
+        SiteReadiness.from_bytes(honest.model_copy(update=claim).to_bytes())
+    assert caught.value.code == "bad-message"
+    assert len(caught.value.message) < 200
 
 
 @pytest.mark.parametrize("nominal", [10**10, 2**62, 2**70])
