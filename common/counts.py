@@ -357,6 +357,8 @@ class Counts:
     def from_json(values: dict[str, dict[str, list[list[int]]]]) -> Counts:
         counts = Counts.empty()
         for artifact, name in enumerate(NAMES):
+            if name not in values:  # a later one
+                continue
             for kind, rows in (("positives", counts.positives), ("negatives", counts.negatives)):
                 for b, n in values[name][kind]:
                     rows[artifact, b] = n

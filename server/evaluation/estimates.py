@@ -265,7 +265,8 @@ class Study:
 
     def half_pair(self, site: str, artifacts: Sequence[int]) -> float:
         """Half of one pair's share of the macro AUROC at a site, the mean over artifacts."""
-        counts = next(iter(self.sites[site].counts.values()))
+        every: list[Counts | NoisedCounts] = list(self.sites[site].counts.values())
+        counts = every[0]
         pairs = np.maximum(np.asarray(counts.n_pos, float) * np.asarray(counts.n_neg, float), 1.0)
         return float((0.5 / pairs[list(artifacts)]).mean())
 

@@ -26,10 +26,10 @@ from common.operating_point import logistic_fit, platt, youden
 from server.evaluation.inference import Z
 from server.evaluation.noised import NoisedCounts
 
+LEAST_PUBLIC = 5
+"""With and without an artifact each: fewer public patients choose no threshold."""
 LEAST_PATIENTS = 10
-"""With and without an artifact each: below, public patients choose no threshold, and a site's say nothing
-about calibration.
-"""
+"""Likewise of a site: fewer say nothing about calibration."""
 STATED_PREVALENCES = (0.01, 0.05, 0.2)
 GROUPS = 10
 """Groups of a reliability plot, of about equal size and at least `LEAST_PATIENTS` patients each."""
@@ -120,8 +120,8 @@ class Performance:
 
     @property
     def precision(self) -> Share | None:
-        """The positive predictive value at this site's prevalence; None without an alarm."""
-        if self.tp is None or self.fp is None or not self.tp + self.fp:
+        """The positive predictive value at this site's prevalence; None without an alarm, or positives."""
+        if self.tp is None or self.fp is None or not self.positives or not self.tp + self.fp:
             return None
         return wilson(self.tp, self.tp + self.fp)
 
@@ -214,11 +214,11 @@ def point_of(public: Counts, artifact: int, edges: np.ndarray | None, bins: int 
         edges: (EDGES,) of this artifact, or None.
         bins: of the site.
     Returns:
-        None with fewer than `LEAST_PATIENTS` public patients of either class.
+        None with fewer than `LEAST_PUBLIC` public patients of either class.
     """
     pos, neg = public.positives[artifact], public.negatives[artifact]
     n_pos, n_neg = int(pos.sum()), int(neg.sum())
-    if min(n_pos, n_neg) < LEAST_PATIENTS:
+    if min(n_pos, n_neg) < LEAST_PUBLIC:
         return None
     sensitivity = np.cumsum(pos[::-1])[::-1] / n_pos
     specificity = (np.cumsum(neg) - neg) / n_neg

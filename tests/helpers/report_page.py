@@ -57,6 +57,11 @@ def site_scores(
     )
 
 
+def public_counts(models: list[str], seed: int) -> dict[str, Any]:
+    """The coordinator's public patients by model."""
+    return {model: counts.to_json() for model, counts in site_scores(models, seed + 90, 300).counts.items()}
+
+
 def evaluation_of(
     arms: tuple[str, ...] = ARMS,
     *,
@@ -64,9 +69,13 @@ def evaluation_of(
     held_out: tuple[str, ...] = HELD_OUT,
     kind: str = "synthetic",
     seed: int = 7,
+    public: bool = True,
 ) -> dict[str, Any]:
     """What server.app writes, on random scores. birch has no chemical_shift patients, cedar none with
     metal.
+
+    Args:
+        public: with the coordinator's public patients, as this version writes it.
     """
     private = [arm for arm in arms if is_private(arm) and set(refused) != set(TRAINING)]
     models = [
@@ -140,6 +149,7 @@ def evaluation_of(
         "chosen_rounds": dict.fromkeys(curves, 6),
         "refusals": [f"federated_dp: refused: {REFUSAL['reason']}"] if set(refused) == set(TRAINING) else [],
         "incomplete": [f"federated_dp: {site} refused" for site in refused] if private else [],
+        **({"public_counts": public_counts(models, seed)} if public else {}),
         **numbers,
         "cpu_seconds": 182.4,
         "seconds": 101.0,

@@ -346,6 +346,159 @@ def _roc_panel(panel: RocPanel, alt: str) -> Markup:
     return _svg(width, head + side + foot, alt, parts)
 
 
+# lines in a square
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """A line to compare with, no arm's."""
+
+    points: Sequence[tuple[float, float]]
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Lines over two axes, which end at `x` and `y`; without lines, what is missing."""
+
+    title: str
+    note: str
+    missing: str
+    lines: Sequence[RocLine]
+    guides: Sequence[Guide] = ()
+    x: tuple[float, float] = (0.0, 1.0)
+    y: tuple[float, float] = (0.0, 1.0)
+
+
+def panels(found: Sequence[Panel], alt: str, axes: tuple[str, str], *, marks: bool = False) -> Markup:
+    """Square panels, one figure each, with words at both axes.
+
+    Args:
+        axes: what is to the right, and what is up.
+        marks: a marker on every point.
+    """
+    return _join([_panel(panel, f"{alt} {panel.title}", axes, marks) for panel in found])
+
+
+def _panel(panel: Panel, alt: str, axes: tuple[str, str], marks: bool) -> Markup:
+    left, head, side, foot = 38.0, 56.0, 190.0, 40.0
+    width, height = left + side + 8, head + side + foot
+    (first, last), (low, high) = panel.x, panel.y
+    parts = [
+        _text(0, 15, _shortened(panel.title, width, 13), bold=True),
+        _text(0, 32, _shortened(panel.note, width, 12), size=12, colour=MUTED),
+        _text(0, 49, _shortened(axes[1], width, 12), size=12, colour=MUTED),
+        Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}" stroke="{}"/>').format(
+            left, head, side, side, PAPER if panel.lines else "#f3f3f3", "#9a9a9a"
+        ),
+    ]
+    if not panel.lines:
+        for number, text in enumerate(_wrapped(panel.missing, side - 16, 12)):
+            at = head + side / 2 + 16 * number
+            parts.append(_text(left + side / 2, at, text, anchor="middle", size=12, colour=MUTED))
+        return _svg(width, height, alt, parts)
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = (point[0] - first) / (last - first), (point[1] - low) / (high - low)
+        return left + min(max(x, 0), 1) * side, head + (1 - min(max(y, 0), 1)) * side
+
+    def inside(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Without what lies below the axis, so that no line runs along its edge."""
+        return [place(point) for point in points if low <= point[1] <= high and first <= point[0] <= last]
+
+    for guide, dash in zip(panel.guides, ("4 3", "1 3"), strict=False):
+        style = Style(colour=MUTED, marker="circle", dash=dash)
+        kept = [place(point) for point in guide.points if low <= point[1] <= high]
+        parts.append(_polyline(kept, style, 1.1, guide.label))
+    for line in panel.lines:
+        style = style_of(line.model)
+        points = inside(line.points)
+        parts.append(_polyline(points, style, 1.9, line.label))
+        parts += [_marker(*point, style, 3) for point in points if marks]
+    for tick in ticks(first, last, 4):
+        x, _ = place((tick, low))
+        anchor = "start" if tick == first else "end" if tick == last else "middle"
+        parts.append(_text(x, head + side + 15, f"{tick:g}", anchor=anchor, size=12, colour=MUTED))
+    for tick in ticks(low, high, 4):
+        _, y = place((first, tick))
+        parts.append(_text(left - 4, y + 4, f"{tick:g}", anchor="end", size=12, colour=MUTED))
+    words = _shortened(axes[0], width, 12)
+    parts.append(_text(width / 2, head + side + 33, words, anchor="middle", size=12, colour=MUTED))
+    return _svg(width, height, alt, parts)
+
+
+def _wrapped(text: str, room: float, size: float) -> list[str]:
+    """A text in lines that fit."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and _room(f"{lines[-1]} {word}", size) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+# width of intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthWords:
+    alt: str
+    x: str
+    y: str
+    guide: str
+
+
+def widths(
+    places: Sequence[tuple[float, float, bool, str]],
+    model: str,
+    words: WidthWords,
+    *,
+    guide: Callable[[float], float],
+) -> Markup:
+    """Width of each interval over the number of patients of the rarer class, on a logarithmic axis.
+
+    Args:
+        places: number, width, whether it was scored with noise (a hollow marker), and what it is.
+        guide: the width to be expected of a number.
+    """
+    left, right, top, height = 46.0, PANEL - 12.0, 26.0, 240.0
+    numbers = [number for number, *_ in places]
+    first, last = math.log10(max(1.0, min(numbers) * 0.8)), math.log10(max(numbers) * 1.25)
+    last = max(last, first + 0.3)
+    high = min(1.0, max(width for _, width, *_ in places) * 1.1 + 0.02)
+
+    def x(number: float) -> float:
+        return left + (math.log10(number) - first) / (last - first) * (right - left)
+
+    def y(width: float) -> float:
+        return top + (1 - min(width / high, 1)) * height
+
+    parts = [_text(4, 14, _shortened(words.y, PANEL - 8, 12), size=12, colour=MUTED)]
+    for tick in ticks(0, high):
+        parts.append(_line(left, y(tick), right, y(tick), RULE))
+        parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", size=12, colour=MUTED))
+    for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000):
+        if first <= math.log10(tick) <= last:
+            parts.append(_text(x(tick), top + height + 17, f"{tick}", anchor="middle", size=12, colour=MUTED))
+    steps = [10 ** (first + (last - first) * step / 60) for step in range(61)]
+    expected = [(x(number), y(guide(number))) for number in steps if guide(number) <= high]
+    parts.append(_polyline(expected, Style(colour=MUTED, marker="circle", dash="4 3"), 1.3, words.guide))
+    style = style_of(model)
+    for number, width, noised, name in places:
+        mark = (
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="{}" stroke="{}" stroke-width="1.6"/>').format(
+                x(number), y(width), PAPER, style.colour
+            )
+            if noised
+            else _marker(x(number), y(width), style, 4)
+        )
+        parts.append(Markup("<g><title>{}</title>{}</g>").format(name, mark))
+    middle = _shortened(words.x, PANEL, 12)
+    parts.append(_text(PANEL / 2, top + height + 37, middle, anchor="middle", size=12, colour=MUTED))
+    return _svg(PANEL, top + height + 44, words.alt, parts)
+
+
 # curves
 
 
@@ -356,12 +509,16 @@ class Curve:
     points: Sequence[tuple[int, float]]
 
 
-def curves(panels: Sequence[tuple[str, Sequence[Curve]]], alt: str, axis: str) -> Markup:
-    """Line charts, one figure each, each line named at its end."""
-    return _join([_chart(title, lines, f"{alt} {title}", axis) for title, lines in panels])
+def curves(panels: Sequence[tuple[str, tuple[float, float], Sequence[Curve]]], alt: str, axis: str) -> Markup:
+    """Line charts, one figure each, each line named at its end.
+
+    Args:
+        panels: title, the span that the upright axis has at least, so that noise does not fill it, and lines.
+    """
+    return _join([_chart(title, lines, f"{alt} {title}", axis, span) for title, span, lines in panels])
 
 
-def _chart(title: str, lines: Sequence[Curve], alt: str, axis: str) -> Markup:
+def _chart(title: str, lines: Sequence[Curve], alt: str, axis: str, span: tuple[float, float]) -> Markup:
     head, foot, plot, margin = 26.0, 40.0, 250.0, 46.0
     names = min(PANEL / 2.4, 20 + max((_room(line.label, 12) for line in lines), default=0.0))
     left, right = margin, PANEL - names
@@ -369,8 +526,9 @@ def _chart(title: str, lines: Sequence[Curve], alt: str, axis: str) -> Markup:
     values = [value for line in lines for _, value in line.points]
     if not values:
         return _svg(PANEL, head + plot + foot, alt, parts)
-    spread = (max(values) - min(values)) or 0.1
-    low, high = min(values) - 0.06 * spread, max(values) + 0.06 * spread
+    low, high = span
+    low, high = min(low, *values), max(high, *values)
+    low, high = low - 0.02 * (high - low), high + 0.02 * (high - low)
     last = max(at for line in lines for at, _ in line.points) or 1
 
     def x(at: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.arms import (
     FEDERATED,
     FEDERATED_CLIPPED,
@@ -16,6 +18,8 @@ from common.arms import (
 )
 from server.evaluation.estimates import COMPARISONS
 from server.evaluation.inference import LEVEL
+from server.evaluation.next_hospital import FEW_HOSPITALS, MIN_HOSPITALS
+from server.evaluation.participation import Participation
 from server.evaluation.report.numerals import score, signed
 from server.evaluation.report.reading import TRAINED, Reading
 from server.evaluation_file import Contrast, Gap, Interval
@@ -83,6 +87,162 @@ def headline(reading: Reading) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question of the first screen and its answer, in sentences made from the numbers."""
+
+    question: str
+    lines: list[str]
+
+
+def answers(reading: Reading, participation: Participation, *, trainable: str) -> list[Answer]:
+    """How good at the hospitals that trained and at one that did not, what privacy cost, who was missing."""
+    say = reading.say
+    return [
+        Answer(question=say("ask.home"), lines=_at_home(reading)),
+        Answer(question=say("ask.unseen"), lines=[*headline(reading), *_gap(reading)]),
+        Answer(question=say("ask.privacy"), lines=_cost(reading, trainable)),
+        Answer(question=say("ask.missing"), lines=_missing(reading, participation)),
+    ]
+
+
+def _at_home(reading: Reading) -> list[str]:
+    say, lines = reading.say, []
+    arms = [arm for arm in LEADS if reading.score(arm, "home")]
+    for arm in arms[:1] + [arm for arm in arms[1:] if reading.is_private(arm)]:
+        found = reading.score(arm, "home")
+        assert found is not None
+        at = {site: one["value"] for site in reading.training if (one := reading.score(arm, site))}
+        known = sorted((value, site) for site, value in at.items() if value is not None)
+        (low, worst), (high, best) = known[0], known[-1]
+        lines.append(
+            say(
+                "answer.home" if len(known) > 1 else "answer.home.one",
+                count=len(known),
+                who=_who(reading, arm),
+                value=score(found["value"] or 0.0),
+                interval=interval(reading, found),
+                worst=reading.name(worst),
+                low=score(low),
+                best=reading.name(best),
+                high=score(high),
+            )
+        )
+    if not lines:
+        return [say("answer.home.none")]
+    return [*lines, *_at_point(reading, arms[0])]
+
+
+def _at_point(reading: Reading, arm: str) -> list[str]:
+    """The range of sensitivity and specificity over training sites and artifacts, at the operating point."""
+    found = [
+        reading.performance(model, site, artifact)
+        for site in reading.training
+        if reading.is_scored(site) and (model := reading.model_at(arm, site))
+        for artifact in reading.artifacts
+    ]
+    both = [
+        (one.sensitivity.value, one.specificity.value) for one in found if one.sensitivity and one.specificity
+    ]
+    if not both:
+        return []
+    sensitivities, specificities = zip(*both, strict=True)
+    return [
+        reading.say(
+            "answer.point",
+            arm=reading.label(arm),
+            cells=len(both),
+            sensitivity=score(float(np.median(sensitivities))),
+            least_sensitivity=score(min(sensitivities)),
+            specificity=score(float(np.median(specificities))),
+            least_specificity=score(min(specificities)),
+        )
+    ]
+
+
+def _gap(reading: Reading) -> list[str]:
+    """Unseen less home of the arms that the headline speaks of, and what to expect at the next hospital."""
+    say, lines = reading.say, []
+    gaps = reading.evaluation.get("generalization_gap", {})
+    arms = [arm for arm in LEADS if arm in gaps and reading.score(arm, "unseen")]
+    for arm in arms[:1] + [arm for arm in arms[1:] if reading.is_private(arm)]:
+        gap = gaps[arm]
+        line = say(
+            "answer.gap",
+            arm=reading.label(arm),
+            difference=difference_text(reading, gap),
+            artifacts=reading.listing([reading.title(name) for name in gap["artifacts"]]),
+            count=gap["held_out"],
+        )
+        if gap["next_low"] is None or gap["next_high"] is None:
+            next_one = say("answer.next.none", least=MIN_HOSPITALS)
+        else:
+            few = gap["held_out"] <= FEW_HOSPITALS
+            word = "answer.next.few" if few else "answer.next"
+            next_one = say(word, low=score(gap["next_low"]), high=score(gap["next_high"]))
+        lines.append(f"{line} {next_one}")
+    if not lines and reading.held_out and "generalization_gap" in reading.evaluation:
+        lines.append(say("answer.gap.none"))
+    return lines
+
+
+def _cost(reading: Reading, trainable: str) -> list[str]:
+    """What privacy cost in all, and its parts where the controls ran."""
+    say, lines = reading.say, []
+    for private, control, other in PRICES:
+        if not reading.models_of(private):
+            continue
+        where = "unseen" if reading.contrast(private, other, "unseen") else "home"
+        place = _place(reading, where)
+        total = reading.contrast(private, other, where)
+        tag = {"arm": private, "tag": reading.privacy_tag(private)}
+        if total is None:
+            lines.append(say("answer.cost.none", needed=other, **tag))
+            continue
+        line = say("answer.cost", where=place, difference=difference_text(reading, total), other=other, **tag)
+        parts = [reading.contrast(control, other, where), reading.contrast(private, control, where)]
+        if parts[0] is None or parts[1] is None:
+            line = f"{line} {say('answer.cost.whole', needed=control)}"
+        else:
+            rest, noise = (difference_text(reading, part) for part in parts if part)
+            word = "answer.cost.parts" if trainable != "all" else "answer.cost.parts_all"
+            line = f"{line} {say(word, rest=rest, noise=noise)}"
+        lines.append(line)
+    if not lines:
+        planned = [arm for arm, _, _ in PRICES if arm in reading.arms]
+        lines.append(say("answer.cost.refused" if planned else "answer.cost.no_arm"))
+    return lines
+
+
+def _missing(reading: Reading, participation: Participation) -> list[str]:
+    """Sites that did not train in every round or sent no score; or that none was missing."""
+    say, lines = reading.say, [_refusal_line(reading, *row) for row in _refusal_groups(reading)]
+    absences: dict[tuple[str, int, int, str], list[str]] = {}
+    for arm, rows in participation.items():
+        for site, presence in rows.items():
+            claim = reading.claims.get(site) if reading.is_private(arm) else None
+            said = claim is not None and claim["refused"] is not None
+            if presence.counted < presence.rounds and not said:
+                why = reading.listing(sorted(presence.codes)) or say("answer.missing.no_code")
+                key = reading.name(site), presence.counted, presence.rounds, why
+                absences.setdefault(key, []).append(arm)
+    for (name, counted, rounds, why), arms in absences.items():
+        numbers = {"counted": counted, "rounds": rounds}
+        lines.append(say("answer.missing.rounds", site=name, arms=reading.listing(arms), why=why, **numbers))
+    unscored = [reading.name(site["site"]) for site in reading.sites if not reading.is_scored(site["site"])]
+    if unscored:
+        lines.append(say("answer.missing.score", sites=reading.listing(unscored)))
+    if not lines:
+        word = "answer.missing.none" if participation else "answer.missing.no_score"
+        lines.append(say(word, count=len(reading.sites), training=len(reading.training)))
+    return [*lines, *_estimable(reading)]
+
+
+def _who(reading: Reading, arm: str) -> str:
+    who = reading.describe("who", arm)
+    return f"{who} ({reading.privacy_tag(arm)})" if reading.is_private(arm) else who
+
+
 def _at_unseen(reading: Reading, arm: str, sites: str) -> str:
     say = reading.say
     found = reading.score(arm, "unseen")
@@ -101,12 +261,10 @@ def _at_unseen(reading: Reading, arm: str, sites: str) -> str:
     ]
     if found["low"] is not None and found["high"] is not None and found["low"] <= 0.5 <= found["high"]:
         verdicts.append(say("headline.chance"))
-    who = reading.describe("who", arm)
-    tag = reading.privacy_tag(arm) if reading.is_private(arm) else ""
     return say(
         "headline.sentence",
         sites=sites,
-        who=f"{who} ({tag})" if tag else who,
+        who=_who(reading, arm),
         value=score(found["value"]),
         interval=interval(reading, found),
         verdicts=": " + "; ".join(verdicts) if verdicts else "",
@@ -178,7 +336,7 @@ def remarks(reading: Reading) -> list[str]:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
-    lines += [*private_gain(reading), *_estimable(reading)]
+    lines += private_gain(reading)
     for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}
@@ -338,16 +496,21 @@ def _scores(reading: Reading) -> list[str]:
 
 def _refusals(reading: Reading) -> list[str]:
     """Who refused the private arm, once a code and reason."""
+    return [_refusal_line(reading, *row) for row in _refusal_groups(reading)]
+
+
+def _refusal_groups(reading: Reading) -> list[tuple[str, str, list[str]]]:
+    """Code, reason and who gave them."""
     groups: dict[tuple[str, str], list[str]] = {}
     for site, claim in reading.claims.items():
         if claim["refused"]:
-            groups.setdefault((claim["refused"]["code"], claim["refused"]["reason"].rstrip(".")), []).append(
-                site
-            )
-    return [
-        reading.say("privacy.refused", sites=reading.listing(sites), code=code, reason=reason)
-        for (code, reason), sites in groups.items()
-    ]
+            key = claim["refused"]["code"], claim["refused"]["reason"].rstrip(".")
+            groups.setdefault(key, []).append(site)
+    return [(code, reason, sites) for (code, reason), sites in groups.items()]
+
+
+def _refusal_line(reading: Reading, code: str, reason: str, sites: list[str]) -> str:
+    return reading.say("privacy.refused", sites=reading.listing(sites), code=code, reason=reason)
 
 
 def not_measured(reading: Reading) -> list[str]:
@@ -386,7 +549,9 @@ def not_measured(reading: Reading) -> list[str]:
     ]
     if changed := evaluation.get("data_changed"):
         lines.append(say("not.data_changed", sites=reading.listing(changed)))
-    lines += [say("not.calibration"), say("not.readers"), say("not.severity")]
+    if not reading.has_points:
+        lines.append(say("not.points"))
+    lines += [say("not.any"), say("not.readers"), say("not.severity")]
     if evaluation["private_arms"]:
         lines.append(say("not.audit"))
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,9 +16,12 @@ from common.artifacts import ARTIFACTS, NAMES
 from common.counts import Counts
 from common.files import write_bytes
 from common.i18n import Say, speaker
+from common.operating_point import LEAST_FOUND
 from common.plan import RunPlan
 from common.privacy import epsilon_text
-from server.evaluation.report import figures, findings
+from server.evaluation.operating import GROUPS, STATED_PREVALENCES
+from server.evaluation.participation import Participation, participation_of
+from server.evaluation.report import decisions, figures, findings
 from server.evaluation.report.numerals import Number, plain, score, signed
 from server.evaluation.report.reading import Reading
 from server.evaluation.report.tuning import tuning_view
@@ -26,7 +29,8 @@ from server.evaluation.report.words import LANGUAGES
 from server.evaluation_file import Contrast, Evaluation, Interval
 from server.run_folder import REPORT, RunFolder
 
-LANGUAGE = "en"
+CURVE_SPANS: dict[Literal["loss", "auroc"], tuple[float, float]] = {"loss": (0.0, 0.1), "auroc": (0.5, 1.0)}
+"""What the upright axis of a learning curve shows at least: not only the noise of the last rounds."""
 PLACES = ("home", "elsewhere", "unseen", "worst")
 
 
@@ -44,15 +48,24 @@ class Cell:
     crowded: bool = False
 
 
-def write_report(folder: RunFolder) -> Path:
+def write_report(folder: RunFolder, language: str = "en") -> Path:
     """Render the run's report.html and return where it lies.
 
+    Args:
+        language: `en` or `zh`.
     Raises:
         ConfigError: the run has no evaluation yet (code `not-finished`); tuning.json is damaged
-            (`bad-tuning`).
+            (`bad-tuning`); there is no such language (`bad-argument`).
     """
     path = folder.path / REPORT
-    page = render(folder.evaluation, folder.manifest, folder.plan, folder.tuning)
+    page = render(
+        folder.evaluation,
+        folder.manifest,
+        folder.plan,
+        folder.tuning,
+        language=language,
+        participation=participation_of(folder),
+    )
     write_bytes(path, page.encode())
     return path
 
@@ -62,17 +75,24 @@ def render(
     manifest: Mapping[str, Any],
     plan: RunPlan,
     tuning: Mapping[str, Any] | None = None,
+    *,
+    language: str = "en",
+    participation: Participation | None = None,
 ) -> str:
     """The page as one string of HTML. Every value is escaped; the only markup is the template's and the
     figures'.
 
     Args:
         tuning: content of tuning.json; None: the plan stated its settings.
+        language: `en` or `zh`.
+        participation: from the records of the rounds; None: they are not there.
     Raises:
-        ConfigError: `tuning` is not what fedqc writes (code `bad-tuning`).
+        ConfigError: `tuning` is not what fedqc writes (code `bad-tuning`); there is no such language
+            (`bad-argument`).
     """
-    say = speaker(LANGUAGE, LANGUAGES)
-    reading = Reading(evaluation, say)
+    say = speaker(language, LANGUAGES)
+    reading = Reading(evaluation, say, language)
+    participation = participation or {}
     environment = Environment(
         loader=PackageLoader("server.evaluation.report", "."),
         autoescape=True,
@@ -84,9 +104,9 @@ def render(
         say=say,
         reading=reading,
         evaluation=evaluation,
-        language=LANGUAGE,
+        language=language,
         banner=findings.privacy_banner(reading),
-        headline=findings.headline(reading),
+        answers=findings.answers(reading, participation, trainable=plan.privacy.trainable),
         remarks=findings.remarks(reading),
         swapped=findings.swapped(reading),
         headline_rows=headline_rows(reading),
@@ -95,9 +115,13 @@ def render(
         site_rows=site_rows(reading),
         model_rows=model_rows(reading),
         artifact_tables=artifact_tables(reading),
+        operating=operating_view(reading, plan),
+        participation=participation,
         roc=roc_figures(reading),
         unseen_tables=unseen_tables(reading),
         curves=curve_figure(reading),
+        widths=decisions.width_figure(reading),
+        lead=decisions.lead_of(reading),
         curve_rows=curve_rows(reading),
         contrasts=contrast_rows(reading),
         prices=price_tables(reading, plan),
@@ -447,6 +471,25 @@ def claim_rows(reading: Reading) -> list[dict[str, str]]:
     return rows
 
 
+def operating_view(reading: Reading, plan: RunPlan) -> dict[str, Any] | None:
+    """What the page says of operating points and probabilities; None where no public scores were kept."""
+    if not reading.has_points:
+        return None
+    lead = decisions.lead_of(reading)
+    return {
+        "origin": decisions.origin(reading, plan.public_set),
+        "share": f"{100 * LEAST_FOUND:g}",
+        "groups": GROUPS,
+        "prevalences": [f"{100 * prevalence:g}" for prevalence in STATED_PREVALENCES],
+        "lead": lead,
+        "points": decisions.point_rows(reading),
+        "tables": decisions.operating_tables(reading),
+        "calibration": decisions.calibration_figures(reading),
+        "decision": decisions.decision_figures(reading),
+        "drawn": [arm for arm in decisions.DRAWN if reading.models_of(arm)],
+    }
+
+
 # figures
 
 
@@ -576,6 +619,7 @@ def curve_figure(reading: Reading) -> Markup | None:
     panels = [
         (
             reading.say(f"curves.{quantity}"),
+            CURVE_SPANS[quantity],
             [
                 figures.Curve(
                     model=model,
@@ -587,7 +631,7 @@ def curve_figure(reading: Reading) -> Markup | None:
                 for model, points in recorded.items()
             ],
         )
-        for quantity in ("loss", "auroc")
+        for quantity in CURVE_SPANS
     ]
     return figures.curves(panels, reading.say("curves.alt"), reading.say("curves.round"))
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from common.arms import ARMS
 from common.artifacts import ARTIFACTS, INDEX, NAMES
-from common.counts import Counts
+from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts
 from common.i18n import Say
 from common.privacy import epsilon_text
 from server.evaluation.estimates import trained_at
+from server.evaluation.noised import NoisedCounts
+from server.evaluation.operating import Performance, Point, noised_performance, performance, point_of
 from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH
 from server.evaluation_file import Claim, Contrast, Evaluation, Gap, Score, SiteRow, Worst
@@ -144,7 +148,83 @@ class Reading:
 
     def counts(self, site: str, model: str) -> Counts:
         """The exact counts of a site that was scored without noise."""
-        return Counts.from_json(self.evaluation["counts"][site][model])
+        if (site, model) not in self._counts:
+            found = Counts.from_json(self.evaluation["counts"][site][model])
+            self._counts[site, model] = replace(found, bins=self.bins(site))
+        return self._counts[site, model]
+
+    @cached_property
+    def _counts(self) -> dict[tuple[str, str], Counts]:
+        return {}
+
+    def noised_counts(self, site: str, model: str) -> NoisedCounts:
+        """The counts of a site that was scored with noise."""
+        rows = self.evaluation["counts"][site][model]
+        none = {"positives": [0] * NOISED_BINS, "negatives": [0] * NOISED_BINS}
+        positives, negatives = (
+            np.array([rows.get(name, none)[kind] for name in NAMES], np.int64)
+            for kind in ("positives", "negatives")
+        )
+        deviation = float(self.noised[site]["deviation"])
+        return NoisedCounts(positives=positives, negatives=negatives, deviation=deviation)
+
+    def bins(self, site: str) -> int:
+        """In how many bins a site counted."""
+        mode = self.evaluation["scoring"].get(site, {}).get("mode", "synthetic")
+        return {"dp": NOISED_BINS, "disclosed": DISCLOSED_BINS}.get(mode, BINS)
+
+    # operating points
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the scores of the coordinator's public patients were kept; earlier versions did not."""
+        return bool(self.evaluation.get("public_counts"))
+
+    def point(self, model: str, artifact: str, bins: int = BINS) -> Point | None:
+        """The operating point of a model among the edges of `bins` bins; None where too few public
+        patients are known.
+        """
+        key = model, artifact, bins
+        if key not in self._points:
+            public = self.evaluation.get("public_counts", {}).get(model)
+            edges = self.evaluation.get("edges", {}).get(model, {}).get(artifact)
+            self._points[key] = (
+                point_of(
+                    self._public(model), INDEX[artifact], None if edges is None else np.array(edges), bins
+                )
+                if public
+                else None
+            )
+        return self._points[key]
+
+    @cached_property
+    def _points(self) -> dict[tuple[str, str, int], Point | None]:
+        return {}
+
+    def _public(self, model: str) -> Counts:
+        if model not in self._public_counts:
+            self._public_counts[model] = Counts.from_json(self.evaluation["public_counts"][model])
+        return self._public_counts[model]
+
+    @cached_property
+    def _public_counts(self) -> dict[str, Counts]:
+        return {}
+
+    def performance(self, model: str, site: str, artifact: str) -> Performance:
+        """What a model does at a scored site at its operating point."""
+        key = model, site, artifact
+        if key not in self._performances:
+            point = self.point(model, artifact, self.bins(site))
+            self._performances[key] = (
+                noised_performance(self.noised_counts(site, model), INDEX[artifact], point)
+                if site in self.noised
+                else performance(self.counts(site, model), INDEX[artifact], point)
+            )
+        return self._performances[key]
+
+    @cached_property
+    def _performances(self) -> dict[tuple[str, str, str], Performance]:
+        return {}
 
     # scores
 
@@ -344,6 +424,10 @@ class Reading:
             if site in self.noised or row["n_pos"] or row["n_neg"]
         }
         return [name for name in NAMES if name in known]
+
+    def number(self, artifact: str) -> int:
+        """Its place among a model's outputs."""
+        return INDEX[artifact]
 
     @property
     def artifact_numbers(self) -> list[int]:

@@ -139,8 +139,147 @@ ENGLISH: dict[str, str] = {
     "word.patient": "patient",
     "word.study": "study",
     "word.add/remove": "add/remove",
+    # the first screen
+    "ask.home": "How good is it at my hospital?",
+    "ask.unseen": "How good is it at a hospital it never saw?",
+    "ask.privacy": "What did privacy cost?",
+    "ask.missing": "Who was missing?",
+    "answer.home": (
+        "At the {count} training sites {who} scores a macro AUROC of {value} on average ({interval}), from "
+        "{low} at {worst} to {high} at {best}."
+    ),
+    "answer.home.one": (
+        "At {worst}, the one training site with a score, {who} scores a macro AUROC of {value} ({interval})."
+    ),
+    "answer.home.none": "No model could be scored at a training site.",
+    "answer.point": (
+        "{arm} at the operating point, chosen on public data, over {cells} pairs of site and artifact: "
+        "median sensitivity {sensitivity}, the lowest {least_sensitivity}; median specificity {specificity}, "
+        "the lowest {least_specificity}."
+    ),
+    "answer.gap": (
+        "{arm}, unseen − home: {difference} on {artifacts}, which every place can estimate; k = {count} "
+        "held-out hospitals."
+    ),
+    "answer.gap.none": "Unseen − home is not defined: no artifact is estimable at every place.",
+    "answer.next": (
+        "The next hospital's score is to be expected from {low} to {high} (95 % prediction interval)."
+    ),
+    "answer.next.few": (
+        "The next hospital's score is to be expected from {low} to {high} (95 % prediction interval); of so "
+        "few hospitals it says little."
+    ),
+    "answer.next.none": "Fewer than {least} give no prediction interval for the next hospital.",
+    "answer.cost": "{arm} ({tag}) − {other} {where}: {difference}.",
+    "answer.cost.parts": (
+        "Of this, layers that are frozen, clipping and another number of steps: {rest}; noise: {noise}."
+    ),
+    "answer.cost.parts_all": (
+        "Nothing is frozen. Of this, clipping and another number of steps: {rest}; noise: {noise}."
+    ),
+    "answer.cost.whole": "What of it is noise was not measured: that needs the arm {needed}.",
+    "answer.cost.none": "{arm} ({tag}): its price was not measured. That needs the arm {needed}.",
+    "answer.cost.refused": "Not measured: no private arm has a model.",
+    "answer.cost.no_arm": "Not measured: no arm trained in private.",
+    "answer.missing.none": (
+        "Nobody: all {training} training sites are in every round, and all {count} sites sent scores."
+    ),
+    "answer.missing.no_score": "All {count} sites sent scores, {training} of them training sites.",
+    "answer.missing.rounds": "{site} is in {counted} of {rounds} rounds of {arms} ({why}).",
+    "answer.missing.no_code": "no answer",
+    "answer.missing.score": "Without a score: {sites}.",
+    # operating points
+    "operating.section": "Decisions at an operating point",
+    "operating.lead": (
+        "The threshold of a model is chosen on public patients, never on a site's: of the thresholds that "
+        "find at least {share} % of those with the artifact, the one with the largest sensitivity plus "
+        "specificity. Origin: {origin}. True and false positives are counted exactly at an edge of the "
+        "site's bins."
+    ),
+    "operating.origin.phantoms": "{patients} public phantoms, drawn from seed {seed}",
+    "operating.origin.file": "the public set of the plan, SHA-256 {sha256}…",
+    "operating.none": (
+        "This evaluation.json does not hold the scores of public patients: an earlier version wrote it, and "
+        "no threshold was chosen."
+    ),
+    "operating.points": "Operating points of {arm}, and what they give on the public patients.",
+    "operating.caption": "{arm}, by artifact and site.",
+    "operating.others": "The other arms",
+    "operating.stated": "{arm} at stated prevalences: predictive value, and alarms per 100 scans.",
+    "operating.note": (
+        "n: scored patients or studies (with the artifact). Precision is the positive predictive value at "
+        "the site's prevalence; alarms are per 100 scans there. Intervals are Wilson's. Few public patients "
+        "choose a threshold badly: public_set.patients of the plan gives more."
+    ),
+    "operating.grey": "Grey: the counts allow no number, or lie in few coarse bins.",
+    "operating.no_point": "too few public patients",
+    "operating.noise": "not estimable at this n and ε",
+    "operating.one_class": "one class only",
+    "operating.few": "fewer than {least} with or without",
+    "operating.coarse": "coarse bins: middles",
+    "operating.column.n": "n (with)",
+    "operating.column.prevalence": "Prevalence",
+    "operating.stated.details": "At stated prevalences",
+    "operating.column.auroc": "AUROC",
+    "operating.column.ap": "Average precision",
+    "operating.column.sensitivity": "Sensitivity",
+    "operating.column.specificity": "Specificity",
+    "operating.column.precision": "Precision (PPV)",
+    "operating.column.f1": "F1",
+    "operating.column.accuracy": "Accuracy",
+    "operating.column.balanced": "Balanced accuracy",
+    "operating.column.alarms": "Alarms per 100",
+    "operating.column.threshold": "Threshold (logit)",
+    "operating.column.public": "Public n (with / without)",
+    "operating.column.bins": "Bins",
+    "operating.column.ppv_at": "PPV at {prevalence} %",
+    "operating.column.alarms_at": "Alarms per 100 at {prevalence} %",
+    # calibration
+    "calibration.section": "Calibration and decision curves",
+    "calibration.lead": (
+        "A probability is the score through two parameters that are fitted on the public patients (Platt), "
+        "as fedqc predict prints it. At another prevalence it is off by as much: see the intercept."
+    ),
+    "calibration.caption": "{arm}: how far its probabilities hold.",
+    "calibration.column.slope": "Slope (ideal 1)",
+    "calibration.column.intercept": "Intercept (ideal 0)",
+    "calibration.column.ece": "ECE",
+    "calibration.column.brier": "Brier",
+    "calibration.column.brier_prevalence": "Brier of the prevalence alone",
+    "calibration.note": (
+        "Slope of the logistic regression of the label on the logit, 95 % interval; intercept with that "
+        "slope held at 1. ECE is over up to {groups} groups of about equal size, and above 0 by chance "
+        "alone: read it with n. Where bins are coarse, each patient stands in the middle of a bin."
+    ),
+    "calibration.figure": "Calibration: share with the artifact (up) over mean probability (right).",
+    "calibration.alt": "Calibration plot, share with the artifact over mean probability, {where}.",
+    "calibration.x": "mean probability",
+    "calibration.y": "share with the artifact",
+    "calibration.ideal": "ideal",
+    "decision.figure": (
+        "Decision curve: net benefit a patient (up) of acting from a probability on (right). Dashed: act on "
+        "everybody. Dotted: on nobody. A model below either is of no use there."
+    ),
+    "decision.alt": "Decision curve, net benefit over threshold probability, {where}.",
+    "decision.x": "threshold probability",
+    "decision.y": "net benefit",
+    "decision.all": "everybody",
+    "decision.none": "nobody",
+    "width.figure": (
+        "Width of the 95 % interval of each AUROC of {arm} over the number of patients of the rarer class. "
+        "Dashed: to be expected of an AUROC of .85. Hollow: scored with noise."
+    ),
+    "width.alt": "Width of the 95 % interval of each AUROC over the number of patients of the rarer class.",
+    "width.x": "patients of the rarer class, logarithmic",
+    "width.y": "width of the 95 % interval of AUROC",
+    "width.guide": "AUROC .85",
+    # participation
+    "participation.section": "Who took part",
+    "participation.caption": "Rounds whose sum holds an update of the site, of the rounds of the arm.",
+    "participation.rounds": "{counted} of {rounds}",
+    "participation.none": "The records of the rounds are not in this folder.",
     # headline
-    "headline.section": "Headline: an unseen hospital",
+    "headline.section": "Four answers",
     "headline.site": "{site} ({kind})",
     "headline.sentence": "At {sites}, which never trained, {who} scores a macro AUROC of {value} "
     "({interval}){verdicts}.",
@@ -408,9 +547,13 @@ ENGLISH: dict[str, str] = {
     "not.incomplete": "{line}.",
     "not.arm": "{arm}: no model, so no comparison with it.",
     "not.arm_absent": "No {arm} arm ({what}): no comparison with it.",
-    "not.calibration": (
-        "Calibration and thresholds are not reported. AUROC measures how well patients are ranked, not "
-        "whether a score is a probability or where to set a threshold."
+    "not.points": (
+        "Operating points and calibration: this file does not hold the scores of public patients that they "
+        "follow from."
+    ),
+    "not.any": (
+        "“Any artifact” is not reported: sites send the counts of each artifact by itself, from which the "
+        "patients with any of them cannot be counted."
     ),
     "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
     "not.severity": "Severity and place of an artifact are not scored; a patient's score is the expected "

@@ -148,8 +148,8 @@ def test_few_patients_have_no_calibration_and_no_class_no_rate() -> None:
 
 
 def test_without_public_patients_there_is_no_point() -> None:
-    few = Counts.of(PUBLIC_SCORES[:20], PUBLIC_LABELS[:20], EDGES)
-    assert min(few.n_pos[0], few.n_neg[0]) < operating.LEAST_PATIENTS
+    few = Counts.of(PUBLIC_SCORES[:10], PUBLIC_LABELS[:10], EDGES)
+    assert min(few.n_pos[0], few.n_neg[0]) < operating.LEAST_PUBLIC
     assert operating.point_of(few, 0, EDGES[0]) is None
     found = operating.performance(PUBLIC_COUNTS, 0, None)
     assert (found.reason, found.tp) == ("no_point", None)

@@ -381,6 +381,8 @@ def test_every_sentence_is_used(page):
         "curves.",
         "unit.",
         "list.",
+        "operating.",
+        "calibration.column.",
         "word.",
     )
     unused = [key for key in ENGLISH if key not in code and not key.startswith(built)]
