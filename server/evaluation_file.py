@@ -195,6 +195,7 @@ class Evaluation(TypedDict):
     below_chance: list[BelowChance]
     looks: Looks
     labels: NotRequired[str]
+    evaluates: NotRequired[dict[str, Any]]  # of an evaluation by itself: run, models by digest, who trained
     data_changed: NotRequired[list[str]]
     alternatives: NotRequired[bool]
 
