@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "server.cli.evaluate:simulate",
         "Run a plan, or a sweep of plans, on all sites under a folder.",
     ),
+    "evaluate": (
+        "server.cli.evaluation:evaluate",
+        "Score models that a run released, at hospitals that may never have trained.",
+    ),
     "report": ("server.cli.evaluate:report", "Write report.html of a finished run."),
     "compare": (
         "server.cli.evaluate:compare",

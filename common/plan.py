@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -340,6 +341,41 @@ class PublicSet(StrictModel):
         return self
 
 
+class ReleasedModel(StrictModel):
+    """A model that a run released: its name there, and the digest of its weights."""
+
+    name: str = Field(max_length=64)  # the arm, or arm/site of one that each site trains for itself
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def arm(self) -> str:
+        return self.name.partition("/")[0]
+
+    @model_validator(mode="after")
+    def _is_of_an_arm(self) -> ReleasedModel:
+        arm, slash, owner = self.name.partition("/")
+        if arm not in ARMS or bool(slash) != (ARMS[arm].owner == "site"):
+            raise ValueError(f"{self.name!r} is no arm, nor arm/site of one that each site trains for itself")
+        if slash and not re.fullmatch(SITE_NAME, owner):
+            raise ValueError(f"{self.name!r}: {owner!r} is no name of a site")
+        return self
+
+
+class Evaluate(StrictModel):
+    """Score finished models of a run, and train nothing."""
+
+    run: str = Field(min_length=1, max_length=200)  # the run that released the models, as messages name it
+    models: tuple[ReleasedModel, ...] = Field(min_length=1, max_length=1000)
+    trained: tuple[str, ...] = ()  # the sites that trained in that run: scored on test patients only
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Evaluate:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("models names one twice")
+        return self
+
+
 class RunPlan(StrictModel):
     name: str = Field(pattern=SITE_NAME)
     # what the run is to answer, shown to those who approve it
@@ -358,13 +394,19 @@ class RunPlan(StrictModel):
     privacy: Privacy = Privacy()
     federation: Federation = Federation()
     public_set: PublicSet = PublicSet()
+    # of an evaluation by itself (`fedqc evaluate`), whose `arms` is empty: the models that are scored
+    evaluate: Evaluate | None = None
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, serialize(self), ("held_out_patients",))
+        return without_defaults(self, serialize(self), ("held_out_patients", "evaluate"))
 
     @model_validator(mode="after")
     def _consistent(self) -> RunPlan:
+        if self.evaluate is not None:
+            if self.arms or self.held_out:
+                raise ValueError("evaluate trains nothing: leave arms and held_out empty")
+            return self
         if not self.arms:
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
@@ -404,11 +446,31 @@ class RunPlan(StrictModel):
     @property
     def controls(self) -> tuple[str, ...]:
         """Its arms that exist in simulations only, as controls of private ones."""
-        return tuple(arm for arm in self.arms if ARMS[arm].control)
+        return tuple(arm for arm in self.scored_arms if ARMS[arm].control)
+
+    @property
+    def scored_arms(self) -> tuple[str, ...]:
+        """The arms whose models are scored in the end: its own, or those of the run that it evaluates."""
+        if self.evaluate is None:
+            return self.arms
+        found = {model.arm for model in self.evaluate.models}
+        return tuple(arm for arm in ARMS if arm in found)
+
+    def trains_at(self, site: str) -> bool:
+        """Whether a site that takes part trains in this run."""
+        return self.evaluate is None and site not in self.held_out
+
+    def trained_at(self, site: str) -> bool:
+        """Whether a site that takes part trains the models, or trained them in the run that is evaluated."""
+        return self.trains_at(site) if self.evaluate is None else site in self.evaluate.trained
+
+    def scores_everyone_at(self, site: str) -> bool:
+        """Whether all patients of a site may be scored: it never trains, in this run or a sister."""
+        return not self.trained_at(site) and self.held_out_patients == "all"
 
     def split_at(self, site: str) -> Split | None:
         """The shares that the plan asks of a site; None of a held-out one that may score all its patients."""
-        return None if site in self.held_out and self.held_out_patients == "all" else self.split
+        return None if self.scores_everyone_at(site) else self.split
 
     @property
     def epochs(self) -> int:

@@ -212,6 +212,7 @@ class Evaluation(TypedDict):
     generalization_gap: NotRequired[dict[str, GeneralizationGap]]  # arm ->
     looks: Looks
     labels: NotRequired[str]
+    evaluates: NotRequired[dict[str, Any]]  # of an evaluation by itself: run, models by digest, who trained
     data_changed: NotRequired[list[str]]
     alternatives: NotRequired[bool]
 

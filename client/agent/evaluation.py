@@ -140,10 +140,10 @@ def _with_noise(counts: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def admit_models(plan: RunPlan, task: EvaluateTask) -> None:
-    """Refuse models that are not of the plan's network.
+    """Refuse models that are not of the plan's network, or not those that an evaluation by itself names.
 
     Raises:
-        RefusedError: `crafted-model`.
+        RefusedError: `crafted-model`, `foreign-model`.
     """
     manifest = _manifest(plan)
     if task.weights.shape != (len(task.models), manifest.size) or not np.isfinite(task.weights).all():
@@ -152,6 +152,11 @@ def admit_models(plan: RunPlan, task: EvaluateTask) -> None:
             code="crafted-model",
             public_reason="the models are not of the plan's network",
         )
+    if plan.evaluate is None:
+        return
+    named = {model.name: model.sha256 for model in plan.evaluate.models}
+    if list(model_digests(task).items()) != list(named.items()):
+        raise _foreign("the plan names others, by their digests")
 
 
 def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
@@ -179,7 +184,7 @@ def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
         raise _foreign(f"more than {MAX_SITE_MODELS} models of single sites")
     for name, flat in zip(task.models, task.weights, strict=True):
         arm, slash, owner = name.partition("/")
-        if arm not in (PUBLIC, *plan.arms):
+        if arm not in (PUBLIC, *plan.scored_arms):
             raise _foreign("the plan has no such arm")
         if bool(slash) != (ARMS[arm].owner == "site") or (slash and not re.fullmatch(SITE_NAME, owner)):
             raise _foreign("an arm's model is named after the arm, that of a single site after both")
@@ -243,5 +248,5 @@ def _manifest(plan: RunPlan) -> Manifest:
 
 
 def _foreign(reason: str) -> RefusedError:
-    reason = f"this site scores exactly only the models of the run: {reason}"
+    reason = f"this site scores only the models of the run: {reason}"
     return RefusedError(reason, code="foreign-model", public_reason=reason)

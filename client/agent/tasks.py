@@ -57,6 +57,7 @@ from client.site.config import SiteConfig, read_site, site_key
 from client.site.evaluations import (
     Evaluation,
     admit_question,
+    admit_released,
     keep_question,
     patients_tested,
     question_of,
@@ -259,7 +260,7 @@ class Agent:
             evaluation=evaluation,
             data_prepared=is_prepared(self.state / "cache", self._plan.image_size),
             rounds_affordable=affordable,
-            seconds_a_round=self._seconds_a_round(),
+            seconds_a_round=self._seconds_a_round() if self._plan.arms else None,
         )
 
     def admit(self, *, private: bool) -> None:
@@ -525,7 +526,7 @@ class Agent:
         calls them, before they are scored.
         """
         size = manifest_of(build(self._plan.model.name, self._plan.model.args).state_dict()).size
-        if self.name in self._plan.held_out or task.weights.shape != (len(task.models), size):
+        if not self._plan.trained_at(self.name) or task.weights.shape != (len(task.models), size):
             return
         for name, flat in zip(task.models, task.weights, strict=True):
             if is_trained_without_noise(name, self.name):
@@ -690,10 +691,10 @@ class Agent:
 
     @property
     def _trains(self) -> bool:
-        return self.name not in self._plan.held_out
+        return self._plan.trains_at(self.name)
 
     def _evaluate(self, task: EvaluateTask, job: Job) -> SiteEvaluation:
-        test_only = self._trains or self.site.kind == "hospital" or self._plan.held_out_patients == "test"
+        test_only = self.site.kind == "hospital" or not self._plan.scores_everyone_at(self.name)
         if task.everyone and test_only:
             raise RefusedError(
                 "scoring every patient is for held-out sites that are no hospital",
@@ -701,6 +702,8 @@ class Agent:
                 public_reason="this site is scored on its test patients only",
             )
         admit_models(self._plan, task)
+        if self._plan.evaluate is not None:
+            admit_released(self.state, self._plan.evaluate.run, model_digests(task))
         mode = self.admit_scoring()
         if mode != "synthetic":
             return self._evaluate_hospital(task, mode, job)
@@ -978,6 +981,6 @@ def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False, 
         size=plan.image_size,
         plan_split=plan.split_at(name),
         quarantine="accept" if accept_quarantine else "refuse",
-        fix=name not in plan.held_out,
+        fix=plan.trains_at(name),
         frozen=frozen,
     )

@@ -694,15 +694,19 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
         f"plan       {plan.name}, hash {plan.sha256()}",
         f"who asks   {asks}",
         f"question   {plan.question.strip() or '(none stated)'}",
-        f"model      {network}, from {plan.model.initial}; arms: {', '.join(plan.arms)}",
-        (
+        f"model      {network}, from {plan.model.initial}; arms: {', '.join(plan.scored_arms)}",
+    ]
+    trains = plan.trains_at(config.name)
+    delta = plan.privacy.delta
+    if plan.evaluate is None:
+        lines.append(
             f"rounds     {plan.training.rounds}; passes over the training patients in each: "
             f"{plan.training.local_epochs}"
-        ),
-    ]
-    trains = config.name not in plan.held_out
-    delta = plan.privacy.delta
-    if not trains:
+        )
+    else:
+        lines.append(f"evaluates  models that run {plan.evaluate.run} released; nothing is trained")
+        lines += [f"           {model.name}, digest {model.sha256[:16]}" for model in plan.evaluate.models]
+    if not trains and plan.evaluate is None:
         lines.append("training   none at this site: it only scores the finished models")
     for arm in plan.arms if trains else ():
         if ARMS[arm].at_hospitals and not ARMS[arm].private:

@@ -59,7 +59,7 @@ def index_to_freeze(site_yaml: Path, plan: RunPlan) -> str:
     admit_kind(site, folder, again=True)
     with _forecasting(plan.image_size) as progress:
         site_slices(site_yaml, size=plan.image_size, progress=progress)
-    trains = site.name not in plan.held_out
+    trains = plan.trains_at(site.name)
     cohort = load_cohort(site_yaml, size=plan.image_size, plan_split=plan.split_at(site.name))
     if trains:
         admit_assessed(cohort, injects=plan.training.inject is not None)

@@ -63,6 +63,23 @@ def patients_tested(data: DataDigests, key: bytes) -> dict[str, str]:
     }
 
 
+def admit_released(state: Path, run: str, models: Mapping[str, str]) -> None:
+    """Refuse models under the name of a run that this site scored, unless they are what that run scored.
+
+    A site that took no part in the run knows of its models what the plan says.
+
+    Args:
+        run: the run that is said to have released them.
+        models: name -> digest.
+    Raises:
+        RefusedError: `foreign-model`; ConfigError: as `recorded`.
+    """
+    for known in recorded(state):
+        if known.run == run and any(known.models.get(name) != one for name, one in models.items()):
+            reason = f"run {run} scored other models at this site"
+            raise RefusedError(reason, code="foreign-model", public_reason=reason)
+
+
 def admit_question(state: Path, asked: Evaluation, *, public: str = "") -> None:
     """Admit a question that may be answered, or refuse it. Changes nothing.
 

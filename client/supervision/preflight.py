@@ -436,7 +436,7 @@ def check_data(folder: Path, config: SiteConfig, plan: RunPlan | None) -> Iterat
         )
         return
     yield _files(folder, found, plan)
-    if plan is None or config.name not in plan.held_out:
+    if plan is None or plan.trains_at(config.name):
         yield check_bucket(config.nominal_patients, found["patients_by_part"]["train"])
 
 
@@ -567,7 +567,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
             fix=f"see {state / 'site.log'}",
         )
         return
-    trains = config.name not in plan.held_out
+    trains = plan.trains_at(config.name)
     for arm, answer in ready.arms.items() if trains else ():
         problem = "" if answer == "accept" else f"{answer}: {ready.reasons.get(arm, '')}"
         yield Check(

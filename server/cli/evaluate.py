@@ -88,6 +88,7 @@ def simulate_command(
     Of a SWEEP, and with --leave-one-site-out, run all plans, each into a run folder below OUT, and write one
     table. The same command continues what was interrupted.
     """
+    from server.run.released import evaluation_plan_refused
     from server.run.tune import resolved
     from server.run_folder import refuse_existing
     from server.simulation.sweep import is_sweep, parse_sweep, run_sweep
@@ -115,6 +116,8 @@ def simulate_command(
         from server.simulation.leave_one_site_out import run_leave_one_site_out
 
         study = parse_plan(values if seed is None else values | {"seed": seed}, where=str(plan))
+        if study.evaluate is not None:
+            raise evaluation_plan_refused(str(plan))
         return run_leave_one_site_out(
             study,
             data,
@@ -124,10 +127,11 @@ def simulate_command(
             device=device,
             accept_quarantine=accept_quarantine,
         )
+    run_plan = parse_plan(values, where=str(plan))
+    if run_plan.evaluate is not None:
+        raise evaluation_plan_refused(str(plan))
     with progress_shown() as progress:
-        run_plan, tuning = resolved(
-            parse_plan(values, where=str(plan)), jobs=jobs or usable_cores(), progress=progress
-        )
+        run_plan, tuning = resolved(run_plan, jobs=jobs or usable_cores(), progress=progress)
     if seed is not None:
         run_plan = run_plan.model_copy(update={"seed": seed})
     refuse_existing(out)

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,9 +60,9 @@ def check(
     from server.run.control_files import Order, read_outcome
     from server.run.rehearsal import check_table
 
-    opened, run_plan = open_federation(federation), _read_known_plan(plan)[0]
+    opened, run_plan = open_federation(federation), _read_known_plan(plan, may_evaluate=True)[0]
     name = f"check-{secrets.token_hex(4)}"
-    _submit(opened, run_plan, name, Order(mode="check", wait_s=wait_s))
+    submit(opened, run_plan, name, Order(mode="check", wait_s=wait_s))
     answers = _await(opened, name, lambda: read_outcome(opened.folder, name, "check"), limit_s=wait_s + 120)
     print(json.dumps(answers, ensure_ascii=False) if format is Format.json else check_table(answers))
     if not answers["enough"] or not answers["scored"]:
@@ -131,7 +131,7 @@ def start(
         )
     run_plan, tuning = _read_known_plan(plan)
     chosen = name or f"{run_plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = _run_folder(opened, chosen)
+    folder = run_folder_named(opened, chosen)
     if folder.exists():
         raise ConfigError(
             f"{folder}: there is a run of this name",
@@ -139,9 +139,9 @@ def start(
             hint=f"fedqc run resume {chosen}, or --name",
         )
     order = Order(accept_missing=accept_missing, wait_s=wait_s, tuning=tuning.to_json() if tuning else None)
-    _submit(opened, run_plan, chosen, order)
-    with _run_goes_on(chosen):
-        return _follow_start(opened, chosen, wait_s=wait_s, detach=detach)
+    submit(opened, run_plan, chosen, order)
+    with run_goes_on(chosen):
+        return follow_start(opened, chosen, wait_s=wait_s, detach=detach)
 
 
 @run.command()
@@ -177,7 +177,7 @@ def resume(
     """Continue a run from its last finished round. The weights are the same as without the interruption."""
     from server.run_folder import RunFolder
 
-    folder = _known_folder(federation, run)
+    folder = known_folder(federation, run)
     found = RunFolder.open(folder)
     if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
         from server.simulation.simulate import resume_simulation
@@ -194,19 +194,22 @@ def resume(
     from common.files import sweep
     from server.federation.services import flower
     from server.run.control_files import Order, is_being_run, run_running
+    from server.run.released import evaluation_plan_refused
 
     opened = open_federation(folder.parent.parent)
+    if found.plan.evaluate is not None:
+        raise evaluation_plan_refused(folder.name)
     if is_being_run(opened.folder, folder.name):
         raise run_running(folder.name)
     sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
     with suppress(RunError):  # it has ended there too, or was never heard of
         # else nodes wait for the rest of what was being sent
         flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)
-    _submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))
+    submit(opened, found.plan, folder.name, Order(accept_missing=accept_missing, wait_s=wait_s))
     # else `watch` would take how it ended before for how it ended now
     found.update_manifest(status="running")
-    with _run_goes_on(folder.name):
-        return _follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
+    with run_goes_on(folder.name):
+        return follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
 
 
 @run.command("list")
@@ -234,9 +237,9 @@ def watch(run: RunArgument, federation: FederationOption = None, format: FormatO
 
     Ctrl-C ends the watching, not the run.
     """
-    folder = _known_folder(federation, run)
-    with _run_goes_on(folder.name):
-        return _watch(open_federation(folder.parent.parent), folder.name, format)
+    folder = known_folder(federation, run)
+    with run_goes_on(folder.name):
+        return follow(open_federation(folder.parent.parent), folder.name, format)
 
 
 @run.command()
@@ -246,7 +249,7 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     from server.run.control_files import forget_outcomes, is_being_run
     from server.run_folder import RunFolder
 
-    folder = _known_folder(federation, run)
+    folder = known_folder(federation, run)
     opened = open_federation(folder.parent.parent)
     flower_id = _flower_id(opened, folder.name)
     flower(opened, "stop", flower_id, CONNECTION)
@@ -260,7 +263,7 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
 
 
-def _read_known_plan(path: Path) -> tuple[RunPlan, Tuning | None]:
+def _read_known_plan(path: Path, *, may_evaluate: bool = False) -> tuple[RunPlan, Tuning | None]:
     """Read a plan file, and write into it what will be signed: settings that it leaves to `auto`, and the
     noise of its releases.
 
@@ -269,26 +272,31 @@ def _read_known_plan(path: Path) -> tuple[RunPlan, Tuning | None]:
     Raises:
         PlanError: the plan does not validate, its strategy is unknown to this coordinator, it has an arm
             that exists in simulations only, or `auto` finds no settings.
-        ConfigError: no noise makes the plan cost its epsilon.
+        ConfigError: no noise makes the plan cost its epsilon; it is that of an evaluation, and these are not
+            permitted here (`evaluation-plan`).
     """
     from server.run.conduct import check_controls
+    from server.run.released import evaluation_plan_refused
     from server.run.tune import resolved
     from server.strategies import strategy_named
 
     plan = read_plan(path)
+    if plan.evaluate is not None and not may_evaluate:
+        raise evaluation_plan_refused(str(path))
     check_controls(plan)
     strategy_named(plan.training.strategy)
     with progress_shown() as progress:
         return resolved(plan, jobs=usable_cores(), progress=progress)
 
 
-def _run_folder(federation: Federation, name: str) -> Path:
+def run_folder_named(federation: Federation, name: str) -> Path:
+    """Raises ConfigError (code `bad-argument`) unless a run may have this name."""
     if not name or name != Path(name).name or name.startswith("."):
         raise ConfigError(f"--name {name!r}: must be a plain name", code="bad-argument")
     return federation.runs / name
 
 
-def _known_folder(federation: Path | None, run: str) -> Path:
+def known_folder(federation: Path | None, run: str) -> Path:
     """A run's folder by its path, or by its name in the federation."""
     if (Path(run) / "plan.yaml").is_file():
         return Path(run).absolute()
@@ -296,10 +304,10 @@ def _known_folder(federation: Path | None, run: str) -> Path:
         raise ConfigError(
             f"{run}: not a run folder", code="no-such-run", hint="name its folder, or give --federation"
         )
-    return _run_folder(open_federation(federation), run)
+    return run_folder_named(open_federation(federation), run)
 
 
-def _submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
+def submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
     """Hand a run to the SuperLink; gives Flower's id of it."""
     from common.files import write_bytes
     from server.federation.services import flower
@@ -315,6 +323,11 @@ def _submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str
     flower_id = str(said["run-id"])
     write_json(federation.state / "orders" / f"{name}.flower.json", {"run-id": flower_id})
     return flower_id
+
+
+def print_now(line: str) -> None:
+    """Print a line of data without waiting for more."""
+    print(line, flush=True)
 
 
 def toml_string(text: str) -> str:
@@ -370,7 +383,7 @@ def _raise_failure(federation: Federation, name: str) -> None:
 
 
 @contextmanager
-def _run_goes_on(name: str) -> Iterator[None]:
+def run_goes_on(name: str) -> Iterator[None]:
     """A signal ends the watching, not the run: say so, and leave with the status of the signal."""
     try:
         yield
@@ -382,7 +395,18 @@ def _run_goes_on(name: str) -> Iterator[None]:
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
 
 
-def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: bool) -> int:
+def follow_start(
+    federation: Federation, name: str, *, wait_s: float, detach: bool, show: Callable[[str], None] = print_now
+) -> int:
+    """Show the rehearsal of a run that was submitted, and follow it to its end.
+
+    Args:
+        show: prints a line about the run.
+    Returns:
+        exit status.
+    Raises:
+        FedqcError: what the run ended by.
+    """
     from server.run.control_files import read_outcome
     from server.run.rehearsal import check_table
 
@@ -393,9 +417,9 @@ def _follow_start(federation: Federation, name: str, *, wait_s: float, detach: b
     plan_file = federation.runs / name / "plan.yaml"
     _await(federation, name, lambda: plan_file.is_file() or None, limit_s=600)
     if detach:
-        print(f"{name}: started; fedqc run watch {name}")
+        show(f"{name}: started; fedqc run watch {name}")
         return 0
-    return _watch(federation, name, Format.text)
+    return follow(federation, name, Format.text, show=show)
 
 
 def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
@@ -430,7 +454,9 @@ def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
     }
 
 
-def _watch(federation: Federation, name: str, format: Format) -> int:
+def follow(
+    federation: Federation, name: str, format: Format, *, show: Callable[[str], None] = print_now
+) -> int:
     """Print what changes until the run has ended. Everything is read from files: a broken connection loses
     nothing.
     """
@@ -442,7 +468,7 @@ def _watch(federation: Federation, name: str, format: Format) -> int:
         line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
         key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
         if key != last and state["units"]:
-            print(line, flush=True)
+            show(line)
             last = key
         if state["status"] == INTERRUPTED_RUN:
             hint = f"fedqc run resume {name} continues from the last finished round"

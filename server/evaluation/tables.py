@@ -25,6 +25,8 @@ def table(evaluation: Evaluation) -> str:
     """The headline for a terminal: arms by place, macro AUROC with its 95 % interval."""
     training = [site["site"] for site in evaluation["sites"] if site["role"] == "training"]
     places = ["home", "elsewhere", "unseen", *training]
+    if "evaluates" in evaluation and not training:
+        places = ["unseen", *(site["site"] for site in evaluation["sites"])]
     missing = "not estimable" if noised_sites(evaluation) else "n = 0"
     width = max(14, *(len(arm) + 2 for arm in evaluation["arms"]))
     lines = [f"{'macro AUROC':{width}s}" + "".join(f"{place:>20s}" for place in places)]
@@ -36,6 +38,7 @@ def table(evaluation: Evaluation) -> str:
         none = {"elsewhere": "not defined"} if len(models_of(evaluation, arm)) == 1 else {}
         cells = [_cell(scores[place], none.get(place, missing)) for place in places]
         lines.append(f"{arm:{width}s}" + "".join(f"{cell:>20s}" for cell in cells))
+    lines += _evaluated(evaluation)
     lines += [
         f"not in any mean: {GAPS[reason]}: {', '.join(named)}" for reason, named in _gaps(evaluation).items()
     ]
@@ -88,6 +91,15 @@ def noised_sites(evaluation: Mapping[str, Any]) -> dict[str, str]:
         for site, found in evaluation.get("scoring", {}).items()
         if found["mode"] == "dp"
     }
+
+
+def _evaluated(evaluation: Evaluation) -> list[str]:
+    """Of an evaluation by itself: whose models these are, and where they were not trained."""
+    if (of := evaluation.get("evaluates")) is None:
+        return []
+    unseen = [site["site"] for site in evaluation["sites"] if site["role"] == "held_out"]
+    where = f"not trained here: {', '.join(unseen)}" if unseen else "trained at every site here"
+    return [f"models of run {of['run']}, {where}. Nothing was trained."]
 
 
 GAPS = {

@@ -75,6 +75,14 @@ class Trained:
     data_changed: set[str] = field(default_factory=set)  # sites whose operators accepted other data
 
 
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What an evaluation by itself scores: models that a run released."""
+
+    models: Mapping[str, np.ndarray]  # float32 (parameters,), by name
+    privacy: dict[str, Any]  # site -> what that run promised it, or why it refused
+
+
 def conduct(
     grid: Grid,
     plan: RunPlan,
@@ -86,6 +94,8 @@ def conduct(
     observers: Sequence[Observer] = (),
     jobs: int = 1,
     others_cpu: Callable[[], float] = lambda: 0.0,
+    released: Released | None = None,
+    asked: Sequence[str] = (),
 ) -> RunFolder:
     """Run every arm of `plan` on the sites behind `grid`, or continue where an earlier attempt stopped.
 
@@ -97,6 +107,8 @@ def conduct(
         observers: notified of each event, after progress on stderr and, in a federation, live.json.
         jobs: with more than 1, stages that do not depend on each other are run side by side (a simulation).
         others_cpu: CPU seconds that processes of the grid have used.
+        released: of an evaluation by itself, the models that its plan names.
+        asked: of an evaluation by itself, the sites that are asked.
     Raises:
         FedqcError: the run failed; it can be resumed.
     """
@@ -108,11 +120,14 @@ def conduct(
     sites = describe_sites(
         grid,
         seal,
-        expected=plan.federation.quorum + len(plan.held_out),
+        expected=len(asked) if plan.evaluate else plan.federation.quorum + len(plan.held_out),
         deadline_s=min(60.0, plan.federation.deadline_s),
     )
     hospitals = [site for site in sites if not site.description.members]
-    check_sites(plan, [site.name for site in hospitals])
+    if plan.evaluate is None:
+        check_sites(plan, [site.name for site in hospitals])
+    else:
+        hospitals = [site for site in hospitals if site.name in asked]
     check_controls(plan, hospitals if simulation else None)
     keys = {name: public_text(key) for name, key in seal.sites.items()}
     folder = open_or_create(
@@ -135,19 +150,22 @@ def conduct(
         public_bins=bins_of,
         observe=compose(Progress(units), *live, *observers),
     )
-    training = tuple(site.name for site in hospitals if site.name not in plan.held_out)
-    context.observe(RunBegan(run=context.run, training=training, held_out=plan.held_out))
+    training = tuple(site.name for site in hospitals if plan.trains_at(site.name))
+    held_out = tuple(site.name for site in hospitals if not plan.trained_at(site.name))
+    context.observe(RunBegan(run=context.run, training=training, held_out=held_out))
     try:
-        trained = train_arms(context, stages, jobs=jobs)
-        final = next(name for name in (*FINAL_ARMS, *_to_hand_on(trained)) if name in trained.models)
+        if plan.evaluate is None:
+            trained = train_arms(context, stages, jobs=jobs)
+            final = next(name for name in (*FINAL_ARMS, *_to_hand_on(trained)) if name in trained.models)
+        else:
+            trained, final = _as_released(folder, plan, released, manifest), ""
         context.observe(EvaluationBegan(sites=tuple(site.name for site in hospitals)))
         scored = score_sites(context, hospitals, trained.models, final=final, keep=folder.keep_scores)
     except FedqcError:
         folder.update_manifest(status="failed")
         raise
-    trained.incomplete |= {
-        f"evaluation: {site} gave no score ({code})" for site, code in scored.absent.items()
-    }
+    absent = {site: "no-answer" for site in asked if site not in scored.study.sites} | scored.absent
+    trained.incomplete |= {f"evaluation: {site} gave no score ({code})" for site, code in absent.items()}
     evaluation = _evaluation(context, hospitals, trained, scored) | {
         "cpu_seconds": round(cpu_seconds() + others_cpu(), 1),
         "seconds": round(time.monotonic() - started, 1),
@@ -160,15 +178,44 @@ def conduct(
     if plan.privacy.alternatives and len(evaluation["private_arms"]) > 1:
         evaluation["alternatives"] = True
     status = evaluation["status"]
-    trainers = [site for site in sites if site.name not in plan.held_out]
-    save_model(folder.path / MODEL, trained.models[final], manifest, _metadata(context, final, trainers))
     found = checked(without_nan(evaluation), EVALUATION)
-    card = model_card(found, final.partition("/")[0], plan.model.model_dump())
-    write_bytes(folder.path / CARD, card.encode())
+    if final:  # an evaluation by itself hands nothing on
+        trainers = [site for site in sites if plan.trains_at(site.name)]
+        save_model(folder.path / MODEL, trained.models[final], manifest, _metadata(context, final, trainers))
+        card = model_card(found, final.partition("/")[0], plan.model.model_dump())
+        write_bytes(folder.path / CARD, card.encode())
     write_json(folder.path / EVALUATION, found)
-    folder.update_manifest(status=status)
+    folder.update_manifest(
+        status=status, models={name: digest(flat) for name, flat in trained.models.items()}
+    )
     context.observe(RunFinished(status=status, models=len(trained.models), sites=len(scored.study.sites)))
     return folder
+
+
+def run_name(plan: RunPlan) -> str:
+    """The name of the run that carries out the plan of an evaluation: of the plan alone, so that a site that
+    is asked again gives its stored answer.
+    """
+    return f"{plan.name}-{plan.sha256()[:16]}"
+
+
+def _as_released(folder: RunFolder, plan: RunPlan, released: Released | None, manifest: Manifest) -> Trained:
+    """The models that the plan of an evaluation names, copied into its run folder.
+
+    Raises:
+        ConfigError: a model is missing or has another digest (code `not-released`).
+    """
+    assert plan.evaluate is not None
+    trained = Trained(privacy=released.privacy if released else {})
+    for model in plan.evaluate.models:
+        flat = released.models.get(model.name) if released else None
+        if flat is None or digest(flat) != model.sha256:
+            raise ConfigError(f"model {model.name} is not the one that the plan names", code="not-released")
+        arm, _, site = model.name.partition("/")
+        about = {"arm": model.name, "run": plan.evaluate.run} | described(plan, model.name)
+        save_model(folder.arm(arm, site or None).model_path, flat, manifest, about)
+        trained.models[model.name] = flat
+    return trained
 
 
 def check_names(plan: RunPlan) -> None:
@@ -202,10 +249,10 @@ def _evaluation(
         "status": "partial" if trained.incomplete else "completed",
         "rounds": plan.training.rounds,
         "epochs": plan.epochs,
-        "arms": list(plan.arms),
+        "arms": list(plan.scored_arms),
         "private_arms": [
             arm
-            for arm in plan.arms
+            for arm in plan.scored_arms
             if ARMS[arm].private and any(name.partition("/")[0] == arm for name in trained.models)
         ],
         "sites": [_about(site, plan) for site in hospitals],
@@ -215,9 +262,10 @@ def _evaluation(
         "refusals": trained.refusals,
         "incomplete": sorted(trained.incomplete),
         **({"labels": INJECTED_LABELS} if plan.training.inject is not None else {}),
+        **({"evaluates": plan.evaluate.model_dump(mode="json")} if plan.evaluate else {}),
         "edges": scored.edges,
         "public_counts": scored.public_counts,
-        **report_numbers(scored.study, plan.arms),
+        **report_numbers(scored.study, plan.scored_arms),
     }
 
 
@@ -244,6 +292,8 @@ def initial_lineage(plan: RunPlan) -> Lineage | None:
     Raises:
         ConfigError: as `resolve_initial`; the file is no model.
     """
+    if plan.evaluate is not None:
+        return None
     is_random = plan.model.initial == "random"
     path = None if is_random else resolve_initial(plan.model.initial, plan.model.sha256)
     return lineage_of_plan(plan.model.initial, path)
@@ -269,11 +319,14 @@ def _metadata(context: RunContext, arm: str, sites: Sequence[Site]) -> dict[str,
 
 
 def initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
-    """The weights that every arm starts from: the plan's file, or fresh ones drawn from its seed.
+    """The weights that every arm starts from: the plan's file, or fresh ones drawn from its seed. Of a plan
+    that trains nothing none: an empty array.
 
     Raises:
         ConfigError: the file is missing, is no such model, or its hash is not the plan's.
     """
+    if plan.evaluate is not None:
+        return np.zeros(0, np.float32)
     if plan.model.initial != "random":
         return load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     return flatten(fresh(plan.model.name, plan.seed, plan.model.args).state_dict())
@@ -427,8 +480,10 @@ def open_or_create(
     """
     if not (path / "plan.yaml").exists():
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = f"{path.name if signed else f'{plan.name}-{plan.seed}'}-{stamp}-{secrets.token_hex(3)}"
         manifest = {
-            "run": f"{path.name if signed else f'{plan.name}-{plan.seed}'}-{stamp}-{secrets.token_hex(3)}",
+            # an evaluation by itself is one question, by whatever folder: its sites give one answer
+            "run": name if plan.evaluate is None else run_name(plan),
             "status": "running",
             "plan_sha256": plan.sha256(),
             "initial_sha256": plan.model.sha256,
@@ -448,6 +503,9 @@ def open_or_create(
             f"{path}: belongs to another plan", code="other-plan", hint="choose another run folder"
         )
     set_threads(folder.manifest["threads"])  # the same bits
+    if plan.evaluate is not None:  # others may be asked than before
+        about = [_about(site, plan) | {"ethics": site.description.ethics} for site in sites]
+        folder.update_manifest(sites=about, **({"keys": keys} if keys else {}))
     folder.update_manifest(status="running")
     return folder
 
@@ -465,7 +523,7 @@ def _stages(plan: RunPlan, sites: Sequence[Site], folder: RunFolder) -> list[Sta
         PlanError: an arm trains on pooled images, and no site holds them (code `no-pooled-arm`).
     """
     pooled = [site for site in sites if site.description.members]
-    training = [site for site in sites if not site.description.members and site.name not in plan.held_out]
+    training = [site for site in sites if not site.description.members and plan.trains_at(site.name)]
     stages: list[Stage] = []
     groups: list[tuple[str, str | None, list[Site]]]
     for arm in plan.arms:
@@ -495,7 +553,7 @@ def _about(site: Site, plan: RunPlan) -> dict[str, Any]:
     return {
         "site": description.site,
         "kind": description.kind,
-        "role": "held_out" if description.site in plan.held_out else "training",
+        "role": "training" if plan.trained_at(description.site) else "held_out",
         "nominal_patients": description.nominal_patients,
         "stand_in": description.stand_in,
         "unit": description.unit,

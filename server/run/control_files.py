@@ -31,6 +31,9 @@ class Order(StrictModel):
     accept_missing: bool = False
     wait_s: float = Field(default=60, ge=0, le=1e5)  # for nodes to connect
     tuning: dict[str, Any] | None = None  # how the plan's settings were chosen, for a new run folder
+    # of an evaluation by itself: the folder of the run that released the models, and who is asked
+    source: str | None = None
+    sites: tuple[str, ...] = ()
 
 
 def order_path(federation: Path, run: str) -> Path:

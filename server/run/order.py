@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from server.federation.notify import tell
 from server.messaging.flower import FAILURES, Grid, as_fedqc_error
 from server.messaging.requests import rehearse
 from server.messaging.signatures import Seal
-from server.run.conduct import check_controls, check_names, conduct, initial_lineage
-from server.run.control_files import being_run, failure_of, read_order, write_outcome
+from server.run.conduct import Released, check_controls, check_names, conduct, initial_lineage, run_name
+from server.run.control_files import Order, being_run, failure_of, read_order, write_outcome
 from server.run.observers import Notices
 from server.run.rehearsal import admit, rehearsed
+from server.run.released import evaluation_plan_refused, released_models
 from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -68,18 +70,45 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
         known = initial_lineage(plan)
         lineage = known.text() if known else ""
         begun = str(RunFolder.open(path).manifest["run"]) if (path / "plan.yaml").exists() else ""
-        answers = rehearse(
-            grid, seal, expected=len(seal.sites), deadline_s=order.wait_s, run=begun, lineage=lineage
-        )
-        check = rehearsed(plan, answers, list(seal.sites))
+        if plan.evaluate is not None:
+            begun = run_name(plan)
+        ask = functools.partial(rehearse, grid, seal, deadline_s=order.wait_s, run=begun, lineage=lineage)
+        answers = ask(expected=len(order.sites or seal.sites))
+        if order.sites:  # of the others nothing is asked, and none of them is waited for if these are there
+            if not set(order.sites) <= set(answers):
+                answers = ask(expected=len(seal.sites))
+            answers = {name: said for name, said in answers.items() if name in order.sites}
+        check = rehearsed(plan, answers, list(order.sites or seal.sites))
         write_outcome(federation.folder, run, "check", check)
         if order.mode == "check":
             return
         admit(plan, check, accept_missing=order.accept_missing)
-        folder = conduct(grid, plan, path, tuning=order.tuning, seal=seal, observers=(Notices(notify),))
+        folder = conduct(
+            grid,
+            plan,
+            path,
+            tuning=order.tuning,
+            seal=seal,
+            observers=(Notices(notify),),
+            released=models_of(order, plan),
+            asked=order.sites,
+        )
     except FAILURES as error:
         failure = as_fedqc_error(error, run)
         write_outcome(federation.folder, run, "failure", failure_of(failure))
         notify("failed", detail=failure.code)
         raise
     notify(str(folder.manifest["status"]))
+
+
+def models_of(order: Order, plan: RunPlan) -> Released | None:
+    """The models that an evaluation scores, from the run that released them; None of any other run.
+
+    Raises:
+        ConfigError: the order names no run (`evaluation-plan`); or as `released_models`.
+    """
+    if plan.evaluate is None:
+        return None
+    if order.source is None:
+        raise evaluation_plan_refused(plan.name)
+    return released_models(RunFolder.open(Path(order.source)), [model.name for model in plan.evaluate.models])

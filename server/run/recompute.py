@@ -21,6 +21,7 @@ from common.errors import FedqcError, RunError
 from common.model_file import load_model
 from common.models import build
 from common.names import SiteKind
+from common.plan import ReleasedModel
 from common.signing import Statement, parse_public, payload_sha256, verify
 from common.trainable import trained_part
 from common.weights import Manifest, Part, advance, digest, manifest_of, part_size
@@ -67,9 +68,22 @@ def recompute(folder: RunFolder) -> list[Finding]:
         found.append(stage_found)
         if stage_found.holds is not None and stage.folder.model_path.is_file():
             found.append(_model_of(folder, stage, manifest))
+    if plan.evaluate is not None:
+        found += [_released(folder, model, manifest) for model in plan.evaluate.models]
     if (folder.path / EVALUATION).is_file():
         found.append(_scores_of(folder, about, keys))
     return found
+
+
+def _released(folder: RunFolder, model: ReleasedModel, manifest: Manifest) -> Finding:
+    """Whether a model of an evaluation by itself is the one that its plan names."""
+    arm, _, site = model.name.partition("/")
+    try:
+        holds = digest(load_model(folder.arm(arm, site or None).model_path, manifest)) == model.sha256
+    except FedqcError as failure:
+        return Finding(check=f"{model.name}, model", holds=False, detail=failure.message)
+    detail = "by its digest the one that the plan names" if holds else "has another digest than in the plan"
+    return Finding(check=f"{model.name}, model", holds=holds, detail=detail)
 
 
 def _scores_of(
@@ -96,7 +110,7 @@ def _scores_of(
         except FedqcError as failure:
             return Finding(check="evaluation", holds=False, detail=failure.message)
     numbers = without_nan(
-        report_numbers(study_of(folder.plan, list(about), scored, models), folder.plan.arms)
+        report_numbers(study_of(folder.plan, list(about), scored, models), folder.plan.scored_arms)
     )
     known = {name: value for name, value in numbers.items() if name in noted or name not in LATER_KEYS}
     if wrong := [name for name, value in known.items() if json.dumps(value) != json.dumps(noted.get(name))]:

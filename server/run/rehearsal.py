@@ -19,7 +19,11 @@ from common.wire import Refusal, SiteReadiness
 
 ACCEPT = "accept"
 _NO_HOSPITAL = "the private arm would be charged, and no hospital could be scored"
-_NOBODY = "no site could be scored: the run would train, and end without a result"
+_NOBODY = "no site could be scored"
+
+
+def _nobody(check: Mapping[str, Any]) -> str:
+    return _NOBODY if check.get("evaluates") else f"{_NOBODY}: the run would train, and end without a result"
 
 
 def rehearsed(
@@ -30,7 +34,7 @@ def rehearsed(
     """
     sites = {name: _entry(plan, name, found.get(name)) for name in sorted({*enrolled, *found})}
     missing = sorted(name for name, site in sites.items() if not site["takes_part"])
-    training = [name for name, site in sites.items() if site["takes_part"] and name not in plan.held_out]
+    training = [name for name, site in sites.items() if site["takes_part"] and plan.trains_at(name)]
     buckets = {
         name: said.nominal_patients
         for name, said in found.items()
@@ -43,6 +47,7 @@ def rehearsed(
         "plan_sha256": plan.sha256(),
         "question": plan.question,
         "arms": list(plan.arms),
+        "evaluates": plan.evaluate is not None,
         "rounds": plan.training.rounds,
         "quorum": plan.federation.quorum,
         "sites": sites,
@@ -51,7 +56,7 @@ def rehearsed(
         "beyond_reach": beyond,
         "unscored": _unscored(plan, sites),
         "scored": scored,
-        "enough": len(training) >= plan.federation.quorum
+        "enough": (plan.evaluate is not None or len(training) >= plan.federation.quorum)
         and not beyond
         and all(name in sites and sites[name]["takes_part"] for name in plan.held_out),
     }
@@ -91,7 +96,7 @@ def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> N
         )
     if not check["scored"]:
         said = {name: site["evaluation"] or site["answer"] for name, site in sites.items()}
-        raise RefusedError(f"{_NOBODY} ({_listed(said)})", code="no-evaluation", hint=_TO_BE_SCORED)
+        raise RefusedError(f"{_nobody(check)} ({_listed(said)})", code="no-evaluation", hint=_TO_BE_SCORED)
     if check["missing"] and not accept_missing:
         raise RefusedError(
             f"not every site would take part ({why})",
@@ -129,7 +134,7 @@ def check_table(check: Mapping[str, Any]) -> str:
         lines += [f"NOT to be started: {_beyond_text(check)}", f"  {_LESS_NOISE}"]
         return "\n".join(lines)
     if check["enough"] and not check["scored"]:
-        lines += [f"NOT to be started: {_NOBODY}", f"  {_TO_BE_SCORED}"]
+        lines += [f"NOT to be started: {_nobody(check)}", f"  {_TO_BE_SCORED}"]
         return "\n".join(lines)
     if check["unscored"]:
         lines.append(f"NOT worth its price: {_NO_HOSPITAL}")
@@ -177,7 +182,7 @@ def _entry(plan: RunPlan, name: str, said: SiteReadiness | Refusal | None) -> di
     if said is None:
         return entry
     refusals = [code for code in said.arms.values() if code != ACCEPT]
-    held_out = name in plan.held_out
+    held_out = not plan.trains_at(name)
     takes_part = said.evaluation == ACCEPT if held_out else not said.arms or len(refusals) < len(said.arms)
     if held_out:
         answer = said.evaluation

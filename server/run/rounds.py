@@ -413,8 +413,7 @@ def _scores_everyone(site: Site, plan: RunPlan) -> bool:
     """Whether a site is scored on all its patients: one that never trains, in this run or a sister, and is no
     hospital.
     """
-    never_trains = site.name in plan.held_out and plan.held_out_patients == "all"
-    return never_trains and site.description.kind != "hospital"
+    return plan.scores_everyone_at(site.name) and site.description.kind != "hospital"
 
 
 def scores_of(evaluation: SiteEvaluation) -> SiteScores:
@@ -475,7 +474,7 @@ def score_sites(
 
     Args:
         models: float32 (parameters,) by name.
-        final: the name of the model that each site keeps for its own use.
+        final: the name of the model that each site keeps for its own use; "" for none.
         keep: called with each site and its counted answer, as it was signed.
     Raises:
         RunError: no site answered.
@@ -548,7 +547,7 @@ def study_of(
     """
     return Study(
         sites={site: scored[site] for site in sites if site in scored},
-        training=[site for site in sites if site not in plan.held_out],
-        held_out=list(plan.held_out),
+        training=[site for site in sites if plan.trained_at(site)],
+        held_out=list(plan.held_out) or [site for site in sites if not plan.trained_at(site)],
         models=list(models),
     )

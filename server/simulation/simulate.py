@@ -17,6 +17,7 @@ from common.terminal import print
 from server.evaluation.tables import PARTIAL, summary, table
 
 if TYPE_CHECKING:
+    from server.run.conduct import Released
     from server.run_folder import RunFolder
     from server.simulation.local_grid import LocalGrid
 
@@ -38,7 +39,7 @@ def resume_simulation(
     Returns:
         exit status.
     """
-    return _show(
+    return shown(
         continued(folder, data, jobs, device=device, accept_changed_data=accept_changed_data), format
     )
 
@@ -60,13 +61,18 @@ def continued(
         accept_changed_data: continue although the data of a site are others than in the first round.
     Raises:
         DataError: the data of a site changed (code `data-changed`).
-        ConfigError: neither `data` nor the run folder names the sites (code `no-data`).
+        ConfigError: neither `data` nor the run folder names the sites (code `no-data`); the run is an
+            evaluation by itself (`evaluation-plan`).
     """
+    from server.run.released import evaluation_plan_refused
+
     simulation = folder.simulation
     if data is None and not simulation:
         raise ConfigError(
             f"{folder.path}: does not say where its data lie", code="no-data", hint="--data DIR"
         )
+    if folder.plan.evaluate is not None:
+        raise evaluation_plan_refused(str(folder.path))
     return simulated(
         folder.plan,
         data or Path(simulation["data"]),
@@ -96,7 +102,7 @@ def run_simulation(
     Returns:
         exit status.
     """
-    return _show(
+    return shown(
         simulated(
             plan,
             data,
@@ -123,6 +129,8 @@ def simulated(
     accept_changed_data: bool = False,
     tuning: dict[str, Any] | None = None,
     cpu_before: float = 0.0,
+    released: Released | None = None,
+    asked: Sequence[str] = (),
 ) -> RunFolder:
     """Run `plan` on the sites under `data` into the run folder `out`.
 
@@ -135,6 +143,7 @@ def simulated(
         accept_changed_data: continue it although the data of a site changed.
         tuning: how the plan's settings were chosen, kept in the run folder.
         cpu_before: CPU seconds that this process had used for other runs.
+        released, asked: of an evaluation by itself, as `conduct`; no other site is looked at.
     Raises:
         FedqcError: the plan, the data or the run failed.
     """
@@ -151,7 +160,10 @@ def simulated(
     read_site, prepare = named("client.site.config:read_site"), named("client.agent.tasks:prepare")
     names = {path: read_site(path)[0].name for path in site_yamls}
     check_names(plan)
-    check_sites(plan, list(names.values()))
+    if plan.evaluate is None:
+        check_sites(plan, list(names.values()))
+    else:
+        site_yamls = [path for path in site_yamls if names[path] in asked]
     for path in site_yamls:
         try:
             cohort = prepare(path, plan, accept_quarantine=accept_quarantine)
@@ -164,7 +176,7 @@ def simulated(
             check_data = named("client.agent.tasks:check_run_data")
             if changes := check_data(cohort, run, plan, accept=accept_changed_data):
                 say(f"{cohort.site.name}: other {' and '.join(changes)} than in the first round, accepted")
-    nodes = node_configs(plan, site_yamls, names=list(names.values()))
+    nodes = node_configs(plan, site_yamls, names=[names[path] for path in site_yamls])
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device) as grid:
         return conduct(
@@ -175,10 +187,17 @@ def simulated(
             tuning=tuning,
             jobs=jobs,
             others_cpu=lambda: grid.cpu_seconds() - cpu_before,
+            released=released,
+            asked=asked,
         )
 
 
-def _show(folder: RunFolder, format: Format) -> int:
+def shown(folder: RunFolder, format: Format) -> int:
+    """Print the results of a run.
+
+    Returns:
+        exit status.
+    """
     evaluation = folder.evaluation
     if format is Format.json:
         print(json.dumps(summary(evaluation, folder.path), ensure_ascii=False))

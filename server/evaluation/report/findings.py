@@ -332,6 +332,8 @@ def remarks(reading: Reading) -> list[str]:
     cells are missing, and whether any hospital is worse off.
     """
     say, lines = reading.say, []
+    if of := reading.evaluation.get("evaluates"):
+        lines.append(say("headline.evaluates", run=of["run"], trained=reading.listing(of["trained"])))
     if reading.held_out:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
@@ -454,7 +456,7 @@ def privacy_banner(reading: Reading) -> Banner:
         if FEDERATED_DP in reading.arms:
             lines += [say("privacy.none.planned"), *refusals]
         kinds = sorted({site["kind"] for site in reading.sites if site["role"] == "training"})
-        if "hospital" not in kinds:
+        if kinds and "hospital" not in kinds:
             named = [reading.word(kind) for kind in kinds]
             lines.append(say("privacy.none.no_patients", kinds=reading.listing(named, "or")))
         if reading.noised:

@@ -293,6 +293,8 @@ ENGLISH: dict[str, str] = {
     "headline.better": "better than {others}",
     "headline.worse": "worse than {others}",
     "headline.unclear": "not distinguishable from {others}",
+    "headline.evaluates": "An evaluation by itself: the models are those of run {run}, trained at {trained}. "
+    "Nothing was trained here.",
     "headline.one_site": (
         "One site was held out. The interval covers that site's test patients; one hospital says nothing "
         "about the next one. Holding out each in turn does: fedqc simulate --leave-one-site-out."

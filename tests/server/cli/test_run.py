@@ -170,7 +170,7 @@ def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> N
     with being_run(one.folder, "one"):
         assert run._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"
     with pytest.raises(RunError) as caught:
-        run._watch(one, "one", Format.text)
+        run.follow(one, "one", Format.text)
     assert caught.value.code == "run-interrupted"
     assert "resume one" in caught.value.hint
 
@@ -188,7 +188,7 @@ def test_a_run_has_one_serverapp_at_a_time(one: Any) -> None:
 def test_a_signal_ends_the_watching_and_says_that_the_run_goes_on(
     signal: BaseException, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left, run._run_goes_on("one"):
+    with pytest.raises(SystemExit) as left, run.run_goes_on("one"):
         raise signal
     assert left.value.code == status
     assert "fedqc run watch one" in capsys.readouterr().err

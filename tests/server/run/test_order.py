@@ -41,7 +41,9 @@ def test_each_end_has_its_code(
         raise raised
 
     monkeypatch.setattr(
-        order, "read_order", lambda *_: SimpleNamespace(mode="start", wait_s=1, accept_missing=False)
+        order,
+        "read_order",
+        lambda *_: SimpleNamespace(mode="start", wait_s=1, accept_missing=False, sites=()),
     )
     monkeypatch.setattr(order, "rehearse", fail)
     monkeypatch.setattr(
