@@ -14,7 +14,6 @@ from common.arms import (
     POOLED,
     PUBLIC,
 )
-from common.artifacts import NAMES
 from server.evaluation.estimates import COMPARISONS
 from server.evaluation.inference import LEVEL
 from server.evaluation.report.numerals import score, signed
@@ -180,7 +179,7 @@ def remarks(reading: Reading) -> list[str]:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
-    lines += [*private_gain(reading), *_estimable(reading)]
+    lines += [*private_gain(reading), *_estimable(reading), *_unlearned(reading)]
     for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}
@@ -235,9 +234,22 @@ def _estimable(reading: Reading) -> list[str]:
     missing = reading.evaluation["missing"]
     if not missing:
         return []
-    total = len(reading.evaluation["averaged"]) * len(NAMES)
+    total = len(reading.evaluation["averaged"]) * len(reading.artifacts)
     named = [f"{title(gap['artifact'])} / {gap['site']} ({_why(reading, gap)})" for gap in missing]
     return [reading.say("headline.cells", estimable=total - len(missing), total=total, missing=_some(named))]
+
+
+def _unlearned(reading: Reading) -> list[str]:
+    """Models with outputs that nobody taught them: in their macro scores these count as 0.5."""
+    return [
+        reading.say(
+            "headline.unlearned",
+            model=reading.label(model),
+            artifacts=listing([title(name) for name in reading.unlearned(model)]),
+        )
+        for model in reading.models
+        if reading.unlearned(model)
+    ]
 
 
 def _why(reading: Reading, gap: Gap) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.arms import is_private
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import ARTIFACTS
 from common.counts import Counts
 from common.files import write_bytes
 from common.i18n import Say, speaker
@@ -108,8 +109,8 @@ def render(
         gaps=findings.not_measured(reading),
         provenance=provenance(reading, manifest, plan),
         settings=settings(plan, say),
-        artifacts=ARTIFACTS,
-        names=NAMES,
+        artifacts=[one for one in ARTIFACTS if one.name in reading.artifacts],
+        names=reading.artifacts,
         crowded_cells=listing([f"{title(artifact)} / {site}" for site, artifact in reading.crowded]),
         places=PLACES,
         title=title,
@@ -286,6 +287,8 @@ def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cel
     if found["auroc"] is None:
         empty = not found["n_pos"] and not found["n_neg"]
         return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
+    if artifact in reading.unlearned(model):
+        return Cell(text=reading.say("missing.unlearned"), missing=True)
     alarm = (site, model, artifact) in reading.below_chance
     crowded = bool(found.get("crowded"))
     return Cell(
@@ -315,7 +318,7 @@ def artifact_tables(reading: Reading) -> list[dict[str, Any]]:
                 for model in reading.models
             ],
         }
-        for artifact in NAMES
+        for artifact in reading.artifacts
     ]
 
 
@@ -324,13 +327,15 @@ def unseen_tables(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "site": site,
-            "sizes": [reading.patients(site, artifact) for artifact in NAMES],
+            "sizes": [reading.patients(site, artifact) for artifact in reading.artifacts],
             "rows": [
                 {
                     "model": model,
                     "arm": model.partition("/")[0],
                     "tag": _tag(reading, model),
-                    "cells": [artifact_cell(reading, model, site, artifact) for artifact in NAMES],
+                    "cells": [
+                        artifact_cell(reading, model, site, artifact) for artifact in reading.artifacts
+                    ],
                 }
                 for model in reading.models
             ],
@@ -496,10 +501,14 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
         {
             "title": heading,
             "figure": figures.roc(
-                [_roc_panel(reading, sites, artifact, unseen) for artifact in range(len(NAMES))],
+                [_roc_panel(reading, sites, artifact, unseen) for artifact in range(len(reading.artifacts))],
                 say("roc.alt", where=heading),
             ),
-            "above": [line for artifact in range(len(NAMES)) for line in _above(reading, sites, artifact)]
+            "above": [
+                line
+                for artifact in range(len(reading.artifacts))
+                for line in _above(reading, sites, artifact)
+            ]
             if len(sites) > 1
             else [],
         }
@@ -522,12 +531,12 @@ def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
         ]
         each = [reading.counts(site, model) for site, model in scored]
         at_sites = [value for counts in each if np.isfinite(value := float(counts.auroc()[artifact]))]
-        merged = sum_of(each).auroc()[artifact]
+        merged = sum_of(each).auroc()[artifact] if each else np.nan
         if len(at_sites) > 1 and merged > max(at_sites):
             found.append(
                 reading.say(
                     "roc.above",
-                    artifact=with_modality(NAMES[artifact]),
+                    artifact=with_modality(reading.artifacts[artifact]),
                     arm=reading.label(arm),
                     merged=score(float(merged)),
                     low=score(min(at_sites)),
@@ -539,17 +548,14 @@ def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
 
 def sum_of(counts: list[Counts]) -> Counts:
     """All counts added up."""
-    merged = Counts.empty()
-    for one in counts:
-        merged = merged.merge(one)
-    return merged
+    return functools.reduce(Counts.merge, counts)
 
 
 def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) -> figures.RocPanel:
     lines, sizes = [], [0, 0]
     scored = [site for site in sites if reading.is_scored(site) and site not in reading.noised]
     for model in reading.models if unseen else reading.arms:
-        merged = Counts.empty()
+        merged = Counts.empty(len(reading.artifacts))
         for site in scored:
             if used := model if unseen else reading.model_at(model, site):
                 merged = merged.merge(reading.counts(site, used))
@@ -559,7 +565,7 @@ def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) 
             points = list(zip(fpr.tolist(), tpr.tolist(), strict=True))
             lines.append(figures.RocLine(model=model, label=reading.label(model), points=points))
     return figures.RocPanel(
-        title=with_modality(NAMES[artifact]),
+        title=with_modality(reading.artifacts[artifact]),
         note=f"n {sizes[0]} / {sizes[1]}",
         missing=reading.say("missing.not_estimable" if any(sizes) else "missing.n0"),
         lines=lines,

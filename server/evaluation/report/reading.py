@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from common.arms import ARMS
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import modality_text
 from common.counts import Counts
 from common.i18n import Say
 from common.privacy import epsilon_text
 from server.evaluation.estimates import trained_at
 from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH, listing
-from server.evaluation_file import Claim, Contrast, Evaluation, Score, SiteRow, Worst
+from server.evaluation_file import Claim, Contrast, Evaluation, Score, SiteRow, Worst, artifacts_of
 
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
@@ -114,7 +114,7 @@ class Reading:
         noise.
         """
         notes = [self.noise_tag(site)] if site in self.noised else []
-        without = [title(name) for name in NAMES if name not in self.averaged(site)]
+        without = [title(name) for name in self.artifacts if name not in self.averaged(site)]
         if self.is_scored(site) and without:
             notes.append(self.say("sites.macro_without", artifacts=listing(without)))
         return "; ".join(notes)
@@ -122,6 +122,15 @@ class Reading:
     def trained_at(self, model: str, site: str) -> bool:
         """Whether a site's patients trained a model."""
         return trained_at(model, site, self.training)
+
+    @cached_property
+    def artifacts(self) -> tuple[str, ...]:
+        """The outputs of the run's models."""
+        return artifacts_of(self.evaluation)
+
+    def unlearned(self, model: str) -> list[str]:
+        """The outputs of a model that nobody taught it."""
+        return self.evaluation.get("unlearned", {}).get(model, [])
 
     # arms and models
 
@@ -313,4 +322,4 @@ def title(artifact: str) -> str:
 
 
 def with_modality(artifact: str) -> str:
-    return f"{title(artifact)} ({ARTIFACTS[NAMES.index(artifact)].modality})"
+    return f"{title(artifact)} ({modality_text(artifact)})"
