@@ -32,7 +32,7 @@ import numpy as np
 import yaml
 
 from client.data.cohort import load_cohort
-from common.artifacts import MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.plan import Split
 from server.evaluation.compare import compare_runs
 from server.evaluation.inference import LEVEL, holm
@@ -76,7 +76,7 @@ def permuted(data: Path, out: Path, split: Split, seed: int = 0) -> Path:
         labels = _permuted_labels(cohort.labels, cohort.patients, cohort.modality, cohort.part == 0, seed)
         with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", *NAMES])
+            writer.writerow(["file", *DEFAULT_LABELS])
             for record, row in zip(cohort.records, labels, strict=True):
                 writer.writerow([record.file, *("" if np.isnan(value) else int(value) for value in row)])
     return out

@@ -108,13 +108,13 @@ class Outcome:
 def make_site(folder: Path, slices: int) -> None:
     """A site with this many slices, its labels and its key. The same arguments give the same files."""
     from client.site.made import write_site_yaml
-    from common.artifacts import NAMES, applies_to
+    from common.artifacts import DEFAULT_LABELS, applies_to
 
     rows = []
     for file, modality in _write_images(folder / "images", slices):
         rows.append([file, *(str(len(rows) % 2) if may_occur else "" for may_occur in applies_to(modality))])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([["file", *NAMES], *rows])
+        csv.writer(stream, lineterminator="\n").writerows([["file", *DEFAULT_LABELS], *rows])
     fields: dict[str, object] = {
         "name": "benchmark",
         "kind": "synthetic",

@@ -71,7 +71,7 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, float]:
     """Cost of a step, and the length of the sum over patients of their gradients."""
     import torch
 
-    from common.artifacts import NAMES
+    from common.artifacts import DEFAULT_LABELS
     from common.learning import keep_freed_memory
     from common.models import fresh
 
@@ -80,7 +80,7 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     count = work["patients"] * work["slices"]
     images = torch.rand(count, 2, work["side_px"], work["side_px"], generator=generator)
-    labels = torch.randint(0, 2, (count, len(NAMES)), generator=generator).float()
+    labels = torch.randint(0, 2, (count, len(DEFAULT_LABELS)), generator=generator).float()
     side = _side(name, work["slices"])
     side(fresh(MODEL, 0), images[: work["slices"], :, :32, :32].contiguous(), labels[: work["slices"]], 1)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew

@@ -58,9 +58,9 @@ from client.simulation.real_slices import as_square, pixels_of, seed_of
 from client.site.config import nominal_bucket
 from client.views import injected
 from client.views.acquisition import MIN_BODY, acquisition_of, body_of
-from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
+from client.views.corruption import DRAWS, corrupt, shows, simulated
 from client.views.injected import ViewCoins, views_of_patient
-from common.artifacts import INDEX, MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX, MODALITIES
 from common.counts import per_patient
 from common.learning import extract_features, set_threads
 from common.model_file import load_model
@@ -76,7 +76,7 @@ SIZE, TESTED, SITES, SLICES = 128, 50, 2, 4
 STEPS, AVERAGED, CLIP, STEP = 20, 10, 0.1, 15.0
 EPSILON, DELTA = 2.0, 1e-5
 MR = MODALITIES.index("MR")
-ARTIFACTS = [name for name in ORDER if can_occur(name, "MR")]
+ARTIFACTS = simulated("MR")
 OUTPUTS = [INDEX[name] for name in ARTIFACTS]
 
 
@@ -149,7 +149,7 @@ def tested_rows(people: Sequence[Imaged], features: Callable[[np.ndarray], np.nd
                 severities = {name: uniform(generator, 0.6, 1.0)} if name else {}
                 made = corrupt(person.full, "MR", severities, acquisitions, generator)
                 if shows(made, severities):
-                    truth = np.full(len(NAMES), np.nan, np.float32)
+                    truth = np.full(len(DEFAULT_LABELS), np.nan, np.float32)
                     truth[OUTPUTS] = [float(one == name) for one in ARTIFACTS]
                     images += [stored(image) for image in made.images]
                     labels += [truth] * len(made.images)
@@ -184,7 +184,7 @@ def training_rows(
     """What a site trains on without a sheet, and how many views were left out."""
     parts, left_out = [], 0
     for person in people:
-        blank = np.full((len(person.cached), len(NAMES)), np.nan, np.float32)
+        blank = np.full((len(person.cached), len(DEFAULT_LABELS)), np.nan, np.float32)
         coins = ViewCoins(key=b"benchmark", run="run", patient=person.name)
         inject = Inject(views=views)
         parts.append(views_of_patient(person.cached, person.headers, blank, coins, inject, max_slices=SLICES))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measuring import command_line, environment, repetitions_of, reported, say
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts, auroc_covariance
 from server.evaluation.estimates import Score, SiteScores, Study
 from server.evaluation.inference import Z
@@ -36,7 +36,7 @@ MODELS = ("federated", "public")
 
 def site(rng: np.random.Generator, patients: int, positives: int) -> SiteScores:
     """A site whose models have a true AUROC of `TRUTH` for each artifact."""
-    shape = (patients, len(NAMES))
+    shape = (patients, len(DEFAULT_LABELS))
     labels = np.argsort(np.argsort(rng.random(shape), axis=0), axis=0) < positives
     distance = math.sqrt(2) * NormalDist().inv_cdf(TRUTH)
     shared = rng.normal(0, math.sqrt(0.5), shape) + distance * labels
@@ -68,7 +68,7 @@ def cell(patients: int, positives: int, draws: int) -> dict[str, Any]:
             hits["newcombe"] += bool(low[0] <= TRUTH <= high[0])
             continue
         study = Study(sites={"a": scores}, training=["a"], held_out=[], models=MODELS)
-        for name, artifacts in (("one", [0]), ("macro", list(range(len(NAMES))))):
+        for name, artifacts in (("one", [0]), ("macro", list(range(len(DEFAULT_LABELS))))):
             score = study.combine({("a", MODELS[0]): 1.0}, artifacts)
             sent = as_sent(scores, artifacts, score)
             hits[f"{name}_report"] += holds(score)

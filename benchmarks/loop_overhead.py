@@ -156,7 +156,7 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
     from client.data.cohort import load_cohort
     from common.learning import seed_for, set_threads, train_epochs
     from common.model_file import load_model
-    from common.models import build
+    from common.models import network_of
     from common.plan import read_plan
     from common.weights import flatten, manifest_of, resolve_initial, to_grid, unflatten
     from server.aggregation import FederatedMean
@@ -167,7 +167,7 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
         load_cohort(path, size=plan.image_size, plan_split=plan.split)
         for path in sorted(data.glob("*/site.yaml"))
     ]
-    model = build(plan.model.name, plan.model.args)
+    model = network_of(plan.model)
     manifest = manifest_of(model.state_dict())
     flat = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
     for number in range(1, plan.training.rounds + 1):

@@ -40,7 +40,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.artifacts import INDEX, MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX, MODALITIES
 from common.counts import patient_labels, patient_scores
 from common.learning import SCORING_BATCH, batches, keep_freed_memory, score, set_threads
 from common.losses import masked_bce, soft_dice
@@ -116,8 +116,8 @@ def draw_masked(appearances: Sequence[Appearance], patients: int, seed: int, siz
             if any(item.labels[name] for item in shown)
         }
         for position, item in enumerate(shown):
-            row = np.full(len(NAMES), np.nan, np.float32)
-            maps = np.full((len(NAMES), places, places), np.nan, np.float32)
+            row = np.full(len(DEFAULT_LABELS), np.nan, np.float32)
+            maps = np.full((len(DEFAULT_LABELS), places, places), np.nan, np.float32)
             for name, present in item.labels.items():
                 row[INDEX[name]] = present
                 maps[INDEX[name]] = changed(item, without[name][position], places) if present else 0
@@ -152,7 +152,7 @@ def fresh_head(seed: int) -> MaskHead:
     """One whose first weights follow from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MaskHead(len(NAMES))
+        return MaskHead(len(DEFAULT_LABELS))
 
 
 def enlarged(small: Tensor, like: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def localized(
         artifact -> IoU and Dice of each tested slice that shows it, the patients, share marked where absent.
     """
     found = {}
-    for artifact, name in enumerate(NAMES):
+    for artifact, name in enumerate(DEFAULT_LABELS):
         tried = [best_threshold(_of(one, artifact), chosen, artifact) for one in chosen_by]
         kind = int(np.argmax([iou for iou, _ in tried]))
         marked = _of(maps[kind], artifact) >= tried[kind][1]
@@ -331,7 +331,10 @@ def measure(work: Work) -> dict[str, Any]:
         name: [localized(*_both(lambda data: [body(data.slices)], sets), chosen, tested)] for name in ["body"]
     }
     mean = np.stack(
-        [sets["trained"].masks[showing(sets["trained"], one), one].mean(0) for one in range(len(NAMES))]
+        [
+            sets["trained"].masks[showing(sets["trained"], one), one].mean(0)
+            for one in range(len(DEFAULT_LABELS))
+        ]
     )
     places["mean mask"] = [
         localized(
@@ -453,7 +456,11 @@ def summary(
                 "macro": macro(logits, once),
                 "seeds": [macro([one], once) for one in logits],
                 "artifacts": dict(
-                    zip(NAMES, np.mean([aurocs(one, truth) for one in logits], 0).tolist(), strict=True)
+                    zip(
+                        DEFAULT_LABELS,
+                        np.mean([aurocs(one, truth) for one in logits], 0).tolist(),
+                        strict=True,
+                    )
                 ),
             }
             for name, logits in scores.items()
@@ -474,12 +481,12 @@ def summary(
                 "absent": float(np.mean([one["absent"] for run in runs for one in run.values()])),
                 "artifacts": {
                     artifact: float(np.mean([run[artifact]["iou"].mean() for run in runs]))
-                    for artifact in NAMES
+                    for artifact in DEFAULT_LABELS
                 },
             }
             for name, runs in places.items()
         },
-        "shown": {name: len(showing(tested, one)) for one, name in enumerate(NAMES)},
+        "shown": {name: len(showing(tested, one)) for one, name in enumerate(DEFAULT_LABELS)},
     }
 
 
@@ -497,12 +504,14 @@ def table(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"| where it is | IoU | Dice | marked where absent | {' | '.join(f'IoU {name}' for name in NAMES)} |",
-        f"|---|---|---|---|{'---|' * len(NAMES)}",
+        "| where it is | IoU | Dice | marked where absent | "
+        + " | ".join(f"IoU {name}" for name in DEFAULT_LABELS)
+        + " |",
+        f"|---|---|---|---|{'---|' * len(DEFAULT_LABELS)}",
     ]
     for name, one in sorted(found["places"].items(), key=lambda item: -item[1]["iou"]):
         low, high = one["interval"]
-        of_each = " | ".join(f"{one['artifacts'][artifact]:.2f}" for artifact in NAMES)
+        of_each = " | ".join(f"{one['artifacts'][artifact]:.2f}" for artifact in DEFAULT_LABELS)
         lines.append(
             f"| {name} | {one['iou']:.3f} [{low:.3f}, {high:.3f}] | {one['dice']:.3f} "
             f"| {one['absent']:.2f} | {of_each} |"

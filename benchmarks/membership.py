@@ -27,7 +27,7 @@ from client.site.config import read_site
 from common.arms import ARMS
 from common.learning import set_threads
 from common.model_file import load_model
-from common.models import build
+from common.models import network_of
 from common.weights import manifest_of, resolve_initial
 from server.run_folder import RunFolder, without_nan
 from server.simulation.simulate import find_sites
@@ -38,7 +38,7 @@ SHUFFLED = ", shuffled"
 def attack_run(folder: RunFolder, data: Path) -> dict[str, Membership]:
     """Arm -> what its finished model gives away; for each trained arm without noise a shuffled control."""
     plan = folder.plan
-    manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    manifest = manifest_of(network_of(plan.model).state_dict())
     initial = resolve_initial(plan.model.initial, plan.model.sha256)
     losses: dict[str, list[PatientLosses]] = {arm: [] for arm in ("", *plan.arms)}
     for site_yaml in find_sites(data):

@@ -169,7 +169,7 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, dict[str, float]]
     """CPU and wall time of scoring and of a step, and their peaks above what was held."""
     import torch
 
-    from common.artifacts import NAMES
+    from common.artifacts import DEFAULT_LABELS
     from common.learning import keep_freed_memory
     from common.losses import masked_bce
     from common.optimizers import adamw
@@ -180,7 +180,7 @@ def measure_side(name: str, work: dict[str, int]) -> dict[str, dict[str, float]]
     network = network_named(name)
     parameters = list(network.parameters())
     images = torch.rand(work["slices"], 2, SIDE_PX, SIDE_PX, generator=generator)
-    labels = torch.randint(0, 2, (work["slices"], len(NAMES)), generator=generator).float()
+    labels = torch.randint(0, 2, (work["slices"], len(DEFAULT_LABELS)), generator=generator).float()
     update = adamw(parameters, 1e-3, 1e-4)
 
     def step() -> None:

@@ -37,7 +37,7 @@ from client.views.injected import ViewCoins, views_of_patient
 from common.artifacts import INDEX
 from common.counts import auroc, per_patient
 from common.learning import extract_features, score, seed_for, set_threads, train_epochs
-from common.models import as_classifier, build
+from common.models import as_classifier, network_of
 from common.plan import Inject, RunPlan, parse_plan
 from common.pricing import training_steps
 from common.progress_bar import progress_shown, say, silent
@@ -141,7 +141,7 @@ class Study:
     initial: np.ndarray
 
     def network(self, flat: np.ndarray) -> Any:
-        network = build(self.plan.model.name, self.plan.model.args)
+        network = network_of(self.plan.model)
         network.load_state_dict(unflatten(flat, manifest_of(network.state_dict())))
         return network
 
@@ -362,13 +362,13 @@ def main() -> int:
     plans = {epsilon: tuned(epsilon) for epsilon in EPSILONS}
     with_views = {epsilon: tuned(epsilon, inject={}) for epsilon in EPSILONS}
     plan = next(iter(plans.values()))
-    initial = initial_weights(plan, manifest_of(build(plan.model.name, plan.model.args).state_dict()))
+    initial = initial_weights(plan, manifest_of(network_of(plan.model).state_dict()))
     with tempfile.TemporaryDirectory() as folder, progress_shown() as progress:
         out = Path(folder) / "people"
         deal = deal_of(sites=1, seed=11)
         inject_people([Path(source) / name for name in FOLDERS], out, deal, say=say, progress=progress)
         cohort = load_cohort(out / "hospital-a" / "site.yaml", size=plan.image_size)
-        network = build(plan.model.name, plan.model.args)
+        network = network_of(plan.model)
         network.load_state_dict(unflatten(initial, manifest_of(network.state_dict())))
         people = people_of(cohort, network)
         clean = deal_of(sites=1, seed=11, clean_share=1.0)

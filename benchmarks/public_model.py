@@ -36,7 +36,7 @@ from client.dicom.sources import find_files, open_source
 from client.simulation.real_slices import as_square
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import MIN_CHANGED, changed_share
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Modality
+from common.artifacts import ARTIFACTS, DEFAULT_LABELS, INDEX, MODALITIES, Modality, can_occur
 from common.learning import score, set_threads
 from common.model_file import load_model
 from common.models import build
@@ -173,7 +173,7 @@ def make_set(folder: Path, labels: dict[str, str], *, most: int, versions: int, 
             generator = torch.Generator().manual_seed(seed + 100_000 * number + turn)
             made["images"].append(untouched(version_of(source, generator), source, generator).numpy())
             made["keys"].append((number, "", -1))
-        for label in (artifact.name for artifact in ARTIFACTS if artifact.modality == modality):
+        for label in (name for name in DEFAULT_LABELS if can_occur(name, modality)):
             for band, bounds in enumerate(BANDS):
                 for turn in range(each):
                     generator = torch.Generator().manual_seed(
@@ -203,14 +203,12 @@ def measure(model: torch.nn.Module, made: dict[str, Any], *, draws: int) -> list
     cells: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (number, label, band), row in zip(made["keys"], logits, strict=True):
         for name in (
-            [label]
-            if label
-            else [artifact.name for artifact in ARTIFACTS if artifact.modality == made["modality"]]
+            [label] if label else [name for name in DEFAULT_LABELS if can_occur(name, made["modality"])]
         ):
             cells[name, band][number].append(float(row[INDEX[name]]))
     rows = []
-    for artifact in ARTIFACTS:
-        if artifact.modality != made["modality"]:
+    for artifact in (ARTIFACTS[INDEX[name]] for name in DEFAULT_LABELS):
+        if made["modality"] not in artifact.modalities:
             continue
         negative = {number: np.array(values) for number, values in cells[artifact.name, -1].items()}
         for title, bands in (
@@ -312,7 +310,7 @@ def main() -> None:
         rows += measure(model, made, draws=200 if arguments.quick else 1000)
     counts = real_labels(model, root, folders, labels)
     if arguments.format == "json":
-        print(json.dumps({"artifacts": NAMES, "rows": rows, "real_labels": counts}, indent=1))
+        print(json.dumps({"artifacts": DEFAULT_LABELS, "rows": rows, "real_labels": counts}, indent=1))
         return
     print_table(rows)
     for row in counts:
@@ -323,7 +321,7 @@ def main() -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    for artifact in NAMES:
+    for artifact in DEFAULT_LABELS:
         print(f"\n{artifact}")
         for row in rows:
             if row["artifact"] == artifact:

@@ -52,7 +52,7 @@ from client.simulation.real_slices import RealSlice
 from client.simulation.training_views import FULL_CHANGE_AT, NAME, clean_slices, marked_files
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import DRAWS, MIN_CHANGED, changed_share
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Modality
+from common.artifacts import ARTIFACTS, DEFAULT_LABELS, INDEX, MODALITIES, Modality, can_occur
 from common.learning import score, seed_for, set_threads, train_epochs
 from common.model_file import load_model
 from common.models import build
@@ -188,7 +188,7 @@ def test_set(group: str, slices: Sequence[RealSlice], *, negatives: int, positiv
             image = _otherwise_bright(image, slices[at], generator)
         images.append(stored(image.numpy(), modality))
         rows.append((unit(at), "", -1))
-    for artifact in (artifact.name for artifact in ARTIFACTS if artifact.modality == modality):
+    for artifact in (name for name in DEFAULT_LABELS if can_occur(name, modality)):
         for band, (low, high) in enumerate(BANDS[artifact]):
             for turn in range(positives):
                 at, image, generator = one(turn, artifact, band)
@@ -259,8 +259,8 @@ def scores(network: torch.nn.Module, test: TestSet) -> np.ndarray:
 def rows_of(group: str, left_out: str, test: TestSet, logits: np.ndarray, draws: int) -> list[dict[str, Any]]:
     """One row an artifact and band: AUROC with its interval."""
     rng, rows = np.random.default_rng(1), []
-    for artifact in ARTIFACTS:
-        if artifact.modality != test.modality:
+    for artifact in (ARTIFACTS[INDEX[name]] for name in DEFAULT_LABELS):
+        if test.modality not in artifact.modalities:
             continue
         column = logits[:, INDEX[artifact.name]]
         negative = _by_unit(test, column, test.band == -1)
@@ -318,7 +318,7 @@ def alarms(tests: dict[str, TestSet], logits: dict[str, np.ndarray]) -> dict[str
         if not others:
             continue
         raised = np.zeros(len(test.images), bool)
-        for artifact in (artifact.name for artifact in ARTIFACTS if artifact.modality == test.modality):
+        for artifact in (name for name in DEFAULT_LABELS if can_occur(name, test.modality)):
             visible = np.concatenate(
                 [
                     logits[name][
@@ -426,8 +426,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         ]
         return float(np.mean(values)) if values else math.nan
 
-    mr = [artifact.name for artifact in ARTIFACTS if artifact.modality == "MR"]
-    found = {f"{name}, visible": mean(name, True) for name in NAMES}
+    mr = [name for name in DEFAULT_LABELS if can_occur(name, "MR")]
+    found = {f"{name}, visible": mean(name, True) for name in DEFAULT_LABELS}
     worst = min((row["auroc"] for row in folders if row["visible"]), default=math.nan)
     return found | {
         "metal, mild": mean("metal", False),
@@ -448,7 +448,7 @@ def table(found: dict[str, Any]) -> str:
         "| artifact | left out | severity | before | after | positives + negatives (people, slices) |",
         "|---|---|---|---|---|---|",
     ]
-    for artifact in NAMES:
+    for artifact in DEFAULT_LABELS:
         for first, second in zip(found["before"], found["after"], strict=True):
             if second["artifact"] == artifact:
                 group = second["group"].removeprefix("site_").replace("_", " ")

@@ -20,7 +20,7 @@ import numpy as np
 from measuring import command_line, environment, repetitions_of, reported, say
 
 from common.arms import ARMS, FEDERATED, FEDERATED_DP, LOCAL, PUBLIC
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import DEFAULT_LABELS, can_occur
 from common.counts import Counts, auroc_covariance
 from server.evaluation.estimates import SiteScores, Study, report_numbers
 
@@ -51,10 +51,10 @@ def study_of(arms: Sequence[str], sites: int, seed: int = 0) -> Study:
 
 
 def _site(rng: np.random.Generator, models: Sequence[str]) -> SiteScores:
-    labels = (rng.random((PATIENTS, len(NAMES))) < 0.4).astype(float)
+    labels = (rng.random((PATIENTS, len(DEFAULT_LABELS))) < 0.4).astype(float)
     is_ct = np.arange(PATIENTS) % 2 == 0
-    for number, artifact in enumerate(ARTIFACTS):
-        labels[is_ct != (artifact.modality == "CT"), number] = np.nan
+    for number, artifact in enumerate(DEFAULT_LABELS):
+        labels[is_ct != can_occur(artifact, "CT"), number] = np.nan
     shared = np.nan_to_num(labels) + rng.normal(0, 0.9, labels.shape)
     logits = [shared + rng.normal(0, 0.5, labels.shape) for _ in models]
     counts = {model: Counts.of(scores, labels) for model, scores in zip(models, logits, strict=True)}

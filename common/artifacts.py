@@ -1,10 +1,12 @@
-"""The vocabulary of artifacts. The order of `ARTIFACTS` is the order of the model's outputs.
+"""The vocabulary of artifacts. The order of `ARTIFACTS` is the order of a model's outputs, which are those
+that its plan names (`model.labels`, by default `DEFAULT_LABELS`).
 
-To add one: a row here and a file in `common/physics/`.
+To add one: a row here, at the end, and a file in `common/physics/`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +21,7 @@ class Artifact:
     name: str
     chinese: str
     synonyms: tuple[str, ...]
-    modality: Modality
+    modalities: tuple[Modality, ...]  # in which it can occur
     definition: str
 
 
@@ -28,7 +30,7 @@ ARTIFACTS: tuple[Artifact, ...] = (
         name="metal",
         chinese="金属伪影",
         synonyms=("metallic", "metal streak"),
-        modality="CT",
+        modalities=("CT",),
         definition=(
             "Streaks and dark bands from dense implants: beam hardening, photon starvation and "
             "noise of a few rays."
@@ -38,7 +40,7 @@ ARTIFACTS: tuple[Artifact, ...] = (
         name="beam_hardening",
         chinese="射束硬化伪影",
         synonyms=("cupping", "bone streak", "beam hardening"),
-        modality="CT",
+        modalities=("CT",),
         definition=(
             "Dark bands between dense bones and cupping, because a polychromatic beam hardens along its path."
         ),
@@ -47,7 +49,7 @@ ARTIFACTS: tuple[Artifact, ...] = (
         name="motion",
         chinese="运动伪影",
         synonyms=("ghosting", "patient motion"),
-        modality="MR",
+        modalities=("MR",),
         definition=(
             "Ghosts, ringing and smearing along the phase-encoding axis from movement between k-space lines."
         ),
@@ -56,28 +58,65 @@ ARTIFACTS: tuple[Artifact, ...] = (
         name="susceptibility",
         chinese="磁敏感伪影",
         synonyms=("magnetic susceptibility", "signal void", "distortion"),
-        modality="MR",
+        modalities=("MR",),
         definition="Signal voids, pile-up and distortion where magnetic susceptibility changes abruptly.",
     ),
     Artifact(
         name="chemical_shift",
         chinese="化学位移伪影",
         synonyms=("chemical shift", "fat-water shift"),
-        modality="MR",
+        modalities=("MR",),
         definition=(
             "Dark and bright rims at fat-water borders along the readout axis, because fat "
             "precesses more slowly."
         ),
+    ),
+    Artifact(
+        name="quality",
+        chinese="整体质量不合格",
+        synonyms=("unacceptable", "overall quality", "exclude"),
+        modalities=("CT", "MR"),
+        definition=(
+            "Unacceptable overall, whatever the reason: a reader's verdict on the scan as a whole. 1 is "
+            "unacceptable, 0 acceptable. It is a rating, which no simulator makes."
+        ),
+    ),
+    Artifact(
+        name="ct_motion",
+        chinese="CT 运动伪影",
+        synonyms=("CT motion", "patient movement in CT", "double contour"),
+        modalities=("CT",),
+        definition="Double contours and streaks, because later views of a CT scan see the body elsewhere.",
     ),
 )
 
 NAMES: tuple[str, ...] = tuple(artifact.name for artifact in ARTIFACTS)
 INDEX: dict[str, int] = {name: position for position, name in enumerate(NAMES)}
 
+DEFAULT_LABELS: tuple[str, ...] = NAMES[:5]
+"""What a plan trains that names nothing else, and what a model file holds that does not say. Frozen: earlier
+plans keep their hash and results, and earlier files their meaning.
+"""
 
-def applies_to(modality: str) -> tuple[bool, ...]:
-    """Which outputs can occur in `modality` ("CT" or "MR"), in output order: the modality mask."""
-    return tuple(artifact.modality == modality for artifact in ARTIFACTS)
+
+def applies_to(modality: str, names: Sequence[str] = NAMES) -> tuple[bool, ...]:
+    """Which of `names` can occur in `modality` ("CT" or "MR"), in their order: the modality mask."""
+    return tuple(can_occur(name, modality) for name in names)
+
+
+def can_occur(name: str, modality: str) -> bool:
+    """Whether an artifact of the vocabulary can occur in a modality."""
+    return name in INDEX and modality in ARTIFACTS[INDEX[name]].modalities
+
+
+def modality_text(name: str) -> str:
+    """`CT`, `MR` or `CT, MR`: where an artifact can occur."""
+    return ", ".join(ARTIFACTS[INDEX[name]].modalities)
+
+
+def columns_of(names: Iterable[str]) -> list[int]:
+    """The positions of artifacts in the vocabulary, which are the columns of an array of all its labels."""
+    return [INDEX[name] for name in names]
 
 
 def parse_name(text: str) -> str:

@@ -7,13 +7,13 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS, NAMES
 
 SLICES_OF_A_SCORE = 3
 """A patient's score is the expected maximum of so many of the patient's slices (`patient_scores`)."""
@@ -122,12 +122,15 @@ def count_between(scores: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> 
     return counts
 
 
-def noise_deviation(noise_multiplier: float, models: int) -> float:
+def noise_deviation(noise_multiplier: float, models: int, artifacts: int) -> float:
     """Standard deviation of the noise on each count of an evaluation: noise multiplier times sensitivity.
 
     The sensitivity of all counts together is sqrt(models * artifacts) (`count_between` for each model).
+
+    Args:
+        artifacts: outputs of the plan's models, `model.labels`.
     """
-    return noise_multiplier * (models * len(NAMES)) ** 0.5
+    return noise_multiplier * (models * artifacts) ** 0.5
 
 
 def per_patient(
@@ -237,7 +240,7 @@ class Counts:
     bins: int = BINS  # in how many the patients were counted
 
     @staticmethod
-    def empty(artifacts: int = len(NAMES)) -> Counts:
+    def empty(artifacts: int = len(DEFAULT_LABELS)) -> Counts:
         return Counts(
             positives=np.zeros((artifacts, BINS), np.int64), negatives=np.zeros((artifacts, BINS), np.int64)
         )
@@ -343,22 +346,22 @@ class Counts:
         fpr = np.concatenate([[0], np.cumsum(self.negatives[artifact][used]) / max(1, self.n_neg[artifact])])
         return fpr, tpr
 
-    def to_json(self) -> dict[str, object]:
-        """Sparse, exact: artifact -> {positives: [[bin, n], ...], negatives: [...]}."""
+    def to_json(self, names: Sequence[str] = DEFAULT_LABELS) -> dict[str, object]:
+        """Sparse, exact: artifact, `names` in turn -> {positives: [[bin, n], ...], negatives: [...]}."""
         return {
             name: {
                 "positives": [[int(b), int(row_p[b])] for b in np.flatnonzero(row_p)],
                 "negatives": [[int(b), int(row_n[b])] for b in np.flatnonzero(row_n)],
             }
-            for name, row_p, row_n in zip(NAMES, self.positives, self.negatives, strict=True)
+            for name, row_p, row_n in zip(names, self.positives, self.negatives, strict=True)
         }
 
     @staticmethod
-    def from_json(values: dict[str, dict[str, list[list[int]]]]) -> Counts:
-        counts = Counts.empty()
-        for artifact, name in enumerate(NAMES):
-            if name not in values:  # a later one
-                continue
+    def from_json(values: Mapping[str, dict[str, list[list[int]]]]) -> Counts:
+        """From what `to_json` gave, rows in the order of the vocabulary."""
+        names = [name for name in NAMES if name in values]
+        counts = Counts.empty(len(names))
+        for artifact, name in enumerate(names):
             for kind, rows in (("positives", counts.positives), ("negatives", counts.negatives)):
                 for b, n in values[name][kind]:
                     rows[artifact, b] = n

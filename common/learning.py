@@ -11,12 +11,13 @@ import ctypes
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.artifacts import DEFAULT_LABELS
 from common.augmentation import augmenter
 from common.device_slices import SlicesOnDevice
 from common.devices import device, on_device
@@ -98,6 +99,7 @@ def train_epochs(
     training: Training,
     seed: int,
     weights: np.ndarray | None = None,
+    outputs: Sequence[str] = DEFAULT_LABELS,
     tick: Callable[[int], None] = lambda epochs: None,
 ) -> None:
     """`training.local_epochs` passes of the plan's optimizer over `rows` of a site's slices, in place.
@@ -108,12 +110,13 @@ def train_epochs(
             assessed.
         seed: decides the order of the slices, their augmentation and what drops out; nothing else is random.
         weights: (n,) of each slice's loss; None: all 1.
+        outputs: what the columns of `labels` are, `model.labels` of a plan.
         tick: called before every batch with the number of finished passes; what it raises ends the training.
     Raises:
         RefusedError: half a batch does not fit into the memory of the device either (code `out-of-memory`).
     """
     keep_freed_memory()
-    of_samples = loss_of(training)
+    of_samples = loss_of(training, labels=outputs)
     rng = np.random.default_rng(seed)
     model.train()
     with on_device(model) as where:

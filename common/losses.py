@@ -16,13 +16,13 @@ this modality. Outputs that are nan in the labels take no part in the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError, PlanError
 from common.plan import Training
 from common.strict import NO_ARGUMENTS, Scalar, checked_arguments
@@ -184,6 +184,7 @@ def loss_named(
     class_weights: Mapping[str, Scalar] = NO_ARGUMENTS,
     *,
     private: bool = False,
+    labels: Sequence[str] = DEFAULT_LABELS,
 ) -> PerSampleLoss:
     """The loss of that name.
 
@@ -191,6 +192,7 @@ def loss_named(
         args: its public numbers, `training.loss_args` of a plan.
         class_weights: artifact -> how much it counts where it is present; others 1. Public.
         private: whether it must be a function of each sample alone.
+        labels: the outputs of the network.
     Raises:
         ConfigError: there is none (`unknown-loss`); it is `private` and the loss is not (`loss-not-private`);
             `bad-loss`. PlanError: `bad-loss-args`. The hint lists those there are.
@@ -215,13 +217,17 @@ def loss_named(
     make = MAKERS[name]
     keywords = checked_arguments(args, make, where="training.loss_args", of=name, code="bad-loss-args")
     if class_weights:
-        keywords["class_weights"] = torch.tensor([class_weights.get(one, 1.0) for one in NAMES])
+        keywords["class_weights"] = torch.tensor([class_weights.get(one, 1.0) for one in labels])
     return make(**keywords)
 
 
-def loss_of(training: Training, *, private: bool = False) -> PerSampleLoss:
-    """The loss that a plan asks for; raises as `loss_named`."""
-    return loss_named(training.loss, training.loss_args, training.class_weights, private=private)
+def loss_of(
+    training: Training, *, private: bool = False, labels: Sequence[str] = DEFAULT_LABELS
+) -> PerSampleLoss:
+    """The loss that a plan asks for, of a network with these outputs; raises as `loss_named`."""
+    return loss_named(
+        training.loss, training.loss_args, training.class_weights, private=private, labels=labels
+    )
 
 
 def _weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

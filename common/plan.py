@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from common.arms import ARMS, ArmName
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS, NAMES
 from common.errors import PlanError
 from common.names import MAX_WORDS, ONE_LINE, ONE_PARAGRAPH, SITE_NAME
 from common.strict import (
@@ -116,6 +116,20 @@ class Model(StrictModel):
     initial: str = Field(default="package:small_cnn_real.safetensors", max_length=MAX_WORDS, pattern=ONE_LINE)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
+    # its outputs: names of the vocabulary (common/artifacts.py), in its order
+    labels: tuple[str, ...] = DEFAULT_LABELS
+
+    @model_validator(mode="after")
+    def _in_the_order_of_the_vocabulary(self) -> Model:
+        if unknown := [name for name in self.labels if name not in NAMES]:
+            raise ValueError(f"labels: {unknown[0]!r} is no artifact, known: {', '.join(NAMES)}")
+        ordered = tuple(name for name in NAMES if name in self.labels)
+        if not ordered or self.labels != ordered:
+            raise ValueError(
+                f"labels = [{', '.join(self.labels)}], must name artifacts once, in this order: "
+                + ", ".join(ordered or NAMES)
+            )
+        return self
 
     @property
     def study_slices(self) -> int | None:
@@ -147,7 +161,7 @@ class Model(StrictModel):
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, serialize(self), ("args",))
+        return without_defaults(self, serialize(self), ("args", "labels"))
 
 
 class Inject(StrictModel):
@@ -413,6 +427,11 @@ class RunPlan(StrictModel):
             raise ValueError("arms names one twice")
         if all(ARMS[arm].control for arm in self.arms):
             raise ValueError(f"arms names only controls, such as {self.arms[0]}, whose model no run hands on")
+        if unasked := sorted(set(self.training.class_weights) - set(self.model.labels)):
+            raise ValueError(
+                f"training.class_weights: {unasked[0]!r} is not among model.labels: "
+                + ", ".join(self.model.labels)
+            )
         clipped = [arm for arm in self.arms if ARMS[arm].clips]
         if self.model.initial == "random" and clipped:
             raise ValueError(

@@ -8,15 +8,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.artifacts import INDEX, MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.physics.appearance import Appearance
 from common.physics.phantom import draw_patients
 from common.preprocess import normalize_image, to_stored
 from common.public_slices import Slices
 
 
-def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int) -> Slices:
-    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels."""
+def draw(
+    appearances: Sequence[Appearance],
+    patients: int,
+    seed: int,
+    size: int,
+    artifacts: Sequence[str] = DEFAULT_LABELS,
+) -> Slices:
+    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels, with labels of
+    `artifacts`.
+    """
     images, modality, labels, owners = [], [], [], []
     for number, appearance in enumerate(appearances):
         share = len(range(number, patients, len(appearances)))
@@ -24,14 +32,11 @@ def draw(appearances: Sequence[Appearance], patients: int, seed: int, size: int)
             for item in slices:
                 images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))
                 modality.append(MODALITIES.index(item.modality))
-                row = np.full(len(NAMES), np.nan, np.float32)
-                for name, present in item.labels.items():
-                    row[INDEX[name]] = present
-                labels.append(row)
+                labels.append([item.labels.get(name, np.nan) for name in artifacts])
                 owners.append(item.patient * len(appearances) + number)
     return Slices(
         images=np.stack(images),
         modality=np.array(modality, np.int8),
-        labels=np.stack(labels),
+        labels=np.array(labels, np.float32),
         patients=np.array(owners, np.int64),
     )

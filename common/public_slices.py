@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from common.artifacts import MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES, NAMES
 from common.counts import patient_labels
 from common.errors import ConfigError
 from common.files import write_bytes
@@ -44,9 +45,13 @@ class Slices:
     series: np.ndarray | None = None
 
 
-def save_slices(path: Path, slices: Slices) -> str:
-    """Write slices as one file; gives its SHA-256."""
-    about = {"format": FORMAT, "preprocess": str(PREPROCESS_VERSION), "artifacts": json.dumps(NAMES)}
+def save_slices(path: Path, slices: Slices, artifacts: Sequence[str] = DEFAULT_LABELS) -> str:
+    """Write slices, whose labels are of `artifacts`, as one file; gives its SHA-256."""
+    about = {
+        "format": FORMAT,
+        "preprocess": str(PREPROCESS_VERSION),
+        "artifacts": json.dumps(list(artifacts)),
+    }
     tensors: dict[str, np.ndarray] = {
         "images": np.ascontiguousarray(slices.images, np.int16),
         "modality": np.ascontiguousarray(slices.modality, np.int8),
@@ -60,15 +65,16 @@ def save_slices(path: Path, slices: Slices) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_slices(path: Path, sha256: str, size: int) -> Slices:
+def load_slices(path: Path, sha256: str, size: int, artifacts: Sequence[str] = DEFAULT_LABELS) -> Slices:
     """Read what `save_slices` wrote.
 
     Args:
         size: side of the slices in pixels that is expected.
+        artifacts: what the columns of the labels are to be; nan where the file does not tell.
     Raises:
         ConfigError: there is no such file (`no-public-set`); its hash is another (`wrong-public-set`); it is
-            no such file, of another size or version, or no artifact is present in some of its patients and
-            absent in others (`bad-public-set`).
+            no such file, of another size or version, or none of `artifacts` is present in some of its
+            patients and absent in others (`bad-public-set`).
     """
     try:
         content = path.read_bytes()
@@ -97,8 +103,10 @@ def load_slices(path: Path, sha256: str, size: int) -> Slices:
     if unknown := [name for name in names if name not in NAMES]:
         _refuse(path, f"the artifact {unknown[0]!r} is unknown")
     _check(path, arrays, len(names), size)
-    labels = np.full((len(arrays["labels"]), len(NAMES)), np.nan, np.float32)
-    labels[:, [NAMES.index(name) for name in names]] = arrays["labels"]
+    labels = np.full((len(arrays["labels"]), len(artifacts)), np.nan, np.float32)
+    for place, name in enumerate(artifacts):
+        if name in names:
+            labels[:, place] = arrays["labels"][:, names.index(name)]
     slices = Slices(
         images=arrays["images"],
         modality=arrays["modality"],

@@ -17,7 +17,7 @@ from common.strict import StrictModel, strict_yaml
 class Remedy(StrictModel):
     """Steps against one artifact, the first one first."""
 
-    repeat: bool  # whether acquiring again unchanged can cure it
+    repeat: bool | None  # whether acquiring again unchanged can cure it; null: it depends on the reason
     en: tuple[str, ...] = Field(min_length=1)
     zh: tuple[str, ...] = Field(min_length=1)
     sources: tuple[str, ...] = Field(min_length=1)

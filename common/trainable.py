@@ -10,7 +10,7 @@ import functools
 from torch import nn
 
 from common.arms import ARMS, HEAD
-from common.models import build
+from common.models import network_of
 from common.plan import Model, RunPlan
 from common.weights import Part, manifest_of
 
@@ -48,10 +48,10 @@ def trained_part(plan: RunPlan, arm: str) -> Part:
     """
     if ARMS[arm].clips:
         return private_part(plan)
-    return slice(0, manifest_of(build(plan.model.name, plan.model.args).state_dict()).size)
+    return slice(0, manifest_of(network_of(plan.model).state_dict()).size)
 
 
 @functools.lru_cache(maxsize=16)
 def _part(model: Model, trainable: str) -> Part:
-    network = build(model.name, model.args)
+    network = network_of(model)
     return manifest_of(network.state_dict()).places(trainable_names(network, trainable))

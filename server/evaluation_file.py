@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.strict import describe_validation
 
@@ -213,12 +214,20 @@ class Evaluation(TypedDict):
     looks: Looks
     labels: NotRequired[str]
     evaluates: NotRequired[dict[str, Any]]  # of an evaluation by itself: run, models by digest, who trained
+    unlearned: NotRequired[dict[str, list[str]]]  # model -> outputs that no training touched: no score tells
     data_changed: NotRequired[list[str]]
     alternatives: NotRequired[bool]
 
 
 LATER_KEYS = ("generalization_gap",)
 """Keys that follow from the counts, and that a file of an earlier version may lack."""
+
+
+def artifacts_of(evaluation: Evaluation) -> tuple[str, ...]:
+    """The outputs of a run's models, in the order of the vocabulary."""
+    found = next(iter(evaluation["covariance"].values()), None)
+    return tuple(found["artifacts"]) if found else DEFAULT_LABELS
+
 
 _ADAPTER: TypeAdapter[Evaluation] = TypeAdapter(Evaluation)
 

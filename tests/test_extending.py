@@ -120,12 +120,11 @@ def test_a_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert int(mask.sum()) == changed
 
 
-def test_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact(tmp_path: Path) -> None:
     name, entry = example("ARTIFACTS", tmp_path)
     assert isinstance(entry, Artifact)
     assert entry.name == name not in [artifact.name for artifact in ARTIFACTS]
     names = (*[artifact.name for artifact in ARTIFACTS], entry.name)
-    monkeypatch.setattr("common.models.NAMES", names)
-    model = build("small_cnn")
+    model = build("small_cnn", labels=names)
     assert model(torch.zeros(1, 2, 32, 32)).shape == (1, len(names))
     assert np.isfinite(model(torch.zeros(1, 2, 32, 32)).detach().numpy()).all()

@@ -21,7 +21,6 @@ from client.dp.coins import Coins
 from client.dp.release import noise_deviation, release
 from client.dp.sampler import rows_by_patient
 from common.arms import ARMS, PUBLIC
-from common.artifacts import NAMES
 from common.counts import (
     BINS,
     DISCLOSED_BINS,
@@ -34,7 +33,7 @@ from common.counts import (
 from common.errors import RefusedError, RunError
 from common.learning import score
 from common.model_file import load_model
-from common.models import build
+from common.models import network_of
 from common.names import SITE_NAME
 from common.plan import Model, RunPlan
 from common.studies import decisions
@@ -72,11 +71,11 @@ def score_patients(
     Returns:
         K arrays (P, A) of logits, and the labels (P, A); nan where a patient was not assessed. P may be 0.
     """
-    empty = np.zeros((0, len(NAMES)))
+    empty = np.zeros((0, len(model.labels)))
     scores, truth = [empty] * len(weights), empty
     if not len(rows):
         return scores, truth
-    network = build(model.name, model.args)
+    network = network_of(model)
     manifest = manifest_of(network.state_dict())
     groups = rows_by_patient(cohort.patients, rows) if alone else [rows]
     rows = np.concatenate(groups)
@@ -99,7 +98,7 @@ def exact_sums(
     """Patient-level histograms and the covariance of the AUROCs.
 
     Args:
-        scores, truth: as `score_patients` gives them.
+        scores, truth: as `score_patients` gives them, of A artifacts.
         edges: (K, A, EDGES), public; without, 480 equal bins between -12 and 12.
         minimum_cell: artifacts with fewer patients of either class are treated as not assessed, so that no
             small count leaves.
@@ -108,9 +107,10 @@ def exact_sums(
     Returns:
         int64 (K, 2, A, BINS) with positives first, and float64 (K*A, K*A).
     """
-    cells = len(scores) * len(NAMES)
+    artifacts = truth.shape[1]
+    cells = len(scores) * artifacts
     if not len(truth):
-        return np.zeros((len(scores), 2, len(NAMES), BINS), np.int64), np.full((cells, cells), np.nan)
+        return np.zeros((len(scores), 2, artifacts, BINS), np.int64), np.full((cells, cells), np.nan)
     small = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) < minimum_cell
     truth = np.where(small, np.nan, truth)
     bins = DISCLOSED_BINS if coarse else BINS
@@ -131,7 +131,7 @@ def noised_counts(
     """
     counted = [count_between(logits, truth, bins) for logits, bins in zip(scores, edges, strict=True)]
     counts = np.stack(counted).astype(np.int64)
-    return _with_noise(counts, noise_deviation(noise_multiplier, len(scores) * len(NAMES)))
+    return _with_noise(counts, noise_deviation(noise_multiplier, len(scores) * truth.shape[1]))
 
 
 def _with_noise(counts: np.ndarray, deviation: float) -> np.ndarray:
@@ -173,7 +173,7 @@ def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
     """
     manifest, model = _manifest(plan), plan.model
     initial = (
-        load_model(resolve_initial(model.initial, model.sha256), manifest)
+        load_model(resolve_initial(model.initial, model.sha256), manifest, model.labels)
         if model.initial.startswith("package:")
         else None
     )
@@ -200,20 +200,20 @@ def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
             check_base(flat, initial, manifest, frozen=None)
 
 
-def admit_edges(task: EvaluateTask) -> None:
-    """Refuse edges of bins that do not fit the models, or are missing.
+def admit_edges(task: EvaluateTask, artifacts: int) -> None:
+    """Refuse edges of bins that do not fit the models and their outputs, or are missing.
 
     Raises:
         RunError: `bad-message`.
     """
-    edges, shape = task.edges, (len(task.models), len(NAMES), EDGES)
+    edges, shape = task.edges, (len(task.models), artifacts, EDGES)
     if edges.shape != shape or edges.dtype != np.float32:
         raise RunError(f"edges of shape {edges.shape}, expected float32 {shape}", code="bad-message")
     if not np.isfinite(edges).all() or (np.diff(edges, axis=2) < 0).any():
         raise RunError("edges are not finite, or decrease", code="bad-message")
 
 
-def given_edges(task: EvaluateTask) -> np.ndarray | None:
+def given_edges(task: EvaluateTask, artifacts: int) -> np.ndarray | None:
     """The admitted edges of a task; None where it has none, and bins are equal ones (`to_bins`).
 
     Raises:
@@ -221,7 +221,7 @@ def given_edges(task: EvaluateTask) -> np.ndarray | None:
     """
     if not task.edges.size:
         return None
-    admit_edges(task)
+    admit_edges(task, artifacts)
     return task.edges
 
 
@@ -240,11 +240,12 @@ def public_digest(plan: RunPlan) -> str:
     """The digest of the plan's public starting weights; "" where only the coordinator has them."""
     if not plan.model.initial.startswith("package:"):
         return ""
-    return digest(load_model(resolve_initial(plan.model.initial, plan.model.sha256), _manifest(plan)))
+    path = resolve_initial(plan.model.initial, plan.model.sha256)
+    return digest(load_model(path, _manifest(plan), plan.model.labels))
 
 
 def _manifest(plan: RunPlan) -> Manifest:
-    return manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    return manifest_of(network_of(plan.model).state_dict())
 
 
 def _foreign(reason: str) -> RefusedError:

@@ -97,6 +97,7 @@ def draw_views(
                 cohort.labels[own],
                 coins,
                 inject,
+                artifacts=cohort.artifacts,
                 max_slices=most,
                 augment=plan.training.augment,
             )

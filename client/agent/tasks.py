@@ -84,11 +84,10 @@ from client.site.run_data import (
 from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
 from common.arms import ARMS, HEAD, is_control
-from common.artifacts import NAMES
 from common.devices import on_device
 from common.errors import DataError, FedqcError, RefusedError
 from common.learning import extract_features, keep_freed_memory, train_epochs
-from common.models import as_classifier, build
+from common.models import as_classifier, network_of
 from common.names import EvaluationMode
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
@@ -455,13 +454,13 @@ class Agent:
             self._plan.training,
             self.site.nominal_patients * self._plan.privacy.max_slices_per_patient,
         )
-        count, network = 2 * training.batch_size, build(self._plan.model.name, self._plan.model.args)
+        count, network = 2 * training.batch_size, network_of(self._plan.model)
         places = self._plan.model.study_slices or 1
         rng = np.random.default_rng(0)
         images = rng.integers(
             -1000, 1000, (count * places, self._plan.image_size, self._plan.image_size)
         ).astype(np.int16)
-        labels = np.zeros((len(images), len(NAMES)), np.float32)
+        labels = np.zeros((len(images), len(self._plan.model.labels)), np.float32)
         samples = samples_of(
             self._plan.model,
             images,
@@ -484,6 +483,7 @@ class Agent:
             np.arange(count),
             training=one,
             seed=0,
+            outputs=self._plan.model.labels,
         )
         return float(f"{(time.monotonic() - began) * slices / count * training.local_epochs:.2g}")
 
@@ -508,7 +508,7 @@ class Agent:
 
     @property
     def _head(self) -> slice:
-        return manifest_of(build(self._plan.model.name, self._plan.model.args).state_dict()).part(HEAD)
+        return manifest_of(network_of(self._plan.model).state_dict()).part(HEAD)
 
     def _note_trained(self, models: list[np.ndarray], arm: str) -> None:
         """Remember models of an arm that patients of this site shaped without noise; what a control leaves as
@@ -525,7 +525,7 @@ class Agent:
         """Remember the finished models of arms without noise that this site trained, by what the coordinator
         calls them, before they are scored.
         """
-        size = manifest_of(build(self._plan.model.name, self._plan.model.args).state_dict()).size
+        size = manifest_of(network_of(self._plan.model).state_dict()).size
         if not self._plan.trained_at(self.name) or task.weights.shape != (len(task.models), size):
             return
         for name, flat in zip(task.models, task.weights, strict=True):
@@ -658,7 +658,7 @@ class Agent:
 
     def _network(self, base: np.ndarray) -> nn.Module:
         """The plan's network with these weights."""
-        model = build(self._plan.model.name, self._plan.model.args)
+        model = network_of(self._plan.model)
         model.load_state_dict(unflatten(base, manifest_of(model.state_dict())))
         return model
 
@@ -690,6 +690,11 @@ class Agent:
         return mode
 
     @property
+    def _artifacts(self) -> int:
+        """How many outputs the plan's models have."""
+        return len(self._plan.model.labels)
+
+    @property
     def _trains(self) -> bool:
         return self._plan.trains_at(self.name)
 
@@ -709,7 +714,7 @@ class Agent:
             return self._evaluate_hospital(task, mode, job)
         has_changed = self.bind_data(task.run)
         self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
-        edges = given_edges(task)
+        edges = given_edges(task, self._artifacts)
         histograms, covariance = exact_sums(*self._score(task, job), edges)
         return SiteEvaluation(
             site=self.name,
@@ -739,9 +744,9 @@ class Agent:
         whenever it is asked for again.
         """
         if mode == "dp":
-            admit_edges(task)
+            admit_edges(task, self._artifacts)
         else:
-            given_edges(task)
+            given_edges(task, self._artifacts)
             admit_run_models(self._plan, task)
         outbox = Outbox(self.state / "outbox")
         if data_of_run(self.state, task.run) is not None:
@@ -836,7 +841,7 @@ class Agent:
         keep_question(self.state, asked)
         scores, truth = self._score(task, job)
         histograms, covariance = exact_sums(
-            scores, truth, given_edges(task), minimum_cell=MINIMUM_CELL, coarse=True
+            scores, truth, given_edges(task, self._artifacts), minimum_cell=MINIMUM_CELL, coarse=True
         )
         return SiteEvaluation(
             site=self.name,
@@ -983,4 +988,5 @@ def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False, 
         quarantine="accept" if accept_quarantine else "refuse",
         fix=plan.trains_at(name),
         frozen=frozen,
+        labels=plan.model.labels,
     )

@@ -14,7 +14,7 @@ from client.data.studies import CohortSamples
 from common.arms import is_control
 from common.learning import seed_for, train_epochs
 from common.model_file import load_model
-from common.models import build
+from common.models import network_of
 from common.plan import RunPlan
 from common.studies import Images
 from common.trainable import private_part
@@ -52,13 +52,13 @@ class ReceivedModels:
             RunError: a damaged frame (code `bad-frame`).
         """
         model = self._plan.model
-        manifest = manifest_of(build(model.name, model.args).state_dict())
+        manifest = manifest_of(network_of(model).state_dict())
         is_part = task.private or is_control(task.arm)
         trainable: Part = private_part(self._plan) if is_part else slice(0, manifest.size)
         held = self._held.setdefault(charge_name(task.run, task.arm), {})
         base = decode_base(task, manifest.size, trainable, held)
         if (path := packaged_weights(model)) is not None:
-            initial = load_model(path, manifest)
+            initial = load_model(path, manifest, model.labels)
             frozen: Part | None = None
             if is_part:  # before the first round nothing has moved
                 frozen = outside(trainable, manifest.size) if task.round > 1 else slice(0, manifest.size)
@@ -102,7 +102,7 @@ def train_without_noise(
     Returns:
         the update in whole grid steps, int32 (parameters,).
     """
-    model = build(plan.model.name, plan.model.args)
+    model = network_of(plan.model)
     model.load_state_dict(unflatten(base, manifest_of(model.state_dict())))
     train_epochs(
         model,
@@ -113,6 +113,7 @@ def train_without_noise(
         training=plan.training.in_round(task.round),
         seed=seed_for(plan.seed, name, task.round),
         weights=slices.weights,
+        outputs=plan.model.labels,
         tick=job.ticker("epoch", plan.training.local_epochs),
     )
     return to_grid(flatten(model.state_dict()), base)

@@ -245,12 +245,12 @@ class Guard:
         evaluation.
         """
         from common.model_file import described, save_model
-        from common.models import build
+        from common.models import network_of
         from common.weights import manifest_of
 
         if task.final not in task.models:
             raise RunError(f"final = {task.final!r} is not among the models", code="bad-message")
-        manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+        manifest = manifest_of(network_of(plan.model).state_dict())
         # the run's name comes from outside: no path is made of it
         name = hashlib.sha256(task.run.encode()).hexdigest()[:16]
         folder = self._state / MODELS

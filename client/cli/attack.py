@@ -59,14 +59,16 @@ def _told(cohort: Cohort, plan: RunPlan, models: Sequence[Path]) -> dict[str, Me
     """File -> how well its training patients are told from the test patients."""
     from client.privacy_checks.membership import PatientLosses, membership, patient_losses
     from common.model_file import load_model
-    from common.models import build
+    from common.models import network_of
     from common.weights import manifest_of, resolve_initial
 
     if not models:
         return {}
-    manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    manifest = manifest_of(network_of(plan.model).state_dict())
     paths = [resolve_initial(plan.model.initial, plan.model.sha256), *models]
-    losses = patient_losses(cohort, plan.model, [load_model(path, manifest) for path in paths])
+    losses = patient_losses(
+        cohort, plan.model, [load_model(path, manifest, plan.model.labels) for path in paths]
+    )
     rows = [
         PatientLosses(members=losses.members[place][None], others=losses.others[place][None])
         for place in range(len(paths))

@@ -48,6 +48,12 @@ def phantom(
     series: Annotated[
         int, typer.Option(help="Series of each patient: an artifact may be in some of them.")
     ] = 1,
+    ct_motion: Annotated[
+        bool,
+        typer.Option(
+            "--ct-motion", help="Label patient movement in CT, too; hospitals have patients who move."
+        ),
+    ] = False,
 ) -> None:
     """Write site folders of phantoms: DICOM images, labels and site.yaml."""
     from client.simulation.phantom_sites import write_consortium, write_public
@@ -55,9 +61,11 @@ def phantom(
     if public:
         if series != 1:
             raise ConfigError("--series with --public", code="bad-argument", hint="--series is of hospitals")
-        write_public(out, patients=patients, seed=seed, say=say)
+        write_public(out, patients=patients, seed=seed, say=say, ct_motion=ct_motion)
     else:
-        write_consortium(out, sites=sites, patients=patients, seed=seed, say=say, series=series)
+        write_consortium(
+            out, sites=sites, patients=patients, seed=seed, say=say, series=series, ct_motion=ct_motion
+        )
 
 
 @data.command()
@@ -123,7 +131,8 @@ def inject(
     artifact: Annotated[
         list[str] | None,
         typer.Option(
-            help="Use only this simulator, with --per-person only this artifact; repeatable. Default: all."
+            help="Use only this simulator, with --per-person and --views only this artifact; repeatable. "
+            "Default: all, with --per-person and --views those of plans without model.labels."
         ),
     ] = None,
     severity: Annotated[
@@ -208,6 +217,7 @@ def inject(
                 views or 0,
                 seed=seed,
                 severities=severity or [],
+                artifacts=artifact or [],
                 labels=labels,
                 say=say,
                 progress=progress,
@@ -272,7 +282,7 @@ _INJECTIONS: dict[str, tuple[str, set[str], set[str]]] = {
     "views": (
         "SRC... OUT --views N",
         {"SRC", "OUT", "--views"},
-        {"a second SRC", "--labels", "--severity"},
+        {"a second SRC", "--labels", "--artifact", "--severity"},
     ),
     "map": ("SRC OUT --map MAP", {"SRC", "OUT", "--map"}, {"--gallery"}),
     "gallery": ("SRC --gallery FILE.html", {"SRC", "--gallery"}, {"--artifact", "--severity", "--slices"}),

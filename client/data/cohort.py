@@ -31,7 +31,7 @@ from client.site.config import SiteConfig, read_site, site_key
 from client.site.run_data import DataDigests
 from client.site.site_ledger import found_elsewhere
 from client.site.split import Shares, fix_split, split_of_site
-from common.artifacts import MODALITIES, NAMES, applies_to
+from common.artifacts import DEFAULT_LABELS, MODALITIES, NAMES, applies_to, columns_of
 from common.errors import ConfigError, DataError
 from common.files import write_bytes
 from common.plan import Split
@@ -95,6 +95,7 @@ class Cohort:
     folder: Path
     images: np.ndarray  # int16 (n, S, S), read-only memory map; see common/preprocess.py
     modality: np.ndarray  # int8 (n,), position in MODALITIES
+    artifacts: tuple[str, ...]  # the columns of `labels` and `severities`
     labels: np.ndarray  # float32 (n, artifacts): 1, 0, or nan = not assessed or cannot occur
     severities: np.ndarray  # float32 (n, artifacts), nan where unknown
     patients: np.ndarray  # int64 (n,), 0 .. number of patients - 1
@@ -277,6 +278,7 @@ def load_cohort(
     fix: bool = False,
     frozen: str = "",
     build: bool = True,
+    labels: Sequence[str] = DEFAULT_LABELS,
 ) -> Cohort:
     """Index, decode (once, then from the cache), label and split a site.
 
@@ -291,6 +293,7 @@ def load_cohort(
         frozen: the index version that a run began with. Where the cache still holds it, the folder is not
             looked at, and what cannot be read there since is no reason to refuse.
         build: as `open_slices`.
+        labels: the artifacts that are asked for, `model.labels` of a plan.
     Raises:
         ConfigError: site.yaml or cohort.yaml; `split-fixed`.
         RefusedError: `split-differs`.
@@ -324,8 +327,9 @@ def load_cohort(
         folder=folder,
         images=slices.images,
         modality=modality,
-        labels=matched.present,
-        severities=matched.severity,
+        artifacts=tuple(labels),
+        labels=matched.present[:, columns_of(labels)],
+        severities=matched.severity[:, columns_of(labels)],
         patients=patients,
         part=parts_of_patients[patients],
         numbers=np.array([record.number for record in records], np.int64),
@@ -416,7 +420,9 @@ def admit_assessed(cohort: Cohort, *, injects: bool = False) -> None:
             (no training patient has a label).
     """
     missing = [
-        name for name in cohort.site.assessed or () if np.isnan(cohort.labels[:, NAMES.index(name)]).all()
+        name
+        for name in cohort.site.assessed or ()
+        if name in cohort.artifacts and np.isnan(cohort.labels[:, cohort.artifacts.index(name)]).all()
     ]
     if missing:
         raise DataError(

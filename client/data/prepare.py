@@ -60,7 +60,12 @@ def index_to_freeze(site_yaml: Path, plan: RunPlan) -> str:
     with _forecasting(plan.image_size) as progress:
         site_slices(site_yaml, size=plan.image_size, progress=progress)
     trains = plan.trains_at(site.name)
-    cohort = load_cohort(site_yaml, size=plan.image_size, plan_split=plan.split_at(site.name))
+    cohort = load_cohort(
+        site_yaml,
+        size=plan.image_size,
+        plan_split=plan.split_at(site.name),
+        labels=plan.model.labels,
+    )
     if trains:
         admit_assessed(cohort, injects=plan.training.inject is not None)
     return cohort.fingerprint

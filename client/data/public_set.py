@@ -11,6 +11,7 @@ from client.data.cohort import load_cohort
 from client.data.studies import series_of_records
 from client.site.config import read_site
 from client.site.kind import admit_kind
+from common.artifacts import DEFAULT_LABELS, NAMES
 from common.errors import ConfigError, DataError
 from common.public_slices import Slices, save_slices
 
@@ -36,21 +37,26 @@ def write_public_set(site_yaml: Path, out: Path, *, size: int) -> dict[str, Any]
     admit_kind(site, folder, again=True)
     if out.exists():
         raise ConfigError(f"{out}: exists already", code="output-exists", hint="choose another name")
-    cohort = load_cohort(site_yaml, size=size, quarantine="ignore")
+    cohort = load_cohort(site_yaml, size=size, quarantine="ignore", labels=NAMES)
     rows = np.flatnonzero((cohort.part >= 0) & ~np.isnan(cohort.labels).all(axis=1))
     if not len(rows):
         raise DataError(f"{site.name}: no slice has a label", code="nothing-assessed")
+    kept = [
+        name
+        for name, column in zip(cohort.artifacts, cohort.labels[rows].T, strict=True)
+        if name in DEFAULT_LABELS or not np.isnan(column).all()
+    ]
     series, order, _ = series_of_records(cohort.records)
     rows = order[np.isin(order, rows)]
     slices = Slices(
         images=cohort.images[rows],
         modality=cohort.modality[rows],
-        labels=cohort.labels[rows],
+        labels=cohort.labels[rows][:, [NAMES.index(name) for name in kept]],
         patients=cohort.patients[rows],
         series=series[rows],
     )
     try:
-        sha256 = save_slices(out, slices)
+        sha256 = save_slices(out, slices, kept)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror})", code="not-writable") from None
     return {

@@ -24,7 +24,7 @@ from client.predict.model import Model, find_model
 from client.predict.operating_point import OperatingPoints, operating_points
 from client.site import model_in_use
 from client.site.config import read_site
-from common.artifacts import NAMES
+from common.artifacts import NAMES, columns_of
 from common.counts import per_patient
 from common.errors import ConfigError, DataError, RefusedError
 from common.files import write_as_owner
@@ -133,7 +133,7 @@ def freeze_cases(site: Path, by: str, *, size: int) -> None:
             or none without; or as `client.data.cohort.load_cohort`.
     """
     config, folder = read_site(site)
-    cohort = load_cohort(site, size=size, quarantine="ignore")
+    cohort = load_cohort(site, size=size, quarantine="ignore", labels=NAMES)
     chosen = (cohort.part == PARTS.index("test")) & ~np.isnan(cohort.labels).all(axis=1)
     of_patient: dict[str, list[int]] = {}
     for row in np.flatnonzero(chosen).tolist():
@@ -197,7 +197,7 @@ def read_cases(site: Path, *, size: int) -> Cases:
         )
     frozen = json.loads(data)
     own = [frozen["artifacts"].index(name) if name in frozen["artifacts"] else -1 for name in NAMES]
-    cohort = load_cohort(site, size=size, quarantine="ignore")
+    cohort = load_cohort(site, size=size, quarantine="ignore", labels=NAMES)
     at = {
         _identity(record): row
         for row, record in enumerate(cohort.records)
@@ -236,8 +236,11 @@ def read_cases(site: Path, *, size: int) -> Cases:
 
 def answers(model: Model, points: OperatingPoints, cases: Cases) -> Answers:
     """What a model calls of each case, at its points."""
-    logits = score(model.network, cases.images, cases.modality, np.arange(len(cases.images)))
+    own = score(model.network, cases.images, cases.modality, np.arange(len(cases.images)))
+    logits = np.zeros((len(own), len(NAMES)), own.dtype)
+    logits[:, columns_of(model.labels)] = own
     scores, truth = per_patient(logits, cases.labels, cases.patients)
+    scores[:, [name not in model.learned for name in NAMES]] = np.nan
     calls = np.zeros(scores.shape, bool)
     for place, name in enumerate(NAMES):
         point = points.patients.get(name)

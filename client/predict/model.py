@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from client.site import model_in_use
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.lineage import KEY as LINEAGE
 from common.lineage import PACKAGED, Lineage
-from common.model_file import load_model
+from common.model_file import labels_of, load_model, unlearned_labels
 from common.models import MODELS, build
 from common.names import MAX_RUN
 from common.plan import STUDY
@@ -62,6 +63,13 @@ class Model:
     run: str
     arm: str
     privacy: Privacy
+    labels: tuple[str, ...] = DEFAULT_LABELS  # the outputs of the network
+    unlearned: tuple[str, ...] = ()  # those of them that no training ever touched; they say nothing
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The artifacts that the model knows."""
+        return tuple(name for name in self.labels if name not in self.unlearned)
 
 
 def find_model(wanted: str | None, state: Path | None) -> Model:
@@ -111,7 +119,8 @@ def _read(path: Path, origin: Origin, start: str = "") -> Model:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path}: not a model file ({error})", code="wrong-model") from None
-    name, args = _network_of(path, about, shapes)
+    labels = labels_of(path, about)
+    name, args = _network_of(path, about, shapes, labels)
     if name == STUDY or args.get("neighbours"):
         seen = "studies" if name == STUDY else "slices with their neighbours"
         raise ConfigError(
@@ -119,9 +128,10 @@ def _read(path: Path, origin: Origin, start: str = "") -> Model:
             code="study-model",
             hint="fedqc predict takes networks of single slices",
         )
-    network = build(name, args)
+    network = build(name, args, labels)
     manifest = manifest_of(network.state_dict())
-    network.load_state_dict(unflatten(load_model(path, manifest), manifest))
+    flat = load_model(path, manifest)
+    network.load_state_dict(unflatten(flat, manifest))
     size = about.get("image_size", "")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     is_start = origin == "start" or sha256 == hashlib.sha256(_start_file().read_bytes()).hexdigest()
@@ -135,6 +145,8 @@ def _read(path: Path, origin: Origin, start: str = "") -> Model:
         run=" ".join(about.get("run", "")[:MAX_RUN].split()),
         arm=about.get("arm", ""),
         privacy=privacy_of(about, is_start=is_start),
+        labels=labels,
+        unlearned=unlearned_labels(flat, manifest, labels),
     )
 
 
@@ -163,7 +175,7 @@ def privacy_of(about: Mapping[str, str], *, is_start: bool = False) -> Privacy:
 
 
 def _network_of(
-    path: Path, about: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+    path: Path, about: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], labels: Sequence[str]
 ) -> tuple[str, dict[str, bool | int | float | str]]:
     """Name and arguments of the network: as stated, else the one whose tensors these are."""
     if stated := about.get("network"):
@@ -181,7 +193,7 @@ def _network_of(
         return name, args
     for name in MODELS:
         with torch.device("meta"):
-            state = build(name).state_dict()
+            state = build(name, labels=labels).state_dict()
         if {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes):
             return name, {}
     raise ConfigError(

@@ -24,7 +24,6 @@ import numpy as np
 from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
 from client.predict.model import Model
-from common.artifacts import NAMES
 from common.counts import per_patient
 from common.errors import DataError
 from common.files import write_bytes
@@ -103,7 +102,7 @@ def operating_points(
     found = _kept(cache, f"phantoms-{model.sha256[:16]}-{model.size}", lambda: _on_phantoms(model, say))
     if site is None:
         return found
-    labelled = _labelled(site, model.size)
+    labelled = _labelled(site, model)
     if labelled is None:
         return found
     own, index = labelled
@@ -116,11 +115,15 @@ def operating_points(
 
 
 def points_of(model: Model, slices: Slices, origin: Origin) -> OperatingPoints:
-    """The points on labelled slices; none of an artifact of which too few patients have it, or have not."""
+    """The points on slices with labels of the model's outputs; none of an output that was never learned, or
+    of an artifact of which too few patients have it, or have not.
+    """
     logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.images)))
     scores, truth = per_patient(logits, slices.labels, slices.patients)
     images, patients = {}, {}
-    for place, name in enumerate(NAMES):
+    for place, name in enumerate(model.labels):
+        if name in model.unlearned:
+            continue
         of_patient = point_of(scores[:, place], truth[:, place], origin)
         of_image = point_of(logits[:, place], slices.labels[:, place], origin)
         if of_patient is None or of_image is None:
@@ -165,17 +168,17 @@ def user_cache() -> Path:
 
 def _on_phantoms(model: Model, say: Callable[[str], None]) -> OperatingPoints:
     say(f"finding the operating point of this model on {PHANTOMS} phantoms; done once")
-    slices = draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size)
+    slices = draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size, model.labels)
     projector.cache_clear()
     return points_of(model, slices, "phantoms")
 
 
-def _labelled(site: Path, size: int) -> tuple[Slices, str] | None:
+def _labelled(site: Path, model: Model) -> tuple[Slices, str] | None:
     """This site's labelled training slices and the version of its index; None where its images are not
     prepared, or nothing is labelled.
     """
     try:
-        cohort = load_cohort(site, size=size, quarantine="ignore", build=False)
+        cohort = load_cohort(site, size=model.size, quarantine="ignore", build=False, labels=model.labels)
     except DataError:
         return None
     rows = np.flatnonzero((cohort.part == PARTS.index("train")) & ~np.isnan(cohort.labels).all(axis=1))

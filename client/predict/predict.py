@@ -26,7 +26,7 @@ from client.predict.model import Model
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
 from client.site.config import read_site, site_key
-from common.artifacts import MODALITIES, NAMES, Modality, applies_to
+from common.artifacts import MODALITIES, NAMES, Modality, applies_to, columns_of
 from common.counts import patient_scores
 from common.errors import ConfigError
 from common.learning import score
@@ -193,7 +193,9 @@ def predict(
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):
-            logits[judged] = score(model.network, slices.images, modality, judged)
+            own = score(model.network, slices.images, modality, judged)
+            known = [model.labels.index(name) for name in model.learned]
+            logits[np.ix_(judged, np.array(columns_of(model.learned), int))] = own[:, known]
         may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(logits.shape)
         logits[~may_occur] = np.nan
         studies, where = _studies(records, logits, why, series, order, points)

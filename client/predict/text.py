@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from client.data_check.text import table
 from client.predict.operating_point import MAX_ALARMS, PHANTOMS, Point
 from client.predict.predict import Finding, Predictions, Series, Study
-from common.artifacts import ARTIFACTS, INDEX
+from common.artifacts import ARTIFACTS, INDEX, NAMES
 from common.i18n import Say
 from common.operating_point import LEAST_FOUND
 from common.privacy import epsilon_text
@@ -32,6 +32,8 @@ class NextStep:
 
     def advice(self, say: Say) -> str:
         """Whether to repeat, in a sentence."""
+        if self.remedy.repeat is None:
+            return say("repeat-depends")
         if self.remedy.repeat:
             return say("repeat")
         return say("no-repeat-dose" if self.is_ct else "no-repeat")
@@ -66,7 +68,8 @@ def next_steps(studies: Sequence[Study]) -> list[NextStep]:
                     artifact=artifact.name,
                     studies=tuple(study.number for study in own),
                     remedy=remedies()[artifact.name],
-                    is_ct=artifact.modality == "CT",
+                    is_ct="CT" in artifact.modalities
+                    and any(one.modality == "CT" for study in own for one in study.series),
                     doses={
                         study.number: study.ctdi_vol_mgy for study in own if study.ctdi_vol_mgy is not None
                     },
@@ -142,7 +145,7 @@ def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
                 say("origin-of", artifacts=", ".join(artifact_text(name, say) for name in own), origin=where),
             )
         )
-    if missing := [one.name for one in ARTIFACTS if one.name not in found.points.patients]:
+    if missing := [name for name in found.model.learned if name not in found.points.patients]:
         names = ", ".join(artifact_text(name, say) for name in missing)
         rows.append((say("thresholds"), say("uncalibrated", artifacts=names)))
     if weak := [name for name, point in found.points.patients.items() if not point.decides]:
@@ -158,7 +161,7 @@ def point_rows(found: Predictions, say: Say) -> list[tuple[str, ...]]:
     rows = []
     for artifact in ARTIFACTS:
         for of, points in (("patient", found.points.patients), ("image", found.points.images)):
-            if artifact.modality in occur and artifact.name in points:
+            if occur & set(artifact.modalities) and artifact.name in points:
                 rows.append((artifact_text(artifact.name, say), say(of), *_point(points[artifact.name])))
     return rows
 
@@ -191,9 +194,11 @@ def skipped_rows(found: Predictions, *, names: bool) -> list[tuple[str, str]]:
 
 def limits(found: Predictions, say: Say) -> list[str]:
     """What the model does not do."""
-    names = ", ".join(artifact_text(one.name, say) for one in ARTIFACTS)
+    learned = found.model.learned
+    names = ", ".join(artifact_text(name, say) for name in learned)
+    others = [artifact_text(name, say) for name in NAMES if name not in learned]
     return [
-        say("limit.1", artifacts=names),
+        say("limit.1", artifacts=names, others="".join(f"{name}{say('and-then')}" for name in others)),
         say("limit.2", size=found.model.size),
         say("limit.3"),
         say("limit.4"),

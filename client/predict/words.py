@@ -53,6 +53,7 @@ ENGLISH: dict[str, str] = {
     "in-studies": "studies {studies}",
     "in-study": "study {studies}",
     "repeat": "Repeating can help.",
+    "repeat-depends": "Whether to repeat depends on the reason.",
     "no-repeat": "Do not just repeat: the artifact comes back.",
     "no-repeat-dose": "Do not just repeat: the artifact comes back, and the patient gets the dose again.",
     "dose": "Dose of this scan: CTDIvol {doses} mGy (study {studies}).",
@@ -105,8 +106,9 @@ ENGLISH: dict[str, str] = {
     "number": "file number",
     "reason": "reason",
     # limits
+    "and-then": ", ",
     "limits": "Limits",
-    "limit.1": "The model knows {artifacts}, nothing else: patient movement in CT, noise, wrap-around, "
+    "limit.1": "The model knows {artifacts}, nothing else: {others}noise, wrap-around, "
     "wrong positioning and more are not looked for.",
     "limit.2": "It sees slices of {size} x {size} pixels, one at a time. Fine artifacts may be lost.",
     "limit.3": "It was tested on simulated artifacts; how often it is right at your scanner is not known "
@@ -158,6 +160,7 @@ CHINESE: dict[str, str] = {
     "in-studies": "检查 {studies}",
     "in-study": "检查 {studies}",
     "repeat": "重复可能有用。",
+    "repeat-depends": "是否重复取决于原因。",
     "no-repeat": "不要只是重复：伪影仍会出现。",
     "no-repeat-dose": "不要只是重复：伪影仍会出现，患者还会再受一次照射。",
     "dose": "本次扫描剂量：CTDIvol {doses} mGy（检查 {studies}）。",
@@ -203,8 +206,9 @@ CHINESE: dict[str, str] = {
     "skipped-slices": "层面",
     "number": "文件序号",
     "reason": "原因",
+    "and-then": "、",
     "limits": "局限",
-    "limit.1": "模型只认识{artifacts}；CT 患者运动、噪声、卷褶、体位错误等均不检查。",
+    "limit.1": "模型只认识{artifacts}；{others}噪声、卷褶、体位错误等均不检查。",
     "limit.2": "模型逐幅看 {size} x {size} 像素的图像，细小伪影可能丢失。",
     "limit.3": "模型用模拟伪影检验；除非上述阈值在本院求得，否则不知道它在您的扫描仪上多常正确。",
     "limit.4": "下一步是一般知识，不是针对该患者的建议；由技师和放射科医师决定并负责。",

@@ -25,7 +25,7 @@ from client.privacy_checks.hospital import (
 )
 from common.artifacts import NAMES
 from common.errors import RunError
-from common.models import as_classifier, build
+from common.models import as_classifier, network_of
 from common.plan import RunPlan
 from common.pricing import training_steps
 from common.privacy import epsilon_of
@@ -196,7 +196,7 @@ def coverage(scene: Scene) -> Finding:
         found.append(f"noise on {sorted(covered)} values, {trained} are trained")
     ratio = float("nan")
     if not found:
-        privacy, head = plan.privacy, as_classifier(build(plan.model.name, plan.model.args)).head
+        privacy, head = plan.privacy, as_classifier(network_of(plan.model)).head
         outputs = head.out_features
         deviation = scene.noise_multiplier * privacy.clip_norm / (privacy.sample_rate * NOMINAL)
         expected = privacy.learning_rate * deviation * np.sqrt(plan.private_steps_per_round)
@@ -218,7 +218,7 @@ def coverage(scene: Scene) -> Finding:
 
 def _counted(plan: RunPlan) -> int:
     """How many parameters the plan trains, counted layer by layer."""
-    network, trainable = build(plan.model.name, plan.model.args), plan.privacy.trainable
+    network, trainable = network_of(plan.model), plan.privacy.trainable
     layers = [one for one in network.modules() if trainable == "all" or "Norm" in type(one).__name__]
     chosen = [as_classifier(network).head, *(layers if trainable != "head" else [])]
     parameters = {one.data_ptr(): one.numel() for layer in chosen for one in layer.parameters(recurse=False)}

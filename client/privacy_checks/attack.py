@@ -38,7 +38,7 @@ from client.privacy_checks.mechanism import releases
 from client.privacy_checks.own_patients import labelled_rows
 from common.errors import ConfigError, DataError
 from common.model_file import load_model
-from common.models import as_classifier, build
+from common.models import as_classifier, network_of
 from common.plan import RunPlan
 from common.pricing import training_steps
 from common.privacy import GaussianSteps, GuessBounds, guess_bounds
@@ -136,9 +136,9 @@ def first_step(cohort: Cohort, plan: RunPlan) -> FirstStep:
         )
     run, inject = training_steps(plan), plan.training.inject
     request = private_steps(plan, cohort.site.nominal_patients, run.noise_multiplier)
-    model = build(plan.model.name, plan.model.args)
+    model = network_of(plan.model)
     manifest = manifest_of(model.state_dict())
-    initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
+    initial = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest, plan.model.labels)
     model.load_state_dict(unflatten(initial, manifest))
     samples = cohort_samples(cohort, plan.model)
     rows = np.flatnonzero(samples.part == TRAIN) if inject is None else read_rows(cohort)

@@ -29,7 +29,7 @@ from client.privacy_checks.guessing import Estimate, auc, share_found, share_fou
 from client.privacy_checks.own_patients import labelled_rows
 from common.learning import score
 from common.losses import masked_bce
-from common.models import build
+from common.models import network_of
 from common.plan import Model
 from common.weights import manifest_of, unflatten
 
@@ -64,7 +64,7 @@ def patient_losses(cohort: Cohort, model: Model, weights: Sequence[np.ndarray]) 
     Args:
         weights: of each model, float32 (parameters,).
     """
-    network, samples = build(model.name, model.args), cohort_samples(cohort, model)
+    network, samples = network_of(model), cohort_samples(cohort, model)
     manifest = manifest_of(network.state_dict())
     found: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     for flat in weights:

@@ -36,7 +36,13 @@ def own_patients(site_yaml: Path, plan: RunPlan) -> Cohort:
         )
     if not (folder / site.state / "site.key").is_file():  # reading a site that has none makes one
         raise not_prepared(site_yaml)
-    return load_cohort(site_yaml, size=plan.image_size, plan_split=plan.split, build=False)
+    return load_cohort(
+        site_yaml,
+        size=plan.image_size,
+        plan_split=plan.split,
+        build=False,
+        labels=plan.model.labels,
+    )
 
 
 def labelled_rows(cohort: Cohort | CohortSamples, part: str) -> np.ndarray:

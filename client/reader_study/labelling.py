@@ -46,7 +46,7 @@ from client.reader_study.workbooks import (
     write_workbook,
 )
 from client.site.config import SiteConfig
-from common.artifacts import MODALITIES, NAMES, applies_to
+from common.artifacts import DEFAULT_LABELS, MODALITIES, NAMES, applies_to
 from common.errors import ConfigError, DataError
 from common.files import whole_folder, write_bytes
 from common.preprocess import DEFAULT_SIZE
@@ -125,7 +125,8 @@ def hand_out(
     size: int = DEFAULT_SIZE,
     only: Set[int] | None = None,
 ) -> list[Path]:
-    """Write one workbook a reader, each in an order of its own, into a new folder.
+    """Write one workbook a reader, each in an order of its own, into a new folder. It asks for
+    `DEFAULT_LABELS` and what else site.yaml names as `assessed`.
 
     Args:
         only: positions of slices in `site_images`; rows with one of these are written. None: all.
@@ -149,7 +150,8 @@ def hand_out(
     chosen = "" if only is None else ":" + ",".join(map(str, sorted(only)))
     batch = batch_name(f"readers:{seed}:{per}{chosen}", ours.key)
     lines = [
-        Line(item=item, picture=_picture(ours, item), is_open=applies_to(item.modality)) for item in items
+        Line(item=item, picture=_picture(ours, item), is_open=_is_asked(ours.site, item.modality))
+        for item in items
     ]
     paths = []
     with whole_folder(folder) as staging:
@@ -423,6 +425,14 @@ def _row_keys(
     return [RowKey(file=name.file, frame=name.frame if name.file in shared else None) for name in ours]
 
 
+def _is_asked(site: SiteConfig, modality: str) -> tuple[bool, ...]:
+    """Of each artifact of the vocabulary whether readers are asked about it on an image."""
+    asked = {*DEFAULT_LABELS, *(site.assessed or ())}
+    return tuple(
+        name in asked and possible for name, possible in zip(NAMES, applies_to(modality), strict=True)
+    )
+
+
 def _picture(ours: SiteImages, item: Item) -> bytes:
     return picture(ours.images[list(item.positions)], item.modality)
 
@@ -524,6 +534,7 @@ def _report(
             }
             for artifact, title in enumerate(NAMES)
             if ours.may_occur[:, artifact].any()
+            and (title in DEFAULT_LABELS or not np.isnan(matched.answers[:, :, artifact]).all())
         },
         "agreement": kappas,
         "disputes": disputes,

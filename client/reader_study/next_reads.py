@@ -20,7 +20,7 @@ from client.labels.label_sheet import LabelTable, MatchedLabels, inspect_labels,
 from client.labels.spreadsheet import SheetProblem
 from client.reader_study.labelling import SiteImages, site_images
 from client.site.split import split_of_site
-from common.artifacts import MODALITIES
+from common.artifacts import DEFAULT_LABELS, MODALITIES, columns_of
 from common.errors import ConfigError, DataError
 from common.learning import extract_features
 from common.model_file import load_model
@@ -157,7 +157,8 @@ def _looked_at(
     """Mean features (studies, F) and uncertainty (studies,) of each study under the model."""
     network = build(MODEL)
     manifest = manifest_of(network.state_dict())
-    flat = load_model(resolve_initial(PUBLIC, None) if model is None else model, manifest)
+    path = resolve_initial(PUBLIC, None) if model is None else model
+    flat = load_model(path, manifest, DEFAULT_LABELS)
     network.load_state_dict(unflatten(flat, manifest))
     head = as_classifier(network).head
     weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
@@ -168,7 +169,9 @@ def _looked_at(
         spread = np.linspace(0, len(positions) - 1, min(SLICES, len(positions))).round().astype(int)
         rows = np.array(positions)[spread]
         own = extract_features(network, ours.images, modality, rows).astype(np.float64)
-        entropy = np.where(ours.may_occur[rows], _entropy(own @ weight.T + bias), 0.0)
+        entropy = np.where(
+            ours.may_occur[np.ix_(rows, columns_of(DEFAULT_LABELS))], _entropy(own @ weight.T + bias), 0.0
+        )
         features[number], bits[number] = own.mean(axis=0), entropy.max(axis=1).mean()
     return features, bits
 

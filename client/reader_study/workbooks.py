@@ -253,7 +253,8 @@ def write_workbook(lines: Sequence[Line], about: About, key: bytes) -> bytes:
     how.append([])
     for artifact in ARTIFACTS:
         if artifact.name in asked:
-            how.append([f"{artifact.name} {artifact.chinese} ({artifact.modality}): {artifact.definition}"])
+            where = ", ".join(artifact.modalities)
+            how.append([f"{artifact.name} {artifact.chinese} ({where}): {artifact.definition}"])
     how.column_dimensions["A"].width, how.column_dimensions["B"].width = 110, 24
     for row in how.iter_rows():
         row[0].alignment = top

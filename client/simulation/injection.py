@@ -44,8 +44,8 @@ from client.simulation.real_slices import Simulated, as_square, scanning_sequenc
 from client.site.config import nominal_bucket
 from client.site.made import write_site_yaml
 from client.views.acquisition import acquisition_of, body_of
-from client.views.corruption import DRAWS, ORDER, Corrupted, can_occur, corrupt, shows
-from common.artifacts import NAMES, Modality
+from client.views.corruption import DRAWS, ORDER, Corrupted, corrupt, shows, simulated
+from common.artifacts import DEFAULT_LABELS, NAMES, Modality, can_occur
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.names import SITE_NAME
@@ -63,7 +63,27 @@ STAND_IN_SEVERAL = (
     " blocks and versions of a person are not independent, so intervals are too narrow"
 )
 MANIFEST = "injected.jsonl"
-LABEL_COLUMNS = ("file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES))
+
+
+def labelled(simulated_ones: Collection[str]) -> list[str]:
+    """The artifacts that a label sheet has columns of: `DEFAULT_LABELS`, and others that were simulated."""
+    return [name for name in NAMES if name in DEFAULT_LABELS or name in simulated_ones]
+
+
+def admit_simulated(artifacts: Sequence[str]) -> None:
+    """Raises ConfigError (code `unknown-artifact`): one of them is not simulated."""
+    for name in artifacts:
+        if name not in ORDER:
+            raise ConfigError(
+                f"--artifact {name!r}: no artifact of that name",
+                code="unknown-artifact",
+                hint=f"with --per-person and --views: {', '.join(ORDER)}",
+            )
+
+
+def label_columns(artifacts: Sequence[str]) -> list[str]:
+    """The columns of labels.csv."""
+    return ["file", *artifacts, *(f"{artifact}_severity" for artifact in artifacts)]
 
 
 # a path below SRC
@@ -121,7 +141,15 @@ class HospitalMap(StrictModel):
     test_share: float = Field(default=0.4, gt=0, lt=1)
     versions: Versions = Versions()
     severity: Severity = Severity()
+    artifacts: list[str] = Field(default_factory=lambda: list(DEFAULT_LABELS), min_length=1)  # simulated
     hospitals: dict[Annotated[str, Field(pattern=SITE_NAME)], list[Folder]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_simulated(self) -> HospitalMap:
+        for name in self.artifacts:
+            if name not in ORDER:
+                raise ValueError(f"artifacts: {name!r} is not simulated, known: {', '.join(ORDER)}")
+        return self
 
     @model_validator(mode="after")
     def _each_folder_once(self) -> HospitalMap:
@@ -394,9 +422,14 @@ def blocks_of(source: Taken, *, slices: int, gap: int, part: str | None, test_sh
     return blocks
 
 
-def versions_of(modality: Modality, wanted: Versions, without: Collection[str] = ()) -> list[tuple[str, ...]]:
+def versions_of(
+    modality: Modality,
+    wanted: Versions,
+    without: Collection[str] = (),
+    artifacts: Collection[str] = DEFAULT_LABELS,
+) -> list[tuple[str, ...]]:
     """The artifacts of each version; none for a clean one."""
-    names = [name for name in ORDER if can_occur(name, modality) and name not in without]
+    names = [name for name in simulated(modality, artifacts) if name not in without]
     twos = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
     return [
         *[()] * wanted.clean,
@@ -436,7 +469,7 @@ def _write_hospital(
         written = _Written(lines=lines, shown=shown)
         for block in blocks:
             identity = f"{seed}/{name}/{one.folder}/{block.number}"
-            versions = versions_of(source.modality, wanted.versions, one.without)
+            versions = versions_of(source.modality, wanted.versions, one.without, wanted.artifacts)
             tag = f"{name.upper()}-{source.modality}{number}-B{block.number:02d}"
             rows += _write_block(
                 folder / "images",
@@ -446,6 +479,7 @@ def _write_hospital(
                 source.modality,
                 versions,
                 wanted.severity,
+                labelled(wanted.artifacts),
                 written,
             )
         counted = Counter(block.part for block in blocks)
@@ -462,7 +496,7 @@ def _write_hospital(
                 " every version is a patient of its own, with its own ε; --per-person writes one version a"
                 " person"
             )
-    write_tables(folder, [*LABEL_COLUMNS, "part"], rows, lines)
+    write_tables(folder, [*label_columns(labelled(wanted.artifacts)), "part"], rows, lines)
     write_site_yaml(
         folder,
         {
@@ -499,15 +533,18 @@ def _write_block(
     modality: Modality,
     versions: Sequence[tuple[str, ...]],
     severity: Severity,
+    artifacts: Sequence[str],
     written: _Written,
 ) -> Iterator[list[str]]:
     """Write the versions of a block; gives their rows of labels.csv. The rest goes to `written`."""
     seen: set[tuple[str, ...]] = set()
-    for number, artifacts in enumerate(versions, start=1):
+    for number, shown in enumerate(versions, start=1):
         mirrored = number % 2 == 0
-        made = _make_version(f"{identity}/{number}", block, modality, artifacts, severity, mirrored=mirrored)
+        made = _make_version(
+            f"{identity}/{number}", block, modality, shown, artifacts, severity, mirrored=mirrored
+        )
         if made is None:
-            written.dropped["+".join(artifacts)] += 1
+            written.dropped["+".join(shown)] += 1
             continue
         patient = f"{tag}-V{number:02d}"
         written.patients[block.part] += 1
@@ -516,9 +553,9 @@ def _write_block(
             file = f"{patient.lower()}-{position + 1}.dcm"
             write_image(images / file, made, position, patient=patient, identity=f"{identity}/{number}")
             written.lines.append(made.line(position, file=file, patient=patient, mirrored=mirrored))
-            yield [file, *made.labels(modality), block.part]
-        if artifacts and artifacts not in seen:
-            seen.add(artifacts)
+            yield [file, *made.labels(modality, artifacts), block.part]
+        if shown and shown not in seen:
+            seen.add(shown)
             row = f"{tag} {block.part}"
             written.shown.append(Shown(row=row, title=made.title, simulated=shown_of(row, modality, made)))
 
@@ -561,11 +598,13 @@ class Version:
             or "clean"
         )
 
-    def labels(self, modality: Modality) -> list[str]:
-        """Present or absent for each artifact that occurs in the modality, then severities, as labels.csv."""
+    def labels(self, modality: Modality, artifacts: Sequence[str] = DEFAULT_LABELS) -> list[str]:
+        """Present or absent for each of `artifacts` that occurs in the modality, then severities, as
+        labels.csv.
+        """
         return [
-            *(str(int(name in self.severities)) if can_occur(name, modality) else "" for name in NAMES),
-            *(f"{self.severities[name]:.2f}" if name in self.severities else "" for name in NAMES),
+            *(str(int(name in self.severities)) if can_occur(name, modality) else "" for name in artifacts),
+            *(f"{self.severities[name]:.2f}" if name in self.severities else "" for name in artifacts),
         ]
 
     def line(self, number: int, *, file: str, patient: str, mirrored: bool) -> dict[str, Any]:
@@ -590,7 +629,8 @@ def _make_version(
     identity: str,
     block: Block,
     modality: Modality,
-    artifacts: tuple[str, ...],
+    shown: tuple[str, ...],
+    artifacts: Sequence[str],
     severity: Severity,
     *,
     mirrored: bool,
@@ -609,9 +649,11 @@ def _make_version(
     headers, spacing = [source.header for source in sources], loaded[0][1]
     acquisition = acquisition_of(torch.from_numpy(clean[0]), headers[0], spacing)
     for _ in range(DRAWS):
-        severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in artifacts}
-        made = corrupt(clean, modality, severities, [acquisition] * len(clean), generator)
-        if shows(made, artifacts):
+        severities = {name: round(uniform(generator, severity.low, severity.high), 2) for name in shown}
+        made = corrupt(
+            clean, modality, severities, [acquisition] * len(clean), generator, artifacts=artifacts
+        )
+        if shows(made, shown):
             return Version(
                 clean=clean,
                 made=made,

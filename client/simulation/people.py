@@ -32,9 +32,11 @@ from client.dicom.index import pseudonym
 from client.simulation.gallery import Shown, refuse_place, write_page, write_sheet
 from client.simulation.gallery_text import gallery_speaker
 from client.simulation.injection import (
-    LABEL_COLUMNS,
     Severity,
     Version,
+    admit_simulated,
+    label_columns,
+    labelled,
     patient_name,
     shown_of,
     write_image,
@@ -44,8 +46,8 @@ from client.simulation.real_slices import Place, as_square, find_slices, halving
 from client.site.config import nominal_bucket
 from client.site.made import write_site_yaml
 from client.views.acquisition import MIN_BODY, acquisition_of, body_of
-from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
-from common.artifacts import MODALITIES, Modality
+from client.views.corruption import DRAWS, corrupt, shows, simulated
+from common.artifacts import DEFAULT_LABELS, MODALITIES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.physics.acquisition import uniform
@@ -63,7 +65,7 @@ class Deal:
     """How people are dealt: to how many sites, and to which versions.
 
     Attributes:
-        artifacts: those that are simulated; of each modality all that can occur, if empty.
+        artifacts: those that are simulated; `DEFAULT_LABELS`, if empty.
         clean_share: of the people; None: as many as show each artifact.
         slices: at most so many of a person, spread along the body; None: all.
     """
@@ -81,11 +83,12 @@ class Deal:
         return hashlib.sha256(f"inject person key {self.seed}".encode()).digest()
 
     def of(self, modality: Modality) -> list[str]:
-        return [
-            name
-            for name in ORDER
-            if can_occur(name, modality) and (not self.artifacts or name in self.artifacts)
-        ]
+        return simulated(modality, self.artifacts or DEFAULT_LABELS)
+
+    @property
+    def labelled(self) -> list[str]:
+        """The artifacts that the label sheets have columns of."""
+        return labelled(self.artifacts)
 
     def site_of(self, person: str) -> int:
         return seed_of(self.seed, "site", person) % self.sites
@@ -120,13 +123,7 @@ def deal_of(
         raise ConfigError(
             f"--sites {sites}: must be 1 to {MAX_SITES}", code="bad-argument", hint="for example --sites 3"
         )
-    for name in artifacts:
-        if name not in ORDER:
-            raise ConfigError(
-                f"--artifact {name!r}: no artifact of that name",
-                code="unknown-artifact",
-                hint=f"with --per-person: {', '.join(ORDER)}",
-            )
+    admit_simulated(artifacts)
     if clean_share is not None and not 0 <= clean_share <= 1:
         raise ConfigError(
             f"--clean-share {clean_share:g}: must be 0 to 1",
@@ -242,7 +239,7 @@ def inject_people(
                 progress("simulating artifacts", done, len(people))
                 if version is None:
                     continue
-                _write_person(folder / "images", person, version, summary, rows, lines)
+                _write_person(folder / "images", person, version, summary, deal.labelled, rows, lines)
                 if gallery is not None:
                     _show(shown, summary, person, version, everyone=gallery.suffix.lower() == ".png")
             if not summary.people:
@@ -251,7 +248,7 @@ def inject_people(
                     code="no-usable-images",
                     hint="fewer sites, more people or another --seed",
                 )
-            write_tables(folder, LABEL_COLUMNS, rows, lines)
+            write_tables(folder, label_columns(deal.labelled), rows, lines)
             _write_site(folder, summary, deal.seed)
             sites.append(summary)
     _report(sites, counts, say)
@@ -357,7 +354,9 @@ def _version_of(person: Person, deal: Deal, counts: _Counts) -> Version | None:
         for _ in range(1 if name == CLEAN else DRAWS):
             if name != CLEAN:
                 severities = {name: round(uniform(generator, deal.severity.low, deal.severity.high), 2)}
-            attempt = corrupt(clean, person.modality, severities, acquisitions, generator)
+            attempt = corrupt(
+                clean, person.modality, severities, acquisitions, generator, artifacts=deal.labelled
+            )
             if shows(attempt, severities):
                 made = attempt
                 break
@@ -406,6 +405,7 @@ def _write_person(
     person: Person,
     version: Version,
     summary: SiteSummary,
+    artifacts: Sequence[str],
     rows: list[list[str]],
     lines: list[dict[str, Any]],
 ) -> None:
@@ -420,7 +420,7 @@ def _write_person(
             identity=f"person {person.name}",
             series=f" {series.index(header.series_uid) + 1}",
         )
-        rows.append([file, *version.labels(person.modality)])
+        rows.append([file, *version.labels(person.modality, artifacts)])
         lines.append(version.line(number, file=file, patient=person.name, mirrored=False))
     summary.people += 1
     summary.slices += len(version.headers)

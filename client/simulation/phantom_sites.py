@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
+from client.simulation.injection import label_columns, labelled
 from client.site.config import nominal_bucket
 from client.site.made import write_site_yaml
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.files import whole_folder
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
@@ -19,18 +20,30 @@ from common.physics.phantom import PhantomSlice, draw_patients
 
 TRAINING_SHARE = 0.6
 SLICE_SPACING_MM = 5.0
-
-
 MAX_SERIES = 4
+MOVING = 0.35
+"""Share of CT patients who move, where that is asked for."""
+
+
+def _artifacts(ct_motion: bool) -> list[str]:
+    """What the label sheets have columns of."""
+    return labelled(["ct_motion"] if ct_motion else [])
 
 
 def write_consortium(
-    out: Path, *, sites: int, patients: int, seed: int, say: Callable[[str], None], series: int = 1
+    out: Path,
+    *,
+    sites: int,
+    patients: int,
+    seed: int,
+    say: Callable[[str], None],
+    series: int = 1,
+    ct_motion: bool = False,
 ) -> None:
     """`sites` hospitals of `patients` phantoms each, with so many series each; the last one looks like none
     of the others and is meant to be held out.
 
-    The same arguments give the same files.
+    The same arguments give the same files. With `ct_motion` some CT patients move, and the sheets say who.
     """
     if not 2 <= sites <= 26:
         raise ConfigError(f"--sites {sites}: must be 2 to 26", code="bad-argument")
@@ -38,6 +51,9 @@ def write_consortium(
         raise ConfigError(f"--series {series}: must be 1 to {MAX_SERIES}", code="bad-argument")
     with whole_folder(out) as staging:
         for number, appearance in enumerate(appearances_for(sites)):
+            if ct_motion:
+                chances = {**appearance.prevalence, "ct_motion": MOVING}
+                appearance = replace(appearance, prevalence=chances)
             name = f"hospital-{chr(ord('a') + number)}"
             slices = write_site(
                 staging / name,
@@ -46,17 +62,20 @@ def write_consortium(
                 patients=patients,
                 seed=_derived(seed, name),
                 series=series,
+                ct_motion=ct_motion,
             )
             say(f"{name}: {patients} patients, {slices} slices, {appearance.manufacturer}")
 
 
-def write_public(out: Path, *, patients: int, seed: int, say: Callable[[str], None]) -> None:
+def write_public(
+    out: Path, *, patients: int, seed: int, say: Callable[[str], None], ct_motion: bool = False
+) -> None:
     """One site, `public`, whose phantoms have the public appearances in turn: what the public model is
     trained on.
 
-    The same arguments give the same files.
+    The same arguments give the same files. With `ct_motion` the sheet says who moved in CT: some always do.
     """
-    name, number_of = "public", len(PUBLIC_APPEARANCES)
+    name, number_of, artifacts = "public", len(PUBLIC_APPEARANCES), _artifacts(ct_motion)
     with whole_folder(out) as staging:
         folder = staging / name
         rows: list[list[str]] = []
@@ -66,10 +85,15 @@ def write_public(out: Path, *, patients: int, seed: int, say: Callable[[str], No
                 appearance, len(range(number, patients, number_of)), _derived(seed, appearance.name)
             )
             rows += write_patients(
-                folder / "images", drawn, appearance, f"{name}/{seed}/{appearance.name}", f"{number}-"
+                folder / "images",
+                drawn,
+                appearance,
+                f"{name}/{seed}/{appearance.name}",
+                artifacts,
+                f"{number}-",
             )
             say(f"{appearance.name}: {len(rows)} slices so far")
-        finish_site(folder, name, rows, kind="public", patients=patients, seed=seed)
+        finish_site(folder, name, rows, kind="public", patients=patients, seed=seed, artifacts=artifacts)
     say(f"{name}: {patients} patients, {len(rows)} slices")
 
 
@@ -87,14 +111,22 @@ def appearances_for(sites: int) -> list[Appearance]:
 
 
 def write_site(
-    folder: Path, name: str, appearance: Appearance, *, patients: int, seed: int, series: int = 1
+    folder: Path,
+    name: str,
+    appearance: Appearance,
+    *,
+    patients: int,
+    seed: int,
+    series: int = 1,
+    ct_motion: bool = False,
 ) -> int:
     """One site folder: images, labels.csv, site.yaml and a site key. Returns the number of slices."""
     images = folder / "images"
     images.mkdir(parents=True)
     drawn = draw_patients(appearance, patients, seed, series=series)
-    rows = list(write_patients(images, drawn, appearance, f"{name}/{seed}"))
-    finish_site(folder, name, rows, kind="synthetic", patients=patients, seed=seed)
+    artifacts = _artifacts(ct_motion)
+    rows = list(write_patients(images, drawn, appearance, f"{name}/{seed}", artifacts))
+    finish_site(folder, name, rows, kind="synthetic", patients=patients, seed=seed, artifacts=artifacts)
     return len(rows)
 
 
@@ -103,6 +135,7 @@ def write_patients(
     patients: Iterable[list[PhantomSlice]],
     appearance: Appearance,
     identity: str,
+    artifacts: Sequence[str] = DEFAULT_LABELS,
     prefix: str = "",
 ) -> Iterator[list[str]]:
     """Write the slices of patients, whose numbers get `prefix`; gives their rows of labels.csv."""
@@ -111,18 +144,27 @@ def write_patients(
             place = f"{item.series}-{item.position}" if item.series else f"{item.position}"
             file = f"p{prefix}{item.patient:04d}_{place}.dcm"
             _write_phantom(images / file, item, appearance, identity, f"PHANTOM-{prefix}{item.patient:04d}")
-            labels = [str(item.labels.get(name, "")) for name in NAMES]
-            severities = [f"{item.severities[name]:.2f}" if name in item.severities else "" for name in NAMES]
+            labels = [str(item.labels.get(name, "")) for name in artifacts]
+            severities = [
+                f"{item.severities[name]:.2f}" if name in item.severities else "" for name in artifacts
+            ]
             yield [file, *labels, *severities]
 
 
 def finish_site(
-    folder: Path, name: str, rows: list[list[str]], *, kind: str, patients: int, seed: int
+    folder: Path,
+    name: str,
+    rows: list[list[str]],
+    *,
+    kind: str,
+    patients: int,
+    seed: int,
+    artifacts: Sequence[str] = DEFAULT_LABELS,
 ) -> None:
     """labels.csv, site.yaml and the key of a site of phantoms."""
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file_handle:
         writer = csv.writer(file_handle, lineterminator="\n")
-        writer.writerow(["file", *NAMES, *(f"{artifact}_severity" for artifact in NAMES)])
+        writer.writerow(label_columns(artifacts))
         writer.writerows(rows)
     write_site_yaml(
         folder,

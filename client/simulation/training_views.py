@@ -16,7 +16,7 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,21 @@ import torch
 
 from client.dicom.dicom import SliceHeader
 from client.simulation.domain_randomization import other_protocol, randomized
-from client.simulation.injection import LABEL_COLUMNS, Version, write_image, write_tables
+from client.simulation.injection import (
+    Version,
+    admit_simulated,
+    label_columns,
+    labelled,
+    write_image,
+    write_tables,
+)
 from client.simulation.people import Deal, Person, find_people
 from client.simulation.real_slices import RealSlice, as_square, pixels_of, seed_of
 from client.site.config import nominal_bucket
 from client.site.made import write_site_yaml
 from client.views.acquisition import MIN_BODY, acquisition_of, body_of
-from client.views.corruption import DRAWS, MIN_CHANGED, ORDER, Corrupted, can_occur, changed_share
+from client.views.corruption import DRAWS, MIN_CHANGED, ORDER, Corrupted, changed_share, simulated
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.physics import SIMULATORS, choose, record
@@ -72,20 +80,29 @@ class View:
     @property
     def labels(self) -> dict[str, int]:
         """Artifact of the modality -> 1 or 0."""
-        return {name: int(name in self.severities) for name in ORDER if can_occur(name, self.header.modality)}
+        names = simulated(self.header.modality, {*DEFAULT_LABELS, *self.severities})
+        return {name: int(name in self.severities) for name in names}
 
 
 @one_thread()
-def view_of(clean: RealSlice, seed: int, severity: tuple[float, float] = SEVERITY) -> View:
+def view_of(
+    clean: RealSlice,
+    seed: int,
+    severity: tuple[float, float] = SEVERITY,
+    artifacts: Collection[str] = DEFAULT_LABELS,
+) -> View:
     """The view of a clean slice that follows from `seed`.
 
     An artifact that changes too little in `DRAWS` draws is left out.
+
+    Args:
+        artifacts: of which some are drawn.
     """
     generator = torch.Generator().manual_seed(seed)
     look, modality = int(torch.randint(2**31 - 1, (), generator=generator)), clean.modality
     before, spacing = randomized(torch.from_numpy(clean.image), modality, clean.spacing_mm, look)
     acquisition = other_protocol(acquisition_of(before, clean.header, spacing), modality, look)
-    names = [name for name in ORDER if can_occur(name, modality)]
+    names = simulated(modality, artifacts)
     order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]
     coin = uniform(generator, 0, 1)
     wanted = order[: 0 if coin < UNTOUCHED else 2 if coin >= 1 - TWO else 1]
@@ -129,6 +146,7 @@ def inject_views(
     *,
     seed: int,
     severities: Sequence[float] = (),
+    artifacts: Sequence[str] = (),
     labels: Path | None = None,
     say: Callable[[str], None],
     progress: Progress,
@@ -140,6 +158,7 @@ def inject_views(
     Args:
         sources: folders, archives or files of clean images, each of one collection or scanner.
         severities: one, or the lowest and the highest; default .05 to 1.
+        artifacts: those that are simulated; `DEFAULT_LABELS`, if empty.
         labels: CSV with the columns file (relative to the CSV's folder) and label: slices that it labels
             other than `CLEAN_LABELS` are left out.
     Returns:
@@ -159,6 +178,8 @@ def inject_views(
             code="bad-argument",
             hint="the lowest and the highest: --severity 0.1 --severity 0.9",
         )
+    admit_simulated(artifacts)
+    shown_ones, columns = artifacts or DEFAULT_LABELS, labelled(artifacts)
     span = (min(severities), max(severities)) if severities else SEVERITY
     for source in sources:
         if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
@@ -197,13 +218,13 @@ def inject_views(
                 person, usable = own[turn % len(own)]
                 # the slices of a person in turn, too
                 clean = usable[turn // len(own) % len(usable)]
-                view = view_of(clean, seed_of(seed, "view", number, turn), span)
+                view = view_of(clean, seed_of(seed, "view", number, turn), span, shown_ones)
                 file = f"{number:02d}-{name}-{turn + 1:05d}.dcm"
                 version = _version(view)
                 write_image(
                     folder / "images" / file, version, 0, patient=person.name, identity=f"view {seed}/{file}"
                 )
-                rows.append([file, *version.labels(person.modality)])
+                rows.append([file, *version.labels(person.modality, columns)])
                 lines.append(version.line(0, file=file, patient=person.name, mirrored=False))
                 shown.update(list(view.severities) or ["untouched"])
                 done += 1
@@ -215,7 +236,7 @@ def inject_views(
                 f"source {number}: {summary['people']} people, {summary['slices']} slices, "
                 f"{summary['views']} views; " + ", ".join(f"{shown[what]} {what}" for what in sorted(shown))
             )
-        write_tables(folder, LABEL_COLUMNS, rows, lines)
+        write_tables(folder, label_columns(columns), rows, lines)
         write_site_yaml(
             folder,
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from client.views.acquisition import body_of
-from common.artifacts import ARTIFACTS, Modality
+from common.artifacts import DEFAULT_LABELS, Modality, can_occur
 from common.physics import SIMULATORS, choose, ct, record
 from common.physics.acquisition import Acquisition
 from common.physics.threads import one_thread
@@ -24,12 +24,17 @@ ORDER = (
     "chemical_shift",
     "susceptibility",
     "motion",
+    "ct_motion",
 )
+"""Every artifact that is simulated."""
 UNEVEN_HU = 40.0  # an even change of all soft tissue is no artifact
+MOVEMENTS = ("motion", "ct_motion")
+"""They differ from slice to slice of a patient."""
 MIN_CHANGED = {
     "metal": 0.20,
     "beam_hardening": 0.2,
     "motion": 0.15,
+    "ct_motion": 0.03,
     "susceptibility": 0.03,
     "chemical_shift": 0.05,
 }
@@ -55,6 +60,8 @@ def corrupt(
     severities: dict[str, float],
     acquisitions: Sequence[Acquisition],
     generator: torch.Generator,
+    *,
+    artifacts: Collection[str] = DEFAULT_LABELS,
 ) -> Corrupted:
     """Every artifact of the modality in turn, at severity zero where `severities` does not name it.
 
@@ -64,6 +71,8 @@ def corrupt(
             movement differs from slice to slice.
         severities: of each named artifact, the same in all slices.
         acquisitions: how each slice was taken.
+        artifacts: those that pass at severity zero if they are not named; the same for all versions that are
+            compared.
     """
     changed: dict[str, float] = {}
     slices = [torch.from_numpy(image) for image in images]
@@ -71,15 +80,13 @@ def corrupt(
     masks = [torch.zeros_like(body) for body in bodies]
     params: list[dict[str, dict[str, Any]]] = [{} for _ in slices]
     chosen: dict[str, str] = {}
-    for name in ORDER:
-        if not can_occur(name, modality):
-            continue
+    for name in simulated(modality, {*artifacts, *severities}):
         shown_by, severity = choose(name, generator), severities.get(name, 0.0)
         simulator = SIMULATORS[shown_by]
         start = int(torch.randint(0, 2**31 - 1, (), generator=generator))
         results: list[Tensor] = []
         for number, (image, body, acquisition) in enumerate(zip(slices, bodies, acquisitions, strict=True)):
-            own = torch.Generator().manual_seed(start + number if name == "motion" else start)
+            own = torch.Generator().manual_seed(start + number if name in MOVEMENTS else start)
             drawn = simulator.draw(severity, own, acquisition)
             result, mask = simulator.apply(image, drawn)
             results.append(result)
@@ -122,6 +129,6 @@ def shows(made: Corrupted, artifacts: Iterable[str]) -> bool:
     return all(made.changed[name] >= MIN_CHANGED[name] for name in artifacts)
 
 
-def can_occur(name: str, modality: Modality) -> bool:
-    """Whether an artifact of the vocabulary can occur in a modality."""
-    return any(one.name == name and one.modality == modality for one in ARTIFACTS)
+def simulated(modality: Modality, artifacts: Collection[str] = DEFAULT_LABELS) -> list[str]:
+    """Those of `artifacts` that can be simulated in a modality, in `ORDER`."""
+    return [name for name in ORDER if name in artifacts and can_occur(name, modality)]

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from client.views.acquisition import MIN_BODY, SliceFacts, acquisition_of, body_of
-from client.views.corruption import DRAWS, ORDER, can_occur, corrupt, shows
-from common.artifacts import INDEX, MODALITIES, NAMES, Modality
+from client.views.corruption import DRAWS, corrupt, shows, simulated
+from common.artifacts import DEFAULT_LABELS, MODALITIES, Modality
 from common.augmentation import augment_anatomy
 from common.physics.acquisition import Acquisition, uniform
 from common.plan import Inject
@@ -87,6 +87,7 @@ def views_of_patient(
     coins: ViewCoins,
     inject: Inject,
     *,
+    artifacts: Sequence[str] = DEFAULT_LABELS,
     max_slices: int,
     augment: Sequence[str] = (),
 ) -> PatientViews:
@@ -98,6 +99,7 @@ def views_of_patient(
         images: int16 (n, S, S), all slices of the patient as cached.
         records: what the index knows of each.
         labels: float32 (n, artifacts), those of the sheet; nan = not assessed.
+        artifacts: what the columns of `labels` are; others are not simulated, nor is one without a simulator.
         augment: `training.augment` of the plan: how the anatomy is changed before an artifact is added, the
             same for all views of a modality, so that nothing but the artifact tells them apart.
     """
@@ -109,18 +111,19 @@ def views_of_patient(
         rows = [row for row in chosen if records[row].modality == modality]
         if not rows:
             continue
-        marked = {name for name in NAMES if (labels[rows, INDEX[name]] == 1).any()}
+        marked = [name for place, name in enumerate(artifacts) if (labels[rows, place] == 1).any()]
+        names = [name for name in simulated(modality, artifacts) if name not in marked]
         clean = [from_stored(image, modality) for image in np.asarray(images[rows])]
         if augment:
             clean = augment_anatomy(clean, modality, augment, coins.generator(f"anatomy {modality}"))
-        own, failed = _views(clean, [records[row] for row in rows], modality, marked, coins, inject)
+        own, failed = _views(clean, [records[row] for row in rows], modality, names, artifacts, coins, inject)
         left_out += failed
         made += own
     if not made:
         return PatientViews(
             images=np.zeros((0, size, size), np.int16),
             modality=np.zeros(0, np.int8),
-            labels=np.zeros((0, len(NAMES)), np.float32),
+            labels=np.zeros((0, len(artifacts)), np.float32),
             weights=np.zeros(0),
             left_out=left_out,
         )
@@ -165,12 +168,12 @@ def _views(
     clean: list[np.ndarray],
     records: Sequence[IndexedSlice],
     modality: Modality,
-    marked: set[str],
+    names: Sequence[str],
+    artifacts: Sequence[str],
     coins: ViewCoins,
     inject: Inject,
 ) -> tuple[list[_View], int]:
-    """The views of slices of one modality, view 0 first, and how many were left out."""
-    names = [name for name in ORDER if can_occur(name, modality) and name not in marked]
+    """The views of slices of one modality with each of `names`, view 0 first, and how many were left out."""
     if not names:
         return [], 0
     acquisitions = [_acquisition(*one) for one in zip(clean, records, strict=True)]
@@ -179,7 +182,7 @@ def _views(
     wanted = max(1, inject.views - 1)
     for view in range(1, wanted + 1):
         name = names[(first + view - 1) % len(names)]
-        made = _with_artifact(clean, modality, name, acquisitions, coins.generator(view), inject)
+        made = _with_artifact(clean, modality, name, artifacts, acquisitions, coins.generator(view), inject)
         if made is not None:
             shown.append((name, made))
     if not shown:
@@ -188,13 +191,13 @@ def _views(
     injected = [name for name, _ in shown]
     weight = 1 / (1 + len(shown))
     pairs = [
-        _View(images=images, modality=at, labels=_assessed(injected, name), weight=weight)
+        _View(images=images, modality=at, labels=_assessed(artifacts, injected, name), weight=weight)
         for name, images in shown
     ]
     untouched = _View(
-        images=_version(clean, modality, {}, acquisitions, coins.generator(0))[0],
+        images=_version(clean, modality, {}, artifacts, acquisitions, coins.generator(0))[0],
         modality=at,
-        labels=_assessed(injected),
+        labels=_assessed(artifacts, injected),
         weight=weight,
     )
     both = [untouched, *pairs]
@@ -213,6 +216,7 @@ def _with_artifact(
     clean: list[np.ndarray],
     modality: Modality,
     name: str,
+    artifacts: Sequence[str],
     acquisitions: Sequence[Acquisition],
     generator: torch.Generator,
     inject: Inject,
@@ -220,7 +224,7 @@ def _with_artifact(
     """The slices with one artifact, int16 (slices, S, S); None where they show too little of it."""
     for _ in range(DRAWS):
         severity = uniform(generator, *inject.severity)
-        images, is_shown = _version(clean, modality, {name: severity}, acquisitions, generator)
+        images, is_shown = _version(clean, modality, {name: severity}, artifacts, acquisitions, generator)
         if is_shown:
             return images
     return None
@@ -230,20 +234,18 @@ def _version(
     clean: list[np.ndarray],
     modality: Modality,
     severities: dict[str, float],
+    artifacts: Sequence[str],
     acquisitions: Sequence[Acquisition],
     generator: torch.Generator,
 ) -> tuple[np.ndarray, bool]:
     """The slices as the cache would hold them, and whether they show what was asked for."""
-    made = corrupt(clean, modality, severities, acquisitions, generator)
+    made = corrupt(clean, modality, severities, acquisitions, generator, artifacts=artifacts)
     is_shown = shows(made, severities) and all(np.isfinite(image).all() for image in made.images)
     scaled = [robust_scale_mr(image) if modality == "MR" else image for image in made.images]
     return np.stack([to_stored(np.nan_to_num(image), modality) for image in scaled]), is_shown
 
 
-def _assessed(injected: Sequence[str], shown: str = "") -> np.ndarray:
+def _assessed(artifacts: Sequence[str], injected: Sequence[str], shown: str = "") -> np.ndarray:
     """Labels of a view: 1 for the artifact shown, 0 for others that were injected, nan for all others."""
-    labels = np.full(len(NAMES), np.nan, np.float32)
-    labels[[INDEX[name] for name in injected]] = 0
-    if shown:
-        labels[INDEX[shown]] = 1
-    return labels
+    told = dict.fromkeys(injected, 0.0) | ({shown: 1.0} if shown else {})
+    return np.array([told.get(name, np.nan) for name in artifacts], np.float32)

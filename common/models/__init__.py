@@ -9,14 +9,14 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import PlanError
 from common.models.ama_resnet import AMAResNet
 from common.models.cnn_2d import cnn_2d
@@ -30,7 +30,7 @@ from common.models.small_cnn_two_stems import small_cnn_two_stems
 from common.models.study import study
 from common.models.unet_encoder import unet_encoder
 from common.models.vgg import vgg16, vgg19
-from common.plan import STUDY
+from common.plan import STUDY, Model
 from common.strict import NO_ARGUMENTS, Scalar, checked_arguments
 
 
@@ -63,11 +63,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 MODELS[STUDY] = partial(study, dict(MODELS))
 
 
-def build(name: str, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:
+def network_of(model: Model) -> nn.Module:
+    """The network that a plan describes, freshly initialised; raises as `build`."""
+    return build(model.name, model.args, model.labels)
+
+
+def build(
+    name: str, args: Mapping[str, Scalar] = NO_ARGUMENTS, labels: Sequence[str] = DEFAULT_LABELS
+) -> nn.Module:
     """A freshly initialised network with one output an artifact.
 
     Args:
         args: `model.args` of a plan.
+        labels: its outputs, `model.labels` of a plan.
     Raises:
         PlanError: the name is unknown, or an argument is or has a wrong value; the hint lists the known ones.
     """
@@ -76,10 +84,15 @@ def build(name: str, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:
             f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}"
         )
     keywords = checked_arguments(args, MODELS[name], where="model.args", of=name, code="bad-model-args")
-    return MODELS[name](len(NAMES), **keywords)
+    return MODELS[name](len(labels), **keywords)
 
 
-def fresh(name: str, seed: int, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn.Module:
+def fresh(
+    name: str,
+    seed: int,
+    args: Mapping[str, Scalar] = NO_ARGUMENTS,
+    labels: Sequence[str] = DEFAULT_LABELS,
+) -> nn.Module:
     """A network whose first weights follow from the seed alone.
 
     Raises:
@@ -87,7 +100,7 @@ def fresh(name: str, seed: int, args: Mapping[str, Scalar] = NO_ARGUMENTS) -> nn
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(name, args)
+        return build(name, args, labels)
 
 
 def as_classifier(model: nn.Module) -> Classifier:

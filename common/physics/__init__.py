@@ -72,7 +72,11 @@ SIMULATORS: dict[str, Simulator] = {
     ),
     "ring": Simulator(modality="CT", label=None, params=ring.Ring, draw=ring.draw, apply=ring.apply),
     "ct_motion": Simulator(
-        modality="CT", label=None, params=ct_motion.CtMotion, draw=ct_motion.draw, apply=ct_motion.apply
+        modality="CT",
+        label="ct_motion",
+        params=ct_motion.CtMotion,
+        draw=ct_motion.draw,
+        apply=ct_motion.apply,
     ),
     "motion": Simulator(
         modality="MR", label="motion", params=motion.Motion, draw=motion.draw, apply=motion.apply
@@ -121,6 +125,7 @@ SHOWN_BY: dict[str, tuple[tuple[str, float], ...]] = {
     "motion": (("motion", 0.7), ("ghosting", 0.3)),
     "susceptibility": (("susceptibility", 1.0),),
     "chemical_shift": (("chemical_shift", 1.0),),
+    "ct_motion": (("ct_motion", 1.0),),
 }
 """Label -> the simulators that show it, and how often each is taken."""
 

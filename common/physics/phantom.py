@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import ARTIFACTS, Modality
+from common.artifacts import DEFAULT_LABELS, Modality, can_occur
 from common.errors import ConfigError
 from common.physics import (
     SIMULATORS,
@@ -24,6 +24,7 @@ from common.physics import (
     chemical_shift,
     choose,
     ct,
+    ct_motion,
     kspace,
     metal,
     susceptibility,
@@ -55,7 +56,9 @@ class PhantomSlice:
     phase_encoding: str | None
     """DICOM (0018,1312), "ROW" or "COL"; None for CT."""
     labels: dict[str, int]
-    """Artifact -> 0 or 1, only those that can occur in this modality."""
+    """Artifact -> 0 or 1, only those that can occur in this modality. Not `quality`: nobody has rated
+    a phantom, and a rating is no function of what was simulated.
+    """
     severities: dict[str, float]
     """Artifact -> 0..1, only where the label is 1."""
     series: int = 0
@@ -78,7 +81,7 @@ def draw_patients(
     Raises:
         ConfigError: a prevalence is missing.
     """
-    missing = [artifact.name for artifact in ARTIFACTS if artifact.name not in appearance.prevalence]
+    missing = [name for name in DEFAULT_LABELS if name not in appearance.prevalence]
     if missing:
         raise ConfigError(
             f"appearance {appearance.name!r} has no prevalence for {', '.join(missing)}",
@@ -104,13 +107,16 @@ def _draw_series(appearance: Appearance, patient: int, seed: int, number: int, o
     modality: Modality = "CT" if uniform(who, 0, 1) < appearance.ct_share else "MR"
     slices = integer(who, 2, 3)
     severities = _draw_severities(appearance, modality, slices, who)
+    if modality == "CT":
+        severities["ct_motion"] = _draw_ct_motion(appearance, slices, identity)
     for values in severities.values():
         always = integer(who, 0, of - 1)
         shown = [uniform(who, 0, 1) < SERIES_POSITIVE or one == always for one in range(of)]
         if not shown[number]:
             values[:] = [0.0] * slices
     if modality == "CT":
-        images, spacing = _ct_slices(appearance, severities, body, look, physics, extra)
+        (moved, *_) = _generators([*identity, number, _CT_MOTION])
+        images, spacing = _ct_slices(appearance, severities, body, look, physics, extra, moved)
     else:
         images, spacing = _mr_slices(appearance, severities, body, look, physics, extra)
     return [
@@ -131,6 +137,19 @@ def _draw_series(appearance: Appearance, patient: int, seed: int, number: int, o
     ]
 
 
+_CT_MOTION = zlib.crc32(b"ct_motion")
+"""Movement in CT has random numbers of its own: it came later, and what was drawn before stays as it is."""
+
+
+def _draw_ct_motion(appearance: Appearance, slices: int, identity: list[int]) -> list[float]:
+    """Severity of patient movement in each slice of a CT; zero where absent, as in all of an appearance that
+    has no prevalence of it. A nuisance of that name adds to it.
+    """
+    chance = appearance.prevalence.get("ct_motion", 0.0)
+    (drawn, *_), (low, high) = _generators([*identity, _CT_MOTION]), appearance.severity_range
+    return _severities_of(chance, slices, low, high, drawn) if chance > 0 else [0.0] * slices
+
+
 def _generators(identity: list[int]) -> list[torch.Generator]:
     """Five streams of random numbers of whom `identity` names."""
     states = np.random.SeedSequence(identity).generate_state(5, np.uint64)
@@ -145,19 +164,25 @@ def _draw_severities(
     """
     severities: dict[str, list[float]] = {}
     low, high = appearance.severity_range
-    for artifact in ARTIFACTS:
-        if artifact.modality != modality:
-            continue
-        present = uniform(generator, 0, 1) < appearance.prevalence[artifact.name]
-        strength = uniform(generator, low, high)
-        always = integer(generator, 0, slices - 1)
-        values = []
-        for position in range(slices):
-            shown = uniform(generator, 0, 1) < SLICE_POSITIVE or position == always
-            value = min(max(strength + uniform(generator, -0.06, 0.06), low), high)
-            values.append(value if present and shown else 0.0)
-        severities[artifact.name] = values
+    for name in DEFAULT_LABELS:
+        if can_occur(name, modality):
+            severities[name] = _severities_of(appearance.prevalence[name], slices, low, high, generator)
     return severities
+
+
+def _severities_of(
+    chance: float, slices: int, low: float, high: float, generator: torch.Generator
+) -> list[float]:
+    """Severity of one artifact in each slice of a patient."""
+    present = uniform(generator, 0, 1) < chance
+    strength = uniform(generator, low, high)
+    always = integer(generator, 0, slices - 1)
+    values = []
+    for position in range(slices):
+        shown = uniform(generator, 0, 1) < SLICE_POSITIVE or position == always
+        value = min(max(strength + uniform(generator, -0.06, 0.06), low), high)
+        values.append(value if present and shown else 0.0)
+    return values
 
 
 def _same_draw(
@@ -187,8 +212,11 @@ def _with_nuisances(
     appearance: Appearance,
     generator: torch.Generator,
     acquisition: Acquisition,
+    severities: dict[str, list[float]],
 ) -> Tensor:
-    """The slices with what `appearance.nuisances` adds; the same in all slices of a patient."""
+    """The slices with what `appearance.nuisances` adds; the same in all slices of a patient. One that the
+    vocabulary names is noted in `severities`.
+    """
     for name, chance in appearance.nuisances.items():
         simulator = SIMULATORS[name]
         if simulator.modality == modality and uniform(generator, 0, 1) < chance:
@@ -196,6 +224,8 @@ def _with_nuisances(
             image, _ = simulator.apply(
                 image, _same_draw(simulator.draw, [severity] * len(image), generator, acquisition)
             )
+            if name in severities:
+                severities[name] = [max(severity, one) for one in severities[name]]
     return image
 
 
@@ -210,6 +240,7 @@ def _ct_slices(
     look: torch.Generator,
     physics: torch.Generator,
     extra: torch.Generator,
+    moved: torch.Generator,
 ) -> tuple[Tensor, float]:
     """HU (slices, matrix, matrix) and pixel spacing in mm."""
     slices, size = len(severities["metal"]), appearance.matrix
@@ -236,7 +267,10 @@ def _ct_slices(
     )
     streaks, bands = ct.reconstruct(errors, paths).chunk(2)
     image = clean + metal.scale(streaks, clean, implants) + beam_hardening.scale(bands, clean, hardening)
-    image = _with_nuisances(metal.paint(image, implants), "CT", appearance, extra, acquisition)
+    image = metal.paint(image, implants)
+    if any(movement := severities["ct_motion"]):
+        image, _ = ct_motion.apply(image, [ct_motion.draw(one, moved, acquisition) for one in movement])
+    image = _with_nuisances(image, "CT", appearance, extra, acquisition, severities)
     return _scan_ct(appearance, image, clean, look), spacing
 
 
@@ -326,7 +360,7 @@ def _mr_slices(
     image, _ = chemical_shift.apply(clean, shifts, fat=fat)
     image, _ = susceptibility.apply(image, fields)
     image, _ = mover.apply(image, moves)
-    image = _with_nuisances(image, "MR", appearance, extra, acquisition)
+    image = _with_nuisances(image, "MR", appearance, extra, acquisition, severities)
     return _scan_mr(appearance, image, clean, look), spacing
 
 

@@ -29,7 +29,7 @@ from common.arms import (
     POOLED,
     PUBLIC,
 )
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts, hanley_mcneil
 from server.evaluation.inference import (
     LEVEL,
@@ -160,6 +160,7 @@ class Study:
     training: Sequence[str]
     held_out: Sequence[str]
     models: Sequence[str]
+    artifacts: Sequence[str] = DEFAULT_LABELS  # the outputs of the models
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -168,7 +169,7 @@ class Study:
     @cached_property
     def aurocs(self) -> Mapping[str, _Aurocs]:
         """Site -> what all else is combined from."""
-        return {site: _aurocs(scores) for site, scores in self.sites.items()}
+        return {site: _aurocs(scores, len(self.artifacts)) for site, scores in self.sites.items()}
 
     @cached_property
     def averaged(self) -> Mapping[str, tuple[int, ...]]:
@@ -276,11 +277,11 @@ class Study:
         return sorted(set.intersection(*sets)) if sets else []
 
 
-def _aurocs(scores: SiteScores) -> _Aurocs:
+def _aurocs(scores: SiteScores, artifacts: int) -> _Aurocs:
     every: list[Counts | NoisedCounts] = list(scores.counts.values())
-    value = np.stack([counts.auroc() for counts in every]) if every else np.zeros((0, len(NAMES)))
+    value = np.stack([counts.auroc() for counts in every]) if every else np.zeros((0, artifacts))
     sizes = [(np.asarray(counts.n_pos, float), np.asarray(counts.n_neg, float)) for counts in every]
-    pairs = np.stack([pos * neg for pos, neg in sizes]) if sizes else np.zeros((0, len(NAMES)))
+    pairs = np.stack([pos * neg for pos, neg in sizes]) if sizes else np.zeros((0, artifacts))
     half = 0.5 / np.maximum(pairs, 1.0)
     variance = np.diagonal(scores.covariance).reshape(value.shape)
     moved = np.clip(value, half, 1 - half)
@@ -360,7 +361,7 @@ def worst_of(study: Study, arm: str) -> dict[str, Any]:
     return found[site].to_json() | {
         "site": site,
         "of": len(found),
-        "artifacts": [NAMES[number] for number in artifacts],
+        "artifacts": [study.artifacts[number] for number in artifacts],
         "if_equal": expected_minimum(values, errors),
     }
 
@@ -373,7 +374,7 @@ def gaps(study: Study) -> list[dict[str, Any]]:
     for site, scores in study.sites.items():
         every: list[Counts | NoisedCounts] = list(scores.counts.values())
         first = every[0] if every else None
-        for number in range(len(NAMES)):
+        for number in range(len(study.artifacts)):
             if first is None or number in study.averaged[site]:
                 continue
             sizes: tuple[int | None, int | None] = (int(first.n_pos[number]), int(first.n_neg[number]))
@@ -381,7 +382,7 @@ def gaps(study: Study) -> list[dict[str, Any]]:
                 reason, sizes = "noise", (None, None)
             else:
                 reason = "n0" if not any(sizes) else "one_patient" if all(sizes) else "one_class"
-            row = {"site": site, "artifact": NAMES[number], "reason": reason}
+            row = {"site": site, "artifact": study.artifacts[number], "reason": reason}
             found.append(row | {"n_pos": sizes[0], "n_neg": sizes[1]})
     return found
 
@@ -403,7 +404,7 @@ def below_chance(study: Study) -> tuple[list[dict[str, Any]], int]:
                     continue
                 m, n = float(counts.n_pos[number]), float(counts.n_neg[number])
                 p = below_half(float(value), m, n, None if variances is None else float(variances[number]))
-                about = {"site": site, "model": model, "artifact": NAMES[number]}
+                about = {"site": site, "model": model, "artifact": study.artifacts[number]}
                 rows.append(about | {"auroc": float(value), "p": p})
     adjusted = holm([row["p"] for row in rows])
     found_below = [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True) if p < 1 - LEVEL]
@@ -444,7 +445,7 @@ def common_scores(study: Study, arms: Sequence[str]) -> dict[str, Any] | None:
         return None
     artifacts = study.common_artifacts(scored)
     return {
-        "artifacts": [NAMES[number] for number in artifacts],
+        "artifacts": [study.artifacts[number] for number in artifacts],
         "scores": {
             arm: {where: study.estimate(arm, where, artifacts).to_json() for where in OVERALL}
             for arm in arms
@@ -474,7 +475,7 @@ def generalization_gap(study: Study, arms: Sequence[str]) -> dict[str, dict[str,
         half_pairs = [study.half_pair(site, artifacts) for site in held_out]
         ends = prediction_interval(to_logit(np.array(scores), np.array(half_pairs)))
         found[arm] = Difference(value=gap.value, standard_error=gap.standard_error).to_json() | {
-            "artifacts": [NAMES[number] for number in artifacts],
+            "artifacts": [study.artifacts[number] for number in artifacts],
             "home": home.value,
             "unseen": unseen.value,
             "held_out": len(held_out),
@@ -484,7 +485,9 @@ def generalization_gap(study: Study, arms: Sequence[str]) -> dict[str, dict[str,
     return found
 
 
-def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
+def site_metrics(
+    counts: Counts | NoisedCounts, artifacts: Sequence[str] = DEFAULT_LABELS
+) -> dict[str, dict[str, Any]]:
     """artifact -> auroc, low, high, n_pos, n_neg.
 
     Numbers of patients under noise are estimates and have other names, `n_pos_estimate` and `n_neg_estimate`;
@@ -493,7 +496,7 @@ def site_metrics(counts: Counts | NoisedCounts) -> dict[str, dict[str, Any]]:
     """
     auroc, (low, high), crowded = counts.auroc(), counts.interval(), counts.crowded()
     found: dict[str, dict[str, Any]] = {}
-    for a, name in enumerate(NAMES):
+    for a, name in enumerate(artifacts):
         row: dict[str, Any] = {"auroc": float(auroc[a]), "low": float(low[a]), "high": float(high[a])}
         if crowded[a]:
             row["crowded"] = True
@@ -518,7 +521,9 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
     everywhere = [*study.training, *study.held_out]
     matrix = {
         model: {
-            site: site_metrics(study.sites[site].counts[model]) for site in everywhere if site in study.sites
+            site: site_metrics(study.sites[site].counts[model], study.artifacts)
+            for site in everywhere
+            if site in study.sites
         }
         for model in study.models
     }
@@ -550,18 +555,20 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
     return {
         "scoring": {site: dict(scores_at.scoring) for site, scores_at in study.sites.items()},
         "counts": {
-            site: {model: counts.to_json() for model, counts in scores_at.counts.items()}
+            site: {model: counts.to_json(study.artifacts) for model, counts in scores_at.counts.items()}
             for site, scores_at in study.sites.items()
         },
         "covariance": {
             site: {
                 "models": list(scores_at.counts),
-                "artifacts": list(NAMES),
+                "artifacts": list(study.artifacts),
                 "matrix": np.round(scores_at.covariance, 12),
             }
             for site, scores_at in study.sites.items()
         },
-        "averaged": {site: [NAMES[number] for number in found] for site, found in study.averaged.items()},
+        "averaged": {
+            site: [study.artifacts[number] for number in found] for site, found in study.averaged.items()
+        },
         "missing": gaps(study),
         "metrics": metrics,
         "matrix": matrix,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from common.arms import is_private
-from common.artifacts import ARTIFACTS
+from common.artifacts import ARTIFACTS, modality_text
 from common.privacy import epsilon_text
 from server.evaluation.tables import noised_sites
-from server.evaluation_file import Claim, Evaluation, Score
+from server.evaluation_file import Claim, Evaluation, Score, artifacts_of
 
 INJECTED_LABELS = "sheet and injected views"
 """How labels arose where the plan injects artifacts. Which sites have a label sheet, no site says."""
@@ -28,6 +28,7 @@ def model_card(evaluation: Evaluation, arm: str, model: dict[str, Any]) -> str:
     sites = ", ".join(
         f"{site['site']} ({site['kind']})" for site in evaluation["sites"] if site["role"] == "training"
     )
+    unlearned = evaluation.get("unlearned", {}).get(arm, [])
     none = "not estimable" if noised_sites(evaluation) else "not measured (n = 0)"
     unseen = ", ".join(site["site"] for site in evaluation["sites"] if site["role"] == "held_out")
     lines = [
@@ -46,7 +47,12 @@ def model_card(evaluation: Evaluation, arm: str, model: dict[str, Any]) -> str:
             "artifact, meaningless for the"
         ),
         "  other modality; a patient's score is the expected maximum of three slices.",
-        *(f"  - `{artifact.name}` ({artifact.modality}): {artifact.definition}" for artifact in ARTIFACTS),
+        *(
+            f"  - `{one.name}` ({modality_text(one.name)}): {one.definition}"
+            for one in ARTIFACTS
+            if one.name in artifacts_of(evaluation) and one.name not in unlearned
+        ),
+        *([f"  - Never learned, and says nothing: {', '.join(unlearned)}."] if unlearned else []),
         f"- Trained at: {sites}. Never saw: {unseen or 'no site was held out'}.",
         *(
             [

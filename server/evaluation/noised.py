@@ -24,7 +24,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import coarse_bias, crowded, hanley_mcneil, widened
 
 GRID = np.linspace(0, 1, 1001)
@@ -84,9 +84,9 @@ class NoisedCounts:
         rows = zip(self.positives, self.negatives, strict=True)
         return np.array([_estimate(pos, neg, self.deviation) for pos, neg in rows])
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self, names: Sequence[str] = DEFAULT_LABELS) -> dict[str, object]:
         """artifact -> {positives: [n, ...], negatives: [...]}: every bin, as it was sent."""
-        rows = zip(NAMES, self.positives, self.negatives, strict=True)
+        rows = zip(names, self.positives, self.negatives, strict=True)
         return {name: {"positives": pos.tolist(), "negatives": neg.tolist()} for name, pos, neg in rows}
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common.arms import PUBLIC
-from common.artifacts import NAMES
 from common.counts import Counts
 from server.evaluation.compare import held_out_sites, training_sites
 from server.evaluation.report.figures import INK, MUTED, PAPER, RULE, style_of, ticks
@@ -153,7 +152,7 @@ def _curves(evaluation: Evaluation, arm: str, where: str) -> list[np.ndarray]:
         for counts in (Counts.from_json(of_models[model]) for model in models):
             found += [
                 np.interp(RATES, *counts.roc(number))
-                for number in range(len(NAMES))
+                for number in range(len(counts.n_pos))
                 if counts.n_pos[number] and counts.n_neg[number]
             ]
     return found

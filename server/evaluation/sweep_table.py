@@ -197,7 +197,7 @@ def _patients(evaluation: Evaluation, arm: str, where: str) -> int | None:
         for modality in MODALITIES:
             most = 0
             for one in ARTIFACTS:
-                if one.modality != modality or one.name not in at_site:
+                if modality not in one.modalities or one.name not in at_site:
                     continue
                 n_pos, n_neg = at_site[one.name]["n_pos"], at_site[one.name]["n_neg"]
                 if n_pos is None or n_neg is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.artifacts import NAMES
 from common.counts import BINS, NOISED_BINS, Counts, noise_deviation
 from common.errors import ConfigError, RunError
 from common.names import MAX_PATIENTS
@@ -90,7 +89,8 @@ def check_evaluation(
         RunError: code `bad-evaluation`, saying which claim does not hold.
     """
     noise_multiplier = plan.privacy.evaluation_noise_multiplier
-    models, cells = len(task.models), len(task.models) * len(NAMES)
+    models, artifacts = len(task.models), len(plan.model.labels)
+    cells = models * artifacts
     modes = ("dp", "disclosed") if site.kind == "hospital" else ("synthetic",)
     claims: dict[str, tuple[object, object]] = {
         "site": (answer.site, site.site),
@@ -101,12 +101,12 @@ def check_evaluation(
     if answer.mode == "dp":
         claims |= {
             "noise": (answer.noise_multiplier, noise_multiplier),
-            "noised": (answer.noised.shape, (models, 2, len(NAMES), NOISED_BINS)),
+            "noised": (answer.noised.shape, (models, 2, artifacts, NOISED_BINS)),
             "kind": (str(answer.noised.dtype), "int64"),
         }
     else:
         claims |= {
-            "histograms": (answer.histograms.shape, (models, 2, len(NAMES), BINS)),
+            "histograms": (answer.histograms.shape, (models, 2, artifacts, BINS)),
             "covariance": (answer.covariance.shape, (cells, cells)),
             "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
         }
@@ -116,7 +116,10 @@ def check_evaluation(
     counts, beyond = answer.histograms, 0.0
     if answer.mode == "dp":
         _check_price(answer, plan, code="bad-evaluation")
-        counts, beyond = answer.noised, MAX_DEVIATIONS * noise_deviation(answer.noise_multiplier, models)
+        counts, beyond = (
+            answer.noised,
+            MAX_DEVIATIONS * noise_deviation(answer.noise_multiplier, models, artifacts),
+        )
     else:
         _check_no_claim(answer, code="bad-evaluation")
     if counts.min() < -beyond or counts.max() > MAX_COUNT + beyond:

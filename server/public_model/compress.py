@@ -26,7 +26,7 @@ from common.errors import ConfigError, FedqcError
 from common.learning import score, set_threads, train_epochs
 from common.lineage import KEY, read_lineage
 from common.model_file import load_model, save_model
-from common.models import build, fresh
+from common.models import build, fresh, network_of
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import RunPlan, Training
 from common.public_phantoms import draw
@@ -121,8 +121,8 @@ def compress(
             code="bad-argument",
             hint="name a run without model.args.neighbours",
         )
-    held = public_set(plan.public_set, plan.image_size)
-    learned = draw(PUBLIC_APPEARANCES, patients, SEED, plan.image_size)
+    held = public_set(plan.public_set, plan.image_size, plan.model.labels)
+    learned = draw(PUBLIC_APPEARANCES, patients, SEED, plan.image_size, plan.model.labels)
     training = Training(
         local_epochs=epochs, batch_size=plan.training.batch_size, learning_rate=plan.training.learning_rate
     )
@@ -192,7 +192,7 @@ def main(words: Sequence[str] | None = None) -> int:
     set_threads(1)
     try:
         run = RunFolder.open(asked.run)
-        teacher = build(run.plan.model.name, run.plan.model.args)
+        teacher = network_of(run.plan.model)
         manifest = manifest_of(teacher.state_dict())
         flat = load_model(run.path / MODEL, manifest)
         teacher.load_state_dict(unflatten(flat, manifest))

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import auroc, per_patient
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.learning import extract_features, score, set_threads
 from common.lineage import KEY, NO_DATA, Lineage, read_lineage
-from common.model_file import load_model, save_model
+from common.model_file import labels_said, load_model, save_model
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.plan import PublicSet
@@ -46,10 +47,16 @@ for them all the same.
 """
 
 
-def finish(model: SmallCNN, *, patients: int = PATIENTS, size: int = 128) -> np.ndarray:
+def finish(
+    model: SmallCNN,
+    *,
+    patients: int = PATIENTS,
+    size: int = 128,
+    labels: Sequence[str] = DEFAULT_LABELS,
+) -> np.ndarray:
     """Whiten in place; the AUROC of each artifact on the coordinator's public set."""
     whiten(model, draw(PUBLIC_APPEARANCES, patients, SEED, size))
-    held = public_set(PublicSet(), size)
+    held = public_set(PublicSet(), size, labels)
     logits = score(model, held.images, held.modality, np.arange(len(held.images)))
     return auroc(*per_patient(logits, held.labels, held.patients))
 
@@ -83,7 +90,7 @@ def whiten(model: SmallCNN, slices: Slices) -> None:
 def card(run: RunFolder, name: str, sha256: str, auroc: np.ndarray) -> str:
     """Markdown: what the weights are made of, and what they are not good for."""
     plan, manifest = run.plan, run.manifest
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, auroc, strict=True))
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(plan.model.labels, auroc, strict=True))
     template = Path(__file__).with_name(CARDS.get(plan.name, "card_phantoms.md"))
     return template.read_text(encoding="utf-8").format(
         name=name,
@@ -125,18 +132,20 @@ def public_lineage(run: RunFolder, flat: np.ndarray) -> Lineage:
 def main() -> None:
     folder, out = RunFolder.open(Path(sys.argv[1])), Path(sys.argv[2])
     set_threads(folder.manifest["threads"])
-    model = SmallCNN(len(NAMES))
+    labels = folder.plan.model.labels
+    model = SmallCNN(len(labels))
     manifest = manifest_of(model.state_dict())
     flat = load_model(folder.path / MODEL, manifest)
     lineage = public_lineage(folder, flat)
     model.load_state_dict(unflatten(flat, manifest))
-    auroc = finish(model)
+    auroc = finish(model, labels=labels)
     state = model.state_dict()
     save_model(
         out,
         flatten(state),
         manifest_of(state),
-        {"trained_by": f"plan {folder.plan.name}", KEY: lineage.text()},
+        {"trained_by": f"plan {folder.plan.name}", KEY: lineage.text()}
+        | (labels_said(labels) if labels != DEFAULT_LABELS else {}),
     )
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
     write_bytes(out.with_suffix(".md"), card(folder, out.stem, sha256, auroc).encode())

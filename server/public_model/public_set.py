@@ -6,11 +6,13 @@ Curves over rounds and every choice (epoch, hyper-parameters) come from here, ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts, auroc, per_patient, quantile_edges
 from common.learning import score
 from common.losses import PerSampleLoss
@@ -22,15 +24,15 @@ from common.public_slices import Slices, load_slices
 from common.studies import Samples, Series, decisions, samples_of, series_of_patients, studies_of_patients
 
 
-def public_set(settings: PublicSet, size: int) -> Slices:
-    """The public set of a plan, its slices `size` pixels wide.
+def public_set(settings: PublicSet, size: int, artifacts: Sequence[str] = DEFAULT_LABELS) -> Slices:
+    """The public set of a plan, its slices `size` pixels wide, with labels of `artifacts`.
 
     Raises:
         ConfigError: as `common.public_slices.load_slices`.
     """
     if settings.file is not None and settings.sha256 is not None:
-        return load_slices(Path(settings.file), settings.sha256, size)
-    slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size)
+        return load_slices(Path(settings.file), settings.sha256, size, artifacts)
+    slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size, artifacts)
     projector.cache_clear()  # the scanner's matrices hold a hundred MiB, and nothing else in a run needs them
     return slices
 

@@ -20,11 +20,11 @@ import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
 
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX, MODALITIES, can_occur
 from common.files import write_bytes
 from common.learning import extract_features, set_threads
 from common.model_file import load_model
-from common.models import build
+from common.models import build, network_of
 from common.physics.appearance import PUBLIC_APPEARANCES, Appearance
 from common.physics.phantom import PhantomSlice, draw_patient
 from common.plan import Model
@@ -100,9 +100,9 @@ class Rehearsal:
     """The slices of one shift as the head sees them."""
 
     features: np.ndarray  # float32 (n, F)
-    labels: np.ndarray  # float32 (n, A), nan where the artifact cannot occur
+    labels: np.ndarray  # float32 (n, DEFAULT_LABELS), nan where the artifact cannot occur
     patient: np.ndarray  # int64 (n,), 0 .. PATIENTS - 1
-    version: np.ndarray  # int64 (n,), CLEAN or the artifact's place in NAMES
+    version: np.ndarray  # int64 (n,), CLEAN or the artifact's place in DEFAULT_LABELS
 
 
 def rehearsals_of(model: Model, initial: np.ndarray, *, progress: Progress = silent) -> dict[str, Rehearsal]:
@@ -148,14 +148,14 @@ def rehearse(shift: str, model: Model, initial: np.ndarray, patients: int = PATI
     Args:
         initial: float32 (parameters,).
     """
-    network = build(model.name, model.args)
+    network = network_of(model)
     network.load_state_dict(unflatten(initial, manifest_of(network.state_dict())))
     images, modality, labels, owners, versions = [], [], [], [], []
     for patient in range(patients):
         for version, item in _versions(shift, patient):
             images.append(to_stored(normalize_image(item.image, item.modality, SIZE), item.modality))
             modality.append(MODALITIES.index(item.modality))
-            labels.append([item.labels.get(name, np.nan) for name in NAMES])
+            labels.append([item.labels.get(name, np.nan) for name in DEFAULT_LABELS])
             owners.append(patient)
             versions.append(version)
     return Rehearsal(
@@ -179,14 +179,14 @@ def _versions(shift: str, patient: int) -> Iterator[tuple[int, PhantomSlice]]:
     )
     clean = draw_patient(_showing(look, ""), patient, SEED)
     yield from ((CLEAN, item) for item in clean)
-    for artifact in ARTIFACTS:
-        if artifact.modality == clean[0].modality:
-            shown = draw_patient(_showing(look, artifact.name), patient, SEED)
-            yield from ((INDEX[artifact.name], item) for item in shown)
+    for name in DEFAULT_LABELS:
+        if can_occur(name, clean[0].modality):
+            shown = draw_patient(_showing(look, name), patient, SEED)
+            yield from ((INDEX[name], item) for item in shown)
 
 
 def _showing(look: Appearance, name: str) -> Appearance:
-    return replace(look, prevalence={each: float(each == name) for each in NAMES})
+    return replace(look, prevalence={each: float(each == name) for each in DEFAULT_LABELS})
 
 
 def _rehearsal(arrays: Mapping[str, np.ndarray], shift: str) -> Rehearsal:

@@ -23,8 +23,8 @@ from common.learning import get_threads, set_threads
 from common.lineage import KEY as LINEAGE
 from common.lineage import Lineage, lineage_of_plan
 from common.losses import loss_of
-from common.model_file import described, load_model, save_model
-from common.models import build, fresh
+from common.model_file import described, load_model, save_model, unlearned_labels
+from common.models import fresh, network_of
 from common.optimizers import check_optimizer
 from common.plan import RunPlan
 from common.signing import public_text
@@ -115,7 +115,7 @@ def conduct(
     started = time.monotonic()
     seal = seal or Seal.none(plan)
     check_names(plan)
-    manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    manifest = manifest_of(network_of(plan.model).state_dict())
     initial = initial_weights(plan, manifest)
     sites = describe_sites(
         grid,
@@ -227,12 +227,12 @@ def check_names(plan: RunPlan) -> None:
         ConfigError: unknown loss, or one that mixes patients beside a private arm. The hint lists what is
             known. As `common.public_slices.load_slices`, of the public set.
     """
-    build(plan.model.name, plan.model.args)
-    loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms))
+    network_of(plan.model)
+    loss_of(plan.training, private=any(ARMS[arm].clips for arm in plan.arms), labels=plan.model.labels)
     check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
     if plan.public_set.file is not None:
-        public_set(plan.public_set, plan.image_size)
+        public_set(plan.public_set, plan.image_size, plan.model.labels)
 
 
 def _evaluation(
@@ -263,25 +263,35 @@ def _evaluation(
         "incomplete": sorted(trained.incomplete),
         **({"labels": INJECTED_LABELS} if plan.training.inject is not None else {}),
         **({"evaluates": plan.evaluate.model_dump(mode="json")} if plan.evaluate else {}),
+        **({"unlearned": unlearned} if (unlearned := _unlearned(context, trained)) else {}),
         "edges": scored.edges,
         "public_counts": scored.public_counts,
         **report_numbers(scored.study, plan.scored_arms),
     }
 
 
+def _unlearned(context: RunContext, trained: Trained) -> dict[str, list[str]]:
+    """Of each model the outputs that its starting weights did not have and no site taught it."""
+    labels = context.plan.model.labels
+    found = {
+        name: list(unlearned_labels(flat, context.manifest, labels)) for name, flat in trained.models.items()
+    }
+    return {name: names for name, names in found.items() if names}
+
+
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], tuple[np.ndarray, Counts]]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
-    network = build(plan.model.name, plan.model.args)
-    public = public_samples(public_set(plan.public_set, plan.image_size), plan.model)
+    network = network_of(plan.model)
+    public = public_samples(public_set(plan.public_set, plan.image_size, plan.model.labels), plan.model)
 
     def load(flat: np.ndarray) -> nn.Module:
         network.load_state_dict(unflatten(flat, manifest))
         return network
 
     def score_public(flat: np.ndarray) -> dict[str, float]:
-        return measure(load(flat), public, loss_of(plan.training))
+        return measure(load(flat), public, loss_of(plan.training, labels=plan.model.labels))
 
     return score_public, lambda flat: public_bins(load(flat), public)
 
@@ -328,8 +338,9 @@ def initial_weights(plan: RunPlan, manifest: Manifest) -> np.ndarray:
     if plan.evaluate is not None:
         return np.zeros(0, np.float32)
     if plan.model.initial != "random":
-        return load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
-    return flatten(fresh(plan.model.name, plan.seed, plan.model.args).state_dict())
+        path = resolve_initial(plan.model.initial, plan.model.sha256)
+        return load_model(path, manifest, plan.model.labels)
+    return flatten(fresh(plan.model.name, plan.seed, plan.model.args, plan.model.labels).state_dict())
 
 
 def train_arms(context: RunContext, stages: Sequence[Stage], *, jobs: int = 1) -> Trained:

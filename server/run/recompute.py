@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from common.arms import ARMS, Arm
 from common.errors import FedqcError, RunError
 from common.model_file import load_model
-from common.models import build
+from common.models import network_of
 from common.names import SiteKind
 from common.plan import ReleasedModel
 from common.signing import Statement, parse_public, payload_sha256, verify
@@ -52,7 +52,7 @@ def recompute(folder: RunFolder) -> list[Finding]:
         ConfigError: the plan's starting weights are missing or others than the plan says.
     """
     plan = folder.plan
-    manifest = manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    manifest = manifest_of(network_of(plan.model).state_dict())
     initial = initial_weights(plan, manifest)
     found = [_plan_of(folder)]
     keys = {name: parse_public(text) for name, text in folder.manifest.get("keys", {}).items()}

@@ -17,7 +17,7 @@ import numpy as np
 from common.arms import PUBLIC, is_private
 from common.errors import ConfigError
 from common.model_file import load_model
-from common.models import build
+from common.models import network_of
 from common.plan import Evaluate, ReleasedModel, RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon, with_noise
 from common.privacy import epsilon_text
@@ -188,4 +188,4 @@ def price_text(plan: RunPlan, sites: Sequence[str]) -> str:
 
 
 def _manifest(plan: RunPlan) -> Manifest:
-    return manifest_of(build(plan.model.name, plan.model.args).state_dict())
+    return manifest_of(network_of(plan.model).state_dict())

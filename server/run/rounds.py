@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from common.arms import ARMS, Arm
-from common.artifacts import NAMES
 from common.counts import BINS, DISCLOSED_BINS, Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
 from common.lineage import Lineage
@@ -428,7 +427,8 @@ def scores_of(evaluation: SiteEvaluation) -> SiteScores:
             covariance=_with_bias(evaluation.covariance, list(counts.values())),
             scoring=scoring,
         )
-    deviation = noise_deviation(evaluation.noise_multiplier, len(evaluation.models))
+    models, _, artifacts, _ = evaluation.noised.shape
+    deviation = noise_deviation(evaluation.noise_multiplier, models, artifacts)
     scoring |= {
         "epsilon": evaluation.epsilon,
         "delta": evaluation.delta,
@@ -530,10 +530,12 @@ def score_sites(
         absent={site: code for site, code in absent.items() if site not in scored},
         data_changed=data_changed,
         edges={
-            model: dict(zip(NAMES, rows.astype(float).tolist(), strict=True))
+            model: dict(zip(plan.model.labels, rows.astype(float).tolist(), strict=True))
             for model, rows in zip(names, edges, strict=True)
         },
-        public_counts={model: counts.to_json() for model, (_, counts) in zip(names, bins, strict=True)},
+        public_counts={
+            model: counts.to_json(plan.model.labels) for model, (_, counts) in zip(names, bins, strict=True)
+        },
     )
 
 
@@ -550,4 +552,5 @@ def study_of(
         training=[site for site in sites if plan.trained_at(site)],
         held_out=list(plan.held_out) or [site for site in sites if not plan.trained_at(site)],
         models=list(models),
+        artifacts=plan.model.labels,
     )

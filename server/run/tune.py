@@ -27,9 +27,10 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from common.arms import ARMS
+from common.artifacts import DEFAULT_LABELS
 from common.counts import rank_weights
 from common.errors import PlanError
-from common.models import as_classifier, build
+from common.models import as_classifier, network_of
 from common.physics.threads import one_thread
 from common.plan import Model, RunPlan
 from common.pricing import training_steps, with_noise
@@ -156,6 +157,7 @@ def tune(plan: RunPlan, *, jobs: int = 1, progress: Progress = silent) -> Tuning
         "a stated privacy.noise_multiplier, which follows from the settings": privacy.noise_multiplier
         is not None,
         "model.initial = random": plan.model.initial == "random",
+        "model.labels, as rehearsals have the five by default": plan.model.labels != DEFAULT_LABELS,
         f"privacy.trainable = {privacy.trainable}, as only the head is rehearsed": privacy.trainable
         != "head",
     }
@@ -165,7 +167,7 @@ def tune(plan: RunPlan, *, jobs: int = 1, progress: Progress = silent) -> Tuning
             code="auto-not-possible",
             hint="leave it out, or state clip_norm, learning_rate and steps_per_round",
         )
-    initial = initial_weights(plan, manifest_of(build(plan.model.name, plan.model.args).state_dict()))
+    initial = initial_weights(plan, manifest_of(network_of(plan.model).state_dict()))
     rehearsals = rehearsals_of(plan.model, initial, progress=progress)
     chosen, tried, public = _try_all(plan, head_of(plan.model, initial), rehearsals, progress, jobs)
     return Tuning(
@@ -232,7 +234,7 @@ def tuning_table(found: Tuning) -> str:
 
 def head_of(model: Model, flat: np.ndarray) -> np.ndarray:
     """The head of a network with these weights, bias last: float32 (artifacts, features + 1)."""
-    network = build(model.name, model.args)
+    network = network_of(model)
     network.load_state_dict(unflatten(flat, manifest_of(network.state_dict())))
     head = as_classifier(network).head
     return np.concatenate([head.weight.detach().numpy(), head.bias.detach().numpy()[:, None]], axis=1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WIDTH = 8
@@ -29,7 +29,7 @@ def rows_of(views: ModuleType, people: int, seed: int, *, pairs: bool) -> Any:
     for person in range(people):
         base = 0.3 * rng.standard_normal(WIDTH)
         for place, output in enumerate([None, *views.OUTPUTS]):
-            x, y = base + 0.1 * rng.standard_normal(WIDTH), np.full(len(NAMES), np.nan, np.float32)
+            x, y = base + 0.1 * rng.standard_normal(WIDTH), np.full(len(DEFAULT_LABELS), np.nan, np.float32)
             if output is not None:
                 x[output] += 1.0
             if pairs and output is not None:
@@ -46,7 +46,7 @@ def rows_of(views: ModuleType, people: int, seed: int, *, pairs: bool) -> Any:
 
 
 def test_pairs_teach_and_permuted_labels_do_not(views: ModuleType) -> None:
-    head = np.zeros((len(NAMES), WIDTH), np.float32), np.zeros(len(NAMES), np.float32)
+    head = np.zeros((len(DEFAULT_LABELS), WIDTH), np.float32), np.zeros(len(DEFAULT_LABELS), np.float32)
     sites = [rows_of(views, 20, seed, pairs=True) for seed in (1, 2)]
     test = rows_of(views, 20, 3, pairs=False)
     learned = views.macro(views.trained(head, sites, 4, 20, 0.0), test)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import INDEX, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX
 from common.models import fresh
 from common.models.small_cnn import SmallCNN
 from common.physics.appearance import PUBLIC_APPEARANCES
@@ -33,8 +33,8 @@ def squares(mask_head: ModuleType, count: int, size: int = 32) -> Any:
     """MR slices of which every other one has a bright square, in one of four corners: the void's place."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 1500, (count, size, size)).astype(np.int16)
-    labels = np.full((count, len(NAMES)), np.nan, np.float32)
-    masks = np.full((count, len(NAMES), size // 8, size // 8), np.nan, np.float32)
+    labels = np.full((count, len(DEFAULT_LABELS)), np.nan, np.float32)
+    masks = np.full((count, len(DEFAULT_LABELS), size // 8, size // 8), np.nan, np.float32)
     labels[:, VOID] = np.arange(count) % 2
     masks[:, VOID] = 0
     for row in range(1, count, 2):
@@ -49,7 +49,7 @@ def squares(mask_head: ModuleType, count: int, size: int = 32) -> Any:
 
 def test_without_an_artifact_a_phantom_is_the_same_but_for_it() -> None:
     """The same seeds with prevalence 0: slices that do not show it keep every bit."""
-    differ = dict.fromkeys(NAMES, 0)
+    differ = dict.fromkeys(DEFAULT_LABELS, 0)
     for patient in range(12):
         appearance = PUBLIC_APPEARANCES[patient % len(PUBLIC_APPEARANCES)]
         shown = draw_patient(appearance, patient, 5)
@@ -66,7 +66,7 @@ def test_without_an_artifact_a_phantom_is_the_same_but_for_it() -> None:
 
 def test_masks_show_where_it_is_and_only_what_can_occur(mask_head: ModuleType) -> None:
     data = mask_head.draw_masked(PUBLIC_APPEARANCES, 12, 5, 64)
-    assert data.masks.shape == (len(data.slices.images), len(NAMES), 8, 8)
+    assert data.masks.shape == (len(data.slices.images), len(DEFAULT_LABELS), 8, 8)
     labels = data.slices.labels
     assert np.array_equal(np.isnan(data.masks).all((2, 3)), np.isnan(labels))
     assert not data.masks[labels == 0].any()
@@ -94,7 +94,7 @@ def test_dice_of_masks_is_of_each_slice_alone_and_by_hand(mask_head: ModuleType)
 
 def test_grad_cam_of_a_logit_of_one_channel_is_that_channel(mask_head: ModuleType) -> None:
     torch.manual_seed(0)
-    network = SmallCNN(len(NAMES)).eval()
+    network = SmallCNN(len(DEFAULT_LABELS)).eval()
     data = squares(mask_head, 4, 64)
     channel, width = 5, 64 + 64
     with torch.no_grad():
@@ -132,8 +132,8 @@ def test_a_map_is_cut_where_the_phantoms_for_choosing_say(mask_head: ModuleType)
     assert found[0] == 1
     assert 0.1 < found[1] <= 0.35
     others = squares(mask_head, 8)
-    others.masks[:, [one for one in range(len(NAMES)) if one != VOID]] = 0
-    others.masks[::2, [one for one in range(len(NAMES)) if one != VOID]] = 1
+    others.masks[:, [one for one in range(len(DEFAULT_LABELS)) if one != VOID]] = 0
+    others.masks[::2, [one for one in range(len(DEFAULT_LABELS)) if one != VOID]] = 1
     others.slices.labels[:] = np.arange(8)[:, None] % 2
     located = mask_head.localized([wrong, faint], [wrong, faint], others, others)["susceptibility"]
     assert located["iou"].tolist() == [1] * 4
@@ -144,7 +144,7 @@ def test_a_map_is_cut_where_the_phantoms_for_choosing_say(mask_head: ModuleType)
 def test_a_network_learns_where_it_is(mask_head: ModuleType) -> None:
     data, network = squares(mask_head, 48), fresh("small_cnn", 0)
     torch.manual_seed(0)
-    beside = mask_head.MaskHead(len(NAMES))
+    beside = mask_head.MaskHead(len(DEFAULT_LABELS))
 
     def found() -> float:
         return float(

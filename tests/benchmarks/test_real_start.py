@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import INDEX, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX
 from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan, read_plan
@@ -46,7 +46,7 @@ def start(plan: RunPlan) -> np.ndarray:
 
 def stored(real_start: ModuleType, count: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
-    labels = np.full((count, len(NAMES)), np.nan, np.float32)
+    labels = np.full((count, len(DEFAULT_LABELS)), np.nan, np.float32)
     labels[:, INDEX["motion"]] = rng.integers(0, 2, count)
     images = rng.integers(0, 4096, (count, real_start.SIZE, real_start.SIZE)).astype(np.int16)
     return real_start.Stored(images, np.ones(count, np.int8), labels)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Artifact, applies_to, parse_name
+from common.artifacts import (
+    ARTIFACTS,
+    DEFAULT_LABELS,
+    INDEX,
+    MODALITIES,
+    NAMES,
+    Artifact,
+    applies_to,
+    modality_text,
+    parse_name,
+)
 from common.errors import ConfigError
 
 
 def test_the_order_of_outputs_is_this() -> None:
     """Committed weights and every stored evaluation depend on it: append, never reorder."""
-    assert NAMES[:5] == ("metal", "beam_hardening", "motion", "susceptibility", "chemical_shift")
+    five = ("metal", "beam_hardening", "motion", "susceptibility", "chemical_shift")
+    assert NAMES[:7] == (*five, "quality", "ct_motion")
+    assert five == DEFAULT_LABELS
     assert {name: NAMES.index(name) for name in NAMES} == INDEX
 
 
@@ -45,9 +57,13 @@ def test_an_unknown_word_lists_the_known_ones(word: str) -> None:
     assert all(name in caught.value.hint for name in NAMES)
 
 
-def test_every_artifact_occurs_in_exactly_one_modality() -> None:
+def test_every_artifact_occurs_in_one_modality_and_a_rating_in_both() -> None:
     masks = [applies_to(modality) for modality in MODALITIES]
-    assert all(sum(column) == 1 for column in zip(*masks, strict=True))
+    occurs = {name: sum(column) for name, column in zip(NAMES, zip(*masks, strict=True), strict=True)}
+    assert occurs.pop("quality") == 2
+    assert set(occurs.values()) == {1}
+    assert applies_to("CT", ("motion", "ct_motion")) == (False, True)
+    assert modality_text("quality") == "CT, MR"
     assert not any(applies_to("US"))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from client.agent.server import _guard
 from client.dp.dp_sgd import PrivateSteps, train_private_network
 from common import devices, learning
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.device_slices import SlicesOnDevice, channels_of
 from common.devices import describe, device, on_device, use_device
 from common.errors import ConfigError, RefusedError
@@ -31,7 +31,7 @@ SIZE, SLICES = 32, 8
 rng = np.random.default_rng(0)
 MODALITY = np.array([0, 1] * (SLICES // 2), np.int8)
 IMAGES = rng.integers(0, 3000, (SLICES, SIZE, SIZE)).astype(np.int16)
-LABELS = (rng.random((SLICES, len(NAMES))) < 0.5).astype(np.float32)
+LABELS = (rng.random((SLICES, len(DEFAULT_LABELS))) < 0.5).astype(np.float32)
 LABELS[0, 0] = np.nan
 ROWS, PATIENTS = np.arange(SLICES), np.repeat(np.arange(4), 2)
 TRAININGS: list[dict[str, Any]] = [
@@ -202,8 +202,8 @@ class Small:
         self.sizes: list[int] = []
         of_samples = learning.loss_of
 
-        def loss_of(training: Training) -> Any:
-            loss = of_samples(training)
+        def loss_of(training: Training, **more: Any) -> Any:
+            loss = of_samples(training, **more)
 
             def limited(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
                 self.sizes.append(len(logits))

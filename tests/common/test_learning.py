@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.augmentation import augmenter
 from common.learning import _dropped_out, batches, extract_features, score, seed_for, train_epochs
 from common.models import as_classifier, build
@@ -21,7 +21,7 @@ def slices(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     images = rng.integers(-1000, 3000, (SLICES, SIDE, SIDE)).astype(np.int16)
     modality = np.arange(SLICES) % 2
-    labels = rng.integers(0, 2, (SLICES, len(NAMES))).astype(np.float32)
+    labels = rng.integers(0, 2, (SLICES, len(DEFAULT_LABELS))).astype(np.float32)
     labels[modality == 0, 2:] = np.nan
     labels[modality == 1, :2] = np.nan
     return images, modality.astype(np.int8), labels
@@ -81,7 +81,7 @@ def test_the_plan_names_the_optimizer(name: str) -> None:
 
 def test_a_balanced_pass_learns_from_what_is_rare() -> None:
     """All slices but one are clean: the last one's label decides more of the step than in a uniform pass."""
-    labels = np.zeros((SLICES, len(NAMES)), np.float32)
+    labels = np.zeros((SLICES, len(DEFAULT_LABELS)), np.float32)
     labels[:-1, :] = 0
     other = labels.copy()
     other[-1, 2] = 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.artifacts import INDEX, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX
 from common.errors import ConfigError, PlanError
 from common.losses import (
     LOSSES,
@@ -169,7 +169,7 @@ def test_a_class_weight_counts_present_artifacts_only_and_by_its_number(name: st
 
 
 def test_a_class_weight_by_hand() -> None:
-    logits, labels = torch.zeros(1, len(NAMES)), torch.full((1, len(NAMES)), math.nan)
+    logits, labels = torch.zeros(1, len(DEFAULT_LABELS)), torch.full((1, len(DEFAULT_LABELS)), math.nan)
     labels[0, INDEX["motion"]], labels[0, INDEX["metal"]] = 1, 0
     weighted = loss_named("bce", {}, {"motion": 3.0})
     assert weighted(logits, labels).item() == pytest.approx(2 * math.log(2), rel=1e-6)

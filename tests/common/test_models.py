@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.artifacts import MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.device_slices import channels_of
 from common.errors import ConfigError, PlanError
 from common.model_file import load_model, save_model
@@ -65,7 +65,7 @@ def test_a_network_keeps_to_one_slice_and_changes_nothing_in_place(name: str) ->
         assert not getattr(module, "inplace", False), place
     assert not list(network.buffers())
     assert type(as_classifier(network).head) is nn.Linear
-    assert as_classifier(network).head.out_features == len(NAMES)
+    assert as_classifier(network).head.out_features == len(DEFAULT_LABELS)
     # without GroupNorm layers on a single channel, which would leave nothing of it
     groups = [one for one in network.modules() if isinstance(one, nn.GroupNorm)]
     assert groups
@@ -83,7 +83,7 @@ def test_a_network_takes_slices_of_any_size_and_its_head_is_linear(name: str, si
         assert torch.equal(as_classifier(network).head(features), logits)
         assert torch.equal(network.eval()(x), logits)
     assert torch.equal(x, before)
-    assert logits.shape == (3, len(NAMES))
+    assert logits.shape == (3, len(DEFAULT_LABELS))
     assert logits.isfinite().all()
     assert (logits[0] != logits[1]).any()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.preprocess import PREPROCESS_VERSION
 from common.public_slices import FORMAT, Slices, load_slices, save_slices
@@ -21,7 +21,7 @@ SIDE = 8
 
 
 def slices() -> Slices:
-    labels = np.full((4, len(NAMES)), np.nan, np.float32)
+    labels = np.full((4, len(DEFAULT_LABELS)), np.nan, np.float32)
     labels[:, 2] = [1, 0, 0, np.nan]
     return Slices(
         images=np.arange(4 * SIDE * SIDE, dtype=np.int16).reshape(4, SIDE, SIDE),
@@ -49,7 +49,7 @@ def test_series_come_back(tmp_path: Path) -> None:
 
 
 def test_columns_of_a_version_with_other_artifacts_are_found_by_name(tmp_path: Path) -> None:
-    names = [NAMES[3], NAMES[1]]
+    names = [DEFAULT_LABELS[3], DEFAULT_LABELS[1]]
     labels = np.array([[1, 0], [0, 1], [0, 1], [0, 0]], np.float32)
     sha256 = written(tmp_path / "x", labels=labels, artifacts=names)
     found = load_slices(tmp_path / "x", sha256, SIDE).labels
@@ -63,7 +63,7 @@ def written(path: Path, **changes: Any) -> str:
     about = {
         "format": FORMAT,
         "preprocess": str(PREPROCESS_VERSION),
-        "artifacts": json.dumps(changes.pop("artifacts", NAMES)),
+        "artifacts": json.dumps(changes.pop("artifacts", DEFAULT_LABELS)),
     } | changes.pop("about", {})
     given = slices()
     arrays = {name: getattr(given, name) for name in ("images", "modality", "labels", "patients")}
@@ -76,12 +76,15 @@ ONE_PATIENT = np.zeros(4, np.int64)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a model": ({"about": {"format": "none"}}, "not a public set"),
     "another preparation": ({"about": {"preprocess": "0"}}, "prepared images in another way"),
-    "an unknown artifact": ({"artifacts": ["zipper", *NAMES[1:]]}, "'zipper' is unknown"),
+    "an unknown artifact": ({"artifacts": ["zipper", *DEFAULT_LABELS[1:]]}, "'zipper' is unknown"),
     "artifacts that are no list": ({"about": {"artifacts": "7"}}, "not a public set"),
     "floats for images": ({"images": np.zeros((4, SIDE, SIDE), np.float32)}, "`images` is float32"),
     "labels of another length": ({"labels": slices().labels[:3]}, "`labels` is float32 (3, "),
     "an unknown modality": ({"modality": np.full(4, 9, np.int8)}, "`modality` holds unknown codes"),
-    "a severity for a label": ({"labels": np.full((4, len(NAMES)), 0.5, np.float32)}, "other values than"),
+    "a severity for a label": (
+        {"labels": np.full((4, len(DEFAULT_LABELS)), 0.5, np.float32)},
+        "other values than",
+    ),
     "a series of two patients": ({"series": np.array([1, 1, 1, 2])}, "`series` has one of several patients"),
     "series of another length": ({"series": np.zeros(3, np.int64)}, "`series` is int64 (3,)"),
     "one patient": ({"patients": ONE_PATIENT}, "nothing can be scored"),

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.plan import Training
 from common.samplers import SAMPLERS, balanced, draw_weights, uniform
 
@@ -17,10 +17,10 @@ CT, MR = 0, 1
 def site(*, clean: int = 80, motion: int = 16, both: int = 4, ct: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Modality and labels: MR slices that are clean, show motion, or motion and susceptibility; clean CT."""
     count = clean + motion + both
-    labels = np.full((count + ct, len(NAMES)), np.nan, np.float32)
+    labels = np.full((count + ct, len(DEFAULT_LABELS)), np.nan, np.float32)
     labels[:count, 2:] = 0
-    labels[clean:count, NAMES.index("motion")] = 1
-    labels[clean + motion : count, NAMES.index("susceptibility")] = 1
+    labels[clean:count, DEFAULT_LABELS.index("motion")] = 1
+    labels[clean + motion : count, DEFAULT_LABELS.index("susceptibility")] = 1
     labels[count:, :2] = 0
     return np.repeat([MR, CT], [count, ct]), labels
 
@@ -53,7 +53,7 @@ def test_a_slice_that_nobody_assessed_is_not_drawn() -> None:
 
 
 def test_a_severity_counts_as_present() -> None:
-    labels = np.zeros((4, len(NAMES)), np.float32)
+    labels = np.zeros((4, len(DEFAULT_LABELS)), np.float32)
     labels[0, 2] = 0.3
     assert draw_weights(np.full(4, MR), labels) == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
 

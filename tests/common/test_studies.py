@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.augmentation import augmenter
 from common.counts import per_patient
 from common.devices import on_device
@@ -46,7 +46,7 @@ def studies(seed: int = 0, *, reverse: bool = False) -> Samples:
     series = np.concatenate([np.full(count, number) for number, count in enumerate(COUNTS)])
     series = np.random.default_rng(1).permutation(series)
     order = np.argsort(series, kind="stable")[:: -1 if reverse else 1]
-    labels = rng.integers(0, 2, (len(series), len(NAMES))).astype(np.float32)
+    labels = rng.integers(0, 2, (len(series), len(DEFAULT_LABELS))).astype(np.float32)
     labels[rng.random(labels.shape) < 0.4] = np.nan
     return samples_of(
         MODEL,
@@ -217,7 +217,7 @@ def test_a_network_of_studies_learns(pooling: str) -> None:
     images = rng.integers(0, 1500, (count * 3, SIDE, SIDE)).astype(np.int16)
     patients, present = np.repeat(np.arange(count), 3), np.arange(count) % 2
     images[3 * np.flatnonzero(present) + 1, 8:20, 8:20] = 6000
-    labels = np.full((len(images), len(NAMES)), np.nan, np.float32)
+    labels = np.full((len(images), len(DEFAULT_LABELS)), np.nan, np.float32)
     labels[:, 2] = 0
     labels[3 * np.flatnonzero(present) + 1, 2] = 1
     modality = np.ones(len(images), np.int8)
@@ -264,7 +264,7 @@ def neighbours(seed: int = 0, *, model: Model = Model(args={"neighbours": True})
         model,
         rng.integers(-1000, 3000, (5, SIDE, SIDE)).astype(np.int16),
         np.array([0, 1, 0, 1, 0], np.int8),
-        rng.integers(0, 2, (5, len(NAMES))).astype(np.float32),
+        rng.integers(0, 2, (5, len(DEFAULT_LABELS))).astype(np.float32),
         np.array([6, 7, 6, 7, 6]),
         lambda: Series(np.array([8, 3, 8, 3, 8]), np.array([4, 1, 0, 3, 2]), np.zeros(5, np.int64)),
     )
@@ -331,7 +331,7 @@ def test_slices_with_neighbours_of_several_sites_stay_beside_their_own() -> None
 
 def of_series(**args: Any) -> Samples:
     """Patient 5 has a study of three series (slices 0-1, 2, 6-7), patient 9 two studies of one (3, 4-5)."""
-    labels = np.full((8, len(NAMES)), np.nan, np.float32)
+    labels = np.full((8, len(DEFAULT_LABELS)), np.nan, np.float32)
     labels[:, 0] = [0, 0, 1, 0, 0, 1, np.nan, np.nan]
     study = np.array([1, 1, 1, 7, 4, 4, 1, 1])
     return samples_of(
@@ -370,18 +370,18 @@ def test_a_site_without_slices_has_no_studies(args: dict[str, Any]) -> None:
         Model(name="study", args={"slices": 2} | args),
         np.zeros((0, SIDE, SIDE), np.int16),
         none.astype(np.int8),
-        np.zeros((0, len(NAMES)), np.float32),
+        np.zeros((0, len(DEFAULT_LABELS)), np.float32),
         none,
         lambda: Series(none, none, none),
     )
     assert len(samples.images) == 0
-    found, labels, patients = decisions(np.zeros((0, len(NAMES))), samples, none)
+    found, labels, patients = decisions(np.zeros((0, len(DEFAULT_LABELS))), samples, none)
     assert len(found) == len(labels) == len(patients) == 0
 
 
 def test_decisions_about_series_become_one_of_their_study_by_hand() -> None:
     """Of series that were assessed: the third of patient 5 was not."""
-    logits = np.zeros((5, len(NAMES)))
+    logits = np.zeros((5, len(DEFAULT_LABELS)))
     logits[:, 0] = np.log([0.2 / 0.8, 0.5 / 0.5, 0.3 / 0.7, 0.6 / 0.4, 0.9 / 0.1])
     for fusion, expected in (("mean", [0.35, 0.3, 0.6]), ("noisy_or", [0.6, 0.3, 0.6])):
         samples = of_series(fusion=fusion)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import common.models
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.learning import extract_features, score
 from common.lineage import lineage_of_plan, read_lineage
 from common.model_file import load_model
@@ -63,7 +63,7 @@ def test_what_the_head_sees_is_whitened_and_no_logit_changes(run: RunFolder) -> 
     rows = np.arange(len(slices.images))
     before = score(model, slices.images, slices.modality, rows)
     auroc = finish(model, patients=40, size=32)
-    assert auroc.shape == (len(NAMES),)
+    assert auroc.shape == (len(DEFAULT_LABELS),)
     np.testing.assert_allclose(score(model, slices.images, slices.modality, rows), before, atol=1e-4)
     covariance = np.cov(extract_features(model, slices.images, slices.modality, rows).T)
     variances = np.diag(covariance)
@@ -110,7 +110,7 @@ def test_a_run_on_people_and_phantoms_goes_on_from_the_phantoms_start(real_run: 
 
 
 def test_the_card_of_the_real_start_names_data_licences_command_seed_and_hash(real_run: RunFolder) -> None:
-    text = card(real_run, "small_cnn_real", "ab" * 32, np.full(len(NAMES), 0.9))
+    text = card(real_run, "small_cnn_real", "ab" * 32, np.full(len(DEFAULT_LABELS), 0.9))
     words = ("CC BY 4.0", "CC BY 3.0", "10.6084/m9.figshare.1512427", "make real-start", "ab" * 32)
     for word in (*words, f"seed {real_run.plan.seed}", real_run.plan.sha256()[:12]):
         assert word in text

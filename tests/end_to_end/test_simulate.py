@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts
 from common.plan import read_plan
 from common.pricing import with_noise
@@ -75,7 +75,7 @@ def test_metrics_are_arm_site_artifact(told: dict[str, Any]) -> None:
     for arm, by_site in told["metrics"].items():
         assert tuple(by_site) == (TRAINING if arm == "local" else SITES)
         for by_artifact in by_site.values():
-            assert tuple(by_artifact) == NAMES
+            assert tuple(by_artifact) == DEFAULT_LABELS
             for found in by_artifact.values():
                 assert set(found) == {"auroc", "low", "high", "n_pos", "n_neg"}
                 if found["auroc"] is None:
@@ -130,7 +130,7 @@ def test_every_metric_follows_from_the_stored_counts(written: dict[str, Any]) ->
         for model, sparse in by_model.items():
             counts = Counts.from_json(sparse)
             auroc, (low, high) = counts.auroc(), counts.interval()
-            for position, name in enumerate(NAMES):
+            for position, name in enumerate(DEFAULT_LABELS):
                 found = written["matrix"][model][site][name]
                 assert (found["n_pos"], found["n_neg"]) == (counts.n_pos[position], counts.n_neg[position])
                 for key, expected in (("auroc", auroc), ("low", low), ("high", high)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.arms import is_private
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import DEFAULT_LABELS, can_occur
 from common.counts import Counts, auroc_covariance
 from common.plan import RunPlan
 from server.evaluation.estimates import SiteScores, Study, report_numbers
@@ -39,12 +39,12 @@ def site_scores(
     """Random patients, half CT and half MR; models share most of their mistakes, as real ones do."""
     rng = np.random.default_rng(seed)
     is_ct = rng.random(patients) < 0.5
-    labels = (rng.random((patients, len(NAMES))) < 0.4).astype(float)
-    for number, artifact in enumerate(ARTIFACTS):
-        labels[is_ct != (artifact.modality == "CT"), number] = np.nan
-        if artifact.name == empty:
+    labels = (rng.random((patients, len(DEFAULT_LABELS))) < 0.4).astype(float)
+    for number, artifact in enumerate(DEFAULT_LABELS):
+        labels[is_ct != can_occur(artifact, "CT"), number] = np.nan
+        if artifact == empty:
             labels[:, number] = np.nan
-        if artifact.name == only_negative:
+        if artifact == only_negative:
             labels[labels[:, number] == 1, number] = 0.0
     common = rng.normal(0, 0.9, labels.shape)
     logits = []

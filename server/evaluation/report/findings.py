@@ -338,7 +338,7 @@ def remarks(reading: Reading) -> list[str]:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
-    lines += private_gain(reading)
+    lines += [*private_gain(reading), *_unlearned(reading)]
     for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}
@@ -399,6 +399,19 @@ def _estimable(reading: Reading) -> list[str]:
         reading.say(
             "headline.cells", estimable=total - len(missing), total=total, missing=_some(reading, named)
         )
+    ]
+
+
+def _unlearned(reading: Reading) -> list[str]:
+    """Models with outputs that nobody taught them: in their macro scores these count as 0.5."""
+    return [
+        reading.say(
+            "headline.unlearned",
+            model=reading.label(model),
+            artifacts=reading.listing([reading.title(name) for name in reading.unlearned(model)]),
+        )
+        for model in reading.models
+        if reading.unlearned(model)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.arms import is_private
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import ARTIFACTS
 from common.counts import Counts
 from common.files import write_bytes
 from common.i18n import Say, speaker
@@ -309,6 +310,8 @@ def artifact_cell(reading: Reading, model: str, site: str, artifact: str) -> Cel
     if found["auroc"] is None:
         empty = not found["n_pos"] and not found["n_neg"]
         return Cell(text=reading.say("missing.n0" if empty else "missing.not_estimable"), missing=True)
+    if artifact in reading.unlearned(model):
+        return Cell(text=reading.say("missing.unlearned"), missing=True)
     alarm = (site, model, artifact) in reading.below_chance
     crowded = bool(found.get("crowded"))
     return Cell(
@@ -540,12 +543,10 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
         {
             "title": heading,
             "figure": figures.roc(
-                [_roc_panel(reading, sites, artifact, unseen) for artifact in reading.artifact_numbers],
+                [_roc_panel(reading, sites, artifact, unseen) for artifact in reading.artifacts],
                 say("roc.alt", where=heading),
             ),
-            "above": [
-                line for artifact in reading.artifact_numbers for line in _above(reading, sites, artifact)
-            ]
+            "above": [line for artifact in reading.artifacts for line in _above(reading, sites, artifact)]
             if len(sites) > 1
             else [],
         }
@@ -553,11 +554,11 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
     ]
 
 
-def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
+def _above(reading: Reading, sites: list[str], artifact: str) -> list[str]:
     """The curves of merged counts that lie above the curve of every site that is in them: a pooled AUROC of
     hospitals whose prevalences and scores differ is no AUROC of any of them.
     """
-    found = []
+    found, place = [], reading.number(artifact)
     for arm in reading.arms:
         scored = [
             (site, model)
@@ -567,13 +568,13 @@ def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
             and (model := reading.model_at(arm, site))
         ]
         each = [reading.counts(site, model) for site, model in scored]
-        at_sites = [value for counts in each if np.isfinite(value := float(counts.auroc()[artifact]))]
-        merged = sum_of(each).auroc()[artifact]
+        at_sites = [value for counts in each if np.isfinite(value := float(counts.auroc()[place]))]
+        merged = sum_of(each).auroc()[place] if each else np.nan
         if len(at_sites) > 1 and merged > max(at_sites):
             found.append(
                 reading.say(
                     "roc.above",
-                    artifact=reading.with_modality(NAMES[artifact]),
+                    artifact=reading.with_modality(artifact),
                     arm=reading.label(arm),
                     merged=score(float(merged)),
                     low=score(min(at_sites)),
@@ -585,27 +586,24 @@ def _above(reading: Reading, sites: list[str], artifact: int) -> list[str]:
 
 def sum_of(counts: list[Counts]) -> Counts:
     """All counts added up."""
-    merged = Counts.empty()
-    for one in counts:
-        merged = merged.merge(one)
-    return merged
+    return functools.reduce(Counts.merge, counts)
 
 
-def _roc_panel(reading: Reading, sites: list[str], artifact: int, unseen: bool) -> figures.RocPanel:
-    lines, sizes = [], [0, 0]
+def _roc_panel(reading: Reading, sites: list[str], artifact: str, unseen: bool) -> figures.RocPanel:
+    lines, sizes, place = [], [0, 0], reading.number(artifact)
     scored = [site for site in sites if reading.is_scored(site) and site not in reading.noised]
     for model in reading.models if unseen else reading.arms:
-        merged = Counts.empty()
+        merged = Counts.empty(len(reading.outputs))
         for site in scored:
             if used := model if unseen else reading.model_at(model, site):
                 merged = merged.merge(reading.counts(site, used))
-        sizes = [max(sizes[0], int(merged.n_pos[artifact])), max(sizes[1], int(merged.n_neg[artifact]))]
-        if np.isfinite(merged.auroc()[artifact]):
-            fpr, tpr = merged.roc(artifact)
+        sizes = [max(sizes[0], int(merged.n_pos[place])), max(sizes[1], int(merged.n_neg[place]))]
+        if np.isfinite(merged.auroc()[place]):
+            fpr, tpr = merged.roc(place)
             points = list(zip(fpr.tolist(), tpr.tolist(), strict=True))
             lines.append(figures.RocLine(model=model, label=reading.label(model), points=points))
     return figures.RocPanel(
-        title=reading.with_modality(NAMES[artifact]),
+        title=reading.with_modality(artifact),
         note=f"n {sizes[0]} / {sizes[1]}",
         missing=reading.say("missing.not_estimable" if any(sizes) else "missing.n0"),
         lines=lines,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.arms import ARMS
-from common.artifacts import ARTIFACTS, INDEX, NAMES
+from common.artifacts import ARTIFACTS, INDEX, modality_text
 from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts
 from common.i18n import Say
 from common.privacy import epsilon_text
@@ -19,7 +19,7 @@ from server.evaluation.noised import NoisedCounts
 from server.evaluation.operating import Performance, Point, noised_performance, performance, point_of
 from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH
-from server.evaluation_file import Claim, Contrast, Evaluation, Gap, Score, SiteRow, Worst
+from server.evaluation_file import Claim, Contrast, Evaluation, Gap, Score, SiteRow, Worst, artifacts_of
 
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
@@ -129,6 +129,10 @@ class Reading:
         """Whether a site's patients trained a model."""
         return trained_at(model, site, self.training)
 
+    def unlearned(self, model: str) -> list[str]:
+        """The outputs of a model that nobody taught it."""
+        return self.evaluation.get("unlearned", {}).get(model, [])
+
     # arms and models
 
     @property
@@ -162,7 +166,7 @@ class Reading:
         rows = self.evaluation["counts"][site][model]
         none = {"positives": [0] * NOISED_BINS, "negatives": [0] * NOISED_BINS}
         positives, negatives = (
-            np.array([rows.get(name, none)[kind] for name in NAMES], np.int64)
+            np.array([rows.get(name, none)[kind] for name in self.outputs], np.int64)
             for kind in ("positives", "negatives")
         )
         deviation = float(self.noised[site]["deviation"])
@@ -188,12 +192,9 @@ class Reading:
         if key not in self._points:
             public = self.evaluation.get("public_counts", {}).get(model)
             edges = self.evaluation.get("edges", {}).get(model, {}).get(artifact)
+            between = None if edges is None else np.array(edges)
             self._points[key] = (
-                point_of(
-                    self._public(model), INDEX[artifact], None if edges is None else np.array(edges), bins
-                )
-                if public
-                else None
+                point_of(self._public(model), self.number(artifact), between, bins) if public else None
             )
         return self._points[key]
 
@@ -216,9 +217,9 @@ class Reading:
         if key not in self._performances:
             point = self.point(model, artifact, self.bins(site))
             self._performances[key] = (
-                noised_performance(self.noised_counts(site, model), INDEX[artifact], point)
+                noised_performance(self.noised_counts(site, model), self.number(artifact), point)
                 if site in self.noised
-                else performance(self.counts(site, model), INDEX[artifact], point)
+                else performance(self.counts(site, model), self.number(artifact), point)
             )
         return self._performances[key]
 
@@ -409,13 +410,18 @@ class Reading:
         return artifact.replace("_", " ")
 
     def with_modality(self, artifact: str) -> str:
-        return f"{self.title(artifact)} ({ARTIFACTS[INDEX[artifact]].modality})"
+        return f"{self.title(artifact)} ({modality_text(artifact)})"
 
     # artifacts
 
     @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of the run's models, in the order of the vocabulary."""
+        return artifacts_of(self.evaluation)
+
+    @cached_property
     def artifacts(self) -> list[str]:
-        """The artifacts that any site has patients assessed for, in the order of the vocabulary."""
+        """Of these, the artifacts that any site has patients assessed for."""
         known = {
             artifact
             for at_sites in self.evaluation["matrix"].values()
@@ -423,15 +429,11 @@ class Reading:
             for artifact, row in rows.items()
             if site in self.noised or row["n_pos"] or row["n_neg"]
         }
-        return [name for name in NAMES if name in known]
+        return [name for name in self.outputs if name in known]
 
     def number(self, artifact: str) -> int:
         """Its place among a model's outputs."""
-        return INDEX[artifact]
-
-    @property
-    def artifact_numbers(self) -> list[int]:
-        return [INDEX[name] for name in self.artifacts]
+        return self.outputs.index(artifact)
 
     @cached_property
     def missing(self) -> list[Gap]:

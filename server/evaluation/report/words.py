@@ -317,6 +317,9 @@ ENGLISH: dict[str, str] = {
         "Significantly below 0.5, one-sided, after Holm's correction for {looks} looks. Exchanged labels "
         "look so."
     ),
+    "headline.unlearned": (
+        "{model} never learned {artifacts}: it scores every patient alike, which counts as 0.5 in its means."
+    ),
     "headline.cells": (
         "The scores average {estimable} of {total} cells, of a site and an artifact, that have two "
         "patients with and two without. In none of them: {missing}."
@@ -506,6 +509,7 @@ ENGLISH: dict[str, str] = {
     "where.unseen": "unseen",
     # missing
     "missing.n0": "n = 0",
+    "missing.unlearned": "never learned",
     "missing.not_estimable": "not estimable",
     "missing.noise": "not estimable at this n and ε",
     "missing.unscored": "not scored",

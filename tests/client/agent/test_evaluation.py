@@ -19,7 +19,7 @@ from client.agent.tasks import Agent
 from client.data.cohort import load_cohort
 from client.site.enrolment import LEVELS
 from client.site.ledger import Ledger
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import (
     BINS,
     DISCLOSED_BINS,
@@ -38,7 +38,7 @@ from common.wire import DescribeTask, EvaluateTask, SiteEvaluation, SiteReadines
 from tests.helpers.consortium import HELD_OUT, settle, tiny_plan
 from tests.helpers.site_agent import BASE, HEAD, A, agent, ledger, refusal_of, rows
 
-ARTIFACTS = len(NAMES)
+ARTIFACTS = len(DEFAULT_LABELS)
 SPLIT = {"train": 0.6, "test": 0.4}
 
 
@@ -115,7 +115,7 @@ def test_one_patient_more_or_less_changes_the_counts_by_at_most_the_sensitivity(
     edges = np.sort(np.random.default_rng(seed).normal(0, 3, (2, ARTIFACTS, EDGES)))
     change = counted([*others, one], edges) - counted(others, edges)
     assert (change**2).sum() <= 2 * ARTIFACTS
-    assert noise_deviation(1.0, 2) == pytest.approx(np.sqrt(2 * ARTIFACTS))
+    assert noise_deviation(1.0, 2, ARTIFACTS) == pytest.approx(np.sqrt(2 * ARTIFACTS))
 
 
 def empty_release(noise: float = 2.0, models: int = 10) -> np.ndarray:
@@ -127,7 +127,7 @@ def empty_release(noise: float = 2.0, models: int = 10) -> np.ndarray:
 
 def test_an_empty_test_set_gives_noise_of_the_stated_deviation_everywhere() -> None:
     drawn = np.stack([empty_release() for _ in range(60)])
-    expected = noise_deviation(2.0, 10) ** 2 + 1 / 12  # rounding to whole counts
+    expected = noise_deviation(2.0, 10, ARTIFACTS) ** 2 + 1 / 12  # rounding to whole counts
     relative = drawn.astype(float).var() / expected
     assert drawn.dtype == np.int64
     assert abs(relative - 1) < 5 * np.sqrt(2 / drawn.size)
@@ -461,7 +461,7 @@ def relabel_one(data: Path, name: str = A) -> None:
     with sheet.open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     for row in table:
-        for artifact in NAMES if row["file"] in files else ():
+        for artifact in DEFAULT_LABELS if row["file"] in files else ():
             row[artifact] = {"0": "1", "1": "0"}.get(row[artifact], row[artifact])
             row[f"{artifact}_severity"] = ""
     with sheet.open("w", encoding="utf-8", newline="") as file:

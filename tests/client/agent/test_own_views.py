@@ -13,7 +13,7 @@ import pytest
 from client.agent.own_views import draw_views
 from client.dp import dp_sgd
 from client.site.config import read_site
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.learning import get_threads
 from common.plan import Inject, RunPlan
@@ -248,7 +248,7 @@ def test_sites_without_any_label_train_together(data: Path, tmp_path: Path) -> N
         (record,) = folder.arm(arm).rounds()
         assert sorted(record["weights"]) == sorted(TRAINING)
     cells = folder.evaluation["metrics"]["federated"][TRAINING[0]]
-    assert {cells[name]["n_pos"] for name in NAMES} == {0}
+    assert {cells[name]["n_pos"] for name in DEFAULT_LABELS} == {0}
     assert SITES[3] in folder.evaluation["metrics"]["federated"]
     assert folder.evaluation["labels"] == "sheet and injected views"
     assert "- Labels: sheet and injected views." in (tmp_path / "run" / "model_card.md").read_text("utf-8")

@@ -22,7 +22,7 @@ from client.dp.engines.examples import Examples
 from client.dp.injected import InjectedRows
 from client.dp.release import clipped_integer_sum, grid_of
 from client.dp.sampler import draw_slices, rows_by_patient, sample_patients
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.losses import masked_bce
 from common.models import build, fresh
@@ -38,7 +38,7 @@ def site(counts: list[int], dtype: torch.dtype = torch.float32) -> tuple[Example
     generator = torch.Generator().manual_seed(0)
     total = sum(counts)
     images = torch.rand(total, 2, SIDE, SIDE, generator=generator).to(dtype)
-    labels = torch.randint(0, 2, (total, len(NAMES)), generator=generator).to(dtype)
+    labels = torch.randint(0, 2, (total, len(DEFAULT_LABELS)), generator=generator).to(dtype)
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = torch.nan
     patients = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     return Examples(inputs=lambda rows: images[rows], labels=labels), patients
@@ -270,7 +270,11 @@ class Unused(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
-        self.conv, self.aside, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Linear(4, len(NAMES))
+        self.conv, self.aside, self.head = (
+            nn.Conv2d(2, 4, 3),
+            nn.Conv2d(2, 4, 3),
+            nn.Linear(4, len(DEFAULT_LABELS)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.conv(x)
@@ -282,7 +286,7 @@ class Unused(nn.Module):
 class Normalized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.head = nn.BatchNorm2d(2), nn.Linear(2, len(NAMES))
+        self.norm, self.head = nn.BatchNorm2d(2), nn.Linear(2, len(DEFAULT_LABELS))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x).mean((2, 3)))

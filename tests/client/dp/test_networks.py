@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from client.dp.engines import ENGINES
 from client.dp.engines.examples import Examples
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.learning import keep_freed_memory
 from common.losses import BATCH_LOSSES, LOSSES, PerSampleLoss, masked_bce
 from common.models import MODELS, build, fresh
@@ -67,7 +67,7 @@ def examples_of(
     images = torch.rand(
         sum(COUNTS), *((STUDY_SLICES,) if studies else ()), 2, side, side, generator=generator
     )
-    labels = torch.randint(0, 2, (sum(COUNTS), len(NAMES)), generator=generator).float()
+    labels = torch.randint(0, 2, (sum(COUNTS), len(DEFAULT_LABELS)), generator=generator).float()
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = torch.nan
     slices = np.split(np.arange(sum(COUNTS)), np.cumsum(COUNTS)[:-1])
     if changed is not None:
@@ -280,7 +280,7 @@ class BatchStatistics(nn.Module):
         self.conv, self.norm, self.head = (
             nn.Conv2d(2, 8, 3, 4),
             nn.BatchNorm2d(8, track_running_stats=False),
-            nn.Linear(8, len(NAMES)),
+            nn.Linear(8, len(DEFAULT_LABELS)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ class PatchesAsSamples(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unit, self.head = ConvUnit(2, 8, 3, 2), nn.Linear(8, len(NAMES))
+        self.unit, self.head = ConvUnit(2, 8, 3, 2), nn.Linear(8, len(DEFAULT_LABELS))
 
     def forward(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
@@ -331,7 +331,7 @@ class SlicesAsSamples(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unit, self.head = ConvUnit(2, 8, 3, 2), nn.Linear(8, len(NAMES))
+        self.unit, self.head = ConvUnit(2, 8, 3, 2), nn.Linear(8, len(DEFAULT_LABELS))
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.unit(x.nan_to_num().flatten(0, 1)).mean((2, 3))

@@ -14,7 +14,7 @@ from client.predict.model import START, Model, find_model
 from client.predict.operating_point import operating_points, point_of, points_of
 from client.predict.predict import Finding
 from client.simulation.phantom_sites import write_site
-from common.artifacts import MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.counts import patient_labels
 from common.operating_point import LEAST_FOUND
 from common.physics.appearance import SITE_APPEARANCES
@@ -61,11 +61,11 @@ def test_a_threshold_that_raises_too_many_alarms_decides_nothing(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labelled = slices(40, model.size)
-    present = labelled.labels[:, NAMES.index("motion")]
+    present = labelled.labels[:, DEFAULT_LABELS.index("motion")]
     for share, decides in ((0.0, True), (0.3, False)):
-        logits = np.zeros((40, len(NAMES)), np.float32)
-        logits[:, NAMES.index("motion")] = np.where(present == 1, 1, 0)
-        logits[: int(40 * share), NAMES.index("motion")] = 1
+        logits = np.zeros((40, len(DEFAULT_LABELS)), np.float32)
+        logits[:, DEFAULT_LABELS.index("motion")] = np.where(present == 1, 1, 0)
+        logits[: int(40 * share), DEFAULT_LABELS.index("motion")] = 1
         monkeypatch.setattr(operating_point, "score", lambda *how, logits=logits: logits)
         found = points_of(model, labelled, "site")
         assert found.patients["motion"].decides is decides
@@ -78,9 +78,9 @@ def test_a_threshold_that_raises_too_many_alarms_decides_nothing(
 def slices(patients: int, size: int) -> Slices:
     """MR noise; motion is in every second patient, metal in two."""
     rng = np.random.default_rng(5)
-    labels = np.full((patients, len(NAMES)), np.nan, np.float32)
-    labels[:, NAMES.index("motion")] = np.arange(patients) % 2
-    labels[:, NAMES.index("susceptibility")] = np.arange(patients) < 2
+    labels = np.full((patients, len(DEFAULT_LABELS)), np.nan, np.float32)
+    labels[:, DEFAULT_LABELS.index("motion")] = np.arange(patients) % 2
+    labels[:, DEFAULT_LABELS.index("susceptibility")] = np.arange(patients) < 2
     return Slices(
         images=rng.integers(0, 4096, (patients, size, size)).astype(np.int16),
         modality=np.full(patients, MODALITIES.index("MR"), np.int8),
@@ -144,5 +144,5 @@ def test_a_sites_thresholds_come_from_its_labelled_training_patients_and_no_othe
     assert 0 < trains.sum() < len(trains)
     labels = patient_labels(cohort.labels[trains], cohort.patients[trains])
     for name in found.origins["site"]:
-        own, point = labels[:, NAMES.index(name)], found.patients[name]
+        own, point = labels[:, DEFAULT_LABELS.index(name)], found.patients[name]
         assert (point.positives, point.negatives) == ((own == 1).sum(), (own == 0).sum())

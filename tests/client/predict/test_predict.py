@@ -30,7 +30,7 @@ from client.predict.page import render
 from client.predict.predict import Predictions, predict
 from client.predict.text import columns_of, next_steps, report_text
 from client.predict.words import LANGUAGES
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import patient_scores
 from common.i18n import speaker
 from common.preprocess import to_stored
@@ -51,7 +51,7 @@ POINT = Point(
     offset=0.0,
 )
 ALARMS = OperatingPoints(
-    images=dict.fromkeys(NAMES, POINT), patients=dict.fromkeys(NAMES, POINT)
+    images=dict.fromkeys(DEFAULT_LABELS, POINT), patients=dict.fromkeys(DEFAULT_LABELS, POINT)
 )  # every image is called positive
 
 
@@ -119,7 +119,7 @@ def test_images_series_and_studies_are_judged_and_every_other_file_has_a_reason(
     ct, mr = found.studies[0].series
     assert [(one.modality, len(one.images), one.judged) for one in (ct, mr)] == [("CT", 4, 4), ("MR", 2, 2)]
     assert [finding.artifact for finding in ct.findings] == ["metal", "beam_hardening"]
-    assert [finding.artifact for finding in mr.images[0].findings] == list(NAMES[2:])
+    assert [finding.artifact for finding in mr.images[0].findings] == list(DEFAULT_LABELS[2:])
     assert [image.outside for image in found.studies[1].series[0].images] == ["little-body"]
     assert {one.code for one in found.skipped} == {"foreign-file"}
     assert (found.files, found.images, found.judged) == (8, 7, 6)

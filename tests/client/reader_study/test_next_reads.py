@@ -12,7 +12,7 @@ import pytest
 from client.data.cohort import load_cohort
 from client.reader_study.labelling import site_images
 from client.reader_study.next_reads import farthest_first, next_reads
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from tests.helpers.command_line import typed
 from tests.helpers.consortium import settle
@@ -31,7 +31,7 @@ def test_only_unread_studies_of_training_patients_are_proposed(data: Path) -> No
     settle(data / A, labels="labels.csv")
     sheet = data / A / "labels.csv"
     header, *lines = sheet.read_text(encoding="utf-8").splitlines()
-    assert header.startswith(f"file,{NAMES[0]}")
+    assert header.startswith(f"file,{DEFAULT_LABELS[0]}")
     read = {line.split(",")[0] for line in lines[:8]}
     sheet.write_text("\n".join([header, *lines[:8]]) + "\n", encoding="utf-8")
     cohort = load_cohort(data / A)

@@ -32,7 +32,7 @@ from client.simulation.injection import (
 )
 from client.site.config import read_site
 from client.site.policy import admit_training, default_policy
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.physics import SIMULATORS, replay
 from common.physics.acquisition import uniform
@@ -194,7 +194,7 @@ def test_a_line_of_the_manifest_makes_the_written_image_again(made: tuple[Path, 
     for line, row in zip(lines, rows_of(out / "h1"), strict=True):
         assert set(line) == {"file", "patient", "mirrored", "seed", "artifacts"}
         assert {name: f"{one['severity']:.2f}" for name, one in line["artifacts"].items()} == {
-            name: row[f"{name}_severity"] for name in NAMES if row[f"{name}_severity"]
+            name: row[f"{name}_severity"] for name in DEFAULT_LABELS if row[f"{name}_severity"]
         }
         folder, block, position = map(
             int, re.fullmatch(r"h1-[cm][tr](\d)-b(\d\d)-v\d\d-(\d)\.dcm", line["file"]).groups()

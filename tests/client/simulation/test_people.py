@@ -21,7 +21,7 @@ from client.simulation.people import STAND_IN, Deal, deal_of, inject_people
 from client.simulation.real_slices import as_square
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import MIN_CHANGED, changed_share
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError, FedqcError
 from common.physics import SIMULATORS, replay
 from common.physics.acquisition import acquire
@@ -101,8 +101,8 @@ def test_a_person_has_one_version_in_all_slices(made: tuple[Path, Path]) -> None
             assert row["file"] == line["file"]
             assert "part" not in row
             assert [row["metal"], row["beam_hardening"]] == ["", ""]  # cannot occur in MR
-            present = [name for name in NAMES if row[name] == "1"]
-            assert present == [name for name in NAMES if row[f"{name}_severity"]]
+            present = [name for name in DEFAULT_LABELS if row[name] == "1"]
+            assert present == [name for name in DEFAULT_LABELS if row[f"{name}_severity"]]
             assert len(present) <= 1
             by_patient.setdefault(line["patient"], set()).add(
                 tuple(f"{name} {row[f'{name}_severity']}" for name in present)

@@ -15,7 +15,7 @@ import yaml
 from client.data.cohort import check_site, load_cohort
 from client.simulation.phantom_sites import appearances_for, write_consortium, write_site
 from client.site.config import BUCKETS, nominal_bucket, read_site
-from common.artifacts import ARTIFACTS, NAMES
+from common.artifacts import DEFAULT_LABELS, can_occur
 from common.errors import ConfigError
 from common.files import whole_folder
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES
@@ -87,7 +87,7 @@ def test_every_site_has_every_modality_and_every_artifact_with_and_without(data:
     for name in SITES:
         cohort = load_cohort(data / name, size=32)
         assert set(cohort.modality.tolist()) == {0, 1}
-        for column in range(len(NAMES)):
+        for column in range(len(DEFAULT_LABELS)):
             assert {0.0, 1.0} <= set(cohort.labels[:, column].tolist())
 
 
@@ -96,8 +96,9 @@ def test_labels_are_blank_where_the_artifact_cannot_occur(pair: Path) -> None:
         rows = list(csv.DictReader(file))
     for row in rows:
         modality = pydicom.dcmread(pair / "hospital-a" / "images" / row["file"]).Modality
-        for artifact in ARTIFACTS:
-            assert (row[artifact.name] == "") == (artifact.modality != modality)
+        for name in DEFAULT_LABELS:
+            assert (row[name] == "") == (not can_occur(name, modality))
+        assert "ct_motion" not in row
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from client.views import injected
 from client.views.injected import PatientViews, ViewCoins, views_of_patient
-from common.artifacts import INDEX, NAMES, applies_to
+from common.artifacts import DEFAULT_LABELS, INDEX, applies_to
 from common.augmentation import augment_anatomy
 from common.plan import Inject
 from common.preprocess import MR_STEPS, from_stored, normalize_image, to_stored
@@ -19,7 +19,7 @@ from tests.helpers.slice_record import RECORD
 
 MR = [INDEX[name] for name in ("chemical_shift", "motion", "susceptibility")]
 COINS = ViewCoins(key=b"k" * 32, run="r", patient="p")
-BLANK = np.full(len(NAMES), np.nan, np.float32)
+BLANK = np.full(len(DEFAULT_LABELS), np.nan, np.float32)
 
 
 def patient(modality: str, slices: int = 3) -> tuple[np.ndarray, list, np.ndarray]:
@@ -56,7 +56,7 @@ def test_only_the_pair_is_assessed(modality: str) -> None:
     assert len(untouched) == 2, "view 0, of two slices"
     assert ((untouched == 0) == injected).all()
     assert np.isnan(untouched[:, ~injected]).all()
-    assert not injected[~np.array(applies_to(modality))].any()
+    assert not injected[~np.array(applies_to(modality, DEFAULT_LABELS))].any()
     assert made.left_out + int(with_artifact.sum()) // 2 == 3
 
 
@@ -139,10 +139,12 @@ def test_the_anatomy_is_changed_before_the_artifact_and_the_same_in_all_views(
     given: list[tuple[list[np.ndarray], dict[str, float], list[str]]] = []
     real = injected.corrupt
 
-    def spy(images: list, modality: str, severities: dict, acquisitions: list, generator: object) -> object:
+    def spy(
+        images: list, modality: str, severities: dict, acquisitions: list, generator: object, **more: object
+    ) -> object:
         along = [getattr(one, "phase_encoding", "") for one in acquisitions]
         given.append(([image.copy() for image in images], severities, along))
-        return real(images, modality, severities, acquisitions, generator)
+        return real(images, modality, severities, acquisitions, generator, **more)
 
     monkeypatch.setattr(injected, "corrupt", spy)
     images, records, labels = patient(modality)
@@ -174,5 +176,5 @@ def test_slices_of_both_modalities_have_views_of_their_own() -> None:
     made = views_of_patient(*both, COINS, Inject(), max_slices=4)
     for code, modality in enumerate(("CT", "MR")):
         assessed = ~np.isnan(made.labels[made.modality == code])
-        assert not assessed[:, ~np.array(applies_to(modality))].any()
+        assert not assessed[:, ~np.array(applies_to(modality, DEFAULT_LABELS))].any()
         assert made.weights[made.modality == code].sum() == pytest.approx(0.5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import common.models
-from common.artifacts import INDEX, MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX, MODALITIES
 from common.learning import score
 from common.model_file import load_model
 from common.models import build
@@ -24,7 +24,11 @@ from common.preprocess import normalize_image, to_stored
 from common.weights import manifest_of, unflatten
 
 SEVERITIES = (0.0, 0.3, 0.6, 1.0)
-LABELLED = [name for name, simulator in SIMULATORS.items() if simulator.label and name != "chemical_shift_2"]
+LABELLED = [
+    name
+    for name, simulator in SIMULATORS.items()
+    if simulator.label in DEFAULT_LABELS and name != "chemical_shift_2"
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def model() -> Iterator[torch.nn.Module]:
 def clean() -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {"CT": [], "MR": []}
     for number, appearance in enumerate(PUBLIC_APPEARANCES[:3]):
-        nothing = replace(appearance, prevalence=dict.fromkeys(NAMES, 0.0), nuisances={})
+        nothing = replace(appearance, prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0), nuisances={})
         for slices in draw_patients(nothing, 16, seed=900 + number):
             found[slices[0].modality].append(slices[0].image)
     return found

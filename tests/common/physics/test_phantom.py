@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from common.artifacts import ARTIFACTS, NAMES, applies_to
+from common.artifacts import ARTIFACTS, DEFAULT_LABELS, applies_to
 from common.errors import ConfigError
 from common.physics import SHOWN_BY, SIMULATORS
 from common.physics.appearance import PUBLIC_APPEARANCES, SITE_APPEARANCES, Appearance
@@ -27,7 +27,7 @@ def patients() -> list[list[PhantomSlice]]:
 
 
 def test_every_artifact_has_a_simulator() -> None:
-    assert tuple(SHOWN_BY) == NAMES
+    assert tuple(SHOWN_BY) == (*DEFAULT_LABELS, "ct_motion")  # `quality` is a rating
     for label, shown in SHOWN_BY.items():
         assert all(SIMULATORS[name].label == label for name, _ in shown)
         assert sum(chance for _, chance in shown) == pytest.approx(1)
@@ -63,7 +63,7 @@ def test_labels_are_for_applicable_artifacts_only(patients: list[list[PhantomSli
         applicable = {
             artifact.name
             for artifact, applies in zip(ARTIFACTS, applies_to(one.modality), strict=True)
-            if applies
+            if applies and artifact.name != "quality"
         }
         assert set(one.labels) == applicable
         assert set(one.severities) == {name for name, label in one.labels.items() if label}
@@ -87,8 +87,8 @@ def test_seed_and_hospital_change_the_patient(patients: list[list[PhantomSlice]]
 
 
 def test_prevalence_one_and_zero_are_obeyed_on_at_least_one_slice() -> None:
-    everything = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(NAMES, 1.0))
-    nothing = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(NAMES, 0.0))
+    everything = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(SHOWN_BY, 1.0))
+    nothing = small(SITE_APPEARANCES[2], prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0))
     for slices in islice(draw_patients(everything, 8, seed=1), 8):
         for name in slices[0].labels:
             assert max(one.labels[name] for one in slices) == 1
@@ -100,13 +100,37 @@ def test_prevalence_one_and_zero_are_obeyed_on_at_least_one_slice() -> None:
     )
 
 
+def test_movement_in_ct_changes_who_moves_and_nobody_else() -> None:
+    """It has random numbers of its own: patients who stay still, MR, and all other labels keep every bit."""
+    look = small(SITE_APPEARANCES[1])
+    moving = replace(look, prevalence={**look.prevalence, "ct_motion": 0.5})
+    moved = still = 0
+    for before, after in zip(draw_patients(look, 16, seed=5), draw_patients(moving, 16, seed=5), strict=True):
+        for one, other in zip(before, after, strict=True):
+            assert {name: one.labels[name] for name in one.labels if name != "ct_motion"} == {
+                name: other.labels[name] for name in other.labels if name != "ct_motion"
+            }
+            shows = other.labels.get("ct_motion") == 1
+            assert np.array_equal(one.image, other.image) != shows
+            moved, still = moved + shows, still + (other.labels.get("ct_motion") == 0)
+    assert moved >= 3
+    assert still >= 3
+
+
+def test_movement_that_came_as_a_nuisance_is_labelled_too() -> None:
+    look = small(SITE_APPEARANCES[0], nuisances={"ct_motion": 1.0}, ct_share=1.0)
+    (slices,) = draw_patients(look, 1, seed=3)
+    assert [one.labels["ct_motion"] for one in slices] == [1] * len(slices)
+    assert all(0.1 <= one.severities["ct_motion"] <= 0.7 for one in slices)
+
+
 def test_a_missing_prevalence_is_named() -> None:
     with pytest.raises(ConfigError, match="motion"):
         next(draw_patients(small(SITE_APPEARANCES[0], prevalence={"metal": 0.5}), 1, seed=0))
 
 
 def test_adjacent_slices_are_more_alike_than_patients() -> None:
-    clean = small(PUBLIC_APPEARANCES[0], prevalence=dict.fromkeys(NAMES, 0.0), ct_bodies=("head",))
+    clean = small(PUBLIC_APPEARANCES[0], prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0), ct_bodies=("head",))
     patients = [slices for slices in draw_patients(clean, 16, seed=3) if slices[0].modality == "CT"]
 
     def distance(one: PhantomSlice, other: PhantomSlice) -> float:
@@ -119,8 +143,8 @@ def test_adjacent_slices_are_more_alike_than_patients() -> None:
 
 def test_the_same_patient_without_artifact_differs_only_by_the_artifact() -> None:
     # as large as the field of view: on 64 pixels the bone of a small body is less than one wide
-    base = small(SITE_APPEARANCES[0], ct_zoom=(0.85, 0.98), prevalence=dict.fromkeys(NAMES, 0.0))
-    for name in NAMES:
+    base = small(SITE_APPEARANCES[0], ct_zoom=(0.85, 0.98), prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0))
+    for name in DEFAULT_LABELS:
         with_it = replace(base, prevalence={**base.prevalence, name: 1.0})
         changed = []
         for clean, corrupted in zip(
@@ -157,12 +181,12 @@ def test_the_hospital_that_is_never_seen_lies_outside_public_appearances() -> No
 
 
 def test_several_series_show_the_same_anatomy_and_an_artifact_in_some_of_them() -> None:
-    appearance = small(SITE_APPEARANCES[1], ct_share=0.0, prevalence=dict.fromkeys(NAMES, 1.0))
+    appearance = small(SITE_APPEARANCES[1], ct_share=0.0, prevalence=dict.fromkeys(DEFAULT_LABELS, 1.0))
     patients = [by_series(slices) for slices in draw_patients(appearance, 6, seed=3, series=3)]
     shown = np.array([[shows(series) for series in patient] for patient in patients])
     assert shown.any(axis=1).all()  # every artifact of a patient is in one of the series ...
     assert 0.2 < shown.mean() < 0.9  # ... and not in all
-    clean = replace(appearance, prevalence=dict.fromkeys(NAMES, 0.0), nuisances={})
+    clean = replace(appearance, prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0), nuisances={})
     first, second, _ = by_series(next(draw_patients(clean, 1, seed=3, series=3)))
     (alone,) = by_series(next(draw_patients(clean, 1, seed=3)))
     assert len(first) == len(second) == len(alone)

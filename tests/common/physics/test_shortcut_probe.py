@@ -23,7 +23,7 @@ from torch import Tensor
 
 from client.dicom.dicom import read_headers, read_slices
 from client.dicom.sources import find_files, open_source
-from common.artifacts import NAMES, Modality
+from common.artifacts import DEFAULT_LABELS, Modality
 from common.physics import SIMULATORS
 from common.physics.acquisition import acquire
 from common.physics.appearance import SITE_APPEARANCES
@@ -36,7 +36,7 @@ IMAGES = 80
 
 def phantoms(modality: Modality) -> list[np.ndarray]:
     """Clean slices in stored units, as a DICOM file would hold them."""
-    clean = replace(SITE_APPEARANCES[0], matrix=96, prevalence=dict.fromkeys(NAMES, 0.0))
+    clean = replace(SITE_APPEARANCES[0], matrix=96, prevalence=dict.fromkeys(DEFAULT_LABELS, 0.0))
     patients = draw_patients(clean, 3 * IMAGES, seed=5)
     return [np.rint(slices[0].image) for slices in patients if slices[0].modality == modality][:IMAGES]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts, auroc_covariance
 from server.evaluation.estimates import (
     COMPARISONS,
@@ -25,8 +25,8 @@ from server.evaluation.estimates import (
 )
 from server.run_folder import without_nan
 
-A = len(NAMES)
-METAL, MOTION = NAMES.index("metal"), NAMES.index("motion")
+A = len(DEFAULT_LABELS)
+METAL, MOTION = DEFAULT_LABELS.index("metal"), DEFAULT_LABELS.index("motion")
 
 
 def counts_of(**artifacts: tuple[list[float], list[float]]) -> Counts:
@@ -35,7 +35,7 @@ def counts_of(**artifacts: tuple[list[float], list[float]]) -> Counts:
     for name, (positives, negatives) in artifacts.items():
         for value, label in [(value, 1.0) for value in positives] + [(value, 0.0) for value in negatives]:
             logits, labels = np.zeros(A), np.full(A, np.nan)
-            logits[NAMES.index(name)], labels[NAMES.index(name)] = value, label
+            logits[DEFAULT_LABELS.index(name)], labels[DEFAULT_LABELS.index(name)] = value, label
             rows.append((logits, labels))
     if not rows:
         return Counts.empty()

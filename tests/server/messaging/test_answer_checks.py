@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.agent.evaluation import exact_sums
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, quantile_edges
 from common.errors import RunError
 from common.plan import RunPlan
@@ -113,7 +113,7 @@ PUBLIC = SITE.model_copy(update={"kind": "public"})
 
 
 def noised(**changes: Any) -> SiteEvaluation:
-    counts = np.random.default_rng(2).integers(-30, 30, (2, 2, len(NAMES), NOISED_BINS))
+    counts = np.random.default_rng(2).integers(-30, 30, (2, 2, len(DEFAULT_LABELS), NOISED_BINS))
     values: dict[str, Any] = {
         "site": SITE.site,
         "run": "r",
@@ -130,7 +130,7 @@ def noised(**changes: Any) -> SiteEvaluation:
 def sums(patients: int = 80, *, coarse: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """What a site sends of two models; one artifact is in one patient only, another in nobody."""
     rng = np.random.default_rng(4)
-    truth = (rng.random((patients, len(NAMES))) < 0.4).astype(float)
+    truth = (rng.random((patients, len(DEFAULT_LABELS))) < 0.4).astype(float)
     truth[:, 1], truth[:, 2] = 0, np.arange(patients) == 0
     scores = [rng.normal(truth * strength) for strength in (0.5, 2.0)]
     return exact_sums(scores, truth, np.stack([quantile_edges(one) for one in scores]), coarse=coarse)
@@ -186,7 +186,10 @@ KNOWN, UNKNOWN = 0, 1
 @pytest.mark.parametrize(
     ("changes", "claim"),
     [
-        ({"covariance": -1000 * np.eye(2 * len(NAMES))}, "not a number where it should be|is one where"),
+        (
+            {"covariance": -1000 * np.eye(2 * len(DEFAULT_LABELS))},
+            "not a number where it should be|is one where",
+        ),
         ({"covariance": np.where(np.isnan(sums()[1]), np.nan, -1000 * np.eye(10))}, "other variances"),
         ({"covariance": np.zeros((10, 10))}, "is one where it cannot be"),
         ({"covariance": np.full((10, 10), np.nan)}, "not a number where it should be"),
@@ -207,7 +210,7 @@ def test_sums_that_no_patients_give_are_refused(changes: dict[str, Any], claim: 
     assert caught.value.message.startswith("hospital-a: ")
 
 
-BOUND = 12 * NOISE * np.sqrt(2 * len(NAMES))
+BOUND = 12 * NOISE * np.sqrt(2 * len(DEFAULT_LABELS))
 
 
 def with_count(value: float) -> np.ndarray:

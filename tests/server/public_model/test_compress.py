@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.learning import score
 from common.lineage import read_lineage
 from common.model_file import load_model
@@ -48,7 +48,7 @@ def test_a_student_learns_what_its_teacher_says() -> None:
 
 def test_where_no_label_stands_nothing_is_learned() -> None:
     """Outputs that cannot occur in a slice's modality have no target."""
-    student, labels = fresh("small_cnn", 4), np.full((len(ROWS), len(NAMES)), np.nan, np.float32)
+    student, labels = fresh("small_cnn", 4), np.full((len(ROWS), len(DEFAULT_LABELS)), np.nan, np.float32)
     unlabelled = type(SLICES)(
         images=SLICES.images, modality=SLICES.modality, labels=labels, patients=SLICES.patients
     )

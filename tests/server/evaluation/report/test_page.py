@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.i18n import speaker
 from common.privacy import epsilon_text
@@ -102,7 +102,7 @@ def test_epsilon_stands_beside_every_private_score(page):
                 if row and row[0].startswith("federated_dp"):
                     assert full in " ".join(row), row
                     seen += 1
-    assert seen >= 3 + len(NAMES)
+    assert seen >= 3 + len(DEFAULT_LABELS)
     for row in tables(section(page, "contrasts"))[0]:
         if "federated_dp" in row[0]:
             assert full in row[0]
