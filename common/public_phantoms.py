@@ -1,10 +1,10 @@
-"""Phantoms as preprocessed slices with labels: the coordinator's default public set, and what `fedqc predict`
-finds its thresholds on where a site has no labels.
+"""Phantoms as preprocessed slices with labels and severities: the coordinator's default public set, and what
+`fedqc predict` finds its thresholds on where a site has no labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,21 +22,28 @@ def draw(
     size: int,
     artifacts: Sequence[str] = DEFAULT_LABELS,
 ) -> Slices:
-    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels, with labels of
-    `artifacts`.
+    """`patients` phantoms, spread over the appearances, preprocessed to `size` pixels, with labels and
+    severities of `artifacts`.
     """
-    images, modality, labels, owners = [], [], [], []
+    images, modality, labels, severities, owners = [], [], [], [], []
     for number, appearance in enumerate(appearances):
         share = len(range(number, patients, len(appearances)))
         for slices in draw_patients(appearance, share, seed + number):
             for item in slices:
                 images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))
                 modality.append(MODALITIES.index(item.modality))
-                labels.append([item.labels.get(name, np.nan) for name in artifacts])
+                labels.append(_row(item.labels, artifacts))
+                severities.append(_row(item.severities, artifacts))
                 owners.append(item.patient * len(appearances) + number)
     return Slices(
         images=np.stack(images),
         modality=np.array(modality, np.int8),
-        labels=np.array(labels, np.float32),
+        labels=np.stack(labels),
         patients=np.array(owners, np.int64),
+        severities=np.stack(severities),
     )
+
+
+def _row(values: Mapping[str, float], artifacts: Sequence[str]) -> np.ndarray:
+    """One value an artifact, float32 (A,); nan where there is none."""
+    return np.array([values.get(name, np.nan) for name in artifacts], np.float32)
