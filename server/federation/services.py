@@ -28,7 +28,7 @@ from typing import Any
 
 from common.cli import SILENT
 from common.errors import ConfigError, FedqcError, NetworkError, RunError
-from common.files import is_locked, locked, sweep, write_bytes
+from common.files import is_locked, locked, rotate, sweep, write_bytes
 from common.processes import LOOPBACK, Child, Ended, Supervisor, port_error, stop_requests, wait_for
 from server.federation.certificates import WARN_DAYS
 from server.federation.configure import configure
@@ -42,6 +42,8 @@ GRACE_S = 7.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 STEADY_S = 60.0
 """A service that ran this long is restarted without a longer delay."""
+LOOK_AT_LOGS_S = 1.0
+"""A log may outgrow its limit by what is written in this time."""
 RETRY_S = 15.0
 """Between two attempts to register sites at the SuperLink."""
 EXEC_POLL_S = "0.5"
@@ -181,6 +183,11 @@ def preflight(federation: Federation, *, proxy: bool, say: Callable[[str], None]
     return services
 
 
+def logs(federation: Federation) -> list[Path]:
+    """Every log that a service writes; `serve` caps the size of each."""
+    return [*federation.state.glob("*.log"), *federation.proxy.glob("*.log")]
+
+
 def superlink_answers(federation: Federation, timeout_s: float = 3.0) -> bool:
     """Whether the SuperLink of this federation answers: its health page, over TLS with a certificate of this
     federation's authority.
@@ -285,7 +292,7 @@ class _Keeper:
         )
         self._reconciled: object = None  # the enrolments that the SuperLink knows
         self._reconciling: threading.Thread | None = None
-        self._retry_at = 0.0
+        self._retry_at = self._logs_at = 0.0
 
     def start(self) -> None:
         """Start one service after the other, each once the one before it answers. Sites are registered before
@@ -318,6 +325,10 @@ class _Keeper:
         """Restart what ends, and register sites at the SuperLink when sites/ changes, until stopped."""
         while not self._stopped.wait(POLL_S):
             self._supervisor.tend()
+            if time.monotonic() >= self._logs_at:
+                self._logs_at = time.monotonic() + LOOK_AT_LOGS_S
+                for log in logs(self._federation):
+                    rotate(log)
             if (
                 not (self._reconciling and self._reconciling.is_alive())
                 and time.monotonic() >= self._retry_at
