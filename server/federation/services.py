@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ POLL_S = 0.2
 UP_S = 90.0
 """How long a service may take to come up: Flower's imports on a busy machine."""
 GRACE_S = 7.0
+LEFTOVER_S = 30.0
+"""How long services whose `federation start` was killed may take to end: they notice it at once."""
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 STEADY_S = 60.0
 """A service that ran this long is restarted without a longer delay."""
@@ -150,6 +152,8 @@ def preflight(federation: Federation, *, proxy: bool, say: Callable[[str], None]
         "health_port": (LOOPBACK, settings.health_port),
     }
     ports |= {"port": (settings.listen, settings.port)} if proxy else {}
+    if (federation.state / "federation.pid").exists():  # a start was killed, and its services are ending
+        _await_ports(ports.values(), say)
     for key, (address, port) in ports.items():
         _check_port(key, address, port)
     configure(federation)
@@ -466,6 +470,17 @@ def _check_days(federation: Federation, say: Callable[[str], None]) -> None:
         )
     if days <= WARN_DAYS:
         say(f"the server's certificate expires in {days} days: fedqc federation renew")
+
+
+def _await_ports(ports: Collection[tuple[str, int]], say: Callable[[str], None]) -> None:
+    """Wait until no service of an earlier start holds a port, for at most `LEFTOVER_S`."""
+
+    def is_free() -> bool:
+        return all(port_error(address, port) is None for address, port in ports)
+
+    if not is_free():
+        say(f"waiting for the services of a start that was killed to end, for at most {LEFTOVER_S:.0f} s")
+        wait_for(is_free, LEFTOVER_S)
 
 
 def _check_port(key: str, address: str, port: int) -> None:

@@ -305,7 +305,14 @@ def describe_sites(grid: Grid, seal: Seal, *, expected: int, deadline_s: float) 
 
 
 def rehearse(
-    grid: Grid, seal: Seal, *, expected: int, deadline_s: float, run: str = "", lineage: str = ""
+    grid: Grid,
+    seal: Seal,
+    *,
+    expected: int,
+    deadline_s: float,
+    run: str = "",
+    lineage: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, SiteReadiness | Refusal]:
     """Ask every connected node whether it would carry the plan, and how far. Nothing is trained; waits as
     `describe_sites`.
@@ -313,6 +320,7 @@ def rehearse(
     Args:
         run: the run that is to go on, by which a hospital knows what it approved; "" for a new one.
         lineage: of the starting weights; "" where it is unknown.
+        say: called with one line when the sites are asked, and when one answers.
     Returns:
         site name -> its readiness or its refusal; a node that failed stands under "node-<id>" with the code.
     """
@@ -323,6 +331,7 @@ def rehearse(
         DescribeTask(run=run, rehearse=True, lineage=lineage),
         expected=expected,
         deadline_s=deadline_s,
+        say=say,
     ):
         try:
             said: SiteReadiness | Refusal
@@ -336,21 +345,36 @@ def rehearse(
             found[f"node-{answer.node}"] = Refusal(code=code, reason="no valid answer")
         else:
             found[said.site] = said
+        say(f"answered: {', '.join(sorted(found))}; {expected} sites are enrolled")
     return dict(sorted(found.items()))
 
 
 def _introductions(
-    grid: Grid, seal: Seal, task: DescribeTask, *, expected: int, deadline_s: float
+    grid: Grid,
+    seal: Seal,
+    task: DescribeTask,
+    *,
+    expected: int,
+    deadline_s: float,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Answer]:
+    """Ask who is connected. Who is away, because its agent restarts, is awaited until the deadline, too."""
     until = time.monotonic() + deadline_s
+    connected = -1
     while len(nodes := list(grid.get_node_ids())) < expected and time.monotonic() < until:
+        if len(nodes) != connected:
+            connected = len(nodes)
+            say(f"{connected} of {expected} sites are connected; waiting for the others")
         time.sleep(POLL_S)
     payload = task.to_bytes()
+    say(f"asked {len(nodes)} sites")
+    left_s = max(0.0, until - time.monotonic())
     return ask(
         grid,
         seal,
         nodes,
         lambda node, attempt: seal.question(task, payload, node=node),
         "query.describe",
-        deadline_s=ANSWER_S,
+        deadline_s=max(ANSWER_S, left_s),
+        patience_s=left_s,
     )

@@ -69,7 +69,13 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
         lineage = known.text() if known else ""
         begun = str(RunFolder.open(path).manifest["run"]) if (path / "plan.yaml").exists() else ""
         answers = rehearse(
-            grid, seal, expected=len(seal.sites), deadline_s=order.wait_s, run=begun, lineage=lineage
+            grid,
+            seal,
+            expected=len(seal.sites),
+            deadline_s=order.wait_s,
+            run=begun,
+            lineage=lineage,
+            say=lambda text: write_outcome(federation.folder, run, "asking", {"text": text}),
         )
         check = rehearsed(plan, answers, list(seal.sites))
         write_outcome(federation.folder, run, "check", check)
