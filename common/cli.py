@@ -4,12 +4,15 @@ version are fast.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -19,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from common.errors import FedqcError
-from common.terminal import escaped, print
+from common.terminal import ReaderGone, escaped, print
 
 SILENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -87,8 +90,10 @@ FormatOption = Annotated[
 
 def confirmed(refusal: FedqcError) -> bool:
     """Ask at the terminal whether to continue after a refusal; without a terminal the answer is no."""
-    return sys.stdin.isatty() and typer.confirm(
-        f"{escaped(refusal.message)}. Continue without these files?", err=True
+    return (
+        sys.stdin is not None
+        and sys.stdin.isatty()
+        and typer.confirm(f"{escaped(refusal.message)}. Continue without these files?", err=True)
     )
 
 
@@ -151,8 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(20_000, 50, 100)
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):  # help and prompts, which others print
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status: Any = typer.main.get_command(root).main(words, prog_name="fedqc", standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is known for what it is
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -172,11 +181,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--debug" in words:
             raise
         _fail(error.code, error.message, error.hint, error.exit_status)
-    except BrokenPipeError:
-        sys.exit(1)
+    except (BrokenPipeError, ReaderGone):
+        _leave_closed_pipe()
     except Exception as error:
         if "--debug" in words:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            where = f"{error.filename}: " if error.filename else ""
+            _fail("disk-full", f"{where}no space is left on the disk", "free some space and run it again", 1)
         _fail(
             "bug",
             f"{type(error).__name__}: {error}",
@@ -191,6 +204,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             INTERRUPTED,
         )
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """As any program whose reader, `head` for one, has gone: without a word, by the status of SIGPIPE."""
+    _drop_output()
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere: else Python tries again at its end, and complains."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(code: str, message: str, hint: str, status: int) -> NoReturn:

@@ -89,6 +89,30 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+MAX_LOG_BYTES = 10 << 20
+
+
+def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> bool:
+    """Cap the size of a log that another process writes: once it is larger, its end becomes `log.1`, in place
+    of the one before, and the file is emptied. The writer must append (O_APPEND); lines that it writes
+    meanwhile are lost.
+
+    Returns:
+        whether the log was too large. A log that is missing or cannot be written is not.
+    """
+    try:
+        size = log.stat().st_size
+        if size <= limit:
+            return False
+        with log.open("r+b") as file:
+            file.seek(size - limit)
+            write_bytes(log.with_name(f"{log.name}.1"), file.read(limit), 0o600)
+            file.truncate(0)
+    except OSError:
+        return False
+    return True
+
+
 def sweep(*folders: Path) -> None:
     """Remove the temporary files of writers that were killed. No process may be writing to these folders."""
     for folder in folders:

@@ -15,6 +15,10 @@ direction of writing or join letters, halves of characters, separators of lines.
 """
 
 
+class ReaderGone(Exception):
+    """Who read the output has closed it, as `head` does. Click takes a BrokenPipeError for a failure."""
+
+
 def escaped(text: str, encoding: str = "utf-8") -> str:
     r"""A text with all characters that a terminal obeys, or cannot show, written as in JSON: `\u001b`.
 
@@ -29,12 +33,21 @@ def escaped(text: str, encoding: str = "utf-8") -> str:
 
 
 def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """As Python's, and `escaped`; written in one piece, so that Ctrl-C cannot part a line from its end."""
+    """As Python's, and `escaped`; written in one piece, so that Ctrl-C cannot part a line from its end.
+
+    Raises:
+        ReaderGone: nobody reads the standard output any more.
+    """
     stream = file or sys.stdout
     text = escaped(" ".join(str(value) for value in values), getattr(stream, "encoding", None) or "utf-8")
-    stream.write(text + end)
-    if flush:
-        stream.flush()
+    try:
+        stream.write(text + end)
+        if flush:
+            stream.flush()
+    except BrokenPipeError:
+        if stream is sys.stdout:
+            raise ReaderGone from None
+        raise
 
 
 def wrapped(text: str, *, start: str = "", indent: int = 4, columns: int = 80) -> str:

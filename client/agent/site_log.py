@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from common.files import rotate
 from common.terminal import escaped
 
 SITE_LOG = "site.log"
@@ -19,6 +20,7 @@ def append_site_log(state: Path, text: str) -> bool:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         state.mkdir(parents=True, exist_ok=True)
+        rotate(state / SITE_LOG)
         with (state / SITE_LOG).open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {escaped(text)}\n")
     except OSError:

@@ -37,7 +37,7 @@ from client.site.policy import SitePolicy, admit_hours, default_policy, read_pol
 from client.site.sent_log import note_sent
 from common.arms import ARMS
 from common.errors import ConfigError, PlanError, RefusedError, RunError
-from common.files import append_line
+from common.files import append_line, write_bytes
 from common.plan import RunPlan, parse_plan
 from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
 from common.terminal import print
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from client.agent.tasks import Agent
 
 TASKS: dict[str, type[WireMessage]] = {"Describe": DescribeTask, "Train": TrainTask, "Evaluate": EvaluateTask}
+KEPT_NONCES = 100_000
 COORDINATOR, SIGNING_KEY, NONCES, MODELS = "coordinator.json", "signing.key", "nonces", "models"
 
 
@@ -294,7 +295,11 @@ class Guard:
 
 
 class _Nonces:
-    """All nonces that were ever answered, one a line. Read once, appended durably before the work begins."""
+    """Nonces that were answered, one a line. Read once, appended durably before the work begins.
+
+    The last `KEPT_NONCES` at least are kept: more than a site answers in years. An older task that is sent
+    again gets the stored bytes, or is refused by the ledger: it can spend nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -306,6 +311,10 @@ class _Nonces:
             self._seen = set(self._path.read_text(encoding="ascii").split()) if self._path.exists() else set()
         if not nonce.isalnum() or not nonce.isascii() or nonce in self._seen:
             return False
+        if len(self._seen) >= 2 * KEPT_NONCES:
+            kept = self._path.read_text(encoding="ascii").split()[-KEPT_NONCES:]
+            write_bytes(self._path, "".join(f"{one}\n" for one in kept).encode(), 0o600)
+            self._seen = set(kept)
         append_line(self._path, nonce)
         self._seen.add(nonce)
         return True

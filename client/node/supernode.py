@@ -1,4 +1,5 @@
-"""Run Flower's SuperNode with shorter polling intervals and answers in order; it ends when the node ends.
+"""Run Flower's SuperNode with shorter polling intervals, answers in order, and retries that outlast a bad
+network; it ends when the node ends.
 
 Flower 1.41 polls for a message every 3 s and for its answer every 0.5 s, both fixed: most of the time of a
 short round. The main loop's only `time.sleep`s are replaced. An interval is a share of the time waited so
@@ -21,9 +22,12 @@ from typing import Any
 import flwr.supernode.start_client_internal as main_loop
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
 
 from common.processes import die_with_parent
+from common.retries import keep_trying
 from common.wire import PULLING
 
 IDLE_S, ANSWER_S = 3, 0.5
@@ -91,15 +95,28 @@ class Turns:
             self._push(send=noted, **others)
 
 
+def patient_retries() -> RetryInvoker:
+    """Flower's, and a network that breaks within TLS loses no answer."""
+    retries = make_simple_http_retry_invoker()
+    keep_trying(retries)
+    return retries
+
+
+def adapt() -> None:
+    """Replace what of Flower's SuperNode is done otherwise here."""
+    vars(main_loop)["time"] = Naps()
+    turns = Turns(main_loop._pull_and_store_message, main_loop._push_messages)
+    vars(main_loop).update(_pull_and_store_message=turns.pull, _push_messages=turns.push)
+    vars(main_loop)["pull_objects"] = functools.partial(pull_objects, **PULLING)
+    vars(fleet_http_connection)["make_simple_http_retry_invoker"] = patient_retries
+
+
 def main(parent: int) -> None:
     """Run a SuperNode until the process `parent` or Flower's main loop ends; does not return."""
     die_with_parent()
     if os.getppid() != parent:
         sys.exit("the node that started this SuperNode has ended")
-    vars(main_loop)["time"] = Naps()
-    turns = Turns(main_loop._pull_and_store_message, main_loop._push_messages)
-    vars(main_loop).update(_pull_and_store_message=turns.pull, _push_messages=turns.push)
-    vars(main_loop)["pull_objects"] = functools.partial(pull_objects, **PULLING)
+    adapt()
     status = 1
     try:
         flower_supernode()

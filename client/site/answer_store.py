@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import RunError
@@ -17,6 +19,8 @@ from common.files import write_new
 AnswerKey = tuple[str, str, int, str]  # run, arm, round, kind of answer ("train", "evaluate")
 
 _DIGEST_BYTES = 32
+KEPT_DAYS = 400
+"""How long an answer is kept: a run that is resumed later is refused where it was charged."""
 
 
 class Outbox:
@@ -61,6 +65,7 @@ class Outbox:
         if stored is not None:
             return stored
         path = self._file(key)
+        self._forget_old()
         try:
             write_new(path, hashlib.sha256(payload).digest() + payload)
         except OSError as error:
@@ -71,6 +76,14 @@ class Outbox:
         if stored is None:
             raise RunError(f"{path}: disappeared while it was stored", code="outbox-unwritable")
         return stored
+
+    def _forget_old(self) -> None:
+        """Remove answers of `KEPT_DAYS` ago. The ledger goes on refusing to draw them again."""
+        oldest = time.time() - KEPT_DAYS * 24 * 3600
+        for path in self._folder.glob("*.answer"):
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def _file(self, key: AnswerKey) -> Path:
         run, arm, round_number, kind = key

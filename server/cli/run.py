@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,7 @@ from server.cli.federation import FederationOption, open_federation
 if TYPE_CHECKING:
     from server.federation.registry import Federation
     from server.run.tune import Tuning
+    from server.run.verbs import State, Verb
 
 run = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -33,6 +34,8 @@ PARTIAL = 6
 INTERRUPTED_RUN = "interrupted"
 CONNECTION = "fedqc"
 POLL_S = 1.0
+SPEAK_S = 8.0
+"""A wait says so this often at least."""
 STOP_S = 30.0
 """How long a ServerApp may take to notice that its run was stopped: it asks the SuperLink now and then."""
 MAX_NAME_BYTES = 192
@@ -131,13 +134,7 @@ def start(
         )
     run_plan, tuning = _read_known_plan(plan)
     chosen = name or f"{run_plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = run_folder_named(opened, chosen)
-    if folder.exists():
-        raise ConfigError(
-            f"{folder}: there is a run of this name",
-            code="run-exists",
-            hint=f"fedqc run resume {chosen}, or --name",
-        )
+    _admit("start", opened, chosen)
     order = Order(accept_missing=accept_missing, wait_s=wait_s, tuning=tuning.to_json() if tuning else None)
     submit(opened, run_plan, chosen, order)
     with run_goes_on(chosen):
@@ -178,6 +175,8 @@ def resume(
     from server.run_folder import RunFolder
 
     folder = known_folder(federation, run)
+    if data is None and (folder.parent.parent / "federation.yaml").exists():
+        _admit("resume", open_federation(folder.parent.parent), folder.name)
     found = RunFolder.open(folder)
     if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
         from server.simulation.simulate import resume_simulation
@@ -193,15 +192,14 @@ def resume(
         )
     from common.files import sweep
     from server.federation.services import flower
-    from server.run.control_files import Order, is_being_run, run_running
+    from server.run.control_files import Order
     from server.run.released import evaluation_plan_refused
 
     opened = open_federation(folder.parent.parent)
     if found.plan.evaluate is not None:
         raise evaluation_plan_refused(folder.name)
-    if is_being_run(opened.folder, folder.name):
-        raise run_running(folder.name)
     sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
+    _await_superlink(opened, wait_s)
     with suppress(RunError):  # it has ended there too, or was never heard of
         # else nodes wait for the rest of what was being sent
         flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)
@@ -238,8 +236,12 @@ def watch(run: RunArgument, federation: FederationOption = None, format: FormatO
     Ctrl-C ends the watching, not the run.
     """
     folder = known_folder(federation, run)
+    opened = open_federation(folder.parent.parent)
     with run_goes_on(folder.name):
-        return follow(open_federation(folder.parent.parent), folder.name, format)
+        if run_state(opened, folder.name) == "ordered":
+            return follow_start(opened, folder.name, wait_s=600, detach=False)
+        _admit("watch", opened, folder.name)
+        return follow(opened, folder.name, format)
 
 
 @run.command()
@@ -251,8 +253,13 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
 
     folder = known_folder(federation, run)
     opened = open_federation(folder.parent.parent)
-    flower_id = _flower_id(opened, folder.name)
-    flower(opened, "stop", flower_id, CONNECTION)
+    _admit("stop", opened, folder.name)
+    say(f"{folder.name}: stopping; sites finish their present task")
+    try:
+        flower(opened, "stop", _flower_id(opened, folder.name), CONNECTION)
+    except RunError:
+        if is_being_run(opened.folder, folder.name):
+            raise  # else it ended meanwhile, and Flower knows that already
     until = time.monotonic() + STOP_S
     while is_being_run(opened.folder, folder.name) and time.monotonic() < until:
         time.sleep(0.1)
@@ -260,6 +267,8 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
     # else it ended before it began; the ServerApp was ended, and can no longer say so itself
     if (folder / "plan.yaml").is_file():
         RunFolder.open(folder).update_manifest(status="stopped")
+    else:
+        _flower_file(opened, folder.name).unlink(missing_ok=True)  # as if it had not been ordered
     print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
 
 
@@ -289,6 +298,47 @@ def _read_known_plan(path: Path, *, may_evaluate: bool = False) -> tuple[RunPlan
         return resolved(plan, jobs=usable_cores(), progress=progress)
 
 
+def run_state(federation: Federation, name: str) -> State:
+    """The state of a run of the federation, as `server.run.verbs` names it."""
+    from server.run.control_files import is_being_run, read_outcome
+
+    plan_file = run_folder_named(federation, name) / "plan.yaml"
+    if plan_file.is_file():
+        return cast("State", _state(federation, plan_file)["status"])
+    if is_being_run(federation.folder, name):
+        return "ordered"
+    was_ordered = _flower_file(federation, name).is_file()
+    is_waiting = was_ordered and read_outcome(federation.folder, name, "failure") is None
+    return "ordered" if is_waiting else "unknown"
+
+
+def _admit(verb: Verb, federation: Federation, name: str) -> None:
+    from server.run.verbs import admit
+
+    admit(verb, run_state(federation, name), name)
+
+
+def _await_superlink(federation: Federation, wait_s: float) -> None:
+    """Wait for a SuperLink that is being restarted.
+
+    Raises:
+        NetworkError: it does not answer within `wait_s` (code `no-superlink`).
+    """
+    from server.federation.services import superlink_answers
+
+    until, told = time.monotonic() + wait_s, False
+    while not superlink_answers(federation):
+        if time.monotonic() >= until:
+            hint = "fedqc federation start"
+            raise NetworkError(
+                f"the SuperLink does not answer, in {wait_s:g} s", code="no-superlink", hint=hint
+            )
+        if not told:
+            say(f"waiting for the SuperLink, for at most {wait_s:g} s")
+        told = True
+        time.sleep(POLL_S)
+
+
 def run_folder_named(federation: Federation, name: str) -> Path:
     """Raises ConfigError (code `bad-argument`) unless a run may have this name."""
     if not name or name != Path(name).name or name.startswith("."):
@@ -314,6 +364,8 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
     from server.run.control_files import forget_outcomes, write_order
     from server.run_folder import write_json
 
+    _await_superlink(federation, order.wait_s)
+    say(f"{name}: handing over the plan")
     forget_outcomes(federation.folder, name)
     write_order(federation.folder, name, order)
     values = {"plan": plan.canonical_json(), "run-dir": str(federation.runs / name)}
@@ -321,7 +373,8 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Any) -> str:
     write_bytes(config, "".join(f"{key} = {toml_string(text)}\n" for key, text in values.items()).encode())
     said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
     flower_id = str(said["run-id"])
-    write_json(federation.state / "orders" / f"{name}.flower.json", {"run-id": flower_id})
+    say(f"{name}: handed to the SuperLink, which starts its ServerApp; then the sites are asked")
+    write_json(_flower_file(federation, name), {"run-id": flower_id})
     return flower_id
 
 
@@ -335,13 +388,13 @@ def toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _flower_file(federation: Federation, name: str) -> Path:
+    return federation.state / "orders" / f"{name}.flower.json"
+
+
 def _flower_id(federation: Federation, name: str) -> str:
     try:
-        return str(
-            json.loads((federation.state / "orders" / f"{name}.flower.json").read_text(encoding="utf-8"))[
-                "run-id"
-            ]
-        )
+        return str(json.loads(_flower_file(federation, name).read_text(encoding="utf-8"))["run-id"])
     except (OSError, ValueError, KeyError):
         raise ConfigError(
             f"{name}: was never started here", code="no-such-run", hint="fedqc run list"
@@ -350,12 +403,20 @@ def _flower_id(federation: Federation, name: str) -> str:
 
 def _await(federation: Federation, name: str, look: Any, *, limit_s: float) -> Any:
     """What `look` finds, once it finds something; or the failure that the ServerApp wrote down."""
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
+    from server.run.control_files import read_outcome
+
+    began = spoke = time.monotonic()
+    told = ""
+    while time.monotonic() < began + limit_s:
         found = look()
         if found is not None:
             return found
         _raise_failure(federation, name)
+        now = time.monotonic()
+        asking = (read_outcome(federation.folder, name, "asking") or {}).get("text", "")
+        if asking not in ("", told) or now - spoke >= SPEAK_S:
+            spoke, told = now, asking or told
+            say(f"{told or 'waiting for the ServerApp'}  ({now - began:.0f} s)")
         time.sleep(0.2)
     raise NetworkError(
         f"{name}: no answer within {limit_s:g} s",

@@ -34,8 +34,16 @@ BODY_LIMIT_BYTES = 6 << 20
 """Flower sends arrays in objects of 5 MiB, one a call; 1 MiB more holds the frame, or a message without an
 array.
 """
-CONNECTIONS_PER_ADDRESS = 64
-"""A node holds about four. Many hospitals may share an address behind a NAT gateway."""
+CONNECTIONS_PER_ADDRESS = 32
+"""Calls at a time. A node makes about four; several hospitals may share an address behind a NAT gateway."""
+CONNECTIONS = 128
+"""Calls at a time of all addresses: each may hold a body, so that they hold at most 768 MiB."""
+CALLS_PER_SECOND, CALLS_AT_ONCE = 300, 600
+"""Of one address. A node that transfers a model makes about a hundred in a second; more get 503, after which
+Flower tries again."""
+TURNED_AWAY_PER_SECOND, TURNED_AWAY_AT_ONCE = 2, 20
+"""Requests of one address that are logged although they are no calls. All get 404."""
+MAX_URI_LOGGED = 120
 
 
 def nginx_configuration(federation: Federation) -> str:
@@ -83,18 +91,29 @@ http {{
         "~^POST /v1/fleet/(?:{calls})$" 1;
     }}
 
-    # rejected requests are logged; the regular calls of nodes are not, nor is any body
-    map $status $turned_away {{
+    # rejected requests are logged, so many of each address and their beginning only; the regular calls of
+    # nodes are not, nor is any body
+    map "$status $limit_req_status" $turned_away {{
         default 0;
+        "~REJECTED$" 0;
         "~^4" 1;
     }}
+    map "$request_method $request_uri" $shown_request {{
+        default "";
+        "~^(?<shown>.{{0,{MAX_URI_LOGGED}}})" $shown;
+    }}
     log_format turned_away escape=json
-        '{{"at":"$time_iso8601","from":"$remote_addr","request":"$request","status":$status}}';
+        '{{"at":"$time_iso8601","from":"$remote_addr","request":"$shown_request","status":$status}}';
     access_log "{folder}/turned-away.log" turned_away if=$turned_away;
 
     limit_conn_zone $binary_remote_addr zone=hospitals:4m;
-    limit_conn_status 429;
-    limit_conn_log_level notice;
+    limit_conn_zone $server_name zone=everyone:1m;
+    limit_conn_status 503;  # Flower tries again
+    limit_conn_log_level info;
+    limit_req_zone $binary_remote_addr zone=calls:4m rate={CALLS_PER_SECOND}r/s;
+    limit_req_zone $binary_remote_addr zone=others:4m rate={TURNED_AWAY_PER_SECOND}r/s;
+    limit_req_status 503;
+    limit_req_log_level info;
 
     upstream superlink {{
         server 127.0.0.1:{settings.superlink_port};
@@ -115,22 +134,27 @@ http {{
         client_body_timeout 10s;
         send_timeout 10s;
         reset_timedout_connection on;
-        large_client_header_buffers 4 8k;
+        large_client_header_buffers 4 2k;
         client_max_body_size {BODY_LIMIT_BYTES};
         client_body_buffer_size {BODY_LIMIT_BYTES};  # an update never touches the proxy's disk
         limit_conn hospitals {CONNECTIONS_PER_ADDRESS};
+        limit_conn everyone {CONNECTIONS};
 
-        # a request that is not HTTP gets the same answer as a path that is not a call
-        error_page 400 =404 /not-http;
-        location = /not-http {{
+        # a request that is not HTTP gets the same answer as a path that is not a call. `try_files` and not
+        # `return`, which would answer before anything is counted
+        error_page 400 414 494 =404 /turned-away;
+        location = /turned-away {{
             internal;
-            return 404;
+            limit_req zone=others burst={TURNED_AWAY_AT_ONCE} nodelay;
+            limit_req_status 404;
+            try_files /none =404;
         }}
 
         location / {{
             if ($fleet_call = 0) {{
-                return 404;
+                rewrite ^ /turned-away last;
             }}
+            limit_req zone=calls burst={CALLS_AT_ONCE} nodelay;
             proxy_pass https://superlink;
             proxy_http_version 1.1;
             proxy_request_buffering on;

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 from common.cli import SILENT
 from common.errors import ConfigError, FedqcError, NetworkError, RunError
-from common.files import is_locked, locked, sweep, write_bytes
+from common.files import is_locked, locked, rotate, sweep, write_bytes
 from common.processes import LOOPBACK, Child, Ended, Supervisor, port_error, stop_requests, wait_for
 from server.federation.certificates import WARN_DAYS
 from server.federation.configure import configure
@@ -39,9 +39,13 @@ POLL_S = 0.2
 UP_S = 90.0
 """How long a service may take to come up: Flower's imports on a busy machine."""
 GRACE_S = 7.0
+LEFTOVER_S = 30.0
+"""How long services whose `federation start` was killed may take to end: they notice it at once."""
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 STEADY_S = 60.0
 """A service that ran this long is restarted without a longer delay."""
+LOOK_AT_LOGS_S = 1.0
+"""A log may outgrow its limit by what is written in this time."""
 RETRY_S = 15.0
 """Between two attempts to register sites at the SuperLink."""
 EXEC_POLL_S = "0.5"
@@ -148,6 +152,8 @@ def preflight(federation: Federation, *, proxy: bool, say: Callable[[str], None]
         "health_port": (LOOPBACK, settings.health_port),
     }
     ports |= {"port": (settings.listen, settings.port)} if proxy else {}
+    if (federation.state / "federation.pid").exists():  # a start was killed, and its services are ending
+        _await_ports(ports.values(), say)
     for key, (address, port) in ports.items():
         _check_port(key, address, port)
     configure(federation)
@@ -179,6 +185,11 @@ def preflight(federation: Federation, *, proxy: bool, say: Callable[[str], None]
             )
         services.append(Service(name="proxy", command=command, is_up=lambda: proxy_answers(federation)))
     return services
+
+
+def logs(federation: Federation) -> list[Path]:
+    """Every log that a service writes; `serve` caps the size of each."""
+    return [*federation.state.glob("*.log"), *federation.proxy.glob("*.log")]
 
 
 def superlink_answers(federation: Federation, timeout_s: float = 3.0) -> bool:
@@ -285,7 +296,7 @@ class _Keeper:
         )
         self._reconciled: object = None  # the enrolments that the SuperLink knows
         self._reconciling: threading.Thread | None = None
-        self._retry_at = 0.0
+        self._retry_at = self._logs_at = 0.0
 
     def start(self) -> None:
         """Start one service after the other, each once the one before it answers. Sites are registered before
@@ -318,6 +329,10 @@ class _Keeper:
         """Restart what ends, and register sites at the SuperLink when sites/ changes, until stopped."""
         while not self._stopped.wait(POLL_S):
             self._supervisor.tend()
+            if time.monotonic() >= self._logs_at:
+                self._logs_at = time.monotonic() + LOOK_AT_LOGS_S
+                for log in logs(self._federation):
+                    rotate(log)
             if (
                 not (self._reconciling and self._reconciling.is_alive())
                 and time.monotonic() >= self._retry_at
@@ -455,6 +470,17 @@ def _check_days(federation: Federation, say: Callable[[str], None]) -> None:
         )
     if days <= WARN_DAYS:
         say(f"the server's certificate expires in {days} days: fedqc federation renew")
+
+
+def _await_ports(ports: Collection[tuple[str, int]], say: Callable[[str], None]) -> None:
+    """Wait until no service of an earlier start holds a port, for at most `LEFTOVER_S`."""
+
+    def is_free() -> bool:
+        return all(port_error(address, port) is None for address, port in ports)
+
+    if not is_free():
+        say(f"waiting for the services of a start that was killed to end, for at most {LEFTOVER_S:.0f} s")
+        wait_for(is_free, LEFTOVER_S)
 
 
 def _check_port(key: str, address: str, port: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
@@ -10,12 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.errors import FedqcError, RunError
+from common.retries import keep_trying
 from common.wire import PULLING, DescribeTask, Envelope, Refusal, SiteDescription, SiteReadiness, type_of
 from server.messaging.signatures import Question, Seal
 
@@ -25,9 +26,9 @@ MAX_ATTEMPTS = 20
 patience.
 """
 MAX_LOST = 3
-"""A site whose answers to one request were lost so often, each after a quarter of the deadline, counts as
-failed.
-"""
+"""A site whose answers to one request were lost so often counts as failed."""
+STALL_S = 120.0
+"""An answer whose next part, at most 5 MiB, has not come for so long is lost: its node broke off."""
 RETRY_S = 5.0
 ANSWER_S = 60.0
 """How long a connected site may take to describe itself, or to rehearse."""
@@ -180,14 +181,32 @@ class _Post:
         """
         self._grid, self._patient_s = grid, patient_s
         if patient_s is not None:
-            from flwr.supercore.inflatable.inflatable_utils import pull_objects
             from flwr.superlink.grid import http_grid
 
-            vars(http_grid)["pull_objects"] = functools.partial(pull_objects, **PULLING)
+            vars(http_grid)["pull_objects"] = self._parts
+            if retries := getattr(grid, "_retry_invoker", None):
+                keep_trying(retries)
         self._alone = False
+        self._here = threading.local()  # .ids: of the questions whose answers this thread fetches
+        self._came: dict[tuple[str, ...], float] = {}  # when the last part of an answer to them came
         self._calls: dict[
             tuple[str, ...], tuple[float, queue.SimpleQueue[list[Message] | BaseException]]
         ] = {}
+
+    def _parts(
+        self, object_ids: list[str], pull_object_fn: Callable[[str], bytes], **others: Any
+    ) -> dict[str, bytes]:
+        """Flower's `pull_objects`; notes when a part comes."""
+        from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+        ids = getattr(self._here, "ids", ())
+
+        def noted(name: str) -> bytes:
+            part = pull_object_fn(name)
+            self._came[ids] = time.monotonic()
+            return part
+
+        return pull_objects(object_ids, noted, **others, **PULLING)
 
     def pull(self, ids: list[str], *, until: float) -> tuple[list[Message], list[str]]:
         """The answers that have come, and the questions whose answers are lost: several of which one is to
@@ -218,14 +237,20 @@ class _Post:
         if ids not in self._calls:
             self._calls[ids] = time.monotonic(), queue.SimpleQueue()
             threading.Thread(target=self._call, args=(ids,), name="post", daemon=True).start()
-        began, box = self._calls[ids]
-        ends = began + self._patient_s
-        try:
-            found = box.get(timeout=max(0.0, min(ends, until) - time.monotonic()))
-        except queue.Empty:
-            if time.monotonic() < ends:
-                return []
-            found = TimeoutError()
+        box = self._calls[ids][1]
+        found: list[Message] | BaseException
+        while True:
+            try:
+                found = box.get(timeout=max(0.0, min(self._ends(ids), until) - time.monotonic()))
+            except queue.Empty:
+                if (now := time.monotonic()) >= self._ends(ids):
+                    found = TimeoutError()
+                elif now < until:  # a part came meanwhile
+                    continue
+                else:
+                    return []
+            break
+        self._came.pop(ids, None)
         del self._calls[ids]
         if isinstance(found, list):
             return found
@@ -234,8 +259,15 @@ class _Post:
             raise found
         return None
 
+    def _ends(self, ids: tuple[str, ...]) -> float:
+        """When the call for these answers has taken too long."""
+        assert self._patient_s is not None
+        began = self._calls[ids][0]
+        return min(began + self._patient_s, self._came.get(ids, began) + STALL_S)
+
     def _call(self, ids: tuple[str, ...]) -> None:
         box = self._calls[ids][1]
+        self._here.ids, self._came[ids] = ids, time.monotonic()
         try:
             box.put(list(self._grid.pull_messages(list(ids))))
         except BaseException as error:
@@ -273,7 +305,14 @@ def describe_sites(grid: Grid, seal: Seal, *, expected: int, deadline_s: float) 
 
 
 def rehearse(
-    grid: Grid, seal: Seal, *, expected: int, deadline_s: float, run: str = "", lineage: str = ""
+    grid: Grid,
+    seal: Seal,
+    *,
+    expected: int,
+    deadline_s: float,
+    run: str = "",
+    lineage: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, SiteReadiness | Refusal]:
     """Ask every connected node whether it would carry the plan, and how far. Nothing is trained; waits as
     `describe_sites`.
@@ -281,6 +320,7 @@ def rehearse(
     Args:
         run: the run that is to go on, by which a hospital knows what it approved; "" for a new one.
         lineage: of the starting weights; "" where it is unknown.
+        say: called with one line when the sites are asked, and when one answers.
     Returns:
         site name -> its readiness or its refusal; a node that failed stands under "node-<id>" with the code.
     """
@@ -291,6 +331,7 @@ def rehearse(
         DescribeTask(run=run, rehearse=True, lineage=lineage),
         expected=expected,
         deadline_s=deadline_s,
+        say=say,
     ):
         try:
             said: SiteReadiness | Refusal
@@ -304,21 +345,36 @@ def rehearse(
             found[f"node-{answer.node}"] = Refusal(code=code, reason="no valid answer")
         else:
             found[said.site] = said
+        say(f"answered: {', '.join(sorted(found))}; {expected} sites are enrolled")
     return dict(sorted(found.items()))
 
 
 def _introductions(
-    grid: Grid, seal: Seal, task: DescribeTask, *, expected: int, deadline_s: float
+    grid: Grid,
+    seal: Seal,
+    task: DescribeTask,
+    *,
+    expected: int,
+    deadline_s: float,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Answer]:
+    """Ask who is connected. Who is away, because its agent restarts, is awaited until the deadline, too."""
     until = time.monotonic() + deadline_s
+    connected = -1
     while len(nodes := list(grid.get_node_ids())) < expected and time.monotonic() < until:
+        if len(nodes) != connected:
+            connected = len(nodes)
+            say(f"{connected} of {expected} sites are connected; waiting for the others")
         time.sleep(POLL_S)
     payload = task.to_bytes()
+    say(f"asked {len(nodes)} sites")
+    left_s = max(0.0, until - time.monotonic())
     return ask(
         grid,
         seal,
         nodes,
         lambda node, attempt: seal.question(task, payload, node=node),
         "query.describe",
-        deadline_s=ANSWER_S,
+        deadline_s=max(ANSWER_S, left_s),
+        patience_s=left_s,
     )

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -22,6 +22,10 @@ from common.errors import ConfigError, FedqcError
 from common.files import is_locked, locked
 from common.strict import StrictModel, describe_validation
 from server.run_folder import write_json
+
+Outcome = Literal["check", "failure", "asking"]
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+"""What the rehearsal found; why the run ended early; who was asked and answered so far."""
 
 
 class Order(StrictModel):
@@ -59,13 +63,11 @@ def read_order(federation: Path, run: str) -> Order:
         ) from None
 
 
-def write_outcome(
-    federation: Path, run: str, kind: Literal["check", "failure"], content: dict[str, Any]
-) -> None:
+def write_outcome(federation: Path, run: str, kind: Outcome, content: dict[str, Any]) -> None:
     write_json(order_path(federation, run).with_suffix(f".{kind}.json"), content)
 
 
-def read_outcome(federation: Path, run: str, kind: Literal["check", "failure"]) -> dict[str, Any] | None:
+def read_outcome(federation: Path, run: str, kind: Outcome) -> dict[str, Any] | None:
     """None where there is none (yet)."""
     try:
         found = json.loads(
@@ -76,7 +78,7 @@ def read_outcome(federation: Path, run: str, kind: Literal["check", "failure"]) 
     return found if isinstance(found, dict) else None
 
 
-def forget_outcomes(federation: Path, run: str, kinds: Sequence[str] = ("check", "failure")) -> None:
+def forget_outcomes(federation: Path, run: str, kinds: Sequence[str] = OUTCOMES) -> None:
     for kind in kinds:
         order_path(federation, run).with_suffix(f".{kind}.json").unlink(missing_ok=True)
 

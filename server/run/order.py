@@ -72,7 +72,15 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
         begun = str(RunFolder.open(path).manifest["run"]) if (path / "plan.yaml").exists() else ""
         if plan.evaluate is not None:
             begun = run_name(plan)
-        ask = functools.partial(rehearse, grid, seal, deadline_s=order.wait_s, run=begun, lineage=lineage)
+        ask = functools.partial(
+            rehearse,
+            grid,
+            seal,
+            deadline_s=order.wait_s,
+            run=begun,
+            lineage=lineage,
+            say=lambda text: write_outcome(federation.folder, run, "asking", {"text": text}),
+        )
         answers = ask(expected=len(order.sites or seal.sites))
         if order.sites:  # of the others nothing is asked, and none of them is waited for if these are there
             if not set(order.sites) <= set(answers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -204,3 +205,66 @@ def test_a_word_nobody_knows_is_named(words: list[str], capsys: pytest.CaptureFi
 def test_flower_talks_to_nobody() -> None:
     assert cli.SILENT["FLWR_TELEMETRY_ENABLED"] == "0"
     assert cli.SILENT["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+
+
+PIPES = "import os, sys; from common.terminal import print; from common import cli\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_is_no_failure(lines: int) -> None:
+    """`fedqc run list | head`: the status of SIGPIPE, and not a word."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            command(f"for number in range({lines}): print('a line', number)"),
+            stdout=write, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (128 + 13, b"")
+
+
+def command(body: str) -> list[str]:
+    """A program: the command line with one more command, `probe`."""
+    code = PIPES + (
+        f"import errno, typer\napp = typer.Typer()\n@app.command()\ndef probe() -> None:\n    {body}\n"
+        "cli.COMMANDS['probe'] = ('__main__:app', ''); cli.main(['probe'])"
+    )
+    return [sys.executable, "-c", code]
+
+
+def test_a_full_disk_is_said_and_is_no_bug() -> None:
+    body = "raise OSError(errno.ENOSPC, 'No space left on device', 'runs/a/model')"
+    ended = subprocess.run(command(body), capture_output=True, text=True, timeout=60, check=False)
+    said = "fedqc: error [disk-full]: runs/a/model: no space is left on the disk"
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (1, said)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command("print('result')"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[0] == "fedqc: error [disk-full]: no space is left on the disk"
+    assert len(ended.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_help_and_results_are_shown_on_a_terminal_that_lacks_their_letters(encoding: str) -> None:
+    for words in (["site", "budget", "--help"], ["explain", "budget-exhausted"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "common.cli", *words],
+            env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ended.returncode in (0, 2), ended.stderr
+        assert b"[bug]" not in ended.stderr
+
+
+def test_a_closed_stdin_is_an_answer_of_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert not cli.confirmed(RefusedError("many files cannot be read"))

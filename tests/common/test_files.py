@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.files import make_private, sweep, whole_folder, write_bytes, write_new
+from common.files import make_private, rotate, sweep, whole_folder, write_bytes, write_new
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(
@@ -78,3 +78,26 @@ def test_making_a_file_that_exists_leaves_the_locks_on_it(tmp_path: Path) -> Non
         assert not takes_it()
         path.read_bytes()  # the control: it opens and closes the file
         assert takes_it()
+
+
+def test_a_log_is_capped_while_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "superlink.log"
+    with log.open("ab", buffering=0) as writer:
+        for number in range(1000):
+            writer.write(b"line %06d\n" % number)
+            if rotate(log, 1000):
+                assert (tmp_path / "superlink.log.1").stat().st_size == 1000
+                assert (tmp_path / "superlink.log.1").read_bytes().endswith(b"line %06d\n" % number)
+            assert log.stat().st_size <= 1100
+        assert log.read_bytes().endswith(b"line 000999\n"), "the writer goes on at the new end"
+        assert b"\0" not in log.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["superlink.log", "superlink.log.1"]
+
+
+def test_a_log_that_grew_at_once_leaves_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "proxy.log"
+    log.write_bytes(b"a" * 5000 + b"the end")
+    assert rotate(log, 100)
+    assert (tmp_path / "proxy.log.1").read_bytes() == b"a" * 93 + b"the end"
+    assert not rotate(log, 100)
+    assert not rotate(tmp_path / "missing.log", 100)

@@ -263,6 +263,20 @@ def test_a_nonce_survives_a_line_that_a_crash_tore(cut: int, tmp_path: Path) -> 
     assert not guard_module._Nonces(path).is_new("c" * 32)
 
 
+def test_nonces_take_bounded_room_and_the_last_are_never_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "KEPT_NONCES", 10)
+    nonces, path = guard_module._Nonces(tmp_path / "nonces"), tmp_path / "nonces"
+    drawn = [f"{number:032x}" for number in range(95)]
+    for at, nonce in enumerate(drawn):
+        assert nonces.is_new(nonce)
+        assert path.stat().st_size <= 20 * 33
+        recent = drawn[max(0, at - 9) : at + 1]
+        assert not any(guard_module._Nonces(path).is_new(one) for one in recent)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_site_that_joined_another_coordinator_no_longer_believes_the_first(site: Path) -> None:
     (site / "state" / "signing.key").unlink()
     enrol(site, OTHER)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from client.site.answer_store import AnswerKey, Outbox
+from client.site.answer_store import KEPT_DAYS, AnswerKey, Outbox
 from common.errors import RunError
 
 KEY: AnswerKey = ("run-1", "federated_dp", 3, "train")
@@ -89,3 +90,15 @@ def test_threads_that_answer_together_all_send_one_answer(tmp_path: Path) -> Non
         thread.join()
     assert len(sent) == 8
     assert set(sent) == {outbox.get(KEY)}
+
+
+def test_an_answer_is_kept_for_more_than_a_year_and_then_removed(tmp_path: Path) -> None:
+    outbox, later = Outbox(tmp_path), ("run-2", "local", 1, "train")
+    outbox.put(KEY, b"old")
+    outbox.put(later, b"younger")
+    for path in tmp_path.glob("*.answer"):
+        days = KEPT_DAYS + 1 if b"old" in path.read_bytes() else KEPT_DAYS - 1
+        os.utime(path, (time.time() - days * 86_400,) * 2)
+    outbox.put(("run-3", "local", 1, "train"), b"new")
+    assert outbox.get(KEY) is None
+    assert outbox.get(later) == b"younger"

@@ -32,8 +32,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from server.federation.configure import init_federation
 from server.federation.nginx import (
     BODY_LIMIT_BYTES,
+    CALLS_AT_ONCE,
+    CALLS_PER_SECOND,
     CONNECTIONS_PER_ADDRESS,
     FLEET_CALLS,
+    TURNED_AWAY_AT_ONCE,
+    TURNED_AWAY_PER_SECOND,
     nginx_configuration,
 )
 from server.federation.registry import Federation
@@ -397,7 +401,15 @@ def test_headers_that_speak_for_others_do_not_pass_and_those_of_nodes_do(wall: W
 
 
 @needs_nginx
-def test_what_was_turned_away_is_noted_and_nothing_of_a_body(wall: Wall) -> None:
+def test_what_was_turned_away_is_noted_and_nothing_of_a_body(
+    federation: Federation, backend: Backend, tmp_path: Path
+) -> None:
+    other = replace(federation, settings=federation.settings.model_copy(update={"port": free_port()}))
+    with nginx(other, nginx_configuration(other), tmp_path / "run"):
+        _turned_away_is_noted(Wall(federation=other, backend=backend, folder=tmp_path / "run"))
+
+
+def _turned_away_is_noted(wall: Wall) -> None:
     marker = b"a-marker-in-a-body"
     assert wall.reached_by(head("POST", "/v1/control/start-run?a-marker-in-a-query", body=marker))[0] == [404]
     assert wall.reached_by(head("POST", "/v1/fleet/push-object", body=marker * 100_000))[0] == [200]
@@ -406,6 +418,54 @@ def test_what_was_turned_away_is_noted_and_nothing_of_a_body(wall: Wall) -> None
     assert {line["status"] // 100 for line in lines} == {4}
     left = [path for path in wall.folder.rglob("*") if path.is_file() and marker in path.read_bytes()]
     assert left == []
+
+
+@needs_nginx
+def test_who_is_turned_away_writes_little_however_much_is_asked(
+    federation: Federation, backend: Backend, tmp_path: Path
+) -> None:
+    """One connection wrote 60 MB of log in six seconds."""
+    other = replace(federation, settings=federation.settings.model_copy(update={"port": free_port()}))
+    folder, began = tmp_path / "run", time.monotonic()
+    backend.seen.clear()
+    floods = {
+        "a long path": b"GET /" + b"a" * 1500 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "a call with a query": b"POST /v1/fleet/pull-messages?" + b"a" * 1500 + b" HTTP/1.1\r\nHost: h\r\n"
+        b"Content-Length: 0\r\n\r\n",
+        "quotes": b'GET /"' + b'"\\' * 700 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    }
+    with nginx(other, nginx_configuration(other), folder):
+        for request in floods.values():
+            got = answers(other, request * 300 + END)
+            assert set(got) == {404}
+            assert len(got) > 250
+        for request in (b"GET /" + b"a" * 8000 + b" HTTP/1.1\r\n\r\n", b"\x00" * 4000 + b"\r\n\r\n"):
+            for _ in range(40):
+                assert set(answers(other, request)) <= {404}
+        assert answers(other, head("POST", "/v1/fleet/pull-messages")) == [200], "a node is not held up"
+        lines = (folder / "turned-away.log").read_text().splitlines()
+        written = sum(path.stat().st_size for path in folder.glob("*.log"))
+    seconds = time.monotonic() - began
+    assert 1 <= len(lines) <= 1 + TURNED_AWAY_AT_ONCE + TURNED_AWAY_PER_SECOND * (seconds + 1)
+    assert max(len(line) for line in lines) < 1000
+    assert written < 100_000
+    assert json.loads(lines[0])["request"].startswith("GET /aaa")
+    assert [call for _, call, _ in backend.seen] == ["/v1/fleet/pull-messages"]
+
+
+@needs_nginx
+def test_a_node_that_asks_too_often_is_told_to_try_again(
+    federation: Federation, backend: Backend, tmp_path: Path
+) -> None:
+    other = replace(federation, settings=federation.settings.model_copy(update={"port": free_port()}))
+    text = nginx_configuration(other)
+    limit = f"limit_req zone=calls burst={CALLS_AT_ONCE} nodelay;"
+    assert limit in text
+    text = text.replace(limit, "limit_req zone=calls burst=5 nodelay;")
+    text = text.replace(f"zone=calls:4m rate={CALLS_PER_SECOND}r/s", "zone=calls:4m rate=1r/m")
+    with nginx(other, text, tmp_path / "run"):
+        got = [answers(other, head("POST", "/v1/fleet/pull-messages")) for _ in range(10)]
+    assert got == [[200]] * 6 + [[503]] * 4
 
 
 @needs_nginx
@@ -502,7 +562,7 @@ def test_one_address_holds_so_many_connections_and_no_more(federation: Federatio
         for stream in (one, two):
             stream.sendall(CALL + b"Content-Length: 100\r\n\r\nx")
         for _ in range(100):
-            if answers(other, CALL + b"Content-Length: 0\r\nConnection: close\r\n\r\n", first=True) == [429]:
+            if answers(other, CALL + b"Content-Length: 0\r\nConnection: close\r\n\r\n", first=True) == [503]:
                 return
         pytest.fail("a third connection was taken")
 

@@ -130,13 +130,15 @@ def signed(site: str, asked: Statement, said: WireMessage, key: Ed25519PrivateKe
     return Envelope(payload=payload, statement=text, signature=sign(text, key or KEYS[site]))
 
 
-def at_first(times: int, said: Callable[[str, Statement], Any]) -> Reply:
-    """`said` for so many requests, an honest introduction from then on."""
+def at_first(
+    times: int, said: Callable[[str, Statement], Any], then: Callable[[str, Statement], Any] | None = None
+) -> Reply:
+    """`said` for so many requests, an honest introduction, or `then`, from then on."""
     left = [times]
 
     def reply(site: str, asked: Statement) -> Any:
         left[0] -= 1
-        return said(site, asked) if left[0] >= 0 else introduction(site, asked)
+        return said(site, asked) if left[0] >= 0 else (then or introduction)(site, asked)
 
     return reply
 
@@ -424,6 +426,21 @@ def test_a_rehearsal_hears_acceptance_refusal_and_failure(room: Room) -> None:
         "b": "not-approved",
         "node-3": "agent-unreachable",
     }
+
+
+def test_a_rehearsal_awaits_an_agent_that_restarts_and_says_what_it_waits_for(room: Room) -> None:
+    room.replies = {
+        "a": readiness,
+        "b": at_first(2, unsigned("agent-unreachable"), readiness),
+        "c": readiness,
+    }
+    said: list[str] = []
+    found = rehearse(room.grid(), SEAL, expected=3, deadline_s=90.0, say=said.append)
+    assert list(found) == ["a", "b", "c"]
+    assert all(isinstance(answer, SiteReadiness) for answer in found.values())
+    assert 0 < room.clock.now < 90
+    assert said[0] == "asked 3 sites"
+    assert said[-1] == "answered: a, b, c; 3 sites are enrolled"
 
 
 def test_nobody_can_rehearse_for_another_site(room: Room) -> None:

@@ -1,0 +1,209 @@
+"""Every verb in every state of a run: what docs/deploy.md says is what the command does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from common.errors import FedqcError, RefusedError, RunError
+from server.cli import run as module
+from server.cli.run import run as runs
+from server.cli.run import run_state
+from server.federation import services
+from server.federation.configure import init_federation
+from server.federation.registry import Federation
+from server.run.control_files import being_run, failure_of, write_outcome
+from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
+from server.run_folder import RunFolder, write_json
+from tests.helpers.consortium import tiny_plan, write_plan
+from tests.helpers.ports import free_port
+
+DOCS = Path(__file__).parents[3] / "docs" / "deploy.md"
+RUN = "first"
+
+
+@pytest.fixture
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
+    monkeypatch.setattr(
+        "server.federation.configure.write_bundle",
+        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
+    )
+    return init_federation(
+        tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
+    )
+
+
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def put_into(state: State, federation: Federation, held: ExitStack) -> None:
+    """The files, and the lock, that such a run has."""
+    if state == "unknown":
+        return
+    write_json(federation.state / "orders" / f"{RUN}.flower.json", {"run-id": "7"})
+    if state in ("ordered", "running"):
+        held.enter_context(being_run(federation.folder, RUN))
+    if state == "ordered":
+        return
+    manifest: dict[str, Any] = {"sites": {}, "run": RUN, "status": "running"}
+    folder = RunFolder.create(federation.runs / RUN, tiny_plan(), manifest, None, None)
+    write_outcome(federation.folder, RUN, "check", {"sites": {}})
+    if state not in ("running", "interrupted"):
+        folder.update_manifest(status=state)
+    if state == "failed":
+        failure = RunError("no quorum", code="no-quorum")
+        write_outcome(federation.folder, RUN, "failure", failure_of(failure))
+
+
+def typed(federation: Federation, verb: Verb, folder: Path) -> tuple[FedqcError | None, str]:
+    plan = write_plan(folder / "plan.yaml", arms=["federated"])
+    words: dict[Verb, list[str]] = {
+        "start": ["start", str(plan), "--name", RUN, "--wait", "0"],
+        "resume": ["resume", RUN, "--wait", "0"],
+        "stop": ["stop", RUN],
+        "watch": ["watch", RUN],
+    }
+    result = CliRunner().invoke(runs, [*words[verb], "--federation", str(federation.folder)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        assert isinstance(result.exception, FedqcError), repr(result.exception)
+        return result.exception, result.output
+    return None, result.output
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_run_is_in_the_state_that_its_files_show(
+    state: State, federation: Federation, held: ExitStack
+) -> None:
+    put_into(state, federation, held)
+    assert run_state(federation, RUN) == state
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("verb", ["start", "resume"])
+def test_what_continues_a_run_is_admitted_or_says_what_to_do(
+    verb: Verb, state: State, federation: Federation, held: ExitStack, tmp_path: Path
+) -> None:
+    put_into(state, federation, held)
+    error, _ = typed(federation, verb, tmp_path)
+    assert error is not None
+    answer = ANSWERS[verb][state]
+    # admitted: the next thing that is missing here is a SuperLink
+    assert error.code == (answer.code if isinstance(answer, Refused) else "no-superlink")
+    if isinstance(answer, Refused):
+        assert RUN in error.message
+        assert error.hint
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_stop_ends_what_runs_and_says_of_the_rest_that_it_does_not(
+    state: State, federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into(state, federation, held)
+    asked: list[str] = []
+
+    def flower(federation: Federation, *words: str) -> dict[str, Any]:
+        asked.append(words[0])
+        held.close()  # the ServerApp notices
+        if state == "interrupted":
+            raise RunError("Flower: Run ID `7` is already finished", code="flower")
+        return {}
+
+    monkeypatch.setattr(services, "flower", flower)
+    error, said = typed(federation, "stop", tmp_path)
+    answer = ANSWERS["stop"][state]
+    if isinstance(answer, Refused):
+        assert error is not None
+        assert (error.code, asked) == (answer.code, [])
+        assert "Flower" not in error.message
+        return
+    assert error is None
+    assert asked == ["stop"]
+    assert f"fedqc run resume {RUN}" in said
+    assert run_state(federation, RUN) == ("unknown" if state == "ordered" else "stopped")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_watch_ends_with_what_became_of_it(
+    state: State, federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into(state, federation, held)
+    monkeypatch.setattr(module, "_follow_start", lambda *words, **more: 0)
+    if state == "running":
+        monkeypatch.setattr(module, "_watch", lambda *words: 0)
+    error, _ = typed(federation, "watch", tmp_path)
+    answer = ANSWERS["watch"][state]
+    expected = "no-quorum" if state == "failed" else answer.code if isinstance(answer, Refused) else None
+    assert (error.code if error else None) == expected
+
+
+def test_a_run_that_was_refused_at_its_rehearsal_may_be_started_again(
+    federation: Federation, held: ExitStack, tmp_path: Path
+) -> None:
+    put_into("ordered", federation, held)
+    held.close()
+    write_outcome(federation.folder, RUN, "failure", failure_of(RefusedError("no", code="sites-missing")))
+    assert run_state(federation, RUN) == "unknown"
+    error, _ = typed(federation, "start", tmp_path)
+    assert error is not None
+    assert error.code == "no-superlink"
+
+
+def test_the_page_shows_the_table() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert table() in text, "docs/deploy.md: paste what `server.run.verbs.table()` gives:\n" + table()
+    assert set(ANSWERS) == set(VERBS)
+    assert all(set(answers) == set(STATES) for answers in ANSWERS.values())
+
+
+def test_a_superlink_that_restarts_is_waited_for(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = iter([False, False, True])
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: next(looks))
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    module._await_superlink(federation, 90)
+    assert "waiting for the SuperLink, for at most 90 s" in capsys.readouterr().err
+
+
+def test_a_wait_speaks(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "SPEAK_S", 0.3)
+    looks = iter(range(100))
+
+    def look() -> bool | None:
+        number = next(looks)
+        if number == 3:
+            write_outcome(federation.folder, RUN, "asking", {"text": "answered: a; 2 sites are enrolled"})
+        return True if number > 8 else None
+
+    module._await(federation, RUN, look, limit_s=60)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("waiting for the ServerApp")
+    assert any(line.startswith("answered: a; 2 sites are enrolled") for line in lines)
+    assert len(lines) >= 3
+
+
+def test_a_start_after_a_kill_waits_for_the_ports(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, said = [2], list[str]()
+
+    def port_error(address: str, port: int) -> OSError | None:
+        held[0] -= 1
+        return OSError(98, "in use") if held[0] >= 0 else None
+
+    monkeypatch.setattr(services, "port_error", port_error)
+    services._await_ports([("127.0.0.1", 1)], said.append)
+    assert held[0] < 0
+    assert len(said) == 1
+    services._await_ports([("127.0.0.1", 1)], said.append)
+    assert len(said) == 1, "nothing is said where nothing is waited for"
