@@ -539,6 +539,7 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "title": heading,
+            "held_out": unseen,
             "figure": figures.roc(
                 [_roc_panel(reading, sites, artifact, unseen) for artifact in reading.artifact_numbers],
                 say("roc.alt", where=heading),
