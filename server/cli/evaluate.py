@@ -5,7 +5,9 @@ recompute runs, check published tables.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from common.processes import usable_cores
 from common.progress_bar import progress_shown
 from common.strict import strict_yaml
 from common.terminal import print
+from server.run_folder import RunFolder, without_nan
 from server.simulation.simulate import run_simulation
 
 simulate = typer.Typer(add_completion=False)
@@ -169,18 +172,116 @@ def _changes(words: list[str]) -> dict[str, Any]:
     return found
 
 
+class ReportFormat(StrEnum):
+    """How a report is given: the page, or text on standard output."""
+
+    text = "text"
+    md = "md"
+    json = "json"
+    csv = "csv"
+
+
 @report.command()
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    format: Annotated[
+        ReportFormat,
+        typer.Option(
+            "--format",
+            help="text: write RUN/report.html. md, json, csv: print instead; csv is for verify --table.",
+        ),
+    ] = ReportFormat.text,
+    language: Annotated[str, typer.Option("--lang", help="Language of the report: en or zh.")] = "en",
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
+    ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="Print the tables of a paper instead: scores by artifact, rescans, seconds.",
+        ),
+    ] = False,
+    rescans: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="X/N X/N", help="With --paper: rescans of scans, before and after."),
+    ] = None,
+    seconds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --paper: CSV file of reader (human or machine) and seconds, a line a case.",
+        ),
+    ] = None,
 ) -> None:
-    """Write RUN/report.html, one page that needs no network. All its numbers are in evaluation.json.
+    """Write RUN/report.html, one page that needs no network. All its numbers are in evaluation.json, or
+    follow from the counts in it.
 
     How `auto` chose the settings of private arms is in tuning.json.
     """
+    from server.evaluation.report.figure_files import write_figures
     from server.evaluation.report.page import write_report
-    from server.run_folder import RunFolder
 
-    print(write_report(RunFolder.open(run)))
+    if (rescans or seconds) and not paper:
+        raise ConfigError(
+            "--rescans and --seconds belong to --paper", code="bad-argument", hint="add --paper"
+        )
+    folder = RunFolder.open(run)
+    if paper:
+        print(_paper(folder, format, language, rescans, seconds), end="")
+    elif format is not ReportFormat.text:
+        print(_exported(folder, format, language), end="")
+    else:
+        print(write_report(folder, language))
+    if figures is not None:
+        written = write_figures(folder.evaluation, figures, language)
+        print(f"{figures}: {len(written)} files", file=sys.stderr)
+
+
+def _exported(folder: RunFolder, format: ReportFormat, language: str) -> str:
+    from server.evaluation.participation import participation_of
+    from server.evaluation.report.export import reading_of, report_csv, report_json, report_markdown
+
+    reading, trainable = reading_of(folder.evaluation, language), folder.plan.privacy.trainable
+    if format is ReportFormat.csv:
+        return report_csv(reading)
+    participation = participation_of(folder)
+    if format is ReportFormat.md:
+        return report_markdown(reading, participation, trainable=trainable)
+    found = report_json(reading, participation, trainable=trainable)
+    return json.dumps(without_nan(found), ensure_ascii=False) + "\n"
+
+
+def _paper(
+    folder: RunFolder,
+    format: ReportFormat,
+    language: str,
+    rescans: tuple[str, str] | None,
+    seconds: Path | None,
+) -> str:
+    """The tables of a paper as text.
+
+    Raises:
+        ConfigError: `--rescans` or `--seconds` is wrong (code `bad-argument`).
+    """
+    from server.evaluation.report import paper
+    from server.evaluation.report.export import reading_of
+    from server.evaluation.tables import aligned
+
+    tables = [paper.scores_table(reading_of(folder.evaluation, language))]
+    tables += [paper.rescans_table(*rescans)] if rescans else []
+    tables += [paper.seconds_table(seconds)] if seconds else []
+    if format is ReportFormat.csv:
+        return paper.as_csv(tables)
+    if format is ReportFormat.json:
+        return json.dumps([row for table in tables for row in table], ensure_ascii=False) + "\n"
+    if format is ReportFormat.md:
+        return "\n".join(paper.as_markdown(table) for table in tables if table)
+    shown = []
+    for table in tables:
+        cells = [[paper.without_control(text) for text in row.values()] for row in table]
+        shown.append("\n".join(aligned(list(table[0]), cells)) + "\n" if table else "no operating point\n")
+    return "\n".join(shown)
 
 
 def verify_run(run: Path, format: Format) -> int:

@@ -175,10 +175,11 @@ def resume(
     from server.run_folder import RunFolder
 
     folder = known_folder(federation, run)
-    if data is None and (folder.parent.parent / "federation.yaml").exists():
+    in_federation = (folder.parent.parent / "federation.yaml").exists()
+    if data is None and in_federation and not _lacks_models(folder):
         _admit("resume", open_federation(folder.parent.parent), folder.name)
     found = RunFolder.open(folder)
-    if data is not None or found.simulation or not (folder.parent.parent / "federation.yaml").exists():
+    if data is not None or found.simulation or not in_federation:
         from server.simulation.simulate import resume_simulation
 
         return resume_simulation(
@@ -316,6 +317,14 @@ def _admit(verb: Verb, federation: Federation, name: str) -> None:
     from server.run.verbs import admit
 
     admit(verb, run_state(federation, name), name)
+
+
+def _lacks_models(folder: Path) -> bool:
+    """Whether a finished run is of a version that did not note what it released: resuming it does."""
+    from server.run_folder import RunFolder
+
+    manifest = RunFolder.open(folder).manifest if (folder / "plan.yaml").is_file() else {}
+    return manifest.get("status") == "completed" and "models" not in manifest
 
 
 def _await_superlink(federation: Federation, wait_s: float) -> None:

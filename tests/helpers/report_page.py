@@ -70,6 +70,7 @@ def evaluation_of(
     kind: str = "synthetic",
     seed: int = 7,
     public: bool = True,
+    training: tuple[str, ...] = TRAINING,
 ) -> dict[str, Any]:
     """What server.app writes, on random scores. birch has no chemical_shift patients, cedar none with
     metal.
@@ -77,19 +78,25 @@ def evaluation_of(
     Args:
         public: with the coordinator's public patients, as this version writes it.
     """
-    private = [arm for arm in arms if is_private(arm) and set(refused) != set(TRAINING)]
+    private = [arm for arm in arms if is_private(arm) and set(refused) != set(training)]
     models = [
         model
         for arm in arms
-        for model in ([f"{arm}/{site}" for site in TRAINING] if arm.startswith("local") else [arm])
+        for model in ([f"{arm}/{site}" for site in training] if arm.startswith("local") else [arm])
         if not is_private(arm) or private
     ]
+    gaps = [
+        {"patients": 110},
+        {"patients": 90, "empty": "chemical_shift"},
+        {"patients": 100, "only_negative": "metal"},
+    ]
     sites = {
-        "alder": site_scores(models, seed, 110),
-        "birch": site_scores(models, seed + 1, 90, empty="chemical_shift"),
-        "cedar": site_scores(models, seed + 2, 100, only_negative="metal"),
-    } | {site: site_scores(models, seed + 3 + number, 240) for number, site in enumerate(held_out)}
-    study = Study(sites=sites, training=TRAINING, held_out=held_out, models=models)
+        site: site_scores(models, seed + number, **gaps[number % len(gaps)])  # type: ignore[arg-type]
+        for number, site in enumerate(training)
+    } | {
+        site: site_scores(models, seed + len(training) + number, 240) for number, site in enumerate(held_out)
+    }
+    study = Study(sites=sites, training=training, held_out=held_out, models=models)
     numbers = report_numbers(study, arms)
     unit = {"unit": "patient", "adjacency": "add/remove"}
     claim = unit | {
@@ -140,14 +147,14 @@ def evaluation_of(
                 "stand_in": STAND_IN if kind == "synthetic" else "",
                 "version": "0.1.0",
             }
-            for site in (*TRAINING, *held_out)
+            for site in (*training, *held_out)
         ],
-        "privacy": {site: nothing if site in refused else claim for site in TRAINING}
+        "privacy": {site: nothing if site in refused else claim for site in training}
         if "federated_dp" in arms
         else {},
         "curves": curves,
         "chosen_rounds": dict.fromkeys(curves, 6),
-        "refusals": [f"federated_dp: refused: {REFUSAL['reason']}"] if set(refused) == set(TRAINING) else [],
+        "refusals": [f"federated_dp: refused: {REFUSAL['reason']}"] if set(refused) == set(training) else [],
         "incomplete": [f"federated_dp: {site} refused" for site in refused] if private else [],
         **({"public_counts": public_counts(models, seed)} if public else {}),
         **numbers,

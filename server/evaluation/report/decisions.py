@@ -194,16 +194,21 @@ def _share(found: Share | None) -> tuple[str, str]:
 # figures
 
 
-def _blocks(reading: Reading) -> list[tuple[str, list[str]]]:
-    """The training sites together, then those held out; sites scored with noise have no curve."""
+def _blocks(reading: Reading) -> list[tuple[str, list[str], bool]]:
+    """Heading, sites, and whether they were held out: the training sites together, then those held out; sites
+    scored with noise have no curve.
+    """
     say = reading.say
     held_out = reading.listing([reading.name(site) for site in reading.held_out])
-    blocks = [(say("roc.training"), reading.training), (say("roc.unseen", sites=held_out), reading.held_out)]
-    usable = [
-        (heading, [site for site in sites if reading.is_scored(site) and site not in reading.noised])
-        for heading, sites in blocks
+    blocks = [
+        (say("roc.training"), reading.training, False),
+        (say("roc.unseen", sites=held_out), reading.held_out, True),
     ]
-    return [(heading, sites) for heading, sites in usable if sites]
+    return [
+        (heading, usable, apart)
+        for heading, sites, apart in blocks
+        if (usable := [site for site in sites if reading.is_scored(site) and site not in reading.noised])
+    ]
 
 
 def _scored(reading: Reading, arm: str, sites: list[str], artifact: str) -> list[Scored]:
@@ -223,7 +228,7 @@ def _histograms(found: Performance, reading: Reading, line: Line) -> tuple[np.nd
 def calibration_figures(reading: Reading) -> list[dict[str, Any]]:
     """Reliability by artifact: of groups of patients, the share with it over the mean probability."""
     say, blocks = reading.say, []
-    for heading, sites in _blocks(reading):
+    for heading, sites, apart in _blocks(reading):
         panels = []
         for artifact in reading.artifacts:
             lines = []
@@ -243,14 +248,15 @@ def calibration_figures(reading: Reading) -> list[dict[str, Any]]:
             )
         alt = say("calibration.alt", where=heading)
         axes = (say("calibration.x"), say("calibration.y"))
-        blocks.append({"title": heading, "figure": figures.panels(panels, alt, axes, marks=True)})
+        figure = figures.panels(panels, alt, axes, marks=True)
+        blocks.append({"title": heading, "figure": figure, "held_out": apart})
     return blocks
 
 
 def decision_figures(reading: Reading) -> list[dict[str, Any]]:
     """Net benefit over the probability from which on one acts, beside acting on everybody and on nobody."""
     say, blocks = reading.say, []
-    for heading, sites in _blocks(reading):
+    for heading, sites, apart in _blocks(reading):
         panels = []
         for artifact in reading.artifacts:
             lines, prevalence = [], 0.0
@@ -285,7 +291,8 @@ def decision_figures(reading: Reading) -> list[dict[str, Any]]:
             )
         alt = say("decision.alt", where=heading)
         axes = (say("decision.x"), say("decision.y"))
-        blocks.append({"title": heading, "figure": figures.panels(panels, alt, axes)})
+        figure = figures.panels(panels, alt, axes)
+        blocks.append({"title": heading, "figure": figure, "held_out": apart})
     return blocks
 
 

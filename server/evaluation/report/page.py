@@ -542,6 +542,7 @@ def roc_figures(reading: Reading) -> list[dict[str, Any]]:
     return [
         {
             "title": heading,
+            "held_out": unseen,
             "figure": figures.roc(
                 [_roc_panel(reading, sites, artifact, unseen) for artifact in reading.artifacts],
                 say("roc.alt", where=heading),

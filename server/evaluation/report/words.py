@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.arms import FEDERATED_CLIPPED, FEDERATED_DP, LOCAL_CLIPPED, LOCAL_DP
 from common.i18n import Languages
+from server.evaluation.report.words_zh import CHINESE
 
 ENGLISH: dict[str, str] = {
     "page.title": "fedqc report: {plan}",
@@ -603,4 +604,4 @@ ENGLISH: dict[str, str] = {
 }
 
 
-LANGUAGES: Languages = {"en": ENGLISH}
+LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}

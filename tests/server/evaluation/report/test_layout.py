@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from server.evaluation.participation import Presence
+from server.evaluation.report.figures import STYLES
 from server.evaluation.report.page import render
-from tests.helpers.report_page import MANIFEST, PLAN, Texts, evaluation_of
+from tests.helpers.report_page import MANIFEST, PLAN, TRAINING, Texts, evaluation_of
 
 ARMS = ("public", "local", "local_dp", "federated", "federated_clipped", "federated_dp", "pooled")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -31,6 +33,10 @@ for (const frame of document.querySelectorAll("iframe")) {
     cells: [...page.querySelectorAll("td.unseen")].filter(seen).length,
     letters: Math.min(...[...page.querySelectorAll("svg.figure text")].filter(seen)
       .map(text => parseFloat(text.getAttribute("font-size")) * text.getScreenCTM().a)),
+    requests: frame.contentWindow.performance.getEntriesByType("resource").length,
+    keys: [...page.querySelectorAll("a[href], summary")].filter(part => part.tabIndex !== 0).length,
+    small: [...page.querySelectorAll("td, th, p, li, caption")].filter(seen)
+      .filter(part => parseFloat(getComputedStyle(part).fontSize) < 10).length,
     cut: [...page.querySelectorAll("svg.figure text")].filter(seen).filter(text => {
       const box = text.getBoundingClientRect(), whole = text.ownerSVGElement.getBoundingClientRect();
       return box.left < whole.left - 1 || box.right > whole.right + 1 || box.bottom > whole.bottom + 1;
@@ -44,16 +50,29 @@ document.body.append(result);
 """
 
 
-@pytest.fixture(scope="module")
-def page() -> str:
-    return render(evaluation_of(ARMS), MANIFEST, PLAN)
+MANY = {
+    "nine hospitals": (ARMS, tuple(f"hospital-{letter}" for letter in "abcdefg")),
+    "fourteen hospitals": (("public", "federated"), tuple(f"hospital-{letter}" for letter in "abcdefghijkl")),
+}
+"""Arms and training sites, beside two held out."""
+
+
+@pytest.fixture(scope="module", params=["en", "zh", "nine hospitals", "fourteen hospitals"])
+def page(request: pytest.FixtureRequest) -> str:
+    if request.param in MANY:
+        arms, training = MANY[request.param]
+        values = evaluation_of(arms, training=training, held_out=("hospital-x", "hospital-y"))
+        return render(values, MANIFEST, PLAN)
+    rows = {site: Presence(rounds=6, invited=6, counted=5, codes={"deadline"}) for site in TRAINING}
+    participation = {arm: rows for arm in ARMS if arm not in ("public", "pooled")}
+    return render(evaluation_of(ARMS), MANIFEST, PLAN, language=request.param, participation=participation)
 
 
 @pytest.fixture(scope="module")
 def layout(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Width in pixels -> what a browser measured of the page, all parts open; 690: A4 without margins."""
     if CHROMIUM is None:
-        pytest.skip("no chromium here")
+        pytest.skip("chromium is not installed: the page is not laid out")
     free = re.sub(r"<meta http-equiv=[^>]*>", "", page)
     frames = "".join(
         f'<iframe width="{width}" height="900" srcdoc="{html.escape(free)}"></iframe>'
@@ -82,8 +101,22 @@ def test_nothing_lies_beside_the_page(layout: dict[str, Any], width: str) -> Non
     found = layout[width]
     assert found["wider"] <= 0
     assert found["scrolled"] == []
-    assert found["cells"] > 50
+    assert found["cells"] > 40
     assert found["unseen"] == 0
+
+
+@pytest.mark.parametrize("width", ["390", "690", "1280"])
+def test_the_page_asks_nothing_of_the_network_and_everything_is_reached_by_key(
+    layout: dict[str, Any], width: str
+) -> None:
+    assert layout[width]["requests"] == 0
+    assert layout[width]["keys"] == 0
+    assert layout[width]["small"] == 0
+
+
+def test_arms_are_told_without_colour() -> None:
+    shapes = [(style.marker, style.dash) for style in STYLES.values()]
+    assert len(set(shapes)) == len(shapes)
 
 
 @pytest.mark.parametrize("width", ["390", "690", "1280"])

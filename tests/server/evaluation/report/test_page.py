@@ -256,7 +256,7 @@ def test_a_refused_private_arm_is_named_with_code_and_reason():
 def test_a_partial_run_says_what_is_missing():
     values = evaluation_of(refused=("birch",))
     page = render(values, MANIFEST, PLAN)
-    top = text_of(page.split("<main>")[0].split("<body>")[1])
+    top = text_of(page.split("<main>")[0].split("<body")[1])
     assert "partial" in top
     assert "federated_dp: birch refused" in top
     assert "refused [epsilon-cap]" in text_of(section(page, "privacy"))
