@@ -37,7 +37,7 @@ FOLDS = 10
 CLEARLY = 2.0
 """Standard errors, over people, by which a map must be better than saying the same of all."""
 PACKAGED = Path(__file__).with_name("severity_small_cnn_real.json")
-PACKAGED_SHA256 = "a71a54eb7229d703feb29cae2f15184f0f94f8be5ae78d8fd94f6ae442bf6cea"
+PACKAGED_SHA256 = "e428449716304da2850c680545ef4b417edb3278e64623880a3e78d704de2c8c"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class SeverityMap:
     error: float  # mean absolute one, at people whom it was not fitted on
     mean_error: float  # there, of always saying the mean
     right: float  # share of grades that are right there
-    usual_right: float  # there, of always saying the most common grade
+    usual_right: float  # there, of always saying the grade that is the most common there
     grades: bool  # False: not clearly better than saying the same of all
 
     def severity(self, logit: float) -> float | None:
@@ -108,14 +108,14 @@ def severity_map(
     if len(x) < LEAST_SLICES or count < LEAST_PEOPLE:
         return None
     fold = np.random.default_rng(0).permutation(count)[person] % FOLDS
-    said, mean, usual = np.empty(len(x)), np.empty(len(x)), np.empty(len(x), np.int64)
+    said, mean = np.empty(len(x)), np.empty(len(x))
     for one in range(FOLDS):
         out = fold == one
         said[out] = np.interp(x[out], *rising(x[~out], y[~out]))
         mean[out] = y[~out].mean()
-        usual[out] = np.bincount(_thirds(y[~out])).argmax()
     errors, mean_errors = np.abs(said - y), np.abs(mean - y)
-    right, usual_right = (grades == _thirds(y) for grades in (_thirds(said), usual))
+    truth = _thirds(y)
+    right, usual_right = _thirds(said) == truth, truth == np.bincount(truth).argmax()
     gains = (mean_errors - errors, right.astype(float) - usual_right)
     at, values = rising(x, y)
     return SeverityMap(

@@ -114,6 +114,14 @@ def test_a_logit_that_says_nothing_of_severity_gives_no_grade() -> None:
     assert found.severity(0.0) is None
 
 
+def test_the_most_common_grade_is_taken_from_all_slices_so_that_it_is_hard_to_beat() -> None:
+    """As many of each grade: found on other people, the most common one would be that which is rare here."""
+    logits = np.random.default_rng(6).normal(size=60)
+    found = severity_map(logits, np.tile([0.1, 0.5, 0.9], 20), np.arange(60), "people")
+    assert found is not None
+    assert found.usual_right == pytest.approx(1 / 3)
+
+
 def test_the_error_is_that_of_people_whom_the_map_has_not_seen() -> None:
     """Each person has a logit and a severity of their own, unrelated: slices left out one by one would be
     found again.
