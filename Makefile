@@ -66,6 +66,7 @@ real-start: $(STAMP)
 	mv $(START)-phantoms/public $(START)/ && rmdir $(START)-phantoms
 	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start
 	$(BIN)/python -m server.public_model.pretrain runs/real-start common/models/small_cnn_real.safetensors
+	$(BIN)/python -m client.predict.make_severity $(START)/people
 
 # Branch coverage of the quick suite, without the processes that it starts: `make check` prints what was measured last. No gate.
 coverage: $(STAMP)

@@ -42,6 +42,8 @@ class Slices:
     patients: np.ndarray  # int64 (n,)
     # int64 (n,), of one patient and modality each, in the order of their slices; None where nothing is known
     series: np.ndarray | None = None
+    # float32 (n, A), 0 to 1, nan where absent or not known; None: nowhere known. In memory alone, in no file
+    severities: np.ndarray | None = None
 
 
 def save_slices(path: Path, slices: Slices) -> str:

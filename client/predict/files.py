@@ -19,6 +19,8 @@ COLUMNS = (
     "logit",
     "probability",
     "present",
+    "severity",
+    "grade",
     "threshold",
     "origin",
     "not_judged",
@@ -26,6 +28,7 @@ COLUMNS = (
     "epsilon",
     "seconds",
 )
+_CELLS = COLUMNS[COLUMNS.index("artifact") : COLUMNS.index("not_judged")]
 FORMAT = 1
 
 
@@ -42,7 +45,7 @@ def csv_text(found: Predictions, *, names: bool) -> str:
                 head = (study.number, series.number, image.number, series.modality)
                 named = (_safe(image.file), image.frame) if names else ()
                 if image.outside:
-                    writer.writerow([*head, "", "", "", "", "", "", image.outside, *tail, *named])
+                    writer.writerow([*head, *[""] * len(_CELLS), image.outside, *tail, *named])
                 for finding in image.findings:
                     writer.writerow([*head, *_cells(finding), "", *tail, *named])
     return stream.getvalue()
@@ -50,11 +53,14 @@ def csv_text(found: Predictions, *, names: bool) -> str:
 
 def _cells(finding: Finding) -> tuple[str, ...]:
     probability, positive, point = finding.probability, finding.positive, finding.point
+    severity = finding.severity
     return (
         finding.artifact,
         f"{finding.logit:.4f}",
         "" if probability is None else f"{probability:.4f}",
         "" if positive is None else str(int(positive)),
+        "" if severity is None else f"{severity:.2f}",
+        finding.grade or "",
         "" if point is None else f"{point.threshold:.4f}",
         "" if point is None else point.origin,
     )
@@ -93,6 +99,10 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
         "operating_points": {
             level: {name: vars(point) for name, point in points.items()}
             for level, points in (("images", found.points.images), ("patients", found.points.patients))
+        },
+        "severity": {
+            name: {key: value for key, value in vars(one).items() if key not in ("logits", "severities")}
+            for name, one in found.points.severities.items()
         },
         "acquisition_compared": found.has_profile,
         "seconds": {
@@ -157,11 +167,13 @@ def _image(image: Image, names: bool) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    probability, point = finding.probability, finding.point
+    probability, point, severity = finding.probability, finding.point, finding.severity
     return {
         "artifact": finding.artifact,
         "logit": round(finding.logit, 4),
         "probability": None if probability is None else round(probability, 4),
         "present": finding.positive,
+        "severity": None if severity is None else round(severity, 2),
+        "grade": finding.grade,
         "threshold": None if point is None else round(point.threshold, 4),
     }

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ import numpy as np
 from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
 from client.predict.model import Model
+from client.predict.severity import SeverityMap, maps_from, packaged_maps, severity_maps
 from common.artifacts import NAMES
 from common.counts import per_patient
 from common.errors import DataError
@@ -43,7 +44,9 @@ MAX_ALARMS = 0.1
 LEAST_PATIENTS = 10
 """With and without an artifact each, below which a site's own patients decide nothing."""
 PHANTOMS, PHANTOM_SEED = 300, 9009
-FORMAT = 1
+SEVERITY_SEED, SEVERITY_RANGE = 9010, (0.05, 1.0)
+"""Of other phantoms, for maps to severity: those that thresholds come from show no weak artifacts."""
+FORMAT = 2
 """Raised when a threshold would be found in another way: kept ones are then found again."""
 
 Origin = Literal["phantoms", "site"]
@@ -76,6 +79,7 @@ class OperatingPoints:
 
     images: dict[str, Point]
     patients: dict[str, Point]
+    severities: dict[str, SeverityMap] = field(default_factory=dict)  # of images, series and studies alike
 
     @property
     def origins(self) -> dict[str, tuple[str, ...]]:
@@ -111,11 +115,15 @@ def operating_points(
         return found
     own, index = labelled
     key = hashlib.sha256(index.encode())
-    for array in (own.labels, own.patients):
+    for array in (own.labels, own.patients, own.severities):
         key.update(np.ascontiguousarray(array).tobytes())
     name = f"site-{model.sha256[:16]}-{model.size}-{key.hexdigest()[:16]}"
     mine = _kept(cache, name, lambda: points_of(model, own, "site"))
-    return OperatingPoints(images=found.images | mine.images, patients=found.patients | mine.patients)
+    return OperatingPoints(
+        images=found.images | mine.images,
+        patients=found.patients | mine.patients,
+        severities=found.severities | mine.severities,
+    )
 
 
 def points_of(model: Model, slices: Slices, origin: Origin) -> OperatingPoints:
@@ -132,7 +140,7 @@ def points_of(model: Model, slices: Slices, origin: Origin) -> OperatingPoints:
             decides = 1 - of_patient.specificity <= MAX_ALARMS
             patients[name] = replace(of_patient, decides=decides)
             images[name] = replace(of_image, decides=decides)
-    return OperatingPoints(images=images, patients=patients)
+    return OperatingPoints(images=images, patients=patients, severities=severity_maps(logits, slices, origin))
 
 
 def point_of(scores: np.ndarray, labels: np.ndarray, origin: Origin) -> Point | None:
@@ -199,9 +207,15 @@ def user_cache() -> Path:
 
 def _on_phantoms(model: Model, say: Callable[[str], None]) -> OperatingPoints:
     say(f"finding the operating point of this model on {PHANTOMS} phantoms; done once")
-    slices = draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size)
+    points = points_of(model, draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size), "phantoms")
+    maps = packaged_maps(model.sha256)
+    if not maps:
+        looks = [replace(one, severity_range=SEVERITY_RANGE) for one in PUBLIC_APPEARANCES]
+        slices = draw(looks, PHANTOMS, SEVERITY_SEED, model.size)
+        logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.images)))
+        maps = severity_maps(logits, slices, "phantoms")
     projector.cache_clear()
-    return points_of(model, slices, "phantoms")
+    return replace(points, severities=maps)
 
 
 def _labelled(site: Path, size: int) -> tuple[Slices, str] | None:
@@ -220,6 +234,7 @@ def _labelled(site: Path, size: int) -> tuple[Slices, str] | None:
         modality=cohort.modality[rows],
         labels=cohort.labels[rows],
         patients=cohort.patients[rows],
+        severities=cohort.severities[rows],
     )
     return slices, cohort.fingerprint
 
@@ -231,6 +246,7 @@ def _kept(cache: Path, name: str, find: Callable[[], OperatingPoints]) -> Operat
         return OperatingPoints(
             images={name: Point(**point) for name, point in value["images"].items()},
             patients={name: Point(**point) for name, point in value["patients"].items()},
+            severities=maps_from(value["severities"]),
         )
     found = find()
     with suppress(OSError):  # a site that cannot be written is judged all the same

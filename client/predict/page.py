@@ -87,7 +87,7 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
         share=f"{100 * LEAST_FOUND:g}",
         skipped=text.skipped_rows(found, names=names),
         limits=text.limits(found, say),
-        present=say("yes"),
+        present=text.presence_texts(say),
     )
 
 

@@ -25,6 +25,7 @@ from client.dicom.index import Problem, SliceRecord
 from client.predict.model import Model
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
+from client.predict.severity import Grade, SeverityMap, grade_of
 from client.site.config import read_site, site_key
 from common.artifacts import MODALITIES, NAMES, Modality, applies_to
 from common.counts import patient_scores
@@ -43,6 +44,7 @@ class Finding:
     artifact: str
     logit: float  # of a series or study: `common.counts.patient_scores`
     point: Point | None  # None: there is no threshold
+    severity_map: SeverityMap | None = None  # None: severity is not known
 
     @property
     def probability(self) -> float | None:
@@ -55,6 +57,16 @@ class Finding:
         if self.point is None or not self.point.decides:
             return None
         return self.logit >= self.point.threshold
+
+    @property
+    def severity(self) -> float | None:
+        """0 to 1 where it is called present, if severity is known."""
+        return self.severity_map.severity(self.logit) if self.positive and self.severity_map else None
+
+    @property
+    def grade(self) -> Grade | None:
+        """Of the severity."""
+        return None if self.severity is None else grade_of(self.severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +277,7 @@ def _studies(
                         file=records[at].file,
                         frame=records[at].frame,
                         outside=why[at],
-                        findings=_findings(logits[at], points.images),
+                        findings=_findings(logits[at], points.images, points.severities),
                     )
                 )
             doses = [dose for at in own if (dose := records[at].ctdi_vol_mgy) is not None]
@@ -274,7 +286,7 @@ def _studies(
                     number=series_number,
                     modality=records[own[0]].modality,
                     images=tuple(images),
-                    findings=_findings(_joined(logits[own]), points.patients),
+                    findings=_findings(_joined(logits[own]), points.patients, points.severities),
                     ctdi_vol_mgy=max(doses, default=None),
                 )
             )
@@ -283,7 +295,7 @@ def _studies(
             Study(
                 number=study_number,
                 series=tuple(found),
-                findings=_findings(_joined(logits[together]), points.patients),
+                findings=_findings(_joined(logits[together]), points.patients, points.severities),
             )
         )
     return tuple(studies), where
@@ -294,9 +306,11 @@ def _joined(logits: np.ndarray) -> np.ndarray:
     return patient_scores(logits, np.where(np.isnan(logits), np.nan, 0.0), np.zeros(len(logits), int))[0]
 
 
-def _findings(logits: np.ndarray, points: dict[str, Point]) -> tuple[Finding, ...]:
+def _findings(
+    logits: np.ndarray, points: dict[str, Point], severities: dict[str, SeverityMap]
+) -> tuple[Finding, ...]:
     return tuple(
-        Finding(artifact=name, logit=float(logit), point=points.get(name))
+        Finding(artifact=name, logit=float(logit), point=points.get(name), severity_map=severities.get(name))
         for name, logit in zip(NAMES, logits, strict=True)
         if not np.isnan(logit)
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from client.data_check.text import table
 from client.predict.operating_point import LEAST_FOUND, MAX_ALARMS, PHANTOMS, Point
 from client.predict.predict import Finding, Predictions, Series, Study
+from client.predict.severity import GRADES
 from common.artifacts import ARTIFACTS, INDEX
 from common.i18n import Say
 from common.privacy import epsilon_text
@@ -86,8 +87,15 @@ def value_text(finding: Finding) -> str:
 
 
 def decision_text(finding: Finding, say: Say) -> str:
-    """Present, absent, or open."""
-    return say("open") if finding.positive is None else say("yes" if finding.positive else "no")
+    """Its grade or just present, absent, or open."""
+    if finding.positive is None:
+        return say("open")
+    return say((finding.grade or "yes") if finding.positive else "no")
+
+
+def presence_texts(say: Say) -> tuple[str, ...]:
+    """What `decision_text` says of something present."""
+    return (say("yes"), *map(say, GRADES))
 
 
 def reason_text(reason: str, say: Say) -> str:
@@ -147,8 +155,36 @@ def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
     if weak := [name for name, point in found.points.patients.items() if not point.decides]:
         names = ", ".join(artifact_text(name, say) for name in weak)
         rows.append((say("thresholds"), say("undecided", artifacts=names, share=f"{100 * MAX_ALARMS:g}")))
+    rows += severity_rows(found, say)
     seconds = say("seconds.said", read=f"{found.seconds.read:.1f}", score=f"{found.seconds.score:.1f}")
     return [*rows, (say("seconds"), seconds)]
+
+
+def severity_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
+    """Of each artifact that can occur here: how far its severity may be off, and where that was found."""
+    occur = {one.modality for study in found.studies for one in study.series}
+    rows = []
+    for artifact in ARTIFACTS:
+        known = found.points.severities.get(artifact.name)
+        point = found.points.patients.get(artifact.name)
+        if artifact.modality in occur and point is not None and point.decides:
+            name = artifact_text(artifact.name, say)
+            if known is None:
+                said = say("severity.unknown", artifact=name)
+            else:
+                said = say(
+                    "severity.error" if known.grades else "severity.none",
+                    artifact=name,
+                    error=f"{known.error:.2f}",
+                    mean=f"{known.mean_error:.2f}",
+                    right=f"{100 * known.right:.0f}",
+                    usual=f"{100 * known.usual_right:.0f}",
+                    where=say(f"severity.{known.origin}", slices=known.slices, people=known.people),
+                )
+            rows.append((say("severity"), said))
+    if rows:
+        rows.append((say("severity"), say("severity.thirds")))
+    return rows
 
 
 def point_rows(found: Predictions, say: Say) -> list[tuple[str, ...]]:

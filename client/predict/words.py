@@ -84,6 +84,20 @@ ENGLISH: dict[str, str] = {
     "uncalibrated": "{artifacts}: no threshold and no calibration; scores are raw logits",
     "undecided": "{artifacts}: scored but not decided, as the threshold would call more than {share} % of "
     "those without it",
+    "mild": "mild",
+    "moderate": "moderate",
+    "severe": "severe",
+    "severity": "severity",
+    "severity.error": "{artifact}: grade right in {right} % ({usual} % if always the same were said), off by "
+    "{error} of 0 to 1 ({mean}), on {where}",
+    "severity.none": "{artifact}: no grade, as it would not be clearly better than always the same: right in "
+    "{right} % ({usual} %), off by {error} of 0 to 1 ({mean}), on {where}",
+    "severity.unknown": "{artifact}: no grade: no slices of known severity",
+    "severity.people": "{slices} views of {people} public people with simulated artifacts",
+    "severity.phantoms": "{slices} slices of {people} public phantoms, which are not patients",
+    "severity.site": "{slices} slices of {people} of this site's labelled training patients",
+    "severity.thirds": "mild, moderate and severe are thirds of it; at 1/3 a simulated artifact is just "
+    "visible. It does not say what can still be diagnosed.",
     "rule": "The best threshold (sensitivity plus specificity) of those that find {share} % on those "
     "patients; probabilities by Platt's method on the same patients, at their share of artifacts. Both are "
     "optimistic.",
@@ -185,6 +199,20 @@ CHINESE: dict[str, str] = {
     "on.site": "本院有标注的训练患者（模型可能用其训练过）",
     "uncalibrated": "{artifacts}：无阈值，未校准；评分为原始 logit",
     "undecided": "{artifacts}：只评分不判断，因其阈值会对超过 {share} % 的无伪影者报警",
+    "mild": "轻度",
+    "moderate": "中度",
+    "severe": "重度",
+    "severity": "严重程度",
+    "severity.error": "{artifact}：分级正确 {right} %（若总说同一级则为 {usual} %），"
+    "在 0 至 1 的尺度上误差 {error}（{mean}），在{where}上求得",
+    "severity.none": "{artifact}：不分级，因为并不明显优于总说同一级：正确 {right} %（{usual} %），"
+    "在 0 至 1 的尺度上误差 {error}（{mean}），在{where}上求得",
+    "severity.unknown": "{artifact}：不分级，没有已知严重程度的图像",
+    "severity.people": "{people} 名公开人群的 {slices} 幅带模拟伪影的图像",
+    "severity.phantoms": "{people} 个公开体模（不是患者）的 {slices} 幅图像",
+    "severity.site": "本院 {people} 名有标注训练患者的 {slices} 幅图像",
+    "severity.thirds": "轻度、中度、重度各占三分之一；模拟伪影在 1/3 处刚可见。"
+    "严重程度不说明图像是否仍可诊断。",
     "rule": "在能找出 {share} % 的阈值中取灵敏度与特异度之和最大者；概率用 Platt 法在同一批患者上求得，"
     "对应其中的伪影比例。两者都偏乐观。",
     "of": "对象",
