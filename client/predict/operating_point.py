@@ -26,15 +26,11 @@ import numpy as np
 
 from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
-from client.predict.model import Model
+from client.predict.model import Model, score
 from common.artifacts import NAMES
 from common.counts import per_patient
 from common.errors import DataError
 from common.files import write_bytes
-from common.learning import score
-from common.physics.appearance import PUBLIC_APPEARANCES
-from common.physics.ct import projector
-from common.public_phantoms import draw
 from common.public_slices import Slices
 
 LEAST_FOUND = 0.8
@@ -120,7 +116,7 @@ def operating_points(
 
 def points_of(model: Model, slices: Slices, origin: Origin) -> OperatingPoints:
     """The points on labelled slices; none of an artifact of which too few patients have it, or have not."""
-    logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.images)))
+    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
     scores, truth = per_patient(logits, slices.labels, slices.patients)
     images, patients = {}, {}
     for place, name in enumerate(NAMES):
@@ -199,9 +195,18 @@ def user_cache() -> Path:
 
 def _on_phantoms(model: Model, say: Callable[[str], None]) -> OperatingPoints:
     say(f"finding the operating point of this model on {PHANTOMS} phantoms; done once")
-    slices = draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size)
+    return points_of(model, draw(PHANTOMS, PHANTOM_SEED, model.size), "phantoms")
+
+
+def draw(patients: int, seed: int, size: int) -> Slices:
+    """So many public phantoms. What draws them loads torch: only when points are to be found."""
+    from common.physics.appearance import PUBLIC_APPEARANCES
+    from common.physics.ct import projector
+    from common.public_phantoms import draw as phantoms
+
+    slices = phantoms(PUBLIC_APPEARANCES, patients, seed, size)
     projector.cache_clear()
-    return points_of(model, slices, "phantoms")
+    return slices
 
 
 def _labelled(site: Path, size: int) -> tuple[Slices, str] | None:
