@@ -67,6 +67,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "client.cli.predict:predict",
         "Judge images by a model: artifacts, next steps; a local report.",
     ),
+    "export": (
+        "client.cli.export:export",
+        "Write a model as ONNX, checked against torch.",
+    ),
     "data": (
         "client.cli.data:data",
         "Generate, import, check, prepare and label image data; simulate artifacts.",

@@ -115,7 +115,18 @@ def unlearned_labels(flat: np.ndarray, manifest: Manifest, labels: Sequence[str]
         labels: the network's outputs.
     """
     parts = [flat[manifest.part(name)].reshape(len(labels), -1) for name in HEAD_TENSORS]
-    learned: list[bool] = [bool(row.any()) for row in np.concatenate(parts, axis=1)]
+    return _of_zeros(np.concatenate(parts, axis=1), labels)
+
+
+def unlearned_in(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
+    """As `unlearned_labels`, of a file whose outputs are `labels`."""
+    with safetensors.safe_open(path, framework="np") as file:
+        parts = [file.get_tensor(name).reshape(len(labels), -1) for name in HEAD_TENSORS]
+    return _of_zeros(np.concatenate(parts, axis=1), labels)
+
+
+def _of_zeros(rows: np.ndarray, labels: Sequence[str]) -> tuple[str, ...]:
+    learned: list[bool] = [bool(row.any()) for row in rows]
     return tuple(name for name, is_learned in zip(labels, learned, strict=True) if not is_learned)
 
 

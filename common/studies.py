@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from common.counts import patient_labels
 from common.plan import Model
 from common.preprocess import to_channels
+from common.series import Series
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,14 +64,6 @@ class StudyImages:
 
 Images = np.ndarray | StudyImages
 """Of samples: int16 slices (n, side, side), or several for each."""
-
-
-class Series(NamedTuple):
-    """Which slices belong together, and in which order."""
-
-    series: np.ndarray  # int64 (n,), the series of each slice; none has two patients or modalities
-    order: np.ndarray  # int64 (n,), the slices sorted by their place in it
-    study: np.ndarray  # int64 (n,), the study of each slice; a series is in one
 
 
 @dataclass(frozen=True, kw_only=True)

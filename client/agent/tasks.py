@@ -92,7 +92,8 @@ from common.names import EvaluationMode
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
 from common.privacy import GaussianSteps, epsilon_of
-from common.studies import Series, samples_of
+from common.series import Series
+from common.studies import samples_of
 from common.trainable import private_part, trainable_names
 from common.weights import (
     REACH,

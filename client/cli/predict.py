@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,11 @@ from common.cli import Format, FormatOption
 from common.errors import ConfigError
 from common.progress_bar import say
 from common.terminal import print
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class Thresholds(StrEnum):
@@ -54,6 +60,13 @@ def predict_command(
             "none: print scores only.",
         ),
     ] = Thresholds.auto,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            "--precision",
+            help="fp32; or bf16: half the time of a long study in torch, logits move by some tenths.",
+        ),
+    ] = Precision.fp32,
     out: Annotated[
         Path | None,
         typer.Option(help="New folder for predictions.csv, predictions.json and report.html."),
@@ -69,6 +82,7 @@ def predict_command(
 
     Research software, not a medical device. Exit status: 0, or 2 where no image could be judged.
     """
+    from client.predict import exported
     from client.predict.files import csv_text, public
     from client.predict.model import find_model
     from client.predict.operating_point import NONE, operating_points, user_cache
@@ -86,12 +100,13 @@ def predict_command(
         raise ConfigError(
             f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
         )
-    where = _site(site, path)
+    where = site_or_none(site, path)
     state = None
     if where is not None:
         config, folder = read_site(where)
         state = folder / config.state
-    found_model = find_model(model, state)
+    bf16 = precision is Precision.bf16
+    found_model = find_model(model, state, exports=None if bf16 else exported.folder(state))
     if found_model.origin == "start":
         say(f"no model of a run: using fedqc's public start {found_model.start}")
     if state is not None and found_model.origin in ("start", "in-use"):
@@ -104,6 +119,8 @@ def predict_command(
             cache=user_cache() if state is None else state / "operating-points",
             say=say,
         )
+    if bf16:
+        found_model = replace(found_model, precision="bf16")
     with progress_shown() as progress:
         found = judge(path, found_model, points, site=where, progress=progress)
     content = public(found, names=show_identifiers)
@@ -137,7 +154,7 @@ def _remind(state: Path, used: str) -> None:
         say(f"the model in use was last tested on {last}: fedqc site use --check repeats the test")
 
 
-def _site(given: Path | None, path: Path) -> Path | None:
+def site_or_none(given: Path | None, path: Path) -> Path | None:
     """The site folder: as given, as other commands find it, or PATH itself; None where there is none."""
     if given is not None or os.environ.get("FEDQC_SITE"):
         return site_folder(given)

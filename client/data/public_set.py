@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from client.data.cohort import load_cohort
-from client.data.studies import series_of_records
+from client.data.series import series_of_records
 from client.site.config import read_site
 from client.site.kind import admit_kind
 from common.artifacts import DEFAULT_LABELS, NAMES

@@ -20,7 +20,7 @@ import numpy as np
 
 from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
-from client.predict.model import Model, find_model
+from client.predict.model import Model, find_model, score
 from client.predict.operating_point import OperatingPoints, operating_points
 from client.site import model_in_use
 from client.site.config import read_site
@@ -28,7 +28,6 @@ from common.artifacts import NAMES, columns_of
 from common.counts import per_patient
 from common.errors import ConfigError, DataError, RefusedError
 from common.files import write_as_owner
-from common.learning import score
 
 CASES = "acceptance-cases.json"
 FORMAT = 1
@@ -236,7 +235,7 @@ def read_cases(site: Path, *, size: int) -> Cases:
 
 def answers(model: Model, points: OperatingPoints, cases: Cases) -> Answers:
     """What a model calls of each case, at its points."""
-    own = score(model.network, cases.images, cases.modality, np.arange(len(cases.images)))
+    own = score(model, cases.images, cases.modality, np.arange(len(cases.images)))
     logits = np.zeros((len(own), len(NAMES)), own.dtype)
     logits[:, columns_of(model.labels)] = own
     scores, truth = per_patient(logits, cases.labels, cases.patients)

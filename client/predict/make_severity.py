@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from client.data.cohort import load_cohort
-from client.predict.model import START, find_model
+from client.predict.model import START, find_model, score
 from client.predict.severity import PACKAGED, severity_maps
 from common.errors import DataError
 from common.files import write_bytes
-from common.learning import score, set_threads
+from common.learning import set_threads
 from common.public_slices import Slices
 
 DIGITS = 4
@@ -45,7 +45,7 @@ def maps_of(site: Path) -> dict[str, Any]:
         patients=cohort.patients,
         severities=cohort.severities,
     )
-    logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.labels)))
+    logits = score(model, slices.images, slices.modality, np.arange(len(slices.labels)))
     maps = severity_maps(logits, slices, "people", model.labels)
     if not maps:
         raise DataError(

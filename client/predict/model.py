@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import safetensors
-import torch
-from torch import nn
 
+from client.predict import exported
 from client.site import model_in_use
 from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
 from common.lineage import KEY as LINEAGE
 from common.lineage import PACKAGED, Lineage
-from common.model_file import labels_of, load_model, unlearned_labels
-from common.models import MODELS, build
+from common.model_file import labels_of, load_model, unlearned_in
 from common.names import MAX_RUN
 from common.plan import STUDY
 from common.preprocess import DEFAULT_SIZE
 from common.privacy import epsilon_text
 from common.weights import manifest_of, resolve_initial, unflatten
 
+if TYPE_CHECKING:
+    from torch import nn
+
 LATEST = "latest"
 START = "package:small_cnn_real.safetensors"
 """Without a model of a run: fedqc's public start that has seen real anatomy."""
-
 
 Origin = Literal["in-use", "run", "file", "start"]
 
@@ -52,10 +54,13 @@ class Privacy:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with its weights."""
+    """A network with its weights. The network itself is built when it is asked for: what only applies an
+    exported model never loads torch.
+    """
 
-    network: nn.Module
+    path: Path
     name: str  # of the network
+    args: Mapping[str, Any] = field(default_factory=dict)
     size: int  # side of its slices in pixels
     sha256: str  # of the file
     origin: Origin
@@ -65,14 +70,45 @@ class Model:
     privacy: Privacy
     labels: tuple[str, ...] = DEFAULT_LABELS  # the outputs of the network
     unlearned: tuple[str, ...] = ()  # those of them that no training ever touched; they say nothing
+    export: Path | None = None  # the file that is applied by ONNX Runtime; None: torch
+    precision: str = "fp32"  # or bf16, int8
 
     @property
     def learned(self) -> tuple[str, ...]:
         """The artifacts that the model knows."""
         return tuple(name for name in self.labels if name not in self.unlearned)
 
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """In torch, ready to be applied.
 
-def find_model(wanted: str | None, state: Path | None) -> Model:
+        Raises:
+            ConfigError: `wrong-model`, the file does not hold the tensors of this network, or is an export.
+        """
+        from common.models import build
+
+        if self.path.suffix == exported.SUFFIX:
+            raise ConfigError(
+                f"{self.path}: an exported model has no network in torch",
+                code="wrong-model",
+                hint="name the model that it was made of",
+            )
+        network = build(self.name, self.args, self.labels)
+        manifest = manifest_of(network.state_dict())
+        network.load_state_dict(unflatten(load_model(self.path, manifest), manifest))
+        return network.eval()
+
+
+def score(model: Model, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Logits of `rows` of slices as cached, float32 (len(rows), A), by ONNX Runtime or torch."""
+    if model.export is not None:
+        return exported.score(model.export, images, modality, rows)
+    from client.predict.network import score as by_torch
+
+    return by_torch(model.network, images, modality, rows, bf16=model.precision == "bf16")
+
+
+def find_model(wanted: str | None, state: Path | None, *, exports: Path | None = None) -> Model:
     """The model that `--model` means.
 
     Args:
@@ -80,6 +116,8 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
             received; a folder of a run, a file, or `package:NAME`; None: `latest` where there is one, else
             `START`.
         state: the state folder of this site; None without a site.
+        exports: the folder of exported models; where it holds this one, it is applied by ONNX Runtime. None:
+            torch applies it, unless the file itself is an export.
     Raises:
         ConfigError: `no-model`, there is no such model; `wrong-model`, it is none, or its network is not
             known; `study-model`, it looks at several slices at once, which predict does not do.
@@ -88,7 +126,7 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
     if wanted in (None, LATEST):
         now = None if state is None else model_in_use.in_use(state)
         if now is not None and state is not None:
-            return _read(model_in_use.file_of(state, now["model"]), "in-use")
+            return _read(model_in_use.file_of(state, now["model"]), "in-use", exports)
         if wanted == LATEST:
             where = "no site is given" if state is None else "this site has put no model to use"
             raise ConfigError(
@@ -97,22 +135,65 @@ def find_model(wanted: str | None, state: Path | None) -> Model:
                 hint="fedqc site use latest tests the last one received; or --model RUN or FILE",
             )
         wanted = START
+    assert wanted is not None
     if wanted.startswith("package:"):
         path = resolve_initial(wanted, None)
-        return _read(path, "start", start=path.stem)
+        return _read(path, "start", exports, start=path.stem)
     path = Path(wanted)
     if path.is_dir():
-        return _read(path / "model.safetensors", "run")
-    return _read(path, "file")
+        return _read(path / "model.safetensors", "run", exports)
+    return _read(path, "file", exports)
 
 
-def _read(path: Path, origin: Origin, start: str = "") -> Model:
+def _read(path: Path, origin: Origin, exports: Path | None, start: str = "") -> Model:
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such model file",
             code="no-model",
             hint="latest, the folder of a finished run, or a .safetensors file",
         )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    export = path if path.suffix == exported.SUFFIX else None
+    if export is None and exports is not None and exported.available():
+        kept = exports / f"{sha256}{exported.SUFFIX}"
+        export = kept if kept.is_file() else None
+    if export is not None:
+        about = exported.about(export)
+        # a file of another precision gives other scores: it is a model of its own, with points of its own
+        sha256 = about["sha256"] if about["precision"] == "fp32" else sha256
+        network = json.loads(about["network"])
+        name, args = str(network["name"]), dict(network["args"])
+        labels, unlearned = labels_of(export, about), tuple(json.loads(about["unlearned"]))
+    else:
+        about, name, args = _described(path)
+        labels = labels_of(path, about)
+        unlearned = unlearned_in(path, labels)
+    size = about.get("image_size", "")
+    is_start = origin == "start" or sha256 == _start_sha256()
+    return Model(
+        path=path,
+        name=name,
+        args=args,
+        size=int(size) if size.isdecimal() and 16 <= int(size) <= 1024 else DEFAULT_SIZE,
+        sha256=sha256,
+        origin=origin,
+        start=start,
+        run=" ".join(about.get("run", "")[:MAX_RUN].split()),
+        arm=about.get("arm", ""),
+        privacy=privacy_of(about, is_start=is_start),
+        labels=labels,
+        unlearned=unlearned,
+        export=export,
+        precision=about.get("precision", "fp32"),
+    )
+
+
+def _start_sha256() -> str:
+    return hashlib.sha256(resolve_initial(START, None).read_bytes()).hexdigest()
+
+
+def _described(path: Path) -> tuple[dict[str, str], str, dict[str, Any]]:
+    """Metadata of a model's file, and name and arguments of its network, whose tensors it holds."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             about: dict[str, str] = file.metadata() or {}
@@ -128,30 +209,7 @@ def _read(path: Path, origin: Origin, start: str = "") -> Model:
             code="study-model",
             hint="fedqc predict takes networks of single slices",
         )
-    network = build(name, args, labels)
-    manifest = manifest_of(network.state_dict())
-    flat = load_model(path, manifest)
-    network.load_state_dict(unflatten(flat, manifest))
-    size = about.get("image_size", "")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    is_start = origin == "start" or sha256 == hashlib.sha256(_start_file().read_bytes()).hexdigest()
-    return Model(
-        network=network.eval(),
-        name=name,
-        size=int(size) if size.isdecimal() and 16 <= int(size) <= 1024 else DEFAULT_SIZE,
-        sha256=sha256,
-        origin=origin,
-        start=start,
-        run=" ".join(about.get("run", "")[:MAX_RUN].split()),
-        arm=about.get("arm", ""),
-        privacy=privacy_of(about, is_start=is_start),
-        labels=labels,
-        unlearned=unlearned_labels(flat, manifest, labels),
-    )
-
-
-def _start_file() -> Path:
-    return resolve_initial(START, None)
+    return about, name, args
 
 
 def privacy_of(about: Mapping[str, str], *, is_start: bool = False) -> Privacy:
@@ -178,6 +236,10 @@ def _network_of(
     path: Path, about: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], labels: Sequence[str]
 ) -> tuple[str, dict[str, bool | int | float | str]]:
     """Name and arguments of the network: as stated, else the one whose tensors these are."""
+    import torch
+
+    from common.models import MODELS, build
+
     if stated := about.get("network"):
         try:
             value = json.loads(stated)
@@ -190,14 +252,26 @@ def _network_of(
                 code="wrong-model",
                 hint=f"known: {', '.join(MODELS)}",
             )
-        return name, args
-    for name in MODELS:
-        with torch.device("meta"):
-            state = build(name, labels=labels).state_dict()
-        if {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes):
-            return name, {}
-    raise ConfigError(
-        f"{path}: its tensors are those of no network that is known",
-        code="wrong-model",
-        hint=f"known: {', '.join(MODELS)}",
-    )
+    else:
+        name, args = "", {}
+        for known in MODELS:
+            with torch.device("meta"):
+                state = build(known, labels=labels).state_dict()
+            if {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes):
+                name = known
+                break
+    if name in ("", STUDY) or args.get("neighbours"):
+        if name:
+            return name, args
+        raise ConfigError(
+            f"{path}: its tensors are those of no network that is known",
+            code="wrong-model",
+            hint=f"known: {', '.join(MODELS)}",
+        )
+    with torch.device("meta"):
+        state = build(name, args, labels).state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if expected != dict(shapes):
+        wrong = sorted(set(expected.items()) ^ set(shapes.items()))[0][0]
+        raise ConfigError(f"{path}: tensor `{wrong}` is not what its network {name} has", code="wrong-model")
+    return name, args

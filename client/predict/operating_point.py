@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,16 +23,13 @@ import numpy as np
 
 from client.data.cohort import load_cohort
 from client.dicom.index import PARTS
-from client.predict.model import Model
+from client.predict.model import Model, score
 from client.predict.severity import SeverityMap, maps_from, packaged_maps, severity_maps
+from common.artifacts import DEFAULT_LABELS
 from common.counts import per_patient
 from common.errors import DataError
 from common.files import write_bytes
-from common.learning import score
 from common.operating_point import platt, youden
-from common.physics.appearance import PUBLIC_APPEARANCES
-from common.physics.ct import projector
-from common.public_phantoms import draw
 from common.public_slices import Slices
 
 MAX_ALARMS = 0.1
@@ -126,7 +123,7 @@ def points_of(model: Model, slices: Slices, origin: Origin) -> OperatingPoints:
     """The points on slices with labels of the model's outputs; none of an output that was never learned, or
     of an artifact of which too few patients have it, or have not.
     """
-    logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.images)))
+    logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
     scores, truth = per_patient(logits, slices.labels, slices.patients)
     images, patients = {}, {}
     for place, name in enumerate(model.labels):
@@ -178,16 +175,35 @@ def user_cache() -> Path:
 
 def _on_phantoms(model: Model, say: Callable[[str], None]) -> OperatingPoints:
     say(f"finding the operating point of this model on {PHANTOMS} phantoms; done once")
-    slices = draw(PUBLIC_APPEARANCES, PHANTOMS, PHANTOM_SEED, model.size, model.labels)
-    points = points_of(model, slices, "phantoms")
+    points = points_of(model, draw(PHANTOMS, PHANTOM_SEED, model.size, model.labels), "phantoms")
     maps = packaged_maps(model.sha256)
     if not maps:
-        looks = [replace(one, severity_range=SEVERITY_RANGE) for one in PUBLIC_APPEARANCES]
-        slices = draw(looks, PHANTOMS, SEVERITY_SEED, model.size, model.labels)
-        logits = score(model.network, slices.images, slices.modality, np.arange(len(slices.images)))
+        slices = draw(PHANTOMS, SEVERITY_SEED, model.size, model.labels, SEVERITY_RANGE)
+        logits = score(model, slices.images, slices.modality, np.arange(len(slices.images)))
         maps = severity_maps(logits, slices, "phantoms", model.labels)
-    projector.cache_clear()
     return replace(points, severities=maps)
+
+
+def draw(
+    patients: int,
+    seed: int,
+    size: int,
+    artifacts: Sequence[str] = DEFAULT_LABELS,
+    severity_range: tuple[float, float] | None = None,
+) -> Slices:
+    """So many public phantoms, of the severities of their looks or of others. What draws them loads torch:
+    only when points are to be found.
+    """
+    from common.physics.appearance import PUBLIC_APPEARANCES
+    from common.physics.ct import projector
+    from common.public_phantoms import draw as phantoms
+
+    looks = PUBLIC_APPEARANCES
+    if severity_range is not None:
+        looks = tuple(replace(one, severity_range=severity_range) for one in looks)
+    slices = phantoms(looks, patients, seed, size, artifacts)
+    projector.cache_clear()
+    return slices
 
 
 def _labelled(site: Path, model: Model) -> tuple[Slices, str] | None:

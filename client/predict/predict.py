@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from client.data.cohort import open_slices
-from client.data.studies import series_of_records
+from client.data.series import series_of_records
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import Problem, SliceRecord
-from client.predict.model import Model
+from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
 from client.predict.severity import Grade, SeverityMap, grade_of
@@ -30,7 +30,6 @@ from client.site.config import read_site, site_key
 from common.artifacts import MODALITIES, NAMES, Modality, applies_to, columns_of
 from common.counts import patient_scores
 from common.errors import ConfigError
-from common.learning import score
 from common.progress_bar import Progress, silent
 
 MAX_PICTURES = 24
@@ -205,7 +204,7 @@ def predict(
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):
-            own = score(model.network, slices.images, modality, judged)
+            own = score(model, slices.images, modality, judged)
             known = [model.labels.index(name) for name in model.learned]
             logits[np.ix_(judged, np.array(columns_of(model.learned), int))] = own[:, known]
         may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(logits.shape)

@@ -21,7 +21,8 @@ from common.physics.ct import projector
 from common.plan import Model, PublicSet
 from common.public_phantoms import draw
 from common.public_slices import Slices, load_slices
-from common.studies import Samples, Series, decisions, samples_of, series_of_patients, studies_of_patients
+from common.series import Series
+from common.studies import Samples, decisions, samples_of, series_of_patients, studies_of_patients
 
 
 def public_set(settings: PublicSet, size: int, artifacts: Sequence[str] = DEFAULT_LABELS) -> Slices:

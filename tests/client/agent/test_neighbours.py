@@ -10,7 +10,8 @@ import torch
 
 import client.agent.training
 import client.dp.dp_sgd
-from client.data.studies import cohort_samples, series_of_records
+from client.data.series import series_of_records
+from client.data.studies import cohort_samples
 from common.counts import Counts, per_patient
 from common.learning import extract_features, score
 from common.model_file import load_model

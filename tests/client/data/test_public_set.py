@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from client.data.cohort import load_cohort
-from client.data.studies import series_of_records
+from client.data.series import series_of_records
 from common.artifacts import INDEX
 from common.errors import ConfigError
 from common.losses import masked_bce

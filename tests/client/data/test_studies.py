@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from client.data.cohort import load_cohort
-from client.data.studies import cohort_samples, series_of_records
+from client.data.series import series_of_records
+from client.data.studies import cohort_samples
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from common.plan import Model
 from common.studies import StudyImages

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import torch
 import yaml
 
 from client.data_check.profile import Acquisition
@@ -25,11 +26,12 @@ from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.predict.files import csv_text, public
 from client.predict.model import START, Model, find_model
 from client.predict.operating_point import NONE, OperatingPoints, Point
-from client.predict.outside import outside
+from client.predict.outside import MIN_BODY, body_share, outside
 from client.predict.page import render
 from client.predict.predict import Predictions, predict
 from client.predict.text import columns_of, next_steps, report_text
 from client.predict.words import LANGUAGES
+from client.views import acquisition
 from common.artifacts import DEFAULT_LABELS
 from common.counts import patient_scores
 from common.i18n import speaker
@@ -267,6 +269,18 @@ def test_values_that_are_no_hounsfield_units_are_not_judged() -> None:
     how: dict[str, Any] = {"profile": None, "key": b"k"}
     assert outside([record], BODY, [shifted], np.zeros(1, int), **how) == ["hu-too-high"]
     assert outside([record], BODY, [measured()], np.zeros(1, int), **how) == [""]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_the_body_is_that_of_the_views(modality: Any) -> None:
+    rng = np.random.default_rng(4)
+    for side in (33, 64):
+        image = rng.normal(0, 40, (side, side)).astype(np.float32) + (-1000 if modality == "CT" else 60)
+        image[side // 4 : side // 2, side // 5 : side // 2] += 1000
+        share = float(acquisition.body_of(torch.from_numpy(image), modality).float().mean())
+        assert body_share(image, modality) == pytest.approx(share, abs=1e-6)
+        assert 0 < share < 1
+    assert MIN_BODY == acquisition.MIN_BODY
 
 
 def test_little_body_is_not_judged() -> None:
