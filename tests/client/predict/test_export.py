@@ -15,7 +15,7 @@ from client.predict import exported, operating_point
 from client.predict.export import INT8_AUROC, INT8_LOGIT, gate
 from client.predict.model import START, Model, find_model, score
 from client.predict.network import score as by_torch
-from common.artifacts import MODALITIES, NAMES
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.errors import ConfigError, RefusedError, RunError
 from common.model_file import described, save_model
 from common.models import build
@@ -42,14 +42,14 @@ def slices(patients: int, size: int) -> Slices:
     return Slices(
         images=images,
         modality=modality,
-        labels=np.repeat(owners[:, None] % 2, len(NAMES), axis=1).astype(np.float32),
+        labels=np.repeat(owners[:, None] % 2, len(DEFAULT_LABELS), axis=1).astype(np.float32),
         patients=owners,
     )
 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(exporting, "draw", lambda patients, seed, size: slices(8, size))
+    monkeypatch.setattr(exporting, "draw", lambda patients, seed, size, artifacts=(): slices(8, size))
     monkeypatch.setattr(operating_point, "PHANTOMS", 6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("FEDQC_SITE", raising=False)
@@ -106,11 +106,11 @@ def test_int8_passes_only_within_its_bounds() -> None:
         0, 0.1, test.labels.shape
     )
     impossible = logits.copy()
-    impossible[test.modality == MODALITIES.index("CT"), NAMES.index("motion")] += 9
+    impossible[test.modality == MODALITIES.index("CT"), DEFAULT_LABELS.index("motion")] += 9
     difference, aurocs = gate(logits, impossible, test)
     assert difference == 0, "motion of a CT slice is not asked for"
     moved = logits.copy()
-    moved[1, NAMES.index("motion")] += INT8_LOGIT + 0.01
+    moved[1, DEFAULT_LABELS.index("motion")] += INT8_LOGIT + 0.01
     with pytest.raises(RefusedError) as caught:
         gate(logits, moved, test)
     assert (caught.value.code, "0.51" in caught.value.message) == ("int8-differs", True)
@@ -120,7 +120,7 @@ def test_int8_passes_only_within_its_bounds() -> None:
     with pytest.raises(RefusedError):
         gate(near, other, test)
     assert INT8_AUROC == 0.005
-    assert set(aurocs) == set(NAMES)
+    assert set(aurocs) == set(DEFAULT_LABELS)
 
 
 def test_bf16_is_near(model: Model) -> None:

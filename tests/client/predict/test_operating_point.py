@@ -94,7 +94,7 @@ def test_points_are_found_once_a_model_and_kept_privately(
 ) -> None:
     drawn: list[int] = []
 
-    def draw(patients: int, seed: int, size: int) -> Slices:
+    def draw(patients: int, seed: int, size: int, *how: object) -> Slices:
         drawn.append(size)
         return slices(24, size)
 
@@ -115,13 +115,13 @@ def test_points_are_found_once_a_model_and_kept_privately(
 def test_a_sites_own_patients_come_first(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    monkeypatch.setattr(operating_point, "draw", lambda patients, seed, size, *how: slices(24, size))
     mine = slices(40, model.size)
-    monkeypatch.setattr(operating_point, "_labelled", lambda site, size: (mine, "index"))
+    monkeypatch.setattr(operating_point, "_labelled", lambda site, model: (mine, "index"))
     found = operating_points(model, site=tmp_path, cache=tmp_path / "points")
     assert found.origins == {"site": ("motion",)}
     assert found.patients["motion"].positives == 20
-    monkeypatch.setattr(operating_point, "_labelled", lambda site, size: None)
+    monkeypatch.setattr(operating_point, "_labelled", lambda site, model: None)
     assert operating_points(model, site=tmp_path, cache=tmp_path / "points").origins == {
         "phantoms": ("motion",)
     }
@@ -131,7 +131,7 @@ def test_a_sites_thresholds_come_from_its_labelled_training_patients_and_no_othe
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: files, labels, split and cache of a site."""
-    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    monkeypatch.setattr(operating_point, "draw", lambda patients, seed, size, *how: slices(24, size))
     monkeypatch.setattr(operating_point, "LEAST_PATIENTS", 2)
     site = tmp_path / "site"
     write_site(site, "site", SITE_APPEARANCES[0], patients=24, seed=3)

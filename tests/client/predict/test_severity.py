@@ -210,10 +210,12 @@ def labelled(patients: int, size: int, noise: float = 0.0) -> Slices:
 def test_a_model_of_a_run_gets_its_map_from_phantoms_of_all_severities_and_keeps_it(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[set[tuple[float, float]]] = []
+    drawn: list[tuple[float, float] | None] = []
 
-    def fake(appearances: object, patients: int, seed: int, size: int) -> Slices:
-        drawn.append({one.severity_range for one in appearances})  # type: ignore[attr-defined]
+    def fake(
+        patients: int, seed: int, size: int, artifacts: object, severities: tuple[float, float] | None = None
+    ) -> Slices:
+        drawn.append(severities)
         return labelled(120, size)
 
     def rises(network: object, images: np.ndarray, *rest: object) -> np.ndarray:
@@ -227,7 +229,7 @@ def test_a_model_of_a_run_gets_its_map_from_phantoms_of_all_severities_and_keeps
     found = operating_points(other, cache=tmp_path)
     assert found.severities["motion"].origin == "phantoms"
     assert found.severities["motion"].grades
-    assert drawn[1] == {(0.05, 1.0)}, "the phantoms of the thresholds show nothing weak"
+    assert drawn == [None, (0.05, 1.0)], "the phantoms of the thresholds show nothing weak"
     assert operating_points(other, cache=tmp_path) == found
     assert len(drawn) == 2
     start = operating_points(model, cache=tmp_path)
@@ -239,7 +241,7 @@ def test_a_sites_own_severities_come_first(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: the label sheet of a site, its split and cache."""
-    monkeypatch.setattr(operating_point, "draw", lambda *how: labelled(24, how[-1]))
+    monkeypatch.setattr(operating_point, "draw", lambda patients, seed, size, *how: labelled(24, size))
     monkeypatch.setattr(operating_point, "LEAST_PATIENTS", 2)
     monkeypatch.setattr(severity, "LEAST_PEOPLE", 2)
     monkeypatch.setattr(severity, "LEAST_SLICES", 4)
