@@ -127,7 +127,7 @@ def test_points_are_found_once_a_model_and_kept_privately(
 def test_a_sites_own_patients_come_first(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[3]))
     mine = slices(40, model.size)
     monkeypatch.setattr(operating_point, "_labelled", lambda site, size: (mine, "index"))
     found = operating_points(model, site=tmp_path, cache=tmp_path / "points")
@@ -143,7 +143,7 @@ def test_a_sites_thresholds_come_from_its_labelled_training_patients_and_no_othe
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: files, labels, split and cache of a site."""
-    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[-1]))
+    monkeypatch.setattr(operating_point, "draw", lambda *how: slices(24, how[3]))
     monkeypatch.setattr(operating_point, "LEAST_PATIENTS", 2)
     site = tmp_path / "site"
     write_site(site, "site", SITE_APPEARANCES[0], patients=24, seed=3)
