@@ -23,7 +23,7 @@ from client.privacy_checks.hospital import (
     train_task,
     trained_size,
 )
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.errors import RunError
 from common.models import as_classifier, network_of
 from common.plan import RunPlan
@@ -59,8 +59,10 @@ def _kept(scene: Scene, name: str) -> Trained:
             sheet = site_yaml.parent / "labels.csv"
             header, *lines = sheet.read_text(encoding="utf-8").splitlines()
             cells = [line.split(",") for line in lines]
-            swapped = [[one[0], *(_other(cell) for cell in one[1 : len(NAMES) + 1])] for one in cells]
-            names = header.split(",")[: len(NAMES) + 1]
+            swapped = [
+                [one[0], *(_other(cell) for cell in one[1 : len(DEFAULT_LABELS) + 1])] for one in cells
+            ]
+            names = header.split(",")[: len(DEFAULT_LABELS) + 1]
             sheet.write_text("\n".join(",".join(one) for one in [names, *swapped]) + "\n", encoding="utf-8")
         scene.kept[name] = run_at(site_yaml, site_plan(scene))
     found = scene.kept[name]

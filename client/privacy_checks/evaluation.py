@@ -23,7 +23,7 @@ from client.privacy_checks.hospital import (
     watched,
 )
 from client.privacy_checks.mechanism import Released
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import EDGES
 from common.plan import RunPlan, Split
 from common.pricing import EVALUATION, charges
@@ -40,7 +40,7 @@ def evaluate_task(run: str, *, everyone: bool = False) -> EvaluateTask:
         models=("public",),
         everyone=everyone,
         weights=public_weights()[None],
-        edges=np.tile(np.linspace(-3, 3, EDGES, dtype=np.float32), (1, len(NAMES), 1)),
+        edges=np.tile(np.linspace(-3, 3, EDGES, dtype=np.float32), (1, len(DEFAULT_LABELS), 1)),
     )
 
 
@@ -96,7 +96,7 @@ def scores(scene: Scene) -> Finding:
             continue
         counted.append(seen[0].total.reshape(answer.noised.shape))
         patients_before = max(patients_before, int(counted[-1].sum()))
-        cells = len(answer.models) * len(NAMES)
+        cells = len(answer.models) * len(DEFAULT_LABELS)
         claimed = max(planned.noise_multiplier, answer.noise_multiplier)
         if not seen[0].deviation >= claimed * np.sqrt(cells) * (1 - 1e-12):
             found.append(f"a noise of {seen[0].deviation:.3f} counts, {claimed * np.sqrt(cells):.3f} charged")
@@ -144,7 +144,7 @@ def _evaluation_noise(scene: Scene) -> float | None:
         if not isinstance(answer, SiteEvaluation) or answer.mode == "disclosed":
             return None
         drawn.append(answer.noised.astype(np.float64))
-        promised = answer.noise_multiplier * np.sqrt(len(answer.models) * len(NAMES))
+        promised = answer.noise_multiplier * np.sqrt(len(answer.models) * len(DEFAULT_LABELS))
     return float(np.std(np.stack(drawn), axis=0, ddof=1).mean() / promised)
 
 

@@ -22,6 +22,7 @@ from client.site.config import read_site
 from client.site.ledger import Ledger
 from client.site.ledger_rows import LedgerRow
 from client.site.site_ledger import init_ledger
+from common.artifacts import DEFAULT_LABELS
 from common.model_file import load_model
 from common.models import build
 from common.physics.appearance import SITE_APPEARANCES
@@ -38,7 +39,7 @@ TEMPLATE = "template"
 def site_plan(scene: Scene, **changes: Any) -> RunPlan:
     """The plan's private arm on small images, for the rounds that are checked, with the plan's own noise."""
     training = scene.plan.training.model_copy(update={"rounds": ROUNDS})
-    packaged = {"initial": "package:small_cnn.safetensors", "sha256": None}
+    packaged = {"initial": "package:small_cnn.safetensors", "sha256": None, "labels": DEFAULT_LABELS}
     values: dict[str, Any] = {
         "arms": (ARM,),
         "held_out": (),

@@ -19,7 +19,7 @@ from client.dp.engines import ENGINES
 from client.dp.release import grid_of
 from client.privacy_checks.finding import Finding, Scene
 from client.privacy_checks.mechanism import half_views, releases, steps_of
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.models import fresh
 from common.trainable import trainable_names
 
@@ -52,7 +52,7 @@ def patients(max_slices: int) -> Images:
     ]
     owner = np.repeat(np.arange(len(SCALES)), counts)
     images = generator.random((len(owner), 2, SIDE, SIDE)) * np.array(SCALES)[owner][:, None, None, None]
-    labels = generator.integers(0, 2, (len(owner), len(NAMES))).astype(np.float32)
+    labels = generator.integers(0, 2, (len(owner), len(DEFAULT_LABELS))).astype(np.float32)
     labels[owner == BLANK] = np.nan
     return Images(images=torch.as_tensor(images.astype(np.float32)), labels=labels, patients=owner)
 

@@ -214,7 +214,7 @@ def test_every_problem_is_listed_in_one_pass(tmp_path: Path) -> None:
     )
     assert more == ()
     assert matched.rows_without_image == (8,)
-    assert matched.disputed[0].tolist() == [True, False, False, False, False]
+    assert matched.disputed[0].tolist() == [True, *[False] * (len(NAMES) - 1)]
     assert matched.present[0, INDEX["beam_hardening"]] == 0
     shown = (
         error.message
