@@ -103,7 +103,8 @@ offline: $(STAMP)
 		--wheel-dir $(OFFLINE)/wheels .
 	cp LICENSE docs/deploy.md $(OFFLINE)
 	cd $(OFFLINE) && sha256sum wheels/*.whl | sed -E 's|^([0-9a-f]{64}) [ *](.*)$$|./\2 --hash=sha256:\1|' > requirements.txt
-	cd $(OFFLINE) && sha256sum LICENSE deploy.md requirements.txt wheels/*.whl > SHA256SUMS
+	$(BIN)/python docker/sbom.py $(OFFLINE)/wheels $(OFFLINE)
+	cd $(OFFLINE) && sha256sum LICENSE deploy.md requirements.txt sbom.cdx.json LICENCES.csv wheels/*.whl > SHA256SUMS
 	rm -rf build
 	@echo "$(OFFLINE): $$(ls $(OFFLINE)/wheels | wc -l) wheels, $$(du -sh $(OFFLINE) | cut -f1). Tell the hospital, another way than the files:"
 	@sha256sum $(OFFLINE)/SHA256SUMS

@@ -9,6 +9,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 INTERRUPTED = 130
+_SUGGESTED_AGAIN = re.compile(r"( Did you mean [^?]*\?).*Did you mean.*$")
+"""Click and Typer both add what a mistyped command may be."""
 
 
 class Format(StrEnum):
@@ -130,7 +133,13 @@ class LazyGroup(TyperGroup):
         click.Group.format_help(self, ctx, formatter)
 
 
-root = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+root = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every group and command below it
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -175,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         context = getattr(error, "ctx", None)
         _fail(
             "bad-argument",
-            error.format_message(),
+            _SUGGESTED_AGAIN.sub(r"\1", error.format_message()),
             f"{context.command_path if context else 'fedqc'} --help",
             2,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -20,7 +21,7 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_PORTS = range(20_000, 30_000)
 """For services that only this machine uses: below the ports that Linux gives to outgoing connections."""
 _DRAWN: set[int] = set()
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _LIBC = ctypes.CDLL(None)  # loaded before any fork, so that the child makes one call and nothing else
 
 
@@ -29,6 +30,14 @@ def die_with_parent() -> None:
     survives exec.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_memory_private() -> None:
+    """Write no core file of this process, or of what it starts, and let no other process of this user read
+    its memory: it holds keys. Linux (prctl(2), PR_SET_DUMPABLE); what is executed is dumpable again.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def usable_cores() -> int:

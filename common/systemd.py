@@ -22,6 +22,7 @@ ProtectKernelModules=yes
 ProtectControlGroups=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
+LimitCORE=0
 UMask=0077
 """
 

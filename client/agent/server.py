@@ -33,6 +33,7 @@ from client.ipc.protocol import BUSY, FAILED, MAX_BYTES, MAX_SOCKET_PATH_BYTES, 
 from client.site.isolation import Isolation, as_first_thing, isolate_network, main
 from common.errors import ConfigError
 from common.files import locked, sweep, write_bytes
+from common.processes import keep_memory_private
 from common.terminal import print
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def run_agent(
     if isolate and guard is None:
         as_first_thing("client.agent.server", site, require_isolation=require_isolation)
     isolation = isolate_network() if isolate else Isolation(holds=False, how="network isolation is off")
+    if isolate:  # after the namespace: who is not dumpable may not map its user
+        keep_memory_private()
     print(f"agent: {isolation.how}", file=sys.stderr, flush=True)
     if require_isolation and not isolation.holds:
         raise ConfigError(

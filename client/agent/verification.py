@@ -199,6 +199,8 @@ class Guard:
             self._admit(task, asked, plan, plan_json)
         if isinstance(task, DescribeTask):
             return agent.describe(task)
+        if self.enrolled:
+            print(f"agent: {_step(task, plan)}", file=sys.stderr, flush=True)
         if isinstance(task, TrainTask):
             return agent.train(task, job)
         assert isinstance(task, EvaluateTask)
@@ -266,7 +268,12 @@ class Guard:
     def _sealed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
         envelope = self._signed(answer, payload, asked)
         if self.enrolled:
-            note_sent(self._state, self._note(answer, envelope, asked))
+            note = self._note(answer, envelope, asked)
+            note_sent(self._state, note)
+            if asked.kind in ("TrainTask", "EvaluateTask"):
+                print(
+                    f"agent: answered ({note['purpose']}), {note['bytes']} bytes", file=sys.stderr, flush=True
+                )
         return envelope
 
     def _signed(self, answer: WireMessage, payload: bytes, asked: Statement) -> Envelope:
@@ -344,6 +351,14 @@ def _crossing(answer: WireMessage) -> str:
     if type(answer).__name__ == "SiteEvaluation":
         return str(getattr(answer, "mode", "disclosed"))
     return "public"
+
+
+def _step(task: WireMessage, plan: RunPlan) -> str:
+    """What the operator's terminal says of a task that begins: public, of plan and task only."""
+    if isinstance(task, TrainTask):
+        return f"training {task.arm}, round {task.round} of {plan.training.rounds} of run {task.run}"
+    assert isinstance(task, EvaluateTask)
+    return f"scoring {len(task.models)} models of run {task.run}"
 
 
 def _purpose(answer: WireMessage, asked: Statement) -> str:

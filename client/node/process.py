@@ -33,7 +33,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 from common.files import locked, sweep, write_bytes
 from common.names import SITE_NAME
-from common.processes import LOOPBACK, described_status, port_error
+from common.processes import LOOPBACK, described_status, keep_memory_private, port_error
 from common.strict import StrictModel, describe_validation, read_yaml
 from common.terminal import escaped, print
 
@@ -211,6 +211,8 @@ def run_node(site: Path, *, require_isolation: bool, isolate: bool = True) -> in
             raise ConfigError(
                 f"the node can read the data: {isolation.how}", code="not-isolated", hint=isolation.hint
             )
+        if isolate:
+            keep_memory_private()
         os.environ.update(_environment(folder))
         return _Node(folder, config, isolation).run()
 

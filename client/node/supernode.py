@@ -26,7 +26,7 @@ from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
 
-from common.processes import die_with_parent
+from common.processes import die_with_parent, keep_memory_private
 from common.retries import keep_trying
 from common.wire import PULLING
 
@@ -116,6 +116,7 @@ def main(parent: int) -> None:
     die_with_parent()
     if os.getppid() != parent:
         sys.exit("the node that started this SuperNode has ended")
+    keep_memory_private()
     adapt()
     status = 1
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -544,6 +545,9 @@ def follow(
             hint = f"fedqc run resume {name} continues from the last finished round"
             raise RunError(f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint)
         if state["status"] not in ("running", "failed"):
+            if state["status"] != "stopped" and format is Format.text:
+                say(f"report: fedqc report {shlex.quote(str(plan_file.parent))}")
+                say(f"model: {plan_file.parent / 'model.safetensors'}")
             return PARTIAL if state["status"] == "partial" else 0
         time.sleep(POLL_S)
 

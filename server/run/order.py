@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.plan import RunPlan
+from common.processes import keep_memory_private
 from server.federation.notify import tell
 from server.messaging.flower import FAILURES, Grid, as_fedqc_error
 from server.messaging.requests import rehearse
@@ -36,6 +37,7 @@ def carry_out(grid: Grid, plan: RunPlan, path: Path) -> None:
         return
     from server.federation.registry import Federation
 
+    keep_memory_private()  # the coordinator's key will be in it
     federation = Federation.open(path.parent.parent)
     with being_run(federation.folder, path.name):
         serve_order(grid, plan, path, federation)

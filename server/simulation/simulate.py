@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,8 @@ def shown(folder: RunFolder, format: Format) -> int:
     else:
         print(table(evaluation))
         print(f"\nrun folder: {folder.path}")
+        print(f"model: {folder.path / 'model.safetensors'}")
+        print(f"report: fedqc report {shlex.quote(str(folder.path))}")
     return PARTIAL if evaluation["status"] == "partial" else 0
 
 

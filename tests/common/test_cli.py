@@ -23,6 +23,7 @@ from common.errors import (
     RefusedError,
     RunError,
 )
+from tests.helpers.command_line import typed
 
 HEAVY = {"torch", "flwr", "opacus", "pydicom", "scipy", "numpy", "grpc"}
 
@@ -268,3 +269,17 @@ def test_help_and_results_are_shown_on_a_terminal_that_lacks_their_letters(encod
 def test_a_closed_stdin_is_an_answer_of_no(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert not cli.confirmed(RefusedError("many files cannot be read"))
+
+
+@pytest.mark.parametrize("words", [["-h"], ["run", "-h"], ["run", "start", "-h"], ["site", "check", "-h"]])
+def test_every_command_knows_the_short_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = typed(capsys, *words)
+    assert status == 0
+    assert "--help" in said
+
+
+@pytest.mark.parametrize("words", [["run", "strat"], ["site", "statu"], ["run", "start", "--nam", "x"]])
+def test_a_suggestion_is_made_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, said = typed(capsys, *words)
+    assert status == 2
+    assert said.count("Did you mean") == 1

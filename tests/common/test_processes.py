@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -184,3 +186,57 @@ def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [free_ports(2) for _ in range(4)]
     assert sorted(port for pair in given for port in pair) == sorted(set().union(*given))
     assert given[-1] == []
+
+
+def test_no_core_file_and_no_neighbour_gets_the_keys_in_memory() -> None:
+    code = (
+        "import ctypes, resource; from common.processes import keep_memory_private\n"
+        "keep_memory_private()\n"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.split() == ["0", "0", "0"]
+
+
+class Reached(Exception):
+    """The process got as far as to guard its memory."""
+
+
+def test_every_process_that_holds_a_key_guards_its_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import client.agent.server as agent
+    import client.node.process as node
+    from client.node import supernode
+    from client.site.isolation import Isolation
+    from server.run import order
+
+    def reached() -> None:
+        raise Reached
+
+    held = Isolation(holds=True, how="for the test")
+    for module in (agent, node, supernode, order):
+        monkeypatch.setattr(module, "keep_memory_private", reached)
+    for module in (agent, node):
+        monkeypatch.setattr(module, "as_first_thing", lambda *words, **more: None)
+    monkeypatch.setattr(agent, "isolate_network", lambda: held)
+    monkeypatch.setattr(node, "_confine", lambda site: held)
+    monkeypatch.setattr(node, "_require_free", lambda port: None)
+    (tmp_path / "node").mkdir()
+    (tmp_path / "federation.yaml").touch()
+    for name in ("node.key", "ca.crt", "runtime.secret"):
+        (tmp_path / "node" / name).touch()
+    reach = {"address": "h:1", "site": "a", "runtime_port": 1, "health_port": 2, "agent_socket": "/s"}
+    (tmp_path / "node" / "node.yaml").write_text(json.dumps(reach | {"bundle_sha256": "0" * 64}))
+    starts: tuple[Callable[[], object], ...] = (
+        lambda: agent.run_agent(tmp_path, require_isolation=True),
+        lambda: node.run_node(tmp_path, require_isolation=True),
+        lambda: supernode.main(os.getppid()),
+        lambda: order.carry_out(None, None, tmp_path / "runs" / "r"),
+    )
+    monkeypatch.setattr(supernode, "die_with_parent", lambda: None)
+    for start in starts:
+        with pytest.raises(Reached):
+            start()

@@ -777,3 +777,13 @@ def test_a_head_that_is_none_is_no_ancestor(site: Path) -> None:
     settle(site, kind="hospital")
     for head in ("1:" + "0" * 64, "x", "-1:", "999999999:" + "f" * 64):
         assert code_of(ask(site, DescribeTask(), ledger_head=head)) == "ledger-rolled-back"
+
+
+def test_the_terminal_says_what_the_site_works_on(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While a run trains on patients' data; public steps, never what the data hold."""
+    ask(site, DescribeTask())
+    assert capsys.readouterr().err == ""
+    assert isinstance(ask(site, TRAIN), SiteUpdate)
+    began, ended = capsys.readouterr().err.splitlines()
+    assert began == f"agent: training federated, round 1 of {PLAN.training.rounds} of run r"
+    assert ended.startswith("agent: answered (train federated), ")
