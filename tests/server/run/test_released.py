@@ -84,8 +84,10 @@ def test_a_site_that_never_trained_gives_the_unseen_column_and_nothing_is_traine
     (site,) = evaluation["sites"]
     assert (site["site"], site["role"]) == (HELD_OUT, "held_out")
     for arm in evaluation["arms"]:
-        assert evaluation["headline"][arm]["unseen"] is not None
-        assert evaluation["headline"][arm]["home"] is None
+        found_for = evaluation["headline"][arm]
+        assert found_for is not None
+        assert found_for["unseen"] is not None
+        assert found_for["home"] is None
     contrast = next(
         one for one in evaluation["contrasts"] if (one["arm"], one["where"]) == ("federated", "unseen")
     )
