@@ -303,7 +303,7 @@ class SiteDescription(WireMessage):
     the approval of the plan; and the head of its ledger.
     """
 
-    LATER_FLAGS = ("ledger_head",)
+    LATER_FLAGS = ("ledger_head", "nominal_tested")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[SiteKind, PUBLIC]
@@ -319,12 +319,17 @@ class SiteDescription(WireMessage):
     # PUBLIC: the coordinator keeps it as a witness against ledgers that are set back. Its length counts what
     # the site was ever asked, by whomever; no row is written because of a patient
     ledger_head: Annotated[LedgerHead, PUBLIC] = ""
+    # PUBLIC: the bucket times the shares of the split, both the operator's. Whether scores with noise can
+    # tell anything follows from it, and is to be known before patients are charged
+    nominal_tested: Annotated[int, PUBLIC] = Field(default=0, ge=0, le=MAX_PATIENTS)
 
 
 class SiteReadiness(WireMessage):
     """A rehearsal's answer: a function of plan, policy, ledger, ethics fields of cohort.yaml, installed
     software and machine; no patient is looked at.
     """
+
+    LATER_FLAGS = ("nominal_tested", "scoring")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     kind: Annotated[SiteKind, PUBLIC]
@@ -333,6 +338,9 @@ class SiteReadiness(WireMessage):
     arms: Annotated[dict[Name, Words], PUBLIC]  # arm -> "accept", or the code of the refusal
     reasons: Annotated[dict[Name, Words], PUBLIC]  # arm, or "evaluation" -> why it is refused
     evaluation: Annotated[Words, PUBLIC]  # "accept", or the code of the refusal
+    # PUBLIC: of policy and plan, and said by every answer later: who pays with privacy is to be known before
+    scoring: Annotated[EvaluationMode | None, PUBLIC] = None
+    nominal_tested: Annotated[int, PUBLIC] = Field(default=0, ge=0, le=MAX_PATIENTS)  # see SiteDescription
     data_prepared: Annotated[bool, PUBLIC]  # whether the operator has had the images prepared for this plan
     # of the private arm, within what is left of the budget; None: no such arm
     rounds_affordable: Annotated[int | None, PUBLIC] = Field(default=None, ge=0, le=10**6)

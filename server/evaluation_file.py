@@ -142,6 +142,7 @@ class SiteRow(TypedDict):
     nominal_patients: int
     stand_in: str
     unit: NotRequired[str]  # of what is scored: a patient or a study
+    nominal_tested: NotRequired[int]  # of a hospital: the nominal number of its test patients
     version: str
 
 

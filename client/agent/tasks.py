@@ -86,6 +86,7 @@ from client.site.split import SiteSplit, fix_split, split_of_site
 from common.arms import ARMS, HEAD, is_control
 from common.devices import on_device
 from common.errors import DataError, FedqcError, RefusedError
+from common.estimability import nominal_tested
 from common.learning import extract_features, keep_freed_memory, train_epochs
 from common.models import as_classifier, network_of
 from common.names import EvaluationMode
@@ -172,6 +173,7 @@ class Agent:
             ethics=self._consent.hash_of(self._plan.sha256()) if self.site.kind == "hospital" else "",
             version=version("fedqc"),
             ledger_head=self._ledger_head(),
+            nominal_tested=self._nominal_tested(),
         )
 
     def train(self, task: TrainTask, job: Job | None = None) -> WireMessage:
@@ -242,10 +244,11 @@ class Agent:
                 reasons[arm] = (
                     f"what is left of the budget covers {affordable} of {self._plan.training.rounds} rounds"
                 )
-        evaluation = "accept"
+        evaluation, scoring = "accept", None
         try:
             self._consent.admit()
-            if self.admit_scoring() == "dp":
+            scoring = self.admit_scoring()
+            if scoring == "dp":
                 asked = charges(self._plan, trains=self._trains)
                 self._check_budget({charge_name(task.run, name): steps for name, steps in asked.items()})
         except RefusedError as refusal:
@@ -258,6 +261,8 @@ class Agent:
             arms=arms,
             reasons=reasons,
             evaluation=evaluation,
+            scoring=scoring,
+            nominal_tested=self._nominal_tested(),
             data_prepared=is_prepared(self.state / "cache", self._plan.image_size),
             rounds_affordable=affordable,
             seconds_a_round=self._seconds_a_round() if self._plan.arms else None,
@@ -852,6 +857,14 @@ class Agent:
             histograms=histograms,
             covariance=covariance,
         )
+
+    def _nominal_tested(self) -> int:
+        """The nominal number of test patients of a hospital; 0 where there is none, or no split."""
+        if self.site.kind == "hospital":
+            with suppress(FedqcError):
+                train, _, test = self._split().shares
+                return nominal_tested(self.site.nominal_patients, train, test)
+        return 0
 
     def _split(self) -> SiteSplit:
         return split_of_site(self.site, self._path.parent, self._plan.split_at(self.name))

@@ -91,6 +91,7 @@ def init(
         init_site,
         is_no_hospital,
     )
+    from client.supervision.preflight import scores_note
     from common.enrolment import read_request
 
     def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
@@ -172,6 +173,8 @@ def init(
     else:
         say(f"{folder}: privacy level {chosen_level}")
         say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
+    if note := scores_note(folder):
+        say(f"note: {note}")
     say(f"send {request} to the coordinator, and its fingerprint another way (telephone, letter):")
     print(read_request(request).fingerprint)
 
@@ -227,13 +230,13 @@ def join(
 ) -> None:
     """Join a federation with the coordinator's kit; or renew the enrolment with a renewed kit."""
     from client.site.enrolment import join as take_kit
-    from client.supervision.preflight import bucket_note
+    from client.supervision.preflight import bucket_note, scores_note
     from client.supervision.systemd import write_units
 
     where = site_folder(folder)
     taken = take_kit(where, kit, fingerprint, leave=leave)
     say(f"{taken.site} joined the federation {taken.federation} at {taken.address} until {taken.expires}")
-    if note := bucket_note(where):
+    for note in filter(None, (bucket_note(where), scores_note(where))):
         say(f"note: {note}")
     try:
         units = f", or the systemd units in {write_units(where)}"

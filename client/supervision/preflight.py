@@ -26,7 +26,7 @@ from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -51,12 +51,17 @@ from client.site.policy import (
     read_policy,
 )
 from client.site.site_ledger import has_ledger, open_ledger
+from client.site.split import split_of_site
 from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
+from common.estimability import estimability, models_scored, nominal_tested, smallest_estimable
 from common.plan import Model, RunPlan, Training
 from common.preprocess import CHANNELS, DEFAULT_SIZE
-from common.pricing import charges, with_noise
-from common.privacy import epsilon_of, epsilon_text
+from common.pricing import EVALUATION, charges, with_noise
+from common.privacy import epsilon_of, epsilon_text, gdp_max_mu
 from common.strict import read_yaml
+
+if TYPE_CHECKING:
+    from common.wire import SiteReadiness
 
 CACHE_BYTES = 2 << 30
 WARN_DAYS = 30
@@ -583,6 +588,8 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         problem=problem,
         fix=_REFUSED if problem else "",
     )
+    if ready.scoring == "dp" and ready.nominal_tested:
+        yield _check_scores(ready, with_noise(plan))
     if asked := charges(plan, trains=trains):
         delta, unit = plan.privacy.delta, config.patients.unit
         epsilon = epsilon_of(list(asked.values()), delta)
@@ -598,6 +605,35 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         yield Check(check="cost", ok=True, found=said)
     if ready.seconds_a_round is not None:
         yield Check(check="time", ok=True, found=f"about {ready.seconds_a_round:g} s of training a round")
+
+
+def _check_scores(ready: SiteReadiness, plan: RunPlan) -> Check:
+    """Whether scores with noise could tell anything of this site, before its patients are charged."""
+    noise = plan.privacy.evaluation_noise_multiplier
+    assert noise is not None  # else the site is not scored with noise
+    found = estimability(ready.nominal_tested, noise, models_scored(plan), len(plan.model.labels))
+    said = found.words(f"ε {epsilon_text(epsilon_of([charges(plan)[EVALUATION]], plan.privacy.delta))}")
+    if found.is_so:
+        return Check(check="scores", ok=True, found=said)
+    fix = "they would be charged and tell nothing: fewer models, a larger ε, or more test patients"
+    return Check(check="scores", ok=True, found=said, problem=said, fix=fix)
+
+
+def scores_note(site: Path) -> str:
+    """What a hospital that is scored with noise should know when it is set up: whether its scores could tell
+    anything at the most that its policy permits a run, all for one model. "" where it is scored otherwise.
+    """
+    config, folder = read_site(site)
+    policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
+    if config.kind != "hospital" or policy.evaluation != "dp":
+        return ""
+    train, _, test = split_of_site(config, folder).shares
+    epsilon, delta = policy.epsilon_per_run, policy.max_delta
+    noise = 1 / gdp_max_mu(epsilon, delta)
+    found = estimability(nominal_tested(config.nominal_patients, train, test), noise, 1)
+    said = f"scores with noise: {found.words(f'ε {epsilon:g}, the most that the policy permits a run')}"
+    least = smallest_estimable(noise, 1)
+    return said if found.is_so or least is None else f"{said}; from about {least} test patients on they are"
 
 
 def _check_network(node: Path, timeout_s: float) -> Iterator[Check]:

@@ -40,7 +40,7 @@ from server.evaluation.inference import (
     holm,
     two_sided,
 )
-from server.evaluation.noised import NOT_ESTIMABLE, NoisedCounts
+from server.evaluation.noised import NoisedCounts
 
 Cell = tuple[str, str]
 """(site, model)"""
@@ -50,13 +50,24 @@ Cell = tuple[str, str]
 class SiteScores:
     """What one site sent: counts a model, exact or with noise, and the covariance of all AUROCs, (K*A, K*A)
     in the order of `counts`.
+
+    Of sums with noise the covariance is that of the noise; how the AUROCs vary together with the patients is
+    unknown, and bounded by `sampling`, their standard deviations from that, (K*A,).
     """
 
     counts: Mapping[str, Counts] | Mapping[str, NoisedCounts]
     covariance: np.ndarray
+    sampling: np.ndarray | None = None
     scoring: Mapping[str, Any] = field(
         default_factory=lambda: {"mode": "synthetic"}
     )  # mode; of noise, its price
+
+    @property
+    def upper_covariance(self) -> np.ndarray:
+        """The covariance, of sums with noise as if all AUROCs rose and fell together with the patients: an
+        upper bound for sums with weights of one sign.
+        """
+        return self.covariance if self.sampling is None else self.covariance + np.outer(*[self.sampling] * 2)
 
 
 def trained_at(model: str, site: str, training: Sequence[str]) -> bool:
@@ -148,6 +159,7 @@ class _Aurocs:
     moved: np.ndarray  # those of 0 and 1 by half a pair
     estimable: np.ndarray  # (A,), by every model
     covariance: np.ndarray  # (K*A, K*A)
+    sampling: np.ndarray | None  # (K*A,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +219,8 @@ class Study:
             value += float(flat[places] @ found.value.ravel()[places])
             centre += float(flat[places] @ found.moved.ravel()[places])
             variance += float(flat[places] @ found.covariance[np.ix_(places, places)] @ flat[places])
+            if found.sampling is not None:
+                variance += float(np.abs(flat[places]) @ found.sampling[places]) ** 2
         error = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
         return Score(value=value, standard_error=error, centre=centre)
 
@@ -283,7 +297,7 @@ def _aurocs(scores: SiteScores, artifacts: int) -> _Aurocs:
     sizes = [(np.asarray(counts.n_pos, float), np.asarray(counts.n_neg, float)) for counts in every]
     pairs = np.stack([pos * neg for pos, neg in sizes]) if sizes else np.zeros((0, artifacts))
     half = 0.5 / np.maximum(pairs, 1.0)
-    variance = np.diagonal(scores.covariance).reshape(value.shape)
+    variance = np.diagonal(scores.upper_covariance).reshape(value.shape)
     moved = np.clip(value, half, 1 - half)
     return _Aurocs(
         row={model: number for number, model in enumerate(scores.counts)},
@@ -291,6 +305,7 @@ def _aurocs(scores: SiteScores, artifacts: int) -> _Aurocs:
         moved=moved,
         estimable=np.isfinite(value).all(axis=0) & np.isfinite(variance).all(axis=0),
         covariance=_of_few(scores, moved, variance),
+        sampling=scores.sampling,
     )
 
 
@@ -512,7 +527,7 @@ def site_metrics(
             "n_deviation": counts.n_deviation,
         }
         if np.isnan(auroc[a]):
-            found[name]["reason"] = NOT_ESTIMABLE
+            found[name]["reason"] = counts.missing_reason
     return found
 
 
@@ -562,7 +577,7 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
             site: {
                 "models": list(scores_at.counts),
                 "artifacts": list(study.artifacts),
-                "matrix": np.round(scores_at.covariance, 12),
+                "matrix": np.round(scores_at.upper_covariance, 12),
             }
             for site, scores_at in study.sites.items()
         },

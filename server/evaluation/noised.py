@@ -29,6 +29,8 @@ from common.counts import coarse_bias, crowded, hanley_mcneil, widened
 
 GRID = np.linspace(0, 1, 1001)
 NOT_ESTIMABLE = "not-estimable-at-this-noise"
+NOT_ESTIMABLE_HERE = "not-estimable-at-this-n-and-epsilon"
+"""Decided before anybody was asked (common/estimability.py), whatever the counts say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,9 @@ class NoisedCounts:
     positives: np.ndarray
     negatives: np.ndarray
     deviation: float  # standard deviation of the noise on each count
+    # whether the public numbers of the site let expect anything; where not, no AUROC is given, so that those
+    # are not reported in which noise looks like a result
+    expected: bool = True
 
     @property
     def n_pos(self) -> np.ndarray:
@@ -77,10 +82,25 @@ class NoisedCounts:
 
     def auroc_variance(self) -> np.ndarray:
         """Variance of `auroc` from noise and patients, shape (A,); nan where it is not estimable."""
+        return self._estimates[:, 3] + self._estimates[:, 4]
+
+    def noise_variance(self) -> np.ndarray:
+        """The part of it from noise, which is independent between artifacts and models, shape (A,)."""
         return self._estimates[:, 3]
+
+    def sampling_deviation(self) -> np.ndarray:
+        """Standard deviation of `auroc` from the draw of patients alone, shape (A,)."""
+        return np.sqrt(self._estimates[:, 4])
+
+    @property
+    def missing_reason(self) -> str:
+        """Why an AUROC that is missing is."""
+        return NOT_ESTIMABLE if self.expected else NOT_ESTIMABLE_HERE
 
     @cached_property
     def _estimates(self) -> np.ndarray:
+        if not self.expected:
+            return np.full((len(self.positives), 5), np.nan)
         rows = zip(self.positives, self.negatives, strict=True)
         return np.array([_estimate(pos, neg, self.deviation) for pos, neg in rows])
 
@@ -91,15 +111,23 @@ class NoisedCounts:
 
 
 def covariance(models: Sequence[NoisedCounts]) -> np.ndarray:
-    """Of the AUROCs of several models, (K*A, K*A), model-major: their variances alone. The pairing over
-    patients is not known, so that differences between models are conservative.
+    """Of the AUROCs of several models, (K*A, K*A), model-major, from the noise alone: it is drawn anew for
+    every count.
     """
-    return np.diag(np.concatenate([counts.auroc_variance() for counts in models]))
+    return np.diag(np.concatenate([counts.noise_variance() for counts in models]))
 
 
-def _estimate(pos: np.ndarray, neg: np.ndarray, deviation: float) -> tuple[float, float, float, float]:
-    """value, low, high and variance; all nan where the AUROC is not estimable."""
-    none = (np.nan,) * 4
+def sampling_deviations(models: Sequence[NoisedCounts]) -> np.ndarray:
+    """Standard deviations of the same AUROCs from the draw of patients, (K*A,). All of them are of the same
+    patients, and how they vary together no site sends; by Cauchy and Schwarz a sum of them with weights w
+    varies by at most (sum |w| s)^2.
+    """
+    return np.concatenate([counts.sampling_deviation() for counts in models])
+
+
+def _estimate(pos: np.ndarray, neg: np.ndarray, deviation: float) -> tuple[float, float, float, float, float]:
+    """value, low, high, variance from noise and from patients; all nan where the AUROC is not estimable."""
+    none = (np.nan,) * 5
     z = NormalDist().inv_cdf(0.975)
     m, n = float(pos.sum()), float(neg.sum())
     least = max(z * deviation * np.sqrt(len(pos)), 1.0)
@@ -109,16 +137,19 @@ def _estimate(pos: np.ndarray, neg: np.ndarray, deviation: float) -> tuple[float
     ranks = 0.5 * (1 + np.sign(places[:, None] - places[None, :]))
     wins = float(pos @ ranks @ neg)
     squared = (wins - GRID * m * n) ** 2
-    variance = _variance(pos, neg, ranks, deviation, GRID, m, n)
+    variance = sum(_variances(pos, neg, ranks, deviation, GRID, m, n))
     kept = GRID[squared <= z**2 * variance]
     if not len(kept) or (kept[0] == 0 and kept[-1] == 1):
         return none
     value = float(np.clip(wins / (m * n), 0, 1))
-    at_value = _variance(pos, neg, ranks, deviation, np.array([value]), m, n)[0] / (m * n) ** 2
-    return value, float(min(kept[0], value)), float(max(kept[-1], value)), float(at_value)
+    noise, patients = (
+        float(part[0] / (m * n) ** 2)
+        for part in _variances(pos, neg, ranks, deviation, np.array([value]), m, n)
+    )
+    return value, float(min(kept[0], value)), float(max(kept[-1], value)), noise, patients
 
 
-def _variance(
+def _variances(
     pos: np.ndarray,
     neg: np.ndarray,
     ranks: np.ndarray,
@@ -126,11 +157,11 @@ def _variance(
     thetas: np.ndarray,
     m: float,
     n: float,
-) -> np.ndarray:
-    """V_noise + V_patients at each theta."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """V_noise and V_patients at each theta."""
     centred = ranks[None] - thetas[:, None, None]
     spread = (centred**2).sum((1, 2))
     of_rows, of_columns = (centred @ neg) ** 2, (pos @ centred) ** 2
     noise = deviation**2 * (of_rows.sum(1) + of_columns.sum(1)) - deviation**4 * spread
     patients = np.array([hanley_mcneil(float(theta), m, n) for theta in thetas]) * (m * n) ** 2
-    return np.maximum(noise, deviation**4 * spread) + patients
+    return np.maximum(noise, deviation**4 * spread), patients

@@ -88,6 +88,7 @@ def noised_sites(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """How each site was scored that was scored with noise, as words."""
     return {
         site: f"scored with noise, epsilon {epsilon_text(found['epsilon'])}, delta {found['delta']:g}"
+        + _told_beforehand(found)
         for site, found in evaluation.get("scoring", {}).items()
         if found["mode"] == "dp"
     }
@@ -100,6 +101,16 @@ def _evaluated(evaluation: Evaluation) -> list[str]:
     unseen = [site["site"] for site in evaluation["sites"] if site["role"] == "held_out"]
     where = f"not trained here: {', '.join(unseen)}" if unseen else "trained at every site here"
     return [f"models of run {of['run']}, {where}. Nothing was trained."]
+
+
+def _told_beforehand(scoring: Mapping[str, Any]) -> str:
+    """That nothing could be told from a site's numbers, which was known before it was asked."""
+    if scoring.get("estimable", True):
+        return ""
+    return (
+        f"; not estimable at this n and epsilon ({scoring['nominal_tested']} test patients by the bucket: an "
+        f"AUROC of .85 may come out off by {scoring['expected_error']:.2f})"
+    )
 
 
 GAPS = {

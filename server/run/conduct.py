@@ -569,4 +569,5 @@ def _about(site: Site, plan: RunPlan) -> dict[str, Any]:
         "stand_in": description.stand_in,
         "unit": description.unit,
         "version": description.version,
+        **({"nominal_tested": description.nominal_tested} if description.nominal_tested else {}),
     }

@@ -31,7 +31,7 @@ from server.evaluation_file import LATER_KEYS
 from server.messaging.answer_checks import check_evaluation, check_update
 from server.run.choice import choice_of
 from server.run.conduct import initial_weights
-from server.run.rounds import scores_of, study_of
+from server.run.rounds import expected_of, scores_of, study_of
 from server.run_folder import EVALUATION, ArmFolder, RunFolder, mean_of, without_nan
 from server.strategies import strategy_named
 
@@ -106,7 +106,8 @@ def _scores_of(
                 _check_signature(envelope, site, keys, expected | {"plan_sha256": folder.plan.sha256()})
             answer = SiteEvaluation.from_bytes(envelope.payload)
             check_evaluation(answer, asked, _description(about.get(site), site), folder.plan)
-            scored[site] = scores_of(answer)
+            could = expected_of(answer, about.get(site, {}).get("nominal_tested", 0))
+            scored[site] = scores_of(answer, could)
         except FedqcError as failure:
             return Finding(check="evaluation", holds=False, detail=failure.message)
     numbers = without_nan(

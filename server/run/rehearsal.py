@@ -11,8 +11,11 @@ from typing import Any
 
 from common.arms import is_private
 from common.errors import PlanError, RefusedError
+from common.estimability import estimability, models_scored, nominal_tested
 from common.excursion import update_excursion
 from common.plan import RunPlan
+from common.pricing import EVALUATION, charges, with_noise
+from common.privacy import epsilon_of, epsilon_text
 from common.terminal import wrapped
 from common.weights import REACH
 from common.wire import Refusal, SiteReadiness
@@ -42,6 +45,8 @@ def rehearsed(
     }
     beyond = noise_beyond_reach(plan, buckets)
     scored = [name for name, site in sites.items() if site["evaluation"] == ACCEPT]
+    for site in sites.values():
+        site["expected"] = _expected(plan, site, max(1, len(training)))
     return {
         "plan": plan.name,
         "plan_sha256": plan.sha256(),
@@ -125,7 +130,7 @@ def check_table(check: Mapping[str, Any]) -> str:
         )
         lines += [wrapped(f"{arm}: {why}", start="  ") for arm, why in site["reasons"].items()]
         if site["evaluation"] == ACCEPT:
-            lines.append(f"  evaluation: {ACCEPT}")
+            lines.append(f"  evaluation: {ACCEPT}{_how_scored(site)}")
         if "too-few-patients" in site["arms"].values():  # the number itself stays at the hospital
             lines.append("  the hospital sees how many patients the next bucket needs: fedqc site check PLAN")
     if check["missing"]:
@@ -142,6 +147,30 @@ def check_table(check: Mapping[str, Any]) -> str:
         "enough sites to start" if check["enough"] else f"NOT enough sites: the quorum is {check['quorum']}"
     )
     return "\n".join(lines)
+
+
+def _expected(plan: RunPlan, site: Mapping[str, Any], training_sites: int) -> dict[str, Any] | None:
+    """What scores with noise could tell of a site, and their price; None where it is not scored so."""
+    if site["scoring"] != "dp":
+        return None
+    asked = with_noise(plan)
+    noise = asked.privacy.evaluation_noise_multiplier
+    assert noise is not None  # else the site would not be scored with noise
+    tested = site["nominal_tested"] or nominal_tested(site["nominal_patients"])
+    found = estimability(tested, noise, models_scored(plan, training_sites), len(plan.model.labels))
+    epsilon = epsilon_of([charges(asked)[EVALUATION]], plan.privacy.delta)
+    return {
+        "epsilon": epsilon,
+        "error": round(found.error, 4),
+        "estimable": found.is_so,
+        "words": found.words(f"epsilon {epsilon_text(epsilon)}"),
+    }
+
+
+def _how_scored(site: Mapping[str, Any]) -> str:
+    if expected := site.get("expected"):
+        return f", with noise, charged epsilon {epsilon_text(expected['epsilon'])}; {expected['words']}"
+    return ", exact and outside the guarantee, not charged" if site.get("scoring") == "disclosed" else ""
 
 
 def _trains_privately(said: SiteReadiness) -> bool:
@@ -173,6 +202,9 @@ def _entry(plan: RunPlan, name: str, said: SiteReadiness | Refusal | None) -> di
         "kind": None,
         "evaluation": None,
         "version": "",
+        "scoring": None,
+        "nominal_patients": 0,
+        "nominal_tested": 0,
         "data_prepared": None,
         "rounds_affordable": None,
         "seconds_a_round": None,

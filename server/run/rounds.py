@@ -17,6 +17,7 @@ import numpy as np
 from common.arms import ARMS, Arm
 from common.counts import BINS, DISCLOSED_BINS, Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
+from common.estimability import Estimability, estimability
 from common.lineage import Lineage
 from common.model_file import load_model
 from common.plan import RunPlan
@@ -24,7 +25,7 @@ from common.trainable import trained_part
 from common.weights import Manifest, Part, advance, digest, encode_floats, encode_steps, part_size
 from common.wire import EvaluateTask, Refusal, SiteEvaluation, SiteUpdate, TrainTask
 from server.evaluation.estimates import SiteScores, Study
-from server.evaluation.noised import NoisedCounts, covariance
+from server.evaluation.noised import NoisedCounts, covariance, sampling_deviations
 from server.messaging.answer_checks import check_evaluation, check_update
 from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
@@ -415,8 +416,24 @@ def _scores_everyone(site: Site, plan: RunPlan) -> bool:
     return plan.scores_everyone_at(site.name) and site.description.kind != "hospital"
 
 
-def scores_of(evaluation: SiteEvaluation) -> SiteScores:
-    """What a checked answer says, by model."""
+def expected_of(evaluation: SiteEvaluation, nominal_tested: int) -> Estimability | None:
+    """What an answer with noise could tell, from the public numbers of its site; None of an exact one.
+
+    Args:
+        nominal_tested: 0 where the site, of an earlier version, does not say it: None then, too.
+    """
+    if evaluation.mode != "dp" or not nominal_tested:
+        return None
+    models, _, artifacts, _ = evaluation.noised.shape
+    return estimability(nominal_tested, evaluation.noise_multiplier, models, artifacts)
+
+
+def scores_of(evaluation: SiteEvaluation, expected: Estimability | None = None) -> SiteScores:
+    """What a checked answer says, by model.
+
+    Args:
+        expected: as `expected_of`; where nothing can be told, no AUROC is given. None: it is not asked.
+    """
     scoring: dict[str, Any] = {"mode": evaluation.mode}
     if evaluation.mode != "dp":
         bins = DISCLOSED_BINS if evaluation.mode == "disclosed" else BINS
@@ -435,12 +452,24 @@ def scores_of(evaluation: SiteEvaluation) -> SiteScores:
         "noise_multiplier": evaluation.noise_multiplier,
         "deviation": deviation,
     }
+    if expected is not None:
+        scoring |= {
+            "nominal_tested": expected.patients,
+            "expected_error": round(expected.error, 4),
+            "estimable": expected.is_so,
+        }
+    is_so = expected is None or expected.is_so
     noised = {
-        name: NoisedCounts(positives=h[0], negatives=h[1], deviation=deviation)
+        name: NoisedCounts(positives=h[0], negatives=h[1], deviation=deviation, expected=is_so)
         for name, h in zip(evaluation.models, evaluation.noised, strict=True)
     }
     models = list(noised.values())
-    return SiteScores(counts=noised, covariance=_with_bias(covariance(models), models), scoring=scoring)
+    return SiteScores(
+        counts=noised,
+        covariance=_with_bias(covariance(models), models),
+        sampling=sampling_deviations(models),
+        scoring=scoring,
+    )
 
 
 def _with_bias(covariance: np.ndarray, models: Sequence[Counts] | Sequence[NoisedCounts]) -> np.ndarray:
@@ -517,7 +546,8 @@ def score_sites(
                     context.observe(ScoresTurnedAway(code=failure.code, reason=failure.message))
                 continue
             keep(site.name, answer.envelope)
-            scored[site.name] = scores_of(evaluation)
+            could = expected_of(evaluation, site.description.nominal_tested)
+            scored[site.name] = scores_of(evaluation, could)
             if evaluation.data_changed:
                 data_changed.add(site.name)
     if not scored:

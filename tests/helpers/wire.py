@@ -26,6 +26,7 @@ LEAVES_A_HOSPITAL = {
         "ethics": PUBLIC,
         "version": PUBLIC,
         "ledger_head": PUBLIC,
+        "nominal_tested": PUBLIC,
     },
     "SiteReadiness": {
         "site": PUBLIC,
@@ -35,6 +36,8 @@ LEAVES_A_HOSPITAL = {
         "arms": PUBLIC,
         "reasons": PUBLIC,
         "evaluation": PUBLIC,
+        "scoring": PUBLIC,
+        "nominal_tested": PUBLIC,
         "data_prepared": PUBLIC,
         "rounds_affordable": PUBLIC,
         "seconds_a_round": PUBLIC,

@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.site.approvals import approve
 from client.site.config import Declaration, read_site
+from client.site.policy import read_policy
 from client.site.site_ledger import init_ledger
 from client.supervision import preflight
 from client.supervision.preflight import (
@@ -43,8 +44,10 @@ from client.supervision.preflight import (
     check_kind,
     check_ledger,
     check_modes,
+    check_plan,
     contact,
     exit_status,
+    scores_note,
     table,
 )
 from common.errors import ConfigError, NetworkError
@@ -664,3 +667,36 @@ def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None
     }
     assert exit_status(checks) == 2
     assert all(found.fix for found in checks if found.ok is False), table(checks)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "split", "begins"),
+    [
+        (2000, None, "scores with noise: estimable at this n and epsilon (857 test patients by the bucket"),
+        (50, None, "scores with noise: not estimable at this n and epsilon (21 test patients by the bucket"),
+        (2000, {"train": 0.0, "test": 1.0}, "scores with noise: estimable at this n and epsilon (2000 test"),
+    ],
+)
+def test_a_hospital_is_told_when_it_joins_whether_scores_with_noise_could_tell_anything(
+    bucket: int, split: Any, begins: str, data: Path
+) -> None:
+    site = data / "hospital-a"
+    more = {} if split is None else {"split": split}
+    settle(site, kind="hospital", nominal_patients=bucket, policy={"max_epsilon_per_run": 2.0}, **more)
+    note = scores_note(site)
+    assert note.startswith(begins)
+    assert "ε 2, the most that the policy permits a run, 1 model" in note
+    assert ("test patients on they are" in note) == (bucket == 50)
+    settle(site, policy={"evaluation": "disclosed"})
+    assert scores_note(site) == ""
+
+
+def test_a_check_of_a_plan_warns_where_scores_would_be_charged_and_tell_nothing(data: Path) -> None:
+    site = data / "hospital-a"
+    settle(site, kind="hospital", nominal_patients=100, policy={"evaluation": "dp"})
+    plan = with_noise(tiny_plan(arms=["public", "federated_dp"], privacy={"epsilon": 1.0}))
+    checks = check_plan(site, read_site(site)[0], read_policy(site / "policy.yaml"), plan)
+    found = {one.check: one for one in checks}
+    assert found["scores"].ok  # a warning: the operator decides
+    assert found["scores"].problem.startswith("not estimable at this n and epsilon (67 test patients")
+    assert "fewer models" in found["scores"].fix

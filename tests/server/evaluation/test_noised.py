@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from common.artifacts import NAMES
 from common.counts import Counts, hanley_mcneil
 from server.evaluation.estimates import SiteScores, Study, report_numbers, site_metrics
-from server.evaluation.noised import NOT_ESTIMABLE, NoisedCounts, covariance
+from server.evaluation.noised import (
+    NOT_ESTIMABLE,
+    NOT_ESTIMABLE_HERE,
+    NoisedCounts,
+    covariance,
+    sampling_deviations,
+)
 
 POSITIVES = np.array([1, 2, 5, 10, 20, 40, 60, 62]) / 200
 NEGATIVES = POSITIVES[::-1]
@@ -103,7 +111,10 @@ def test_a_mean_over_exact_and_noised_sites_adds_their_variances() -> None:
     study = Study(
         sites={
             "a": SiteScores(
-                counts={"public": noised}, covariance=covariance([noised]), scoring={"mode": "dp"}
+                counts={"public": noised},
+                covariance=covariance([noised]),
+                sampling=sampling_deviations([noised]),
+                scoring={"mode": "dp"},
             ),
             "b": SiteScores(counts={"public": exact}, covariance=np.diag(np.full(5, 1e-4))),
         },
@@ -113,8 +124,59 @@ def test_a_mean_over_exact_and_noised_sites_adds_their_variances() -> None:
     )
     home = study.estimate("public", "home")
     assert home.value == pytest.approx((noised.auroc().mean() + 1) / 2)
-    variance = (noised.auroc_variance().sum() + 5e-4) / 25 / 4
+    noise, patients = noised.noise_variance().sum() / 25, noised.sampling_deviation().mean() ** 2
+    variance = (noise + patients + 1e-4 / 5) / 4
     assert home.standard_error == pytest.approx(math.sqrt(variance))
     found = report_numbers(study, ["public"])
     assert {site: one["mode"] for site, one in found["scoring"].items()} == {"a": "dp", "b": "synthetic"}
     assert found["counts"]["a"]["public"]["metal"]["positives"] == noised.positives[0].tolist()
+
+
+def same_patients(models: int = 2) -> Study:
+    """Every artifact and every model has the same patients and nearly the same scores: all AUROCs rise and
+    fall together.
+    """
+    one = hospitals(1, positives=60, negatives=140, deviation=0.01)
+    counts = NoisedCounts(
+        positives=np.tile(one.positives, (len(NAMES), 1)),
+        negatives=np.tile(one.negatives, (len(NAMES), 1)),
+        deviation=0.01,
+    )
+    names = ["public", "federated"][:models]
+    every = dict.fromkeys(names, counts)
+    scores = SiteScores(
+        counts=every,
+        covariance=covariance(list(every.values())),
+        sampling=sampling_deviations(list(every.values())),
+        scoring={"mode": "dp"},
+    )
+    return Study(sites={"a": scores}, training=[], held_out=["a"], models=names)
+
+
+def test_a_mean_over_artifacts_is_as_uncertain_as_one_where_all_have_the_same_patients() -> None:
+    """Taken as independent, its variance would be a number-of-artifacts-th of that."""
+    study = same_patients()
+    single = float(study.sites["a"].counts["public"].sampling_deviation()[0])
+    assert study.estimate("public", "unseen").standard_error == pytest.approx(single, rel=1e-3)
+    matrix = np.array(report_numbers(study, ["public"])["covariance"]["a"]["matrix"])
+    block = matrix[: len(NAMES), : len(NAMES)]
+    assert math.sqrt(block.mean()) == pytest.approx(single, rel=1e-3)
+
+
+def test_a_difference_of_models_has_the_variance_of_the_worst_correlation() -> None:
+    study = same_patients()
+    single = float(study.sites["a"].counts["public"].sampling_deviation()[0])
+    difference = study.difference("federated", "public", "unseen")
+    assert difference.value == pytest.approx(0, abs=1e-12)
+    assert difference.standard_error == pytest.approx(2 * single, rel=1e-3)
+
+
+def test_what_was_not_to_be_expected_is_not_given_whatever_the_counts_say() -> None:
+    seen = hospitals(5, positives=100, negatives=300, deviation=2.0)
+    hidden = dataclasses.replace(seen, expected=False)
+    assert np.isfinite(seen.auroc()).all()
+    for values in (hidden.auroc(), *hidden.interval(), hidden.auroc_variance()):
+        assert np.isnan(values).all()
+    for row in site_metrics(hidden).values():
+        assert (row["auroc"], row["reason"]) == (pytest.approx(math.nan, nan_ok=True), NOT_ESTIMABLE_HERE)
+        assert row["n_pos_estimate"] > 0

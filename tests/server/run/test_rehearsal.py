@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from common.errors import PlanError, RefusedError
 from common.excursion import update_deviation
+from common.plan import Evaluate, ReleasedModel, RunPlan
+from common.pricing import with_noise
 from common.wire import Refusal, SiteReadiness
 from server.run.rehearsal import admit, check_table, rehearsed
 from tests.helpers.consortium import tiny_plan
@@ -286,3 +288,37 @@ def test_the_table_says_it_all_in_lines_that_fit_a_terminal() -> None:
     assert "2/2" in next(line for line in lines if line.startswith("a "))
     assert max(map(len, lines)) <= 100
     assert check_table(rehearsed(PLAN, {}, ENROLLED)).endswith("NOT enough sites: the quorum is 2")
+
+
+def test_who_is_scored_with_noise_is_told_what_that_costs_and_whether_it_tells_anything() -> None:
+    """From the bucket, before a patient is charged; decided by the number of models, too."""
+    released = [ReleasedModel(name=name, sha256="0" * 64) for name in ("public", "federated_dp")]
+
+    def plan(models: int) -> RunPlan:
+        evaluate = Evaluate(run="r", models=tuple(released[:models]))
+        values = {"arms": (), "held_out": (), "evaluate": evaluate}
+        return with_noise(tiny_plan(privacy={"epsilon": 2.0}).model_copy(update=values))
+
+    said = {
+        "a": ready("a", arms={}, kind="hospital", scoring="dp", nominal_tested=2000),
+        "b": ready("b", arms={}, kind="hospital", scoring="dp", nominal_tested=20),
+        "c": ready("c", arms={}, kind="hospital", scoring="disclosed", nominal_tested=20),
+    }
+    check = rehearsed(plan(1), said, list(said))
+    expected = {name: site["expected"] for name, site in check["sites"].items()}
+    assert (expected["a"]["estimable"], expected["b"]["estimable"], expected["c"]) == (True, False, None)
+    assert 1.99 < expected["a"]["epsilon"] <= 2.0
+    assert rehearsed(plan(2), said, list(said))["sites"]["a"]["expected"]["error"] > expected["a"]["error"]
+    text = check_table(check)
+    assert (
+        "evaluation: accept, with noise, charged epsilon 2.00; estimable at this n and epsilon (2000" in text
+    )
+    assert (
+        "not estimable at this n and epsilon (20 test patients by the bucket, epsilon 2.00, 1 model)" in text
+    )
+    assert "evaluation: accept, exact and outside the guarantee, not charged" in text
+    assert (check["training"], check["enough"]) == ([], True)  # a quorum is of those that train
+    admit(plan(1), check, accept_missing=False)
+    with pytest.raises(RefusedError, match="no site could be scored \\(") as refused:
+        admit(plan(1), rehearsed(plan(1), {"a": no("a")}, ["a"]), accept_missing=True)
+    assert refused.value.code == "no-evaluation"
