@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.artifacts import NAMES
 from common.artifacts import DEFAULT_LABELS
 from common.counts import noise_deviation
 from common.estimability import (
@@ -70,7 +69,7 @@ def test_more_patients_help_and_more_noise_or_models_hurt() -> None:
     assert (
         one.deviation
         == noise_deviation(noise, 1, len(DEFAULT_LABELS))
-        == pytest.approx(noise * len(NAMES) ** 0.5)
+        == pytest.approx(noise * len(DEFAULT_LABELS) ** 0.5)
     )
     assert one.error < LIMIT < five.error
     assert (one.is_so, five.is_so) == (True, False)
