@@ -28,6 +28,8 @@ from common.signing import fingerprint, parse_public, public_text, sign, verify
 from common.strict import StrictModel, describe_validation
 
 MAX_BYTES = 1 << 20
+MAX_ENDORSEMENTS = 100
+_ENDORSEMENT = b"fedqc endorsement v1\0"
 _REQUEST, _KIT, _SIGNATURE = "request.json", "kit.json", "signature"
 P = TypeVar("P", bound="StrictModel")
 _DOMAINS = {_REQUEST: b"fedqc request v1\0", _KIT: b"fedqc kit v1\0"}
@@ -51,6 +53,35 @@ class Request(StrictModel):
         return fingerprint(json.dumps([self.site, self.node_key, self.signing_key]).encode())
 
 
+class Endorsement(StrictModel):
+    """A coordinator's key vouches for the one that replaces it."""
+
+    previous_key: str = Field(max_length=64, pattern=ONE_LINE)  # Ed25519 public keys, base64
+    key: str = Field(max_length=64, pattern=ONE_LINE)
+    fingerprint: str = Field(max_length=100, pattern=ONE_LINE)  # of the federation with the new key
+    signature: str = Field(max_length=100, pattern=ONE_LINE)  # base64, of the previous key
+
+    @staticmethod
+    def by(previous: Ed25519PrivateKey, key: str, fingerprint: str) -> Endorsement:
+        """Sign that `key` replaces the key `previous`."""
+        signature = sign(f"{key} {fingerprint}", previous, _ENDORSEMENT)
+        return Endorsement(
+            previous_key=public_text(previous),
+            key=key,
+            fingerprint=fingerprint,
+            signature=base64.b64encode(signature).decode(),
+        )
+
+    def holds(self) -> bool:
+        """Whether the previous key signed this."""
+        try:
+            signature = base64.b64decode(self.signature, validate=True)
+            verify(f"{self.key} {self.fingerprint}", signature, parse_public(self.previous_key), _ENDORSEMENT)
+        except (RunError, ConfigError, ValueError):
+            return False
+        return True
+
+
 class Kit(StrictModel):
     """A coordinator lets a hospital take part."""
 
@@ -65,11 +96,21 @@ class Kit(StrictModel):
     site_key: str = Field(max_length=64, pattern=ONE_LINE)  # the site's own signing key, as enrolled
     version: str = Field(max_length=32, pattern=ONE_LINE)
     expires: date  # of the enrolment; a renewed kit moves it
+    # by earlier keys of this coordinator, oldest first
+    endorsements: tuple[Endorsement, ...] = Field(default=(), max_length=MAX_ENDORSEMENTS)
 
     @property
     def fingerprint(self) -> str:
         """The coordinator publishes it: the same for every site of a federation, as long as its keys last."""
         return federation_fingerprint(self.ca_certificate, self.coordinator_key)
+
+    def succeeds(self, coordinator_key: str) -> bool:
+        """Whether the federation of an earlier coordinator's key says, from key to key, that it is this."""
+        key, found = coordinator_key, ""
+        for endorsement in self.endorsements:
+            if endorsement.previous_key == key and endorsement.holds():
+                key, found = endorsement.key, endorsement.fingerprint
+        return key == self.coordinator_key and same_fingerprint(found, self.fingerprint)
 
 
 def federation_fingerprint(ca_certificate: str, coordinator_key: str) -> str:
@@ -120,7 +161,7 @@ def _digits(fingerprint: str) -> bytes:
 
 
 def _write(path: Path, name: str, paper: StrictModel, key: Ed25519PrivateKey) -> None:
-    text = paper.model_dump_json(indent=1)
+    text = paper.model_dump_json(indent=1, exclude_defaults=True)
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, text)

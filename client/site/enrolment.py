@@ -507,7 +507,10 @@ def join(
             f"{kit_path}: expired on {kit.expires}", code="kit-expired", hint="ask for a renewed one"
         )
     pinned = coordinator_of(state)
-    if pinned is not None and not same_fingerprint(pinned["fingerprint"], kit.fingerprint) and not leave:
+    is_same = pinned is None or (
+        same_fingerprint(pinned["fingerprint"], kit.fingerprint) or kit.succeeds(pinned["coordinator_key"])
+    )
+    if pinned is not None and not is_same and not leave:
         raise ConfigError(
             (
                 f"{kit_path}: of the federation {kit.federation!r} with another fingerprint; this site "

@@ -169,6 +169,39 @@ def renew(
 
 
 @federation.command()
+def rotate(
+    federation: FederationOption = None,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="Replace the certificate authority, too.")
+    ] = False,
+    yes: YesOption = False,
+) -> int:
+    """Replace the coordinator's key. Sites stay enrolled, and join with a renewed kit."""
+    from server.federation.configure import configure
+    from server.federation.configure import rotate as replace
+    from server.federation.services import running
+
+    opened = open_federation(federation)
+    if running(opened):
+        raise ConfigError(
+            f"{opened.name}: is running", code="already-running", hint="fedqc federation stop, then again"
+        )
+    what = "key and certificate authority" if authority else "key"
+    if not yes and not typer.confirm(
+        f"Replace the {what}? Every site must join with a new kit before its next run", err=True
+    ):
+        raise RefusedError("not rotated", code="not-confirmed", hint="nothing was changed")
+    replace(opened, authority=authority)
+    configure(opened)
+    print(f"the {what} was replaced; back up the folder. Each site needs a new kit before its next run:")
+    for enrolment in opened.sites():
+        if enrolment.status == "active":
+            print(f"  fedqc federation renew {enrolment.site}")
+    _print_fingerprint(opened)
+    return 0
+
+
+@federation.command()
 def revoke(
     site: Annotated[str, typer.Argument(help="Site to exclude permanently.")],
     federation: FederationOption = None,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from pathlib import Path
 
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from common.enrolment import MAX_ENDORSEMENTS, Endorsement, federation_fingerprint
 from common.errors import ConfigError
 from common.files import whole_folder, write_bytes
 from common.processes import LOOPBACK, free_ports
-from common.signing import new_key, write_secret
+from common.signing import new_key, public_text, write_secret
 from common.strict import describe_validation
 from server.federation.certificates import (
     SERVER_DAYS,
@@ -30,10 +34,12 @@ from server.federation.nginx import nginx_configuration
 from server.federation.notify import Notify
 from server.federation.registry import (
     CONNECTION,
+    ENDORSEMENTS,
     FEDERATION,
     SECRET_BYTES,
     Federation,
     Settings,
+    endorsements,
 )
 from server.federation.systemd import unit_texts
 
@@ -133,6 +139,37 @@ def _fill(at: Federation, final: Federation) -> None:
     )
     text += yaml.safe_dump(at.settings.model_dump(mode="json"), sort_keys=False)
     write_bytes(at.folder / FEDERATION, text.encode())
+
+
+def rotate(federation: Federation, *, authority: bool) -> None:
+    """Replace the coordinator's signing key, and with `authority` the certificate authority and the server's
+    key, too. Enrolments stay; each site joins with a renewed kit, which the old key vouches for.
+
+    The services must not run. What was signed before stays verifiable by the copies in run folders and kits.
+
+    Raises:
+        ConfigError: `bad-key`, `bad-enrolment`.
+    """
+    old, new = federation.signing_key(), Ed25519PrivateKey.generate()
+    certificate = federation.ca_certificate.read_bytes()
+    ca_key = new_ec_key()
+    if authority:
+        certificate = ca_certificate(ca_key, federation.name)
+    fingerprint = federation_fingerprint(certificate.decode("ascii"), public_text(new))
+    known = endorsements(federation)
+    added = Endorsement.by(old, public_text(new), fingerprint)
+    kept = [*known, added][-MAX_ENDORSEMENTS:]
+    text = json.dumps([one.model_dump() for one in kept], indent=1)
+    write_bytes(federation.folder / ENDORSEMENTS, text.encode())  # first: it says nothing of the old key
+    if authority:
+        write_bytes(federation.ca_key, key_pem(ca_key), 0o600)
+        write_bytes(federation.ca_certificate, certificate)
+        write_bytes(federation.server_key, key_pem(new_ec_key()), 0o600)
+        renew_server_certificate(federation)
+    pem = new.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_bytes(federation.coordinator_key, pem, 0o600)
 
 
 def configure(federation: Federation, at: Path | None = None) -> None:

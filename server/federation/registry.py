@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, ValidationError, field_validator
 
-from common.enrolment import Kit, Request, federation_fingerprint
+from common.enrolment import Endorsement, Kit, Request, federation_fingerprint
 from common.errors import ConfigError
 from common.files import locked, write_bytes
 from common.names import SITE_NAME
@@ -43,6 +43,7 @@ FEDERATION = "federation.yaml"
 CONNECTION = "fedqc"
 """Name of this federation's SuperLink in flwr/config.toml, for Flower's command line."""
 SECRET_BYTES = 48
+ENDORSEMENTS = "certificates/endorsements.json"
 Port = Field(ge=1, le=65535)
 
 
@@ -265,6 +266,23 @@ class Federation:
             yield
 
 
+def endorsements(federation: Federation) -> tuple[Endorsement, ...]:
+    """What earlier keys of this coordinator signed about those that replaced them, oldest first.
+
+    Raises:
+        ConfigError: the file is damaged (code `bad-enrolment`).
+    """
+    path = federation.folder / ENDORSEMENTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(Endorsement.model_validate(one) for one in found)
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError) as error:
+        why = describe_validation(error) if isinstance(error, ValidationError) else "cannot be read"
+        raise ConfigError(f"{path}: {why}", code="bad-enrolment", hint="restore it from a backup") from None
+
+
 def approve(federation: Federation, request: Request, days: int = SITE_DAYS) -> Kit:
     """Enrol a hospital, and return the kit that answers its request. The same request again gives a kit that
     expires later.
@@ -395,6 +413,7 @@ def _kit(federation: Federation, enrolment: Enrolment) -> Kit:
         site_key=enrolment.request.signing_key,
         version=version("fedqc"),
         expires=enrolment.expires,
+        endorsements=endorsements(federation),
     )
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from common.enrolment import (
     MAX_BYTES,
+    Endorsement,
     Kit,
     Request,
     federation_fingerprint,
@@ -123,8 +124,9 @@ def test_neither_overwrites_what_is_there(kit: Path) -> None:
 
 @pytest.mark.parametrize("name", Kit.model_fields)
 def test_a_kit_with_one_field_changed_is_refused(name: str, kit: Path) -> None:
-    other = {
+    other: object = {
         "expires": date(2040, 1, 1),
+        "endorsements": (Endorsement.by(OTHER, public_text(OTHER), "0" * 64),),
         "bundle_sha256": "1" * 64,
         "address": "evil.example.org:443",
         "coordinator_key": public_text(OTHER),
