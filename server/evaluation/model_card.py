@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from common.arms import is_private
 from common.artifacts import ARTIFACTS, modality_text
+from common.counts import Counts
 from common.privacy import epsilon_text
+from server.evaluation.operating import point_of
 from server.evaluation.tables import noised_sites
 from server.evaluation_file import Claim, Evaluation, Score, artifacts_of
 
@@ -71,9 +75,11 @@ def model_card(evaluation: Evaluation, arm: str, model: dict[str, Any]) -> str:
             f"- Scores at {site}: {how}; no exact number left it."
             for site, how in noised_sites(evaluation).items()
         ),
+        *_gap(evaluation, arm),
+        *_points(evaluation, arm),
         (
-            "- Not measured: calibration, a threshold, agreement with radiologists. Not a medical device; "
-            "not for diagnosis."
+            "- Not measured: any artifact at once, agreement with radiologists. report.html has calibration, "
+            "and what the thresholds give at each site. Not a medical device; not for diagnosis."
         ),
     ]
     lines += [f"- {site['site']}: {site['stand_in']}." for site in evaluation["sites"] if site["stand_in"]]
@@ -92,6 +98,41 @@ def _on_common_artifacts(evaluation: Evaluation, arm: str, none: str) -> list[st
         f"  The two average different artifacts; on {', '.join(common['artifacts'])}, which every site can "
         f"estimate: {home} and {unseen}."
     ]
+
+
+def _gap(evaluation: Evaluation, arm: str) -> list[str]:
+    """Unseen less home, where both are estimable on the same artifacts."""
+    gap = evaluation.get("generalization_gap", {}).get(arm)
+    if gap is None or gap["value"] is None or gap["low"] is None or gap["high"] is None:
+        return []
+    line = (
+        f"- Unseen less home: {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] on "
+        f"{', '.join(gap['artifacts'])}, of {gap['held_out']} held-out hospitals"
+    )
+    if gap["next_low"] is None or gap["next_high"] is None:
+        return [f"{line}; too few for what to expect at the next."]
+    return [f"{line}; at the next one expect {gap['next_low']:.3f} to {gap['next_high']:.3f} (95 %)."]
+
+
+def _points(evaluation: Evaluation, arm: str) -> list[str]:
+    """The operating points of a shared model, found on public patients."""
+    public = evaluation.get("public_counts", {}).get(arm)
+    if public is None:
+        return ["- Thresholds: none was chosen."]
+    counts, edges = Counts.from_json(public), evaluation.get("edges", {}).get(arm, {})
+    found = []
+    for number, name in enumerate(artifacts_of(evaluation)):
+        row = edges.get(name)
+        point = point_of(counts, number, None if row is None else np.array(row))
+        if point is not None:
+            found.append(
+                f"  - `{name}`: logit {point.threshold:.2f}; sensitivity {point.sensitivity:.3f} of "
+                f"{point.positives}, specificity {point.specificity:.3f} of {point.negatives}."
+            )
+    if not found:
+        return ["- Thresholds: none; too few public patients."]
+    head = "- Thresholds of a patient's score, chosen on the coordinator's public set and optimistic there:"
+    return [head, *found]
 
 
 def _guarantee(site: str, claim: Claim) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +137,20 @@ def test_every_cell_of_a_table_that_stacks_says_its_column(page: str) -> None:
         cells = [attributes for tag, attributes in Texts(table).tags if tag == "td"]
         assert cells
         assert all(cell.get("data-label") for cell in cells), table[:200]
+
+
+def test_paper_is_not_filled_with_one_cell_a_line(tmp_path: Path) -> None:
+    """Tables that stack on a telephone do not stack on paper: 91 pages of A4 otherwise."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: the page is not printed")
+    source, printed = tmp_path / "page.html", tmp_path / "page.pdf"
+    source.write_text(render(evaluation_of(ARMS), MANIFEST, PLAN), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    subprocess.run(
+        [CHROMIUM, *options, f"--print-to-pdf={printed}", source.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    pages = re.findall(rb"/Type /Page\b", printed.read_bytes())
+    assert 5 < len(pages) < 40
