@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def train_epochs(
     of_samples = loss_of(training, labels=outputs)
     rng = np.random.default_rng(seed)
     model.train()
-    with on_device(model) as where:
+    with on_device(model) as where, _laid_out(model, training.memory_format) as laid_out:
         parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         step = optimizer_of(training, parameters)
         truth = torch.from_numpy(np.ascontiguousarray(labels, np.float32)).to(where)
@@ -148,7 +149,30 @@ def train_epochs(
             order = sample(rows, modality, labels, rng)
             for chosen, x in batches(images, modality, order, training.batch_size, augment):
                 tick(epoch)
-                step(fitting(chosen, x))
+                step(fitting(chosen, laid_out(x)))
+
+
+@contextlib.contextmanager
+def _laid_out(
+    model: nn.Module, memory_format: Literal["contiguous", "channels_last"]
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """While open, weights are laid out in memory so; gives what lays out channels. Of studies, which have an
+    axis more, the first convolution does that.
+    """
+    if memory_format == "contiguous":
+        yield lambda tensor: tensor
+        return
+
+    def lay_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    for parameter in model.parameters():
+        parameter.data = lay_out(parameter.data)
+    try:
+        yield lay_out
+    finally:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
 
 
 def _dropped_out(features: Tensor, share: float, coins: torch.Generator) -> Tensor:

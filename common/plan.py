@@ -74,6 +74,7 @@ LATER_TRAINING_KEYS = (
     "sampler",
     "augment",
     "precision",
+    "memory_format",
     "dropout",
 )
 
@@ -221,6 +222,8 @@ class Training(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # of arms without noise: bf16 computes products in bfloat16, sums and steps stay float32
     precision: Literal["fp32", "bf16"] = "fp32"
+    # of arms without noise: channels_last lays out the channels of a pixel side by side, contiguous planes
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -44,6 +44,7 @@ TRAININGS: list[dict[str, Any]] = [
     {"augment": ("flip", "rotation", "contrast")},
     {"sampler": "balanced"},
     {"dropout": 0.5},
+    {"memory_format": "channels_last"},
 ]
 
 
@@ -193,6 +194,33 @@ def test_half_precision_is_near_and_other(monkeypatch: pytest.MonkeyPatch) -> No
     assert not torch.equal(fine, coarse)
     assert float((fine - coarse).norm() / fine.norm()) < 0.05
     assert coarse.dtype == torch.float32
+
+
+def test_channels_last_is_near_in_every_convolution_and_gone_afterwards() -> None:
+    def weights(memory_format: str) -> torch.Tensor:
+        one = trained(memory_format=memory_format)
+        assert all(parameter.is_contiguous() for parameter in one.parameters())
+        return torch.cat([tensor.flatten() for tensor in one.parameters()])
+
+    laid_out: list[bool] = []
+    with nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: (
+            laid_out.append(
+                given[0].is_contiguous(memory_format=torch.channels_last) and not given[0].is_contiguous()
+            )
+            if isinstance(module, nn.Conv2d)
+            else None
+        )
+    ):
+        planes = weights("contiguous")
+        assert laid_out
+        assert not any(laid_out)
+        laid_out.clear()
+        pixels = weights("channels_last")
+    assert all(laid_out)
+    assert torch.equal(pixels, weights("channels_last")), "the same bits"
+    assert not torch.equal(planes, pixels)
+    assert float((planes - pixels).norm() / planes.norm()) < 0.01
 
 
 class Small:

@@ -248,6 +248,9 @@ LATER: dict[str, tuple[object, object]] = {
     "early_stopping": (None, 3),
     "sampler": ("uniform", "balanced"),
     "augment": ([], ["flip", "shift"]),
+    "precision": ("fp32", "bf16"),
+    "memory_format": ("contiguous", "channels_last"),
+    "dropout": (0.0, 0.1),
 }
 
 

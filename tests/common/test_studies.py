@@ -173,6 +173,8 @@ def test_training_on_studies_repeats_its_bits_and_follows_their_slices() -> None
     assert first.tobytes() == trained(studies()).tobytes() != trained(studies(2)).tobytes()
     augmented = trained(studies(), augment=("flip", "contrast"), sampler="balanced")
     assert np.isfinite(augmented).all()
+    laid_out = trained(studies(), memory_format="channels_last")
+    assert 0 < np.abs(laid_out - first).max() < 0.01
 
 
 def test_order_is_seen_by_the_recurrence_alone() -> None:

@@ -30,9 +30,10 @@ def begun(finished: Finished, data: Path, out: Path, jobs: int) -> subprocess.Po
     )
 
 
-def test_two_jobs_give_the_models_of_one(finished: Finished, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_more_jobs_give_the_models_of_one(jobs: int, finished: Finished, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = fedqc(*simulate_words(finished.plan, data, out, "--jobs", 2, "--format", "json"))
+    said = fedqc(*simulate_words(finished.plan, data, out, "--jobs", jobs, "--format", "json"))
     assert said.returncode == 0, said.stderr
     assert_same_models(out, finished.out)
     one, two = (json.loads((run / "evaluation.json").read_text()) for run in (finished.out, out))

@@ -21,6 +21,7 @@ KEYS: dict[str, Any] = {
     "augment": ["flip", "rotation", "shift"],
     "dropout": 0.2,
     "precision": "bf16",
+    "memory_format": "channels_last",
 }
 
 
