@@ -57,6 +57,8 @@ def channels_of(stored: Tensor, modality: Tensor) -> Tensor:
     Args:
         stored: int16, shape (n, S, S). modality: shape (n,).
     """
+    if stored.ndim == 2:
+        return stored
     is_ct = (modality == MODALITIES.index("CT"))[:, None, None]
     values = stored.to(torch.float32)
     soft, wide = (

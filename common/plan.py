@@ -35,6 +35,8 @@ from common.strict import (
 DEFAULT_STRATEGY = "fedavg"
 STUDY = "study"
 """The `model.name` whose samples are studies, not slices."""
+OF_MEASURES = ("iqm_linear", "iqm_mlp")
+"""Values of `model.name` whose samples are metrics of scans, not images."""
 DEFAULT_STUDY_SLICES: Final = 8
 DEFAULT_STUDY_SERIES: Final = 4
 FEATURE_FUSIONS, DECISION_FUSIONS = ("mean_features", "max_features"), ("mean", "noisy_or")
@@ -152,6 +154,11 @@ class Model(StrictModel):
         """
         fusion = str(self.args.get("fusion")) if self.name == STUDY else ""
         return fusion if fusion in DECISION_FUSIONS else None
+
+    @property
+    def is_of_measures(self) -> bool:
+        """Whether its samples are metrics of scans (common/measures.py), not images."""
+        return self.name in OF_MEASURES
 
     @property
     def neighbours(self) -> bool:
@@ -436,7 +443,12 @@ class RunPlan(StrictModel):
                 + ", ".join(self.model.labels)
             )
         clipped = [arm for arm in self.arms if ARMS[arm].clips]
-        if self.model.initial == "random" and clipped:
+        of_measures = self.model.is_of_measures
+        if of_measures and (what := self._not_of_measures()):
+            raise ValueError(f"{what} is of images, and model.name = {self.model.name} sees none")
+        # the metrics themselves are what a linear network's head sees: no random weight lies between
+        has_features = self.model.name == "iqm_linear" or (of_measures and self.privacy.trainable == "all")
+        if self.model.initial == "random" and clipped and not has_features:
             raise ValueError(
                 f"arms: {clipped[0]} trains a head on public features, and model.initial = random has none"
             )
@@ -464,6 +476,19 @@ class RunPlan(StrictModel):
                     "series: state the settings"
                 )
         return self
+
+    def _not_of_measures(self) -> str:
+        """The key of a plan that asks a network of metrics for what only images have; "" if there is none."""
+        training = self.training
+        asked = {
+            "training.inject": training.inject is not None,
+            "training.augment": bool(training.augment),
+            "training.choose_round = public": training.choose_round == "public",
+            "training.early_stopping": training.early_stopping is not None,
+            "public_set.file": self.public_set.file is not None,
+            "model.initial other than random": self.model.initial != "random",
+        }
+        return next((key for key, is_asked in asked.items() if is_asked), "")
 
     @property
     def controls(self) -> tuple[str, ...]:

@@ -136,13 +136,16 @@ def to_channels(stored: np.ndarray, modality: np.ndarray) -> np.ndarray:
     """Cached slices as model input.
 
     Args:
-        stored: int16, shape (n, S, S), of `to_stored`.
+        stored: int16, shape (n, S, S), of `to_stored`; or float32 (n, metrics) of `common.measures.scaled`,
+            which a network sees as they are.
         modality: shape (n,), positions in `MODALITIES`.
     Returns:
         float32 (n, 2, S, S). CT: soft-tissue window, wide window, each 0..1; the second tells the first,
         which is how `small_cnn_two_stems` knows CT. MR: the scaled image, 0..`MR_CLIP`, and its k-space:
         log(1 + |FFT|), zero frequency in the middle, over its largest value, 0..1.
     """
+    if stored.ndim == 2:
+        return np.ascontiguousarray(stored, np.float32)
     n, side, _ = stored.shape
     out = np.empty((n, CHANNELS, side, side), np.float32)
     is_ct = np.asarray(modality) == MODALITIES.index("CT")

@@ -27,6 +27,8 @@ def admit_lineage(model: Model, lineage: str) -> None:
     """
     if packaged_weights(model) is not None:
         return
+    if model.initial == "random":  # numbers from the plan's seed: nobody's
+        return
     if model.sha256 is None:
         raise _refusal(
             "unknown-ancestor", "the plan names starting weights of its own, and not their model.sha256"

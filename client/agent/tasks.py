@@ -85,9 +85,10 @@ from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
 from common.arms import ARMS, HEAD, is_control
 from common.devices import on_device
-from common.errors import DataError, FedqcError, RefusedError
+from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.estimability import nominal_tested
 from common.learning import extract_features, keep_freed_memory, train_epochs
+from common.measures import public_vectors
 from common.models import as_classifier, network_of
 from common.names import EvaluationMode
 from common.plan import RunPlan
@@ -463,9 +464,11 @@ class Agent:
         count, network = 2 * training.batch_size, network_of(self._plan.model)
         places = self._plan.model.study_slices or 1
         rng = np.random.default_rng(0)
-        images = rng.integers(
-            -1000, 1000, (count * places, self._plan.image_size, self._plan.image_size)
-        ).astype(np.int16)
+        if self._plan.model.is_of_measures:
+            images = public_vectors(count, 0)
+        else:
+            side = self._plan.image_size
+            images = rng.integers(-1000, 1000, (count * places, side, side)).astype(np.int16)
         labels = np.zeros((len(images), len(self._plan.model.labels)), np.float32)
         samples = samples_of(
             self._plan.model,
@@ -994,7 +997,15 @@ def prepare(site_yaml: Path, plan: RunPlan, *, accept_quarantine: bool = False, 
         DataError, ConfigError: what is wrong with the folder, with local detail; never sent anywhere.
         RefusedError: `split-differs`.
     """
-    name = read_site(site_yaml)[0].name
+    site = read_site(site_yaml)[0]
+    name = site.name
+    if plan.model.is_of_measures != (site.measures is not None):
+        has = "metrics of scans" if site.measures is not None else "images"
+        raise ConfigError(
+            f"{name} has {has}, and model.name = {plan.model.name} is not for these",
+            code="bad-site",
+            hint="iqm_linear and iqm_mlp are for sites of fedqc data import mriqc, all others for images",
+        )
     return load_cohort(
         site_yaml,
         size=plan.image_size,

@@ -48,8 +48,10 @@ def was_trained(state: Path, flat: np.ndarray, head: slice) -> bool:
     return not _known(state).isdisjoint(_digests(flat, head))
 
 
-def _digests(flat: np.ndarray, head: slice) -> tuple[str, str]:
-    return digest(flat), digest(flat[: head.start])
+def _digests(flat: np.ndarray, head: slice) -> tuple[str, ...]:
+    """Of the model and of its backbone; a network that is all head has none, which says nothing."""
+    backbone = flat[: head.start]
+    return (digest(flat), digest(backbone)) if backbone.size else (digest(flat),)
 
 
 def _known(state: Path) -> set[str]:

@@ -206,6 +206,32 @@ def nifti(
 
 
 @importing.command()
+def mriqc(
+    iqms: Annotated[Path, typer.Argument(help="Group table of MRIQC (TSV or CSV), a row a scan.")],
+    ratings: Annotated[
+        Path,
+        typer.Argument(
+            help="Ratings of the same scans, a column a reader (rater_1, rating): below 0, or exclude, is "
+            "unacceptable. May be the same file."
+        ),
+    ],
+    out: Out,
+    collection: Collection,
+    sites: Annotated[
+        str, typer.Option("--sites", help="Column that tells hospitals apart. Default: one site.")
+    ] = "",
+    site: SiteName = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Import MRIQC's metrics of scans, without images: one site a hospital, label quality."""
+    from client.importing.mriqc import import_mriqc, report_text
+
+    wanted = _wanted(iqms, collection, site or "hospital", None, None, False, False)
+    report = import_mriqc(iqms, ratings, out, wanted, sites=sites)
+    _print(report, format, report_text(report, out))
+
+
+@importing.command()
 def mat(
     src: Src,
     out: Out,

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from client.data.inclusion import Admission, read_admission
+from client.data.measured import read_measures
 from client.dicom.cache import Slices, load_or_build, open_current, open_index
 from client.dicom.index import MAX_QUARANTINED, PARTS, Intake, Part, SliceRecord, split_of
 from client.dicom.patients import without_id
@@ -162,6 +163,8 @@ def open_slices(
         DataError: `not-prepared`.
     """
     site, folder, key = _opened(site_yaml)
+    if site.measures is not None:
+        return measured_slices(site, folder, key)
     admission = read_admission(folder, key, site.patients, kind=site.kind)
     where = folder / site.images, key, folder / site.state / "cache", size
     slices = open_index(*where, frozen, admit=admission) if frozen else None
@@ -175,6 +178,18 @@ def open_slices(
     return SiteSlices(
         site=site, folder=folder, key=key, slices=slices, admission=admission, is_frozen=is_frozen
     )
+
+
+def measured_slices(site: SiteConfig, folder: Path, key: bytes) -> SiteSlices:
+    """The scans of a site that has metrics in place of images; those of patients who opted out are left out.
+
+    Raises:
+        DataError, ConfigError: as `client.data.measured.read_measures`, `read_admission`.
+    """
+    assert site.measures is not None
+    admission = read_admission(folder, key, site.patients, kind=site.kind)
+    slices = read_measures(folder / site.measures, key, opted_out=admission.opted_out)
+    return SiteSlices(site=site, folder=folder, key=key, slices=slices, admission=admission)
 
 
 def holds_index(site_yaml: Path, size: int, index: str) -> bool:
@@ -199,6 +214,8 @@ def _opened(site_yaml: Path) -> tuple[SiteConfig, Path, bytes]:
     them.
     """
     site, folder = read_site(site_yaml)
+    if site.measures is not None:
+        return site, folder, site_key(folder / site.state)
     images_root, state = folder / site.images, folder / site.state
     if not images_root.is_dir():
         raise DataError(
@@ -306,7 +323,10 @@ def load_cohort(
         fix_split(site, folder, split)
     # first: decoding may take an hour
     table = read_labels(folder / site.labels, key=key) if site.has_sheet else LabelTable.empty()
-    found = site_slices(site_yaml, size=size, frozen=frozen, build=build)
+    if site.measures is not None:
+        found = measured_slices(site, folder, key)
+    else:
+        found = site_slices(site_yaml, size=size, frozen=frozen, build=build)
     slices = found.slices
     if quarantine != "ignore" and not found.is_frozen:
         admit_patients(found)

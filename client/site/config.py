@@ -44,6 +44,8 @@ class SiteConfig(StrictModel):
     # a budget of its own for this cohort: patients of the installation's other cohorts are left out of it
     cohort_disjoint: bool = False
     images: _PathText = "images"
+    # a table of image-quality metrics, a row a scan, in place of images: client/data/measured.py
+    measures: _PathText | None = None
     labels: _PathText = "labels.csv"  # the sheet; `none`: there is none
     consensus: Rule = "agree"  # how several readers become one label: client/labels/reader_agreement.py
     # artifacts that this site's readers assessed; None: not declared. A site that assessed none never trains

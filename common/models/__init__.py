@@ -23,6 +23,7 @@ from common.models.cnn_2d import cnn_2d
 from common.models.csp import csp
 from common.models.densenet import densenet121
 from common.models.efficientnet import efficientnet_b0
+from common.models.iqm import IqmLinear, IqmMlp
 from common.models.resnet import resnet18, resnet50, se_resnet18
 from common.models.resnet50_attention import resnet50_attention
 from common.models.small_cnn import SmallCNN
@@ -63,6 +64,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 MODELS[STUDY] = partial(study, dict(MODELS))
 
 
+MEASURE_MODELS: dict[str, Callable[..., nn.Module]] = {"iqm_linear": IqmLinear, "iqm_mlp": IqmMlp}
+"""Networks whose samples are metrics of scans, not images (common/measures.py)."""
+
+
 def network_of(model: Model) -> nn.Module:
     """The network that a plan describes, freshly initialised; raises as `build`."""
     return build(model.name, model.args, model.labels)
@@ -79,12 +84,13 @@ def build(
     Raises:
         PlanError: the name is unknown, or an argument is or has a wrong value; the hint lists the known ones.
     """
-    if name not in MODELS:
+    every = MODELS | MEASURE_MODELS
+    if name not in every:
         raise PlanError(
-            f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(MODELS)}"
+            f"model.name = {name!r} is unknown", code="unknown-model", hint=f"known: {', '.join(every)}"
         )
-    keywords = checked_arguments(args, MODELS[name], where="model.args", of=name, code="bad-model-args")
-    return MODELS[name](len(labels), **keywords)
+    keywords = checked_arguments(args, every[name], where="model.args", of=name, code="bad-model-args")
+    return every[name](len(labels), **keywords)
 
 
 def fresh(

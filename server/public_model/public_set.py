@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from common.artifacts import DEFAULT_LABELS
+from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.counts import Counts, auroc, per_patient, quantile_edges
 from common.learning import score
 from common.losses import PerSampleLoss
+from common.measures import public_vectors
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.ct import projector
-from common.plan import Model, PublicSet
+from common.plan import Model, PublicSet, RunPlan
 from common.public_phantoms import draw
 from common.public_slices import Slices, load_slices
 from common.series import Series
@@ -36,6 +37,22 @@ def public_set(settings: PublicSet, size: int, artifacts: Sequence[str] = DEFAUL
     slices = draw(PUBLIC_APPEARANCES, settings.patients, settings.seed, size, artifacts)
     projector.cache_clear()  # the scanner's matrices hold a hundred MiB, and nothing else in a run needs them
     return slices
+
+
+def public_set_of(plan: RunPlan) -> Slices:
+    """The public set of a plan: as `public_set` or, for a network of metrics, unlabelled vectors from its
+    seed; raises as `public_set`.
+    """
+    settings, labels = plan.public_set, plan.model.labels
+    if not plan.model.is_of_measures:
+        return public_set(settings, plan.image_size, labels)
+    count = settings.patients
+    return Slices(
+        images=public_vectors(count, settings.seed),
+        modality=np.full(count, MODALITIES.index("MR"), np.int8),
+        labels=np.full((count, len(labels)), np.nan, np.float32),
+        patients=np.arange(count),
+    )
 
 
 def public_samples(slices: Slices, model: Model) -> Samples:
@@ -80,6 +97,10 @@ def public_bins(model: nn.Module, samples: Slices | Samples) -> tuple[np.ndarray
     """
     rows = np.arange(len(samples.images))
     logits = score(model, samples.images, samples.modality, rows)
-    scores, truth = per_patient(*decisions(logits, samples, rows))
+    if isinstance(samples.images, np.ndarray) and samples.images.ndim == 2:
+        # vectors of nobody: a patient each, of whom nothing is known
+        scores, truth = logits, np.full(logits.shape, np.nan)
+    else:
+        scores, truth = per_patient(*decisions(logits, samples, rows))
     edges = quantile_edges(scores)
     return edges, Counts.of(scores, truth, edges)

@@ -51,13 +51,15 @@ class Choice:
 
 def choice_of(plan: RunPlan, arm: str) -> Choice:
     """The rules that a plan has for an arm: by default the best round of a hospital's own model that is
-    trained without clip, the last of every other; with early stopping, the best of every arm.
+    trained without clip, the last of every other; with early stopping, the best of every arm. The public set
+    of a network of metrics has no labels, so that there it is the last.
     """
     kind, training = ARMS[arm], plan.training
     rule = training.choose_round
     if rule is None:
         is_own = kind.owner == "site" and not kind.clips
-        rule = "public" if is_own or training.early_stopping is not None else "last"
+        is_chosen = (is_own and not plan.model.is_of_measures) or training.early_stopping is not None
+        rule = "public" if is_chosen else "last"
     return Choice(rounds=training.rounds, by_public=rule == "public", patience=training.early_stopping)
 
 

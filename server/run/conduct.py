@@ -35,7 +35,7 @@ from server.evaluation_file import SCHEMA, checked
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
-from server.public_model.public_set import measure, public_bins, public_samples, public_set
+from server.public_model.public_set import measure, public_bins, public_samples, public_set_of
 from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
@@ -232,7 +232,7 @@ def check_names(plan: RunPlan) -> None:
     check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
     if plan.public_set.file is not None:
-        public_set(plan.public_set, plan.image_size, plan.model.labels)
+        public_set_of(plan)
 
 
 def _evaluation(
@@ -284,7 +284,7 @@ def _on_public_set(
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], tuple[np.ndarray, Counts]]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = network_of(plan.model)
-    public = public_samples(public_set(plan.public_set, plan.image_size, plan.model.labels), plan.model)
+    public = public_samples(public_set_of(plan), plan.model)
 
     def load(flat: np.ndarray) -> nn.Module:
         network.load_state_dict(unflatten(flat, manifest))
