@@ -101,7 +101,11 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
             for level, points in (("images", found.points.images), ("patients", found.points.patients))
         },
         "severity": {
-            name: {key: value for key, value in vars(one).items() if key not in ("logits", "severities")}
+            name: {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in vars(one).items()
+                if key not in ("logits", "severities")
+            }
             for name, one in found.points.severities.items()
         },
         "acquisition_compared": found.has_profile,
