@@ -67,10 +67,30 @@ def predict_command(
             help="fp32; or bf16: half the time of a long study in torch, logits move by some tenths.",
         ),
     ] = Precision.fp32,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Draw where the model sees an artifact, where such maps passed their test."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="New folder for predictions.csv, predictions.json and report.html."),
     ] = None,
+    sr: Annotated[
+        bool,
+        typer.Option(
+            "--sr", help="With --out: also a DICOM SR of each study, with the identifiers of its study."
+        ),
+    ] = False,
+    mistakes: Annotated[
+        bool,
+        typer.Option(
+            "--mistakes",
+            help="PATH a labelled site: list the ten worst misses and false alarms; with --out, workbooks of "
+            "them for a blinded second reading.",
+        ),
+    ] = False,
     show_identifiers: Annotated[
         bool,
         typer.Option("--show-identifiers", help="Also show file names, which may name patients."),
@@ -84,10 +104,13 @@ def predict_command(
     """
     from client.predict import exported
     from client.predict.files import csv_text, public
+    from client.predict.mistakes import adjudicate, mistakes_text, worst_mistakes
+    from client.predict.mistakes import public as public_mistakes
     from client.predict.model import find_model
     from client.predict.operating_point import NONE, operating_points, user_cache
     from client.predict.page import render
     from client.predict.predict import predict as judge
+    from client.predict.report_dicom import write_reports
     from client.predict.text import report_text
     from client.predict.words import LANGUAGES
     from client.site.config import read_site
@@ -99,6 +122,12 @@ def predict_command(
     if out is not None and path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise ConfigError(
             f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
+        )
+    if sr and out is None:
+        raise ConfigError("--sr: no folder to write to", code="bad-argument", hint="add --out DIR")
+    if mistakes and not (path.name == "site.yaml" or (path / "site.yaml").is_file()):
+        raise ConfigError(
+            f"{path}: --mistakes needs a site with labels", code="bad-argument", hint="PATH = a site folder"
         )
     where = site_or_none(site, path)
     state = None
@@ -122,8 +151,11 @@ def predict_command(
     if bf16:
         found_model = replace(found_model, precision="bf16")
     with progress_shown() as progress:
-        found = judge(path, found_model, points, site=where, progress=progress)
+        found = judge(path, found_model, points, site=where, explain=explain, progress=progress)
     content = public(found, names=show_identifiers)
+    wrong = worst_mistakes(found, path) if mistakes else ()
+    if mistakes:
+        content["mistakes"] = public_mistakes(wrong)
     if out is not None:
         with whole_folder(out, mode=0o700) as staging:
             for name, text in (
@@ -132,11 +164,19 @@ def predict_command(
                 ("report.html", render(found, lang, names=show_identifiers)),
             ):
                 write_bytes(staging / name, text.encode("utf-8", "surrogateescape"), 0o600)
+            if sr:
+                written, impossible = write_reports(found, path, staging / "sr")
+                say(f"{len(written)} DICOM SR, with the identifiers of their studies")
+                if impossible:
+                    say(f"no SR of studies {', '.join(map(str, impossible))}: their headers do not allow it")
+        if wrong:
+            adjudicate(wrong, path, out / "adjudication")
         say(f"written: {out} (shows patient images: keep it in the hospital)")
     print(
         json.dumps(content, ensure_ascii=False)
         if format is Format.json
         else report_text(found, speak, names=show_identifiers)
+        + (f"\n\n{mistakes_text(wrong)}" if mistakes else "")
     )
     return 0 if found.judged else 2
 

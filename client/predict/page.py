@@ -10,12 +10,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from client.data_check.page import CT_WINDOW_HU
 from client.predict import text
+from client.predict.explanation import tested
 from client.predict.predict import Picture, Predictions
 from client.predict.words import LANGUAGES
-from common.i18n import speaker
+from common.i18n import Say, speaker
 from common.operating_point import LEAST_FOUND
 from common.preprocess import from_stored
 
+OUTLINE = 0.5
+"""A map is drawn as the outline of where it reaches this share of its largest value."""
+LINE_RGB = (255, 190, 0)
 SIDE = 256
 """Pixels of a picture on the page: twice what the model usually sees."""
 
@@ -69,17 +73,11 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
         pictures=[
             (
                 _png(picture),
-                say(
-                    "picture",
-                    study=picture.study,
-                    series=picture.series,
-                    image=picture.image,
-                    artifact=text.artifact_text(picture.finding.artifact, say),
-                    value=text.value_text(picture.finding),
-                ),
+                _caption(picture, found, say),
             )
             for picture in found.pictures
         ],
+        maps=map_rows(found, say),
         side=SIDE,
         window=say("window", low=f"{low:g}", high=f"{high:g}"),
         basis=text.basis_rows(found, say),
@@ -91,13 +89,57 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
     )
 
 
+def _caption(picture: Picture, found: Predictions, say: Say) -> str:
+    said = say(
+        "picture",
+        study=picture.study,
+        series=picture.series,
+        image=picture.image,
+        artifact=text.artifact_text(picture.finding.artifact, say),
+        value=text.value_text(picture.finding),
+    )
+    return said if picture.where is None else f"{said} · {say('map')}"
+
+
+def map_rows(found: Predictions, say: Say) -> list[str]:
+    """Of each artifact with a map: what such maps were worth when they were tested."""
+    rows = []
+    for name in dict.fromkeys(one.finding.artifact for one in found.pictures if one.where is not None):
+        one = tested(found.model.name, name)
+        if one is not None:
+            rows.append(
+                say(
+                    "map-score",
+                    artifact=text.artifact_text(name, say),
+                    images=one.images,
+                    people=one.people,
+                    pointing=f"{one.pointing[0]:.0%}",
+                    low=f"{one.pointing[1]:.0%}",
+                    high=f"{one.pointing[2]:.0%}",
+                    iou=f"{one.iou[0]:.2f}",
+                    control=f"{one.control_pointing:.0%}",
+                    control_iou=f"{one.control_iou:.2f}",
+                )
+            )
+    return rows
+
+
 def _png(picture: Picture) -> str:
     """A data URI."""
     from PIL import Image
+    from scipy.ndimage import binary_erosion
 
     image = from_stored(picture.pixels, picture.modality)
     low, high = CT_WINDOW_HU if picture.modality == "CT" else (0.0, 1.0)
     grey = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    shown = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    if picture.where is not None and picture.where.max() > 0:
+        values = Image.fromarray(np.float32(picture.where / picture.where.max()))
+        inside = np.asarray(values.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) >= OUTLINE
+        line = inside & ~binary_erosion(inside, iterations=2, border_value=1)
+        pixels = np.array(shown.convert("RGB"))
+        pixels[line] = LINE_RGB
+        shown = Image.fromarray(pixels)
     stream = io.BytesIO()
-    Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(stream, "PNG", optimize=True)
+    shown.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

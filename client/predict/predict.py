@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from client.data.cohort import open_slices
 from client.data.series import series_of_records
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import Problem, SliceRecord
+from client.predict.explanation import map_of
 from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
@@ -135,6 +136,7 @@ class Picture:
     modality: Modality
     finding: Finding
     pixels: np.ndarray
+    where: np.ndarray | None = None  # float32 (S, S), at least 0; None: not asked for, or not tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +181,14 @@ def predict(
     points: OperatingPoints,
     *,
     site: Path | None = None,
+    explain: bool = False,
     progress: Progress = silent,
 ) -> Predictions:
     """Judge what lies at `path`: a DICOM file, a folder, a zip or tar archive, or a site folder.
 
     Args:
         site: the site whose training patients say which acquisitions are known.
+        explain: say of each picture where the model sees the artifact, if such maps passed their test.
     Raises:
         ConfigError: `no-such-folder`, nothing is there; site.yaml.
         DataError: the temporary folder has no room (`disk-full`), or the site's cache cannot be written.
@@ -211,6 +215,11 @@ def predict(
         logits[~may_occur] = np.nan
         studies, where = _studies(records, logits, why, series, order, points)
         pictures = _pictures(slices.images, records, studies, where)
+        if explain:
+            pictures = tuple(
+                replace(one, where=map_of(model, one.pixels, one.modality, one.finding.artifact))
+                for one in pictures
+            )
         return Predictions(
             model=model,
             points=points,

@@ -63,8 +63,13 @@ ENGLISH: dict[str, str] = {
     "pictures": "Most suspicious images",
     "no-pictures": "No image lies above a threshold.",
     "picture": "study {study}, series {series}, image {image}: {artifact}, {value}",
-    "window": "CT shown from {low} to {high} HU; MR scaled per image, in the pixels that the model sees. "
-    "Where an artifact lies is not drawn: no such explanation has been tested yet.",
+    "window": "CT shown from {low} to {high} HU; MR scaled per image, in the pixels that the model sees.",
+    "map": "yellow: where the model sees it",
+    "no-map": "Where an artifact lies is not drawn: not asked for (--explain), or such maps did not pass "
+    "their test.",
+    "map-score": "Yellow lines, {artifact}: on {images} simulated images of {people} people the strongest "
+    "point lay in the visible artifact in {pointing} [{low}, {high}] (control, knowing nothing: {control}); "
+    "overlap {iou} (control {control_iou}). Tested with fedqc's public start; real artifacts may differ.",
     # what it rests on
     "basis": "What this rests on",
     "model": "model",
@@ -183,7 +188,12 @@ CHINESE: dict[str, str] = {
     "pictures": "最可疑的图像",
     "no-pictures": "没有超过阈值的图像。",
     "picture": "检查 {study}，序列 {series}，图像 {image}：{artifact}，{value}",
-    "window": "CT 显示 {low} 至 {high} HU；MR 按图像缩放。显示模型所见的像素；因未经检验，不标出伪影位置。",
+    "window": "CT 显示 {low} 至 {high} HU；MR 按图像缩放。显示模型所见的像素。",
+    "map": "黄线：模型所见之处",
+    "no-map": "未标出伪影位置：未要求（--explain），或此类图未通过检验。",
+    "map-score": "黄线（{artifact}）：在 {people} 人的 {images} 幅模拟图像上，最强点落在可见伪影内的比例为"
+    " {pointing} [{low}, {high}]（不知情的对照 {control}）；重叠度 {iou}（对照 {control_iou}）。"
+    "用 fedqc 公开起始模型检验，真实伪影可能不同。",
     "basis": "依据",
     "model": "模型",
     "origin.in-use": "本院经测试投入使用的模型",
