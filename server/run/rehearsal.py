@@ -101,7 +101,7 @@ def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> N
         )
     if not check["scored"]:
         said = {name: site["evaluation"] or site["answer"] for name, site in sites.items()}
-        raise RefusedError(f"{_nobody(check)} ({_listed(said)})", code="no-evaluation", hint=_TO_BE_SCORED)
+        raise RefusedError(f"{_nobody(check)} ({_listed(said)})", code="no-evaluation", hint=_hint(check))
     if check["missing"] and not accept_missing:
         raise RefusedError(
             f"not every site would take part ({why})",
@@ -139,7 +139,7 @@ def check_table(check: Mapping[str, Any]) -> str:
         lines += [f"NOT to be started: {_beyond_text(check)}", f"  {_LESS_NOISE}"]
         return "\n".join(lines)
     if check["enough"] and not check["scored"]:
-        lines += [f"NOT to be started: {_nobody(check)}", f"  {_TO_BE_SCORED}"]
+        lines += [f"NOT to be started: {_nobody(check)}", f"  {_hint(check)}"]
         return "\n".join(lines)
     if check["unscored"]:
         lines.append(f"NOT worth its price: {_NO_HOSPITAL}")
@@ -178,6 +178,15 @@ def _trains_privately(said: SiteReadiness) -> bool:
 
 
 _TO_BE_SCORED = "privacy.evaluation_share above 0, or other policies"
+
+
+def _hint(check: Mapping[str, Any]) -> str:
+    approve = (
+        "fedqc evaluate … --write-plan FILE writes the plan that hospitals approve; else see their reasons"
+    )
+    return approve if check.get("evaluates") else _TO_BE_SCORED
+
+
 _LESS_NOISE = "lower privacy.learning_rate, or raise privacy.epsilon, or leave out small sites"
 
 
