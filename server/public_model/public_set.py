@@ -19,7 +19,7 @@ from common.losses import PerSampleLoss
 from common.measures import public_vectors
 from common.physics.appearance import PUBLIC_APPEARANCES
 from common.physics.ct import projector
-from common.plan import Model, PublicSet, RunPlan
+from common.plan import Model, PublicSet
 from common.public_phantoms import draw
 from common.public_slices import Slices, load_slices
 from common.series import Series
@@ -39,18 +39,13 @@ def public_set(settings: PublicSet, size: int, artifacts: Sequence[str] = DEFAUL
     return slices
 
 
-def public_set_of(plan: RunPlan) -> Slices:
-    """The public set of a plan: as `public_set` or, for a network of metrics, unlabelled vectors from its
-    seed; raises as `public_set`.
-    """
-    settings, labels = plan.public_set, plan.model.labels
-    if not plan.model.is_of_measures:
-        return public_set(settings, plan.image_size, labels)
+def public_measures(settings: PublicSet, artifacts: Sequence[str]) -> Slices:
+    """The public set of a plan whose network sees metrics: vectors of nobody, without labels."""
     count = settings.patients
     return Slices(
         images=public_vectors(count, settings.seed),
         modality=np.full(count, MODALITIES.index("MR"), np.int8),
-        labels=np.full((count, len(labels)), np.nan, np.float32),
+        labels=np.full((count, len(artifacts)), np.nan, np.float32),
         patients=np.arange(count),
     )
 

@@ -27,6 +27,7 @@ from common.model_file import described, load_model, save_model, unlearned_label
 from common.models import fresh, network_of
 from common.optimizers import check_optimizer
 from common.plan import RunPlan
+from common.public_slices import Slices
 from common.signing import public_text
 from common.weights import Manifest, digest, flatten, manifest_of, resolve_initial, unflatten
 from server.evaluation.estimates import report_numbers
@@ -35,7 +36,13 @@ from server.evaluation_file import SCHEMA, checked
 from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
-from server.public_model.public_set import measure, public_bins, public_samples, public_set_of
+from server.public_model.public_set import (
+    measure,
+    public_bins,
+    public_measures,
+    public_samples,
+    public_set,
+)
 from server.run.choice import choice_of
 from server.run.observers import (
     EvaluationBegan,
@@ -232,7 +239,7 @@ def check_names(plan: RunPlan) -> None:
     check_optimizer(plan.training)
     strategy_named(plan.training.strategy)
     if plan.public_set.file is not None:
-        public_set_of(plan)
+        _public_slices(plan)
 
 
 def _evaluation(
@@ -279,12 +286,19 @@ def _unlearned(context: RunContext, trained: Trained) -> dict[str, list[str]]:
     return {name: names for name, names in found.items() if names}
 
 
+def _public_slices(plan: RunPlan) -> Slices:
+    """The coordinator's public set; raises as `public_set`."""
+    if plan.model.is_of_measures:
+        return public_measures(plan.public_set, plan.model.labels)
+    return public_set(plan.public_set, plan.image_size, plan.model.labels)
+
+
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], tuple[np.ndarray, Counts]]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = network_of(plan.model)
-    public = public_samples(public_set_of(plan), plan.model)
+    public = public_samples(_public_slices(plan), plan.model)
 
     def load(flat: np.ndarray) -> nn.Module:
         network.load_state_dict(unflatten(flat, manifest))
