@@ -86,7 +86,7 @@ def report_markdown(reading: Reading, participation: Participation, *, trainable
         "",
     ]
     for answer in findings.answers(reading, participation, trainable=trainable):
-        lines += [f"## {answer.question}", "", *(plain_text(line) for line in answer.lines), ""]
+        lines += [f"## {answer.question}", "", *(f"- {plain_text(line)}" for line in answer.lines), ""]
     places = ("home", "elsewhere", "unseen")
     rows = [
         {say("column.arm"): arm, say("column.privacy"): reading.privacy_tag(arm)}

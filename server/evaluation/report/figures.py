@@ -551,16 +551,23 @@ def _chart(title: str, lines: Sequence[Curve], alt: str, axis: str, span: tuple[
         places = [(x(at), y(value)) for at, value in line.points]
         parts.append(_polyline(places, style, 1.5 if "/" in line.model else 2.2, line.label))
         parts += [_marker(*place, style, 3) for place in places if len(places) <= 25]
-    ends = sorted(((y(line.points[-1][1]), line) for line in lines if line.points), key=lambda end: end[0])
+    ends = [(y(line.points[-1][1]), line.model, line.label) for line in lines if line.points]
+    if len(ends) * 14 > plot:  # one name an arm, at the middle of its lines
+        arms: dict[str, list[tuple[float, str]]] = {}
+        for at, model, label in ends:
+            arm = model.partition("/")[0]
+            arms.setdefault(arm, []).append((at, label.replace(model, arm)))
+        ends = [(sum(at for at, _ in found) / len(found), arm, found[0][1]) for arm, found in arms.items()]
+    ends.sort(key=lambda end: end[0])
     placed: list[float] = []
-    for wanted, _ in ends:
+    for wanted, *_ in ends:
         placed.append(max(wanted, placed[-1] + 14) if placed else wanted)
     over = max(0.0, placed[-1] - (head + plot))
-    for (wanted, line), at in zip(ends, placed, strict=True):
-        colour = style_of(line.model).colour
-        parts.append(_line(x(line.points[-1][0]) + 4, wanted, right + 12, at - over, colour, 0.8))
-        label = _shortened(line.label, names - 16, 12)
-        parts.append(_text(right + 15, at - over + 4, label, size=12, colour=colour))
+    for (wanted, model, label), at in zip(ends, placed, strict=True):
+        colour = style_of(model).colour
+        parts.append(_line(right + 4, wanted, right + 12, at - over, colour, 0.8))
+        shown = _shortened(label, names - 16, 12)
+        parts.append(_text(right + 15, at - over + 4, shown, size=12, colour=colour))
     return _svg(PANEL, head + plot + foot, alt, parts)
 
 

@@ -199,6 +199,20 @@ def test_a_learning_curve_is_not_zoomed_into_noise() -> None:
     assert ">0.5</text>" in drawn
 
 
+def test_many_models_have_one_name_an_arm_beside_the_curve() -> None:
+    """With 25 models their names filled more than the chart, and lay above it."""
+    points = [(0, 0.7), (1, 0.8)]
+    models = [f"local/hospital-{number}" for number in range(24)]
+    lines = [
+        figures.Curve(model=model, label=f"{model} (ε 2)", points=points) for model in [*models, "federated"]
+    ]
+    drawn = figures.curves([("AUROC", (0.5, 1.0), lines)], "alt", "round")
+    assert re.findall(r">(local[^<]*)</text>", drawn) == ["local (ε 2)"]
+    assert min(float(y) for y in re.findall(r'<text x="[\d.]+" y="(-?[\d.]+)"', drawn)) > 10
+    few = figures.curves([("AUROC", (0.5, 1.0), lines[:3])], "alt", "round")
+    assert len(re.findall(r">(local/[^<]*)</text>", few)) == 3
+
+
 def test_reading_of_a_whole_page_is_written_once(whole: dict[str, Any]) -> None:
     """The numbers of a page do not depend on who asked first."""
     assert json.dumps(decisions.operating_tables(Reading(whole, SAY))) == json.dumps(
