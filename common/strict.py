@@ -230,6 +230,21 @@ def read_yaml(path: Path, *, limit: int = MAX_YAML_BYTES) -> Any:
     return strict_yaml(content, limit=limit)
 
 
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(values: Any, **options: Any) -> str:
+    """YAML that `strict_yaml` reads: a list that occurs twice is written twice, not as an alias.
+
+    Args:
+        options: of `yaml.dump`.
+    """
+    text: str = yaml.dump(values, Dumper=_PlainDumper, **options)
+    return text
+
+
 def describe_yaml(error: yaml.YAMLError) -> str:
     """One line: the problem, and where it is."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)

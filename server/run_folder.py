@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import yaml
 
 from common.arms import clips
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.model_file import load_model, save_model
 from common.plan import RunPlan, read_plan
+from common.strict import dump_yaml
 from common.weights import Manifest
 from server.evaluation_file import Evaluation, checked
 
@@ -79,7 +79,7 @@ def tuning_digest(tuning: Mapping[str, Any]) -> str:
 
 def plan_text(plan: RunPlan) -> str:
     """A plan as YAML, all its keys."""
-    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import MAX_QUARANTINED
@@ -37,6 +36,7 @@ from common.artifacts import INDEX, NAMES, Modality
 from common.errors import ConfigError, DataError, ImagingError
 from common.files import whole_folder
 from common.progress_bar import Progress
+from common.strict import dump_yaml
 
 MANIFEST = "imported.jsonl"
 REPORT = "import.json"
@@ -307,7 +307,7 @@ def finish_site(
     if lossy:
         (folder / "cohort.yaml").write_text(
             "# The collection was published as JPEG: there are no originals.\n"
-            + yaml.safe_dump({"name": str(fields["cohort"]), "lossy": "use"}, sort_keys=False),
+            + dump_yaml({"name": str(fields["cohort"]), "lossy": "use"}, sort_keys=False),
             encoding="utf-8",
         )
 

@@ -42,7 +42,7 @@ from common.names import SiteKind
 from common.plan import Split
 from common.processes import free_ports
 from common.signing import load_key, new_key, public_text, write_secret
-from common.strict import describe_validation, read_yaml, strict_yaml
+from common.strict import describe_validation, dump_yaml, read_yaml, strict_yaml
 
 RUNTIME_SECRET_BYTES = 48
 
@@ -447,7 +447,7 @@ def _with_keys(path: Path, values: Mapping[str, Any]) -> str:
         ConfigError: the file is not written as one key a line (code `bad-site`).
     """
     lines = "".join(
-        yaml.safe_dump(
+        dump_yaml(
             {name: value},
             allow_unicode=True,
             default_flow_style=None if isinstance(value, dict | list) else False,
@@ -536,7 +536,7 @@ def join(
         "version": kit.version,
     }
     write_as_owner(node / "ca.crt", kit.ca_certificate.encode())
-    write_as_owner(node / "node.yaml", yaml.safe_dump(reached, sort_keys=False).encode())
+    write_as_owner(node / "node.yaml", dump_yaml(reached, sort_keys=False).encode())
     # last: the agent trusts when all is there
     write_as_owner(state / "coordinator.json", json.dumps(trusted, indent=1).encode())
     return kit
@@ -572,7 +572,7 @@ def coordinator_of(state: Path) -> dict[str, str] | None:
 def write_yaml(path: Path, values: Mapping[str, Any], *, comment: str) -> None:
     """Write a YAML file with a comment at its top, readable by its owner and group."""
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
+    text = dump_yaml(dict(values), sort_keys=False, allow_unicode=True, width=1000)
     write_as_owner(path, (head + text).encode(), mode=0o640)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
+from common.strict import dump_yaml
 
 
 def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> None:
@@ -13,7 +13,7 @@ def write_site_yaml(folder: Path, fields: dict[str, object], *, key: bytes) -> N
     behind it, and the split is the same everywhere.
     """
     (folder / "site.yaml").write_text(
-        yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        dump_yaml(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     state = folder / "state"
     state.mkdir(mode=0o700)

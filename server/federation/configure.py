@@ -7,7 +7,6 @@ import re
 import secrets
 from pathlib import Path
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,7 +17,7 @@ from common.errors import ConfigError
 from common.files import whole_folder, write_bytes
 from common.processes import LOOPBACK, free_ports
 from common.signing import new_key, public_text, write_secret
-from common.strict import describe_validation
+from common.strict import describe_validation, dump_yaml
 from server.federation.certificates import (
     SERVER_DAYS,
     ca_certificate,
@@ -137,7 +136,7 @@ def _fill(at: Federation, final: Federation) -> None:
         "# You may change host, port, listen, client_certificates and notify. A new host or port needs new "
         "kits.\n"
     )
-    text += yaml.safe_dump(at.settings.model_dump(mode="json"), sort_keys=False)
+    text += dump_yaml(at.settings.model_dump(mode="json"), sort_keys=False)
     write_bytes(at.folder / FEDERATION, text.encode())
 
 

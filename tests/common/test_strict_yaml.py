@@ -22,7 +22,7 @@ from client.site.policy import read_policy
 from client.supervision.preflight import coordinator_address
 from common.errors import ConfigError
 from common.plan import read_plan
-from common.strict import MAX_YAML_BYTES, read_yaml, strict_yaml
+from common.strict import MAX_YAML_BYTES, dump_yaml, read_yaml, strict_yaml
 from server.federation.registry import Federation
 
 
@@ -127,3 +127,8 @@ def test_numbers_of_64_bits_are_read() -> None:
         "c": 127,
         "d": 1e-5,
     }
+
+
+def test_what_we_write_has_no_alias() -> None:
+    shared = ["metal"]
+    assert strict_yaml(dump_yaml({"a": shared, "b": {"c": shared}})) == {"a": shared, "b": {"c": shared}}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.simulation.injection import (
@@ -59,7 +59,7 @@ def write_map(path: Path, hospitals: dict[str, object], **fields: object) -> Pat
         **fields,
         "hospitals": hospitals,
     }
-    path.write_text(yaml.safe_dump(whole))
+    path.write_text(json.dumps(whole))
     return path
 
 
