@@ -64,7 +64,7 @@ def predict_command(
         Precision,
         typer.Option(
             "--precision",
-            help="fp32; or bf16: half the time of a long study in torch, logits move by some tenths.",
+            help="fp32; or bf16: long studies take less time in torch, logits move by some tenths.",
         ),
     ] = Precision.fp32,
     explain: Annotated[
