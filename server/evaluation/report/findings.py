@@ -136,26 +136,31 @@ def _at_home(reading: Reading) -> list[str]:
 def _at_point(reading: Reading, arm: str) -> list[str]:
     """The range of sensitivity and specificity over training sites and artifacts, at the operating point."""
     found = [
-        reading.performance(model, site, artifact)
+        (reading.performance(model, site, artifact), f"{reading.title(artifact)} / {reading.name(site)}")
         for site in reading.training
         if reading.is_scored(site) and (model := reading.model_at(arm, site))
         for artifact in reading.artifacts
     ]
-    both = [
-        (one.sensitivity.value, one.specificity.value) for one in found if one.sensitivity and one.specificity
+    known = [
+        (one.sensitivity.value, one.specificity.value, cell)
+        for one, cell in found
+        if one.sensitivity and one.specificity
     ]
-    if not both:
+    if not known:
         return []
-    sensitivities, specificities = zip(*both, strict=True)
+    least, worst = min((sensitivity, cell) for sensitivity, _, cell in known)
+    least_specificity, worst_specificity = min((specificity, cell) for _, specificity, cell in known)
     return [
         reading.say(
             "answer.point",
             arm=reading.label(arm),
-            cells=len(both),
-            sensitivity=score(float(np.median(sensitivities))),
-            least_sensitivity=score(min(sensitivities)),
-            specificity=score(float(np.median(specificities))),
-            least_specificity=score(min(specificities)),
+            cells=len(known),
+            sensitivity=score(float(np.median([sensitivity for sensitivity, *_ in known]))),
+            least_sensitivity=score(least),
+            worst_sensitivity=worst,
+            specificity=score(float(np.median([specificity for _, specificity, _ in known]))),
+            least_specificity=score(least_specificity),
+            worst_specificity=worst_specificity,
         )
     ]
 

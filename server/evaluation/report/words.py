@@ -155,8 +155,8 @@ ENGLISH: dict[str, str] = {
     "answer.home.none": "No model could be scored at a training site.",
     "answer.point": (
         "{arm} at the operating point, chosen on public data, over {cells} pairs of site and artifact: "
-        "median sensitivity {sensitivity}, the lowest {least_sensitivity}; median specificity {specificity}, "
-        "the lowest {least_specificity}."
+        "median sensitivity {sensitivity}, the lowest {least_sensitivity} ({worst_sensitivity}); median "
+        "specificity {specificity}, the lowest {least_specificity} ({worst_specificity})."
     ),
     "answer.gap": (
         "{arm}, unseen − home: {difference} on {artifacts}, which every place can estimate; k = {count} "

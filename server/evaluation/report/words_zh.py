@@ -142,7 +142,8 @@ CHINESE: dict[str, str] = {
     "answer.home.none": "没有模型能在训练站点评分。",
     "answer.point": (
         "{arm} 在公开数据上选定的工作点，共 {cells} 个站点与伪影的组合：灵敏度中位数 {sensitivity}，最低 "
-        "{least_sensitivity}；特异度中位数 {specificity}，最低 {least_specificity}。"
+        "{least_sensitivity}（{worst_sensitivity}）；特异度中位数 {specificity}，最低 "
+        "{least_specificity}（{worst_specificity}）。"
     ),
     "answer.gap": "{arm}，未见 − 本院：{difference}，基于各处都能估计的{artifacts}；k = {count} 家留出医院。",
     "answer.gap.none": "未见 − 本院没有定义：没有一种伪影在各处都能估计。",

@@ -50,6 +50,14 @@ def test_the_first_screen_has_four_questions_before_anything_else(page: str) -> 
     ]
 
 
+def test_the_worst_cell_at_the_operating_point_is_named(whole: dict[str, Any]) -> None:
+    reading = Reading(whole, SAY)
+    rows = [line.found for line in decisions.lines_of(reading, "federated") if line.site in TRAINING]
+    least = min(row.sensitivity.value for row in rows if row.sensitivity and row.specificity)
+    said = answers(whole)["How good is it at my hospital?"]
+    assert re.search(rf"the lowest {least:.3f} \([a-z ]+ / (alder|birch|cedar) †\); median specificity", said)
+
+
 def test_unseen_less_home_is_the_gap_of_evaluation_json(whole: dict[str, Any]) -> None:
     gap = whole["generalization_gap"]["federated"]
     said = answers(whole)["How good is it at a hospital it never saw?"]
