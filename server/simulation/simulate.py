@@ -179,7 +179,8 @@ def simulated(
                 say(f"{cohort.site.name}: other {' and '.join(changes)} than in the first round, accepted")
     nodes = node_configs(plan, site_yamls, names=[names[path] for path in site_yamls])
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
-    with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device) as grid:
+    load = loads(plan, nodes, names={str(path): name for path, name in names.items()})
+    with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device, load=load) as grid:
         return conduct(
             grid,
             plan,
@@ -235,6 +236,7 @@ def _grid(
     jobs: int,
     threads: int,
     device: str,
+    load: Mapping[int, float],
 ) -> LocalGrid:
     from server.simulation.local_grid import LocalGrid, named
     from server.simulation.parallel_grid import ParallelGrid
@@ -248,18 +250,30 @@ def _grid(
         jobs=jobs,
         threads=threads,
         device=device,
-        load={node: _work(plan, values) for node, values in nodes.items()},
+        load=load,
         preload=["client.dp.dp_sgd"] if any(ARMS[arm].clips for arm in plan.arms) else [],
     )
 
 
-def _work(plan: RunPlan, node: Mapping[str, str]) -> float:
-    """About what a node has to train: arms of the whole network, times sites that it holds."""
-    is_pooled = "pooled-sites" in node
-    arms = [
-        arm for arm in plan.arms if (ARMS[arm].trainer == "pooled site") == is_pooled and not ARMS[arm].clips
-    ]
-    return len(arms) * (node["pooled-sites"].count(os.pathsep) + 1 if is_pooled else 1)
+def loads(
+    plan: RunPlan, nodes: Mapping[int, Mapping[str, str]], *, names: Mapping[str, str]
+) -> dict[int, float]:
+    """About what each node has to train: arms of the whole network, times sites that it holds; nothing at a
+    site that is held out, which would else take a process from one that has work.
+
+    Args:
+        names: site.yaml -> name of the site.
+    """
+    whole = [arm for arm in plan.arms if ARMS[arm].is_trained and not ARMS[arm].clips]
+    pooled = [arm for arm in whole if ARMS[arm].trainer == "pooled site"]
+    found: dict[int, float] = {}
+    for node, config in nodes.items():
+        if "pooled-sites" in config:
+            found[node] = len(pooled) * (config["pooled-sites"].count(os.pathsep) + 1)
+        else:
+            is_held_out = names[config["site-config"]] in plan.held_out
+            found[node] = 0 if is_held_out else len(whole) - len(pooled)
+    return found
 
 
 def find_sites(data: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from common.cli import Format
 from common.errors import DataError, RefusedError
 from server.cli.run import run as run_commands
 from server.run_folder import RunFolder
-from server.simulation.simulate import resume_simulation, run_simulation
+from server.simulation.parallel_grid import places
+from server.simulation.simulate import loads, node_configs, resume_simulation, run_simulation
 from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
@@ -122,3 +123,13 @@ def test_a_simulation_keeps_how_its_settings_were_chosen_from_its_start(data: Pa
     with pytest.raises(RefusedError):
         run_simulation(tiny_plan(), data, tmp_path / "run", 1, Format.json, tuning={"epsilon": 2.0})
     assert RunFolder.open(tmp_path / "run").tuning == {"epsilon": 2.0}
+
+
+def test_what_pools_has_a_process_that_no_training_site_waits_for() -> None:
+    names = {f"/{name}/site.yaml": name for name in (*TRAINING, HELD_OUT)}
+    plan = tiny_plan(arms=["public", "local", "federated", "federated_dp", "pooled"])
+    nodes = node_configs(plan, [Path(path) for path in names], names=list(names.values()))
+    load = loads(plan, nodes, names=names)
+    assert load == {1: 2, 2: 2, 3: 2, 4: 0, 5: 3}
+    place = places(load, 4)
+    assert len({place[node] for node in (1, 2, 3, 5)}) == 4
