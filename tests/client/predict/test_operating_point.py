@@ -106,7 +106,7 @@ def test_points_are_found_once_a_model_and_kept_privately(
 ) -> None:
     drawn: list[int] = []
 
-    def draw(appearances: object, patients: int, seed: int, size: int) -> Slices:
+    def draw(appearances: object, patients: int, seed: int, size: int, artifacts: object) -> Slices:
         drawn.append(size)
         return slices(24, size)
 
