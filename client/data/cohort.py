@@ -533,7 +533,7 @@ def assign_parts(
 
 def _count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[str, int]]:
     """Of each artifact how many slices have it, have it not, and were not assessed; over slices in which it
-    can occur.
+    can occur. One that no plan asks for by default is there where somebody assessed it.
     """
     return {
         name: {
@@ -542,4 +542,5 @@ def _count_labels(present: np.ndarray, may_occur: np.ndarray) -> dict[str, dict[
             "not_assessed": int((np.isnan(present[:, position]) & may_occur[:, position]).sum()),
         }
         for position, name in enumerate(NAMES)
+        if name in DEFAULT_LABELS or not np.isnan(present[:, position]).all()
     }

@@ -143,7 +143,8 @@ def compare_hospitals(family: Family) -> dict[str, Any]:
     """What a family says, ready for JSON.
 
     A score is the macro AUROC over the artifacts that every left-out hospital can be scored on, the mean over
-    seeds: means over different artifacts are not compared.
+    seeds: means over different artifacts are not compared. A hospital that can be scored on none, its test
+    patients being of one class, has no score and takes no part in a mean.
 
     Returns:
         `kind`: `hospitals`; `runs`; `hospitals`, and of each `scored_on` (`test` or `all`);
@@ -160,11 +161,14 @@ def compare_hospitals(family: Family) -> dict[str, Any]:
     arms = [arm for arm in first["arms"] if all(_models(one.evaluation, arm) for one in family.members)]
     pairs = dict.fromkeys((row["arm"], row["other"]) for row in first["contrasts"])
     estimable = {site: _pairs(family.holding_out(site)[0], site) for site in family.hospitals}
-    common = [name for name in NAMES if all(found.get(name) for found in estimable.values())]
+    scorable = [found for found in estimable.values() if any(found.values())]
+    common = [name for name in NAMES if scorable and all(found.get(name) for found in scorable)]
     scores = {arm: _Scores(family=family, arm=arm, artifacts=common) for arm in arms}
     half_pairs = np.array(
         [
-            np.mean([1 / (2 * found[name]) for name in common]) if common else math.nan
+            np.mean([1 / (2 * found[name]) for name in common])
+            if common and all(found.get(name) for name in common)
+            else math.nan
             for found in estimable.values()
         ]
     )

@@ -21,7 +21,7 @@ from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.dicom.index import split_of
 from client.dicom.sources import find_files
 from client.site.config import read_site, site_key
-from common.artifacts import INDEX, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX
 from common.errors import ConfigError, DataError, FedqcError
 
 REAL = os.environ.get("FEDQC_REAL_DATA")
@@ -79,7 +79,7 @@ def test_everything_is_in_one_order(tmp_path: Path) -> None:
     assert cohort.images.dtype == np.int16
     assert (cohort.modality.dtype, cohort.part.dtype) == (np.int8, np.int8)
     assert (cohort.labels.dtype, cohort.patients.dtype) == (np.float32, np.int64)
-    assert cohort.labels.shape == cohort.severities.shape == (n, len(NAMES))
+    assert cohort.labels.shape == cohort.severities.shape == (n, len(DEFAULT_LABELS))
     assert cohort.numbers.tolist() == list(range(1, n + 1))
     assert set(cohort.vendors) == {"ACME"}
     assert sorted(set(cohort.patients.tolist())) == list(range(8))
@@ -143,7 +143,7 @@ def test_check_reconciles_and_names_nobody(tmp_path: Path) -> None:
     assert report["duplicates"] == 1
     assert {problem["code"] for problem in report["quarantined"]} == {"not-dicom", "truncated"}
     assert report["patients"] == 8 == sum(report["patients_by_part"].values())
-    assert set(report["labels"]) == set(NAMES)
+    assert set(report["labels"]) == set(DEFAULT_LABELS)
     assert report["labels"]["metal"] == {"present": 4, "absent": 8, "not_assessed": 0}
     assert report["labels"]["susceptibility"] == {"present": 0, "absent": 0, "not_assessed": 11}
     assert report["label_problems"]["rows_without_image"]["count"] == 1
@@ -249,7 +249,7 @@ def test_split_shares_are_checked() -> None:
 def test_real_folders_reconcile_and_name_nobody(tmp_path: Path, folder: str) -> None:
     images = Path(str(REAL)) / folder
     files = [source.path for source in find_files(images)]
-    sheet = ["file," + ",".join(NAMES), *(f'"{path.relative_to(images)}",,,,,' for path in files)]
+    sheet = ["file," + ",".join(DEFAULT_LABELS), *(f'"{path.relative_to(images)}",,,,,' for path in files)]
     (tmp_path / "labels.csv").write_text("\n".join(sheet))
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(SITE | {"images": str(images)}))
     report = check_site(tmp_path, size=64)

@@ -22,9 +22,18 @@ import client.reader_study.workbooks
 from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.labels.label_sheet import ImageName, RowKey, match_labels, read_labels
 from client.labels.spreadsheet import SheetProblems
-from client.reader_study.labelling import _row_keys, check, hand_out, merge, report_text, site_images
+from client.reader_study.labelling import (
+    _is_asked,
+    _row_keys,
+    check,
+    hand_out,
+    merge,
+    report_text,
+    site_images,
+)
 from client.reader_study.workbooks import About, Item, batch_name, picture, row_key
-from common.artifacts import ARTIFACTS, INDEX
+from client.site.config import SiteConfig
+from common.artifacts import ARTIFACTS, DEFAULT_LABELS, INDEX, NAMES
 from common.cli import main
 from common.errors import ConfigError, DataError, FedqcError
 
@@ -267,10 +276,25 @@ def test_a_workbook_asks_what_can_occur_and_explains_itself(tmp_path: Path) -> N
     assert (rules[f"{letter}2:{letter}13"].formula1, rules[f"{letter}2:{letter}13"].formula2) == ("0", "1")
     text = "\n".join(str(row[0].value) for row in how.iter_rows())
     for artifact in ARTIFACTS:
-        assert artifact.definition in text
-        assert artifact.chinese in text
+        is_asked = artifact.name in DEFAULT_LABELS
+        assert (artifact.definition in text) == is_asked
+        assert (artifact.chinese in text) == is_asked
     assert "Blank is not 0" in text
     assert "留空不等于 0" in text
+
+
+def test_readers_are_asked_about_more_where_the_site_says_that_it_is_assessed() -> None:
+    about = {"name": "a", "kind": "public", "cohort": "c", "nominal_patients": 1}
+    site = SiteConfig.model_validate({**about, "assessed": ("quality", "ct_motion")})
+    asked = dict(zip(NAMES, _is_asked(site, "CT"), strict=True))
+    assert [name for name, wanted in asked.items() if wanted] == [
+        "metal",
+        "beam_hardening",
+        "quality",
+        "ct_motion",
+    ]
+    assert _is_asked(site, "MR")[INDEX["quality"]]
+    assert not _is_asked(SiteConfig.model_validate(about), "MR")[INDEX["quality"]]
 
 
 def test_a_picture_shows_ct_in_two_windows_and_a_series_from_first_to_last() -> None:

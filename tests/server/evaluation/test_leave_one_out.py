@@ -240,6 +240,23 @@ def test_a_hospital_that_cannot_be_scored_is_no_hospital_of_the_interval(tmp_pat
     assert "not estimable" in hospitals_table(result)
 
 
+def test_a_hospital_whose_patients_are_of_one_class_takes_no_part(tmp_path: Path) -> None:
+    """It has no artifact to share with the others, who would else have none in common either."""
+    folders = family(tmp_path)
+    for folder in folders:
+        stored = folder.evaluation
+        for at in stored["matrix"].values():
+            for name in ARTIFACTS:
+                at["cedar"][name] |= {"auroc": None, "n_pos": 0}
+        write_json(folder.path / EVALUATION, stored)
+    result = compared(folders)
+    row = result["scores"]["federated"]["unseen"]
+    place = result["hospitals"].index("cedar")
+    assert result["artifacts"] == list(ARTIFACTS)
+    assert (row["hospitals"], row["per_hospital"][place]) == (4, None)
+    assert row["value"] == pytest.approx(np.mean([left_out(site) for site in SITES if site != "cedar"]))
+
+
 @pytest.mark.parametrize(("count", "says"), [(2, "none from 2"), (3, "too few to say much"), (5, "[0.")])
 def test_the_table_says_how_much_so_many_hospitals_say(count: int, says: str, tmp_path: Path) -> None:
     text = hospitals_table(compared(family(tmp_path, SITES[:count])))
