@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedqcError, RunError
 
 State = Literal["unknown", "ordered", "running", "interrupted", "stopped", "failed", "partial", "completed"]
 STATES: tuple[State, ...] = get_args(State)
@@ -23,6 +23,7 @@ class Refused:
     code: str
     problem: str
     hint: str
+    error: type[FedqcError] = ConfigError  # its exit status
 
 
 _EXISTS = Refused(
@@ -73,6 +74,7 @@ ANSWERS: dict[Verb, dict[State, str | Refused]] = {
             code="run-interrupted",
             problem="its ServerApp ended without a report",
             hint="fedqc run resume {run} continues from the last finished round",
+            error=RunError,  # the run failed; the command is right
         ),
         "stopped": "shows its end",
         "failed": "shows its failure, and exits with its status",
@@ -86,11 +88,11 @@ def admit(verb: Verb, state: State, run: str) -> None:
     """Permit a verb in a state.
 
     Raises:
-        ConfigError: the code that `ANSWERS` gives.
+        FedqcError: the class and the code that `ANSWERS` gives.
     """
     answer = ANSWERS[verb][state]
     if isinstance(answer, Refused):
-        raise ConfigError(
+        raise answer.error(
             f"{run}: {answer.problem.format(state=state)}",
             code=answer.code,
             hint=answer.hint.format(run=run),
