@@ -112,7 +112,15 @@ def make_site(folder: Path, slices: int) -> None:
 
     rows = []
     for file, modality in _write_images(folder / "images", slices):
-        rows.append([file, *(str(len(rows) % 2) if may_occur else "" for may_occur in applies_to(modality))])
+        rows.append(
+            [
+                file,
+                *(
+                    str(len(rows) % 2) if may_occur else ""
+                    for may_occur in applies_to(modality, DEFAULT_LABELS)
+                ),
+            ]
+        )
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([["file", *DEFAULT_LABELS], *rows])
     fields: dict[str, object] = {

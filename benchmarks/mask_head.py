@@ -112,13 +112,15 @@ def draw_masked(appearances: Sequence[Appearance], patients: int, seed: int, siz
             name: draw_patient(
                 replace(appearance, prevalence={**appearance.prevalence, name: 0.0}), patient, seed
             )
-            for name in shown[0].labels
-            if any(item.labels[name] for item in shown)
+            for name in DEFAULT_LABELS
+            if name in shown[0].labels and any(item.labels[name] for item in shown)
         }
         for position, item in enumerate(shown):
             row = np.full(len(DEFAULT_LABELS), np.nan, np.float32)
             maps = np.full((len(DEFAULT_LABELS), places, places), np.nan, np.float32)
-            for name, present in item.labels.items():
+            for name in DEFAULT_LABELS:
+                if (present := item.labels.get(name)) is None:
+                    continue
                 row[INDEX[name]] = present
                 maps[INDEX[name]] = changed(item, without[name][position], places) if present else 0
             images.append(to_stored(normalize_image(item.image, item.modality, size), item.modality))

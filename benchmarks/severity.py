@@ -48,7 +48,7 @@ from client.simulation.real_slices import RealSlice
 from client.simulation.training_views import FULL_CHANGE_AT, NAME, SEVERITY
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import DRAWS, MIN_CHANGED, changed_share
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, NAMES, Modality
+from common.artifacts import DEFAULT_LABELS, INDEX, MODALITIES, Modality, can_occur
 from common.learning import extract_features, score, seed_for, set_threads, train_epochs
 from common.model_file import load_model
 from common.models import as_classifier, build
@@ -130,7 +130,7 @@ def own_look(group: str, slices: Sequence[RealSlice], positives: int) -> dict[st
     names = sorted({one.name for one in slices})
     order = np.random.default_rng(6).permutation(len(slices))
     images, labels, severities, unit = [], [], [], []
-    for artifact in (one.name for one in ARTIFACTS if one.modality == modality):
+    for artifact in (name for name in DEFAULT_LABELS if can_occur(name, modality)):
         for turn in range(positives):
             at = int(order[turn % len(order)])
             generator = torch.Generator().manual_seed(zlib.crc32(f"{group}/{artifact}/{turn}".encode()))
@@ -143,8 +143,8 @@ def own_look(group: str, slices: Sequence[RealSlice], positives: int) -> dict[st
                 changed, mask = simulator.apply(image, drawn)
                 share = changed_share(image, changed, mask & body, modality)
                 if share >= MIN_CHANGED[artifact] * min(1.0, drawn.severity / FULL_CHANGE_AT):
-                    row = np.full((2, len(NAMES)), np.nan, np.float32)
-                    row[0, [INDEX[one.name] for one in ARTIFACTS if one.modality == modality]] = 0
+                    row = np.full((2, len(DEFAULT_LABELS)), np.nan, np.float32)
+                    row[0, [INDEX[name] for name in DEFAULT_LABELS if can_occur(name, modality)]] = 0
                     row[:, INDEX[artifact]] = 1, drawn.severity
                     images.append(stored(changed.numpy(), modality))
                     labels.append(row[0])
@@ -191,7 +191,7 @@ def network_of(flat: np.ndarray, *, severity: bool) -> nn.Module:
     network.load_state_dict(unflatten(flat, manifest_of(network.state_dict())))
     if not severity:
         return network
-    double = SmallCNN(2 * len(NAMES))
+    double = SmallCNN(2 * len(DEFAULT_LABELS))
     weights = network.state_dict()
     for name in ("head.weight", "head.bias"):
         weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])
@@ -240,14 +240,14 @@ class Seen(NamedTuple):
 def seen(network: nn.Module, data: Graded) -> Seen:
     features = extract_features(network, data.images, data.modality, np.arange(len(data.images)))
     with torch.no_grad():
-        logits = as_classifier(network).head(torch.from_numpy(features))[:, : len(NAMES)].numpy()
+        logits = as_classifier(network).head(torch.from_numpy(features))[:, : len(DEFAULT_LABELS)].numpy()
     return Seen(features, logits, data.severities)
 
 
 def said(fitted_on: Seen, tested: Seen) -> dict[str, np.ndarray]:
     """Constant, logit and features -> the severity of each tested slice, (n, A)."""
     found = {way: np.full(tested.severities.shape, np.nan) for way in WAYS[:3]}
-    for place in range(len(NAMES)):
+    for place in range(len(DEFAULT_LABELS)):
         rows = ~np.isnan(fitted_on.severities[:, place])
         if not rows.any():
             continue
@@ -262,7 +262,7 @@ def said(fitted_on: Seen, tested: Seen) -> dict[str, np.ndarray]:
 
 def said_by_head(network: nn.Module, tested: Graded) -> np.ndarray:
     logits = score(network, tested.images, tested.modality, np.arange(len(tested.images)))
-    return 1 / (1 + np.exp(-logits[:, len(NAMES) :].astype(np.float64)))
+    return 1 / (1 + np.exp(-logits[:, len(DEFAULT_LABELS) :].astype(np.float64)))
 
 
 def figures(answers: dict[str, np.ndarray], tested: Graded, draws: int) -> list[dict[str, Any]]:
@@ -273,7 +273,7 @@ def figures(answers: dict[str, np.ndarray], tested: Graded, draws: int) -> list[
     _, owner = np.unique(
         [f"{group}/{one}" for group, one in zip(tested.groups, tested.unit, strict=True)], return_inverse=True
     )
-    for place, name in enumerate(NAMES):
+    for place, name in enumerate(DEFAULT_LABELS):
         shown = np.flatnonzero(~np.isnan(tested.severities[:, place]))
         if not len(shown):
             continue
@@ -306,7 +306,7 @@ def aurocs(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Artifact -> AUROC of its presence."""
     return {
         name: auroc(logits[labels[:, place] == 1, place], logits[labels[:, place] == 0, place])
-        for place, name in enumerate(NAMES)
+        for place, name in enumerate(DEFAULT_LABELS)
     }
 
 

@@ -21,7 +21,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from common.arms import ARMS, ArmName
 from common.artifacts import DEFAULT_LABELS, NAMES
 from common.errors import PlanError
-from common.names import MAX_WORDS, ONE_LINE, ONE_PARAGRAPH, SITE_NAME
+from common.names import MAX_RUN, MAX_WORDS, ONE_LINE, ONE_PARAGRAPH, SITE_NAME
 from common.strict import (
     NO_ARGUMENTS,
     PlanArguments,
@@ -120,7 +120,7 @@ class Model(StrictModel):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     args: PlanArguments = NO_ARGUMENTS  # of the network; which ones it takes stands in its file
     # its outputs: names of the vocabulary (common/artifacts.py), in its order
-    labels: tuple[str, ...] = DEFAULT_LABELS
+    labels: tuple[Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")], ...] = DEFAULT_LABELS
 
     @model_validator(mode="after")
     def _in_the_order_of_the_vocabulary(self) -> Model:
@@ -368,7 +368,8 @@ class PublicSet(StrictModel):
 class ReleasedModel(StrictModel):
     """A model that a run released: its name there, and the digest of its weights."""
 
-    name: str = Field(max_length=64)  # the arm, or arm/site of one that each site trains for itself
+    # the arm, or arm/site of one that each site trains for itself
+    name: str = Field(max_length=64, pattern=ONE_LINE)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @property
@@ -388,9 +389,11 @@ class ReleasedModel(StrictModel):
 class Evaluate(StrictModel):
     """Score finished models of a run, and train nothing."""
 
-    run: str = Field(min_length=1, max_length=200)  # the run that released the models, as messages name it
+    # the run that released the models, as messages name it
+    run: str = Field(min_length=1, max_length=MAX_RUN, pattern=ONE_LINE)
     models: tuple[ReleasedModel, ...] = Field(min_length=1, max_length=1000)
-    trained: tuple[str, ...] = ()  # the sites that trained in that run: scored on test patients only
+    # the sites that trained in that run: scored on test patients only
+    trained: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = ()
 
     @model_validator(mode="after")
     def _names_each_once(self) -> Evaluate:

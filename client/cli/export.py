@@ -10,6 +10,7 @@ import typer
 
 from common.cli import Format, FormatOption
 from common.progress_bar import say
+from common.terminal import print
 
 export = typer.Typer(add_completion=False)
 

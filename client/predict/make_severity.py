@@ -26,6 +26,7 @@ from common.errors import DataError
 from common.files import write_bytes
 from common.learning import set_threads
 from common.public_slices import Slices
+from common.terminal import print
 
 DIGITS = 4
 

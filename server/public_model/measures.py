@@ -19,6 +19,7 @@ import numpy as np
 
 import common.measures
 from common.files import write_bytes
+from common.terminal import print
 
 NO_METRICS = ("subject_id", "participant_id", "bids_name", "site", "has_ghost")
 LEFT_OUT = ("size_", "spacing_", "rater_")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import INDEX, NAMES
+from common.artifacts import DEFAULT_LABELS, INDEX
 from common.losses import masked_bce
 from common.model_file import load_model
 from common.models import build
@@ -26,12 +26,12 @@ def severity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def graded(severity: ModuleType, truth: np.ndarray) -> Any:
     """Motion of these severities, two slices a person."""
-    severities = np.full((len(truth), len(NAMES)), np.nan, np.float32)
+    severities = np.full((len(truth), len(DEFAULT_LABELS)), np.nan, np.float32)
     severities[:, INDEX["motion"]] = truth
     return severity.Graded(
         images=np.zeros((len(truth), 8, 8), np.int16),
         modality=np.ones(len(truth), np.int8),
-        labels=np.ones((len(truth), len(NAMES)), np.float32),
+        labels=np.ones((len(truth), len(DEFAULT_LABELS)), np.float32),
         severities=severities,
         groups=np.full(len(truth), "a"),
         unit=np.arange(len(truth)) // 2,
@@ -41,7 +41,7 @@ def graded(severity: ModuleType, truth: np.ndarray) -> Any:
 def test_figures_are_of_slices_that_show_it_and_the_constant_ranks_nothing(severity: ModuleType) -> None:
     truth = np.linspace(0.1, 0.9, 8)
     answers = {
-        way: np.tile(values[:, None], len(NAMES))
+        way: np.tile(values[:, None], len(DEFAULT_LABELS))
         for way, values in {
             "constant": np.full(8, 0.5),
             "logit": truth + 0.1,
@@ -88,14 +88,14 @@ def test_a_second_head_begins_with_the_same_scores_and_an_unknown_severity_costs
     one, two = (severity.network_of(flat, severity=more) for more in (False, True))
     x = torch.rand(3, 2, 32, 32)
     logits = two(x)
-    assert logits.shape == (3, 2 * len(NAMES))
-    assert torch.allclose(logits[:, : len(NAMES)], one(x), atol=1e-5)
-    labels = torch.tensor(np.random.default_rng(2).integers(0, 2, (3, len(NAMES)))).float()
+    assert logits.shape == (3, 2 * len(DEFAULT_LABELS))
+    assert torch.allclose(logits[:, : len(DEFAULT_LABELS)], one(x), atol=1e-5)
+    labels = torch.tensor(np.random.default_rng(2).integers(0, 2, (3, len(DEFAULT_LABELS)))).float()
     unknown = torch.full_like(labels, torch.nan)
     both = masked_bce(logits, torch.cat([labels, unknown], 1))
     assert both.tolist() == pytest.approx(masked_bce(one(x), labels).tolist(), abs=1e-5)
     (gradient,) = torch.autograd.grad(both.sum(), two.head.weight, retain_graph=True)
-    assert (gradient[len(NAMES) :] == 0).all()
+    assert (gradient[len(DEFAULT_LABELS) :] == 0).all()
     known = masked_bce(logits, torch.cat([labels, 0.7 * labels + torch.where(labels > 0, 0.0, torch.nan)], 1))
     (gradient,) = torch.autograd.grad(known.sum(), two.head.weight)
-    assert (gradient[len(NAMES) :] != 0).any()
+    assert (gradient[len(DEFAULT_LABELS) :] != 0).any()

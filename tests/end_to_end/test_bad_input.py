@@ -152,7 +152,7 @@ PLACE: dict[Callable[[Room], None], tuple[str, str]] = {
     label_twice: ("duplicate-label", "{site}/labels.csv: row 3"),
     all_unreadable: ("no-usable-images", "{site}/images"),
     site_typo: ("bad-site", "{site}/site.yaml: unknown key `nominal_patiens`"),
-    site_not_yaml: ("bad-site", "{site}/site.yaml: line 1"),
+    site_not_yaml: ("bad-site", "{site}/site.yaml: not valid YAML: line 1"),
     plan_typo: ("bad-plan", "{plan}: unknown key `trainning`"),
     plan_out_of_range: ("bad-plan", "{plan}: `privacy.epsilon` = -1"),
     no_plan: ("no-such-plan", "{plan}"),

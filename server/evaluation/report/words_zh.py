@@ -277,6 +277,8 @@ CHINESE: dict[str, str] = {
         "在 {site}，模型把有{artifact}的患者排在没有的之下：AUROC {models}。显著低于 0.5，单侧，按 {looks} "
         "次检验作 Holm 校正。标签对调会如此。"
     ),
+    "headline.evaluates": "单独的评估：模型来自运行 {run}，在 {trained} 训练。此处未进行训练。",
+    "headline.unlearned": "{model} 从未学习 {artifacts}：它给每名患者相同的得分，在其平均值中计为 0.5。",
     "headline.cells": (
         "得分对 {total} 个站点与伪影的组合中的 {estimable} 个取平均，它们有无伪影的患者各至少两名。"
         "不在其中的：{missing}。"
@@ -445,6 +447,7 @@ CHINESE: dict[str, str] = {
     "where.unseen": "未见",
     # missing
     "missing.n0": "n = 0",
+    "missing.unlearned": "从未学习",
     "missing.not_estimable": "不可估计",
     "missing.noise": "在该 n 和 ε 下不可估计",
     "missing.unscored": "未评分",

@@ -22,6 +22,7 @@ from client.site.approvals import approve
 from client.site.site_ledger import LEDGER
 from common.learning import extract_features, score
 from common.models import build
+from common.names import MAX_RUN
 from common.plan import parse_plan
 from common.pricing import plan_epsilon, with_noise
 from common.privacy import epsilon_of
@@ -370,8 +371,12 @@ def test_weights_that_are_not_finite_train_nothing(data: Path) -> None:
         )
 
 
+WORDS = st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"))
+"""Those that a message may have: the others are refused where it is read."""
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(run=st.text(max_size=600), arm=st.text(max_size=40))
+@given(run=st.text(WORDS, max_size=MAX_RUN), arm=st.text(WORDS, max_size=32))
 def test_any_words_in_a_question_name_no_file(run: str, arm: str, data: Path) -> None:
     before = {path for path in data.rglob("*") if "state" not in path.parts}
     assert isinstance(agent(data).train(train_task(run=run, arm=arm)), SiteUpdate | Refusal)

@@ -308,6 +308,9 @@ def test_the_private_flower_names_are_these() -> None:
     assert flower_names(supernode) == [
         ("flwr.app", "Message"),
         ("flwr.supercore.inflatable.inflatable_utils", "pull_objects"),
+        ("flwr.supercore.retry", "RetryInvoker"),
+        ("flwr.supercore.retry", "make_simple_http_retry_invoker"),
+        ("flwr.supernode", "fleet_http_connection"),
         ("flwr.supernode.cli", "flower_supernode"),
     ]
     calls = executor.runtime_calls

@@ -20,7 +20,7 @@ from client.predict.page import LINE_RGB, render
 from client.predict.predict import predict
 from common.artifacts import INDEX, NAMES
 from common.preprocess import to_channels
-from tests.client.predict.test_predict import ALARMS, write
+from tests.helpers.predicted import ALARMS, write
 
 SPOT = (slice(72, 88), slice(24, 40))
 

@@ -22,8 +22,8 @@ from common.models import build
 from common.plan import parse_plan
 from common.public_slices import Slices
 from common.weights import flatten, manifest_of
-from tests.client.predict.test_predict import write
 from tests.helpers.command_line import ROOT, typed
+from tests.helpers.predicted import write
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

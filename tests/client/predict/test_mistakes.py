@@ -18,8 +18,8 @@ from client.simulation.phantom_sites import write_site
 from common.artifacts import INDEX, NAMES
 from common.errors import DataError
 from common.physics.appearance import SITE_APPEARANCES
-from tests.client.predict.test_predict import POINT
 from tests.helpers.command_line import typed
+from tests.helpers.predicted import POINT
 
 
 @pytest.fixture

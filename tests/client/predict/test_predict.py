@@ -22,10 +22,9 @@ import torch
 import yaml
 
 from client.data_check.profile import Acquisition
-from client.dicom.dicom_write import HeaderFacts, make_uid, write_slice
 from client.predict.files import csv_text, public
 from client.predict.model import START, Model, find_model
-from client.predict.operating_point import NONE, OperatingPoints, Point
+from client.predict.operating_point import NONE, OperatingPoints
 from client.predict.outside import MIN_BODY, body_share, outside
 from client.predict.page import render
 from client.predict.predict import Predictions, predict
@@ -37,24 +36,12 @@ from common.counts import patient_scores
 from common.i18n import speaker
 from common.preprocess import to_stored
 from tests.helpers.command_line import typed
+from tests.helpers.predicted import ALARMS, write
 from tests.helpers.slice_record import RECORD
 from tests.helpers.translations import assert_same_sentences
 
 REAL, PEOPLE = os.environ.get("FEDQC_REAL_DATA"), os.environ.get("FEDQC_REAL_PEOPLE")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
-POINT = Point(
-    origin="phantoms",
-    threshold=-50.0,
-    sensitivity=0.9,
-    specificity=0.8,
-    positives=20,
-    negatives=30,
-    slope=1.0,
-    offset=0.0,
-)
-ALARMS = OperatingPoints(
-    images=dict.fromkeys(DEFAULT_LABELS, POINT), patients=dict.fromkeys(DEFAULT_LABELS, POINT)
-)  # every image is called positive
 
 
 @pytest.fixture(scope="module")
@@ -66,38 +53,6 @@ def model() -> Model:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("FEDQC_SITE", raising=False)
-
-
-def write(path: Path, seed: int, *, patient: str = "MUELLER", modality: str = "CT", **header: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    series = str(header.pop("series", "r"))
-    image = np.random.default_rng(seed).uniform(-200, 900, (32, 32))
-    if modality == "MR":
-        image += 200
-    write_slice(
-        path,
-        image if header.pop("body", True) else np.full((32, 32), -1000.0),
-        HeaderFacts(
-            modality=modality,  # type: ignore[arg-type]
-            pixel_spacing_mm=1.0,
-            patient_id=patient,
-            study_uid=make_uid(f"{patient}/s".encode()),
-            series_uid=make_uid(f"{patient}/{modality}/{series}".encode()),
-            sop_uid=make_uid(str(path).encode()),
-            instance_number=seed,
-            slice_position_mm=float(seed),
-            manufacturer="SIEMENS",
-            model="Verio",
-            intercept=-1024.0 if modality == "CT" else 0.0,
-            kvp=120.0 if modality == "CT" else None,
-        ),
-    )
-    if header:
-        dataset = pydicom.dcmread(path)
-        for keyword, content in header.items():
-            setattr(dataset, keyword, content)
-        dataset.save_as(path)
-    return path
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from client.predict.model import START, find_model
 from client.predict.predict import predict
 from client.predict.report_dicom import write_reports
-from tests.client.predict.test_predict import ALARMS, write
 from tests.helpers.command_line import typed
+from tests.helpers.predicted import ALARMS, write
 
 highdicom_sr = pytest.importorskip("highdicom.sr")
 

@@ -19,7 +19,7 @@ from client.simulation.people import Deal, find_people
 from client.simulation.real_slices import RealSlice
 from client.simulation.training_views import MAX_OF_SLICE, STAND_IN, clean_slices, inject_views, view_of
 from client.views.corruption import MIN_CHANGED
-from common.artifacts import INDEX
+from common.artifacts import DEFAULT_LABELS
 from common.errors import FedqcError
 from common.physics.acquisition import acquire
 from common.preprocess import CT_RANGE_HU
@@ -80,7 +80,7 @@ def test_the_site_is_public_and_its_cohort_has_the_labels_that_were_made(made: P
     assert len(labels) == len(rows) == 2 * MADE
     for record, row in zip(cohort.records, labels, strict=True):
         written = rows[record.file]
-        for name, place in INDEX.items():
+        for place, name in enumerate(DEFAULT_LABELS):
             assert written[name] == ("" if np.isnan(row[place]) else str(int(row[place])))
             assert bool(written[f"{name}_severity"]) == (row[place] == 1)
     assert 0 < np.nansum(labels) < 2 * MADE

@@ -130,6 +130,7 @@ def readable():
             "client/site/isolation.py",
             "common/__init__.py",
             "common/errors.py",
+            "common/terminal.py",
         ):
             (Path(name) / file).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / file, Path(name, file))

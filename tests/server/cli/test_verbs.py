@@ -57,7 +57,7 @@ def put_into(state: State, federation: Federation, held: ExitStack) -> None:
     folder = RunFolder.create(federation.runs / RUN, tiny_plan(), manifest, None, None)
     write_outcome(federation.folder, RUN, "check", {"sites": {}})
     if state not in ("running", "interrupted"):
-        folder.update_manifest(status=state)
+        folder.update_manifest(status=state, models={"public": "0" * 64})
     if state == "failed":
         failure = RunError("no quorum", code="no-quorum")
         write_outcome(federation.folder, RUN, "failure", failure_of(failure))
@@ -135,9 +135,9 @@ def test_watch_ends_with_what_became_of_it(
     state: State, federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_into(state, federation, held)
-    monkeypatch.setattr(module, "_follow_start", lambda *words, **more: 0)
+    monkeypatch.setattr(module, "follow_start", lambda *words, **more: 0)
     if state == "running":
-        monkeypatch.setattr(module, "_watch", lambda *words: 0)
+        monkeypatch.setattr(module, "follow", lambda *words: 0)
     error, _ = typed(federation, "watch", tmp_path)
     answer = ANSWERS["watch"][state]
     expected = "no-quorum" if state == "failed" else answer.code if isinstance(answer, Refused) else None

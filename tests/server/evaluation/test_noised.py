@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from common.artifacts import NAMES
+from common.artifacts import DEFAULT_LABELS
 from common.counts import Counts, hanley_mcneil
 from server.evaluation.estimates import SiteScores, Study, report_numbers, site_metrics
 from server.evaluation.noised import (
@@ -138,8 +138,8 @@ def same_patients(models: int = 2) -> Study:
     """
     one = hospitals(1, positives=60, negatives=140, deviation=0.01)
     counts = NoisedCounts(
-        positives=np.tile(one.positives, (len(NAMES), 1)),
-        negatives=np.tile(one.negatives, (len(NAMES), 1)),
+        positives=np.tile(one.positives, (len(DEFAULT_LABELS), 1)),
+        negatives=np.tile(one.negatives, (len(DEFAULT_LABELS), 1)),
         deviation=0.01,
     )
     names = ["public", "federated"][:models]
@@ -159,7 +159,7 @@ def test_a_mean_over_artifacts_is_as_uncertain_as_one_where_all_have_the_same_pa
     single = float(study.sites["a"].counts["public"].sampling_deviation()[0])
     assert study.estimate("public", "unseen").standard_error == pytest.approx(single, rel=1e-3)
     matrix = np.array(report_numbers(study, ["public"])["covariance"]["a"]["matrix"])
-    block = matrix[: len(NAMES), : len(NAMES)]
+    block = matrix[: len(DEFAULT_LABELS), : len(DEFAULT_LABELS)]
     assert math.sqrt(block.mean()) == pytest.approx(single, rel=1e-3)
 
 

@@ -413,9 +413,13 @@ def test_a_started_run_is_given_how_its_settings_were_chosen(
     from server.cli import run as commands
 
     ordered: list[tuple[RunPlan, Any]] = []
-    monkeypatch.setattr(commands, "open_federation", lambda _: SimpleNamespace(runs=tmp_path / "runs"))
-    monkeypatch.setattr(commands, "_submit", lambda _, plan, name, order: ordered.append((plan, order)))
-    monkeypatch.setattr(commands, "_follow_start", lambda *_, **__: 0)
+    monkeypatch.setattr(
+        commands,
+        "open_federation",
+        lambda _: SimpleNamespace(folder=tmp_path, state=tmp_path / "state", runs=tmp_path / "runs"),
+    )
+    monkeypatch.setattr(commands, "submit", lambda _, plan, name, order: ordered.append((plan, order)))
+    monkeypatch.setattr(commands, "follow_start", lambda *_, **__: 0)
     monkeypatch.setattr(commands, "usable_cores", lambda: 1)  # `fewer` is known to this process alone
     for settings in ("auto", "stated"):
         plan = auto_plan(settings=settings)
