@@ -152,14 +152,10 @@ def _mr_look(image: Tensor, generator: torch.Generator) -> Tensor:
             share = uniform(generator, 0.5, 1)
             image = image * (1 - share * spot) + share * spot * level
     if _chance(generator, 0.6):
-        shading = SIMULATORS["bias_field"]
-        severity = uniform(generator, 0.1, 0.7)
-        image, _ = shading.apply(image, shading.draw(severity, generator, acquire(image, "MR")))
+        image = _shaded(image, generator)
     image = _filtered(image, generator)
     if _chance(generator, 0.75):
-        noise = uniform(generator, 0.002, 0.05) * float(torch.quantile(image, 0.99))
-        real, imaginary = torch.randn(2, size, size, generator=generator) * noise
-        image = torch.sqrt((image + real) ** 2 + imaginary**2)
+        image = _noisy(image, generator)
     return image * MR_SCALE
 
 
@@ -205,6 +201,19 @@ def _filtered(image: Tensor, generator: torch.Generator) -> Tensor:
         keep, both = uniform(generator, 0.5, 1.0), _chance(generator, 0.6)
         window = window * (f[:, None] <= (keep if both else 1.0)) * (f[None] <= keep)
     return to_image(to_kspace(image) * window).abs()
+
+
+def _shaded(image: Tensor, generator: torch.Generator) -> Tensor:
+    """With the bias field of a coil."""
+    simulator, severity = SIMULATORS["bias_field"], uniform(generator, 0.1, 0.7)
+    return simulator.apply(image, simulator.draw(severity, generator, acquire(image, "MR")))[0]
+
+
+def _noisy(image: Tensor, generator: torch.Generator) -> Tensor:
+    """The magnitude, with complex noise."""
+    noise = uniform(generator, 0.002, 0.05) * float(torch.quantile(image, 0.99))
+    real, imaginary = torch.randn(2, *image.shape, generator=generator) * noise
+    return torch.sqrt((image + real) ** 2 + imaginary**2)
 
 
 def _ct_look(image: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
