@@ -14,7 +14,7 @@ from client.data.studies import CohortSamples
 from common.arms import is_control
 from common.learning import seed_for, train_epochs
 from common.model_file import load_model
-from common.models import network_of
+from common.models import fresh, network_of
 from common.plan import RunPlan
 from common.studies import Images
 from common.trainable import private_part
@@ -57,8 +57,13 @@ class ReceivedModels:
         trainable: Part = private_part(self._plan) if is_part else slice(0, manifest.size)
         held = self._held.setdefault(charge_name(task.run, task.arm), {})
         base = decode_base(task, manifest.size, trainable, held)
+        initial: np.ndarray | None = None
         if (path := packaged_weights(model)) is not None:
             initial = load_model(path, manifest, model.labels)
+        elif is_part and model.initial == "random":  # they are nobody's if they are those of the plan's seed
+            random = fresh(model.name, self._plan.seed, model.args, model.labels)
+            initial = flatten(random.state_dict())
+        if initial is not None:
             frozen: Part | None = None
             if is_part:  # before the first round nothing has moved
                 frozen = outside(trainable, manifest.size) if task.round > 1 else slice(0, manifest.size)

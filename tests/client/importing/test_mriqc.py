@@ -19,6 +19,7 @@ from common.errors import ConfigError, PlanError
 from common.measures import LIMIT, public_vectors, scaled, scaling
 from common.physics.appearance import SITE_APPEARANCES
 from common.plan import parse_plan
+from server.run import conduct
 from tests.helpers.consortium import Consortium
 
 NAMES = scaling().names
@@ -205,3 +206,20 @@ def test_a_private_head_on_metrics_starts_from_numbers_of_nobody(tmp_path: Path)
     }
     with pytest.raises(PlanError, match="trains a head on public features"):
         plan_of("iqm_mlp", arms=["federated_dp"])
+
+
+def test_a_private_arm_refuses_numbers_that_are_not_those_of_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else patients could have shaped what is called random."""
+    assert imported(tmp_path, *made()) == 0
+    plan = plan_of("iqm_linear", arms=["federated", "federated_dp"], privacy={"steps_per_round": 1})
+    honest = conduct.initial_weights
+    monkeypatch.setattr(conduct, "initial_weights", lambda *words: honest(*words) + np.float32(0.01))
+    consortium = Consortium(data=tmp_path / "out", names=("east", "north", "south"))
+    found = consortium.conduct(plan, tmp_path / "run").evaluation
+    refused = {site: claim["refused"] for site, claim in found["privacy"].items()}
+    assert {site: one and one["code"] for site, one in refused.items()} == {
+        "north": "crafted-model",
+        "south": "crafted-model",
+    }
