@@ -60,9 +60,11 @@ check: $(STAMP)
 # LABELS = a CSV (file, label) of slices that are not clean. Both sites stay in $(START) for benchmarks/real_start.py.
 START ?= data/start
 LABELS ?=
+ARTIFACTS := metal beam_hardening motion susceptibility chemical_shift ct_motion
 real-start: $(STAMP)
-	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 2000 --seed 616161 $(if $(LABELS),--labels $(LABELS))
-	$(BIN)/fedqc data phantom $(START)-phantoms --public --patients 1000 --seed 616162
+	$(BIN)/fedqc data inject $(SOURCES) $(START) --views 2000 --seed 616161 $(if $(LABELS),--labels $(LABELS)) \
+		$(addprefix --artifact ,$(ARTIFACTS))
+	$(BIN)/fedqc data phantom $(START)-phantoms --public --patients 1000 --seed 616162 --ct-motion
 	mv $(START)-phantoms/public $(START)/ && rmdir $(START)-phantoms
 	$(BIN)/fedqc simulate configs/plans/pretrain_real.yaml --data $(START) --out runs/real-start
 	$(BIN)/python -m server.public_model.pretrain runs/real-start common/models/small_cnn_real.safetensors

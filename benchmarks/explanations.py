@@ -258,7 +258,7 @@ def main() -> None:
         if artifact.name in MIN_CHANGED:
             say(artifact.name)
             people = 4 if options.quick else options.people
-            results.append(measure(artifact.name, artifact.modality, Path(root), model, people))
+            results.append(measure(artifact.name, artifact.modalities[0], Path(root), model, people))
     table = table_of(results)
     if options.update and not options.quick:
         update_table(options.update, "explanations", table)

@@ -169,7 +169,7 @@ def floor(plan_file: Path, data: Path) -> tuple[dict[str, np.ndarray], int]:
     ]
     model = network_of(plan.model)
     manifest = manifest_of(model.state_dict())
-    flat = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest)
+    flat = load_model(resolve_initial(plan.model.initial, plan.model.sha256), manifest, plan.model.labels)
     for number in range(1, plan.training.rounds + 1):
         mean = FederatedMean(manifest.size)
         for cohort in cohorts:

@@ -18,8 +18,9 @@ whitening that `pretrain` adds changes no score. `before` is the phantoms' start
 Test slices keep their own look. Positives show one artifact that changed enough of the slice to be seen;
 negatives are untouched, and in CT every second one shows what else is bright or streaked: dense spots
 (calcification, contrast medium), photon starvation, motion, low dose. AUROC of an artifact's score against
-all negatives of the group; 95 % by a two-stage bootstrap, people first (slices where a folder is one person),
-versions second. So the interval of a folder holds for its scanner, not for the next one.
+all negatives of the group; where motion in CT is looked for, those that move are none. 95 % by a two-stage
+bootstrap, people first (slices where a folder is one person), versions second. So the interval of a folder
+holds for its scanner, not for the next one.
 
 Alarms: an artifact's threshold is where 80 % of the positives of severity >= .5 are found over all *other*
 collections, by networks that had not seen them; a negative of the group raises an alarm where the score of
@@ -52,7 +53,7 @@ from client.simulation.real_slices import RealSlice
 from client.simulation.training_views import FULL_CHANGE_AT, NAME, clean_slices, marked_files
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import DRAWS, MIN_CHANGED, changed_share
-from common.artifacts import ARTIFACTS, DEFAULT_LABELS, INDEX, MODALITIES, Modality, can_occur
+from common.artifacts import MODALITIES, Modality, can_occur
 from common.learning import score, seed_for, set_threads, train_epochs
 from common.model_file import load_model
 from common.models import build
@@ -71,8 +72,11 @@ BANDS: dict[str, tuple[tuple[float, float], ...]] = {
     "motion": ((0.25, 0.5), (0.5, 1.0)),
     "susceptibility": ((0.25, 0.5), (0.5, 1.0)),
     "chemical_shift": ((0.25, 0.5), (0.5, 1.0)),
+    "ct_motion": ((0.25, 0.5), (0.5, 1.0)),
 }
 """Artifact -> the severities of a table's columns, mild and visible."""
+LABELS = tuple(BANDS)
+"""Outputs of the networks, `model.labels` of the plan."""
 FOLDS: tuple[tuple[str, ...], ...] = (
     ("mr_cheng_a", "mr_cheng_b", "ct_tcga_50"),
     ("site_mr_ge_signa_uthscsa", "site_mr_siemens_trio_usc", "ct_tcga_17"),
@@ -95,7 +99,7 @@ class Stored(NamedTuple):
 
     images: np.ndarray  # int16 (n, S, S)
     modality: np.ndarray  # int8 (n,)
-    labels: np.ndarray  # float32 (n, A), nan = not assessed
+    labels: np.ndarray  # float32 (n, A), nan = not assessed; A: `model.labels`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,7 @@ class TestSet:
     unit: np.ndarray  # int (n,): person, or slice where the group is one person
     artifact: np.ndarray  # str (n,); "" without
     band: np.ndarray  # int (n,), position in BANDS; -1 without artifact
+    streaks: np.ndarray  # str (n,): the simulator of a negative's streaks; "" without
     not_shown: dict[tuple[str, int], int]
     people: int
     slices: int
@@ -127,7 +132,7 @@ def stored(image: np.ndarray, modality: Modality) -> np.ndarray:
 
 def views_from(data: Path) -> dict[str, Stored]:
     """Group -> its views, as an agent reads the site that `fedqc data inject --views` wrote."""
-    cohort = load_cohort(data / NAME / "site.yaml", size=SIZE)
+    cohort = load_cohort(data / NAME / "site.yaml", size=SIZE, labels=LABELS)
     files = [record.file for record in cohort.records]
     groups = np.array([re.sub(r"^\d+-|-\d+\.dcm$", "", file) for file in files])
     images, modality, labels = (np.asarray(one) for one in (cohort.images, cohort.modality, cohort.labels))
@@ -140,7 +145,7 @@ def views_from(data: Path) -> dict[str, Stored]:
 
 def phantoms_from(data: Path) -> Stored:
     """Those of the site folder that `fedqc data phantom --public` wrote."""
-    cohort = load_cohort(data / "public" / "site.yaml", size=SIZE)
+    cohort = load_cohort(data / "public" / "site.yaml", size=SIZE, labels=LABELS)
     return Stored(np.asarray(cohort.images), np.asarray(cohort.modality), np.asarray(cohort.labels))
 
 
@@ -152,17 +157,20 @@ def _version(clean: RealSlice, generator: torch.Generator) -> torch.Tensor:
     return moved.flip(-1) if uniform(generator, 0, 1) < 0.5 else moved
 
 
-def _otherwise_bright(image: torch.Tensor, clean: RealSlice, generator: torch.Generator) -> torch.Tensor:
-    """A CT slice with bright objects or streaks of another cause."""
+def _otherwise_bright(
+    image: torch.Tensor, clean: RealSlice, generator: torch.Generator
+) -> tuple[torch.Tensor, str]:
+    """A CT slice with bright objects or streaks of another cause, and the simulator of the streaks."""
     place = integer(generator, 0, len(STREAKS))
     if place == len(STREAKS):
         tissue = body_of(image, "CT") & (image > -200)
         for spot in spots(tissue, generator, integer(generator, 1, 4), (0.008, 0.03), 1.5):
             image = torch.maximum(image, image * (1 - spot) + spot * uniform(generator, 300, 1500))
-        return image
+        return image, ""
     simulator = SIMULATORS[STREAKS[place]]
     acquisition = acquisition_of(image, clean.header, clean.spacing_mm)
-    return simulator.apply(image, simulator.draw(uniform(generator, 0.3, 0.8), generator, acquisition))[0]
+    drawn = simulator.draw(uniform(generator, 0.3, 0.8), generator, acquisition)
+    return simulator.apply(image, drawn)[0], STREAKS[place]
 
 
 def test_set(group: str, slices: Sequence[RealSlice], *, negatives: int, positives: int) -> TestSet:
@@ -184,11 +192,12 @@ def test_set(group: str, slices: Sequence[RealSlice], *, negatives: int, positiv
 
     for turn in range(negatives):
         at, image, generator = one(turn, "without")
+        streaks = ""
         if modality == "CT" and turn % 2:
-            image = _otherwise_bright(image, slices[at], generator)
+            image, streaks = _otherwise_bright(image, slices[at], generator)
         images.append(stored(image.numpy(), modality))
-        rows.append((unit(at), "", -1))
-    for artifact in (name for name in DEFAULT_LABELS if can_occur(name, modality)):
+        rows.append((unit(at), "", -1, streaks))
+    for artifact in (name for name in LABELS if can_occur(name, modality)):
         for band, (low, high) in enumerate(BANDS[artifact]):
             for turn in range(positives):
                 at, image, generator = one(turn, artifact, band)
@@ -201,17 +210,18 @@ def test_set(group: str, slices: Sequence[RealSlice], *, negatives: int, positiv
                     share = changed_share(image, changed, mask & body, modality)
                     if share >= MIN_CHANGED[artifact] * min(1.0, drawn.severity / FULL_CHANGE_AT):
                         images.append(stored(changed.numpy(), modality))
-                        rows.append((unit(at), artifact, band))
+                        rows.append((unit(at), artifact, band, ""))
                         break
                 else:
                     missing[artifact, band] = missing.get((artifact, band), 0) + 1
-    units, artifacts, bands = zip(*rows, strict=True)
+    units, artifacts, bands, streaks_of = zip(*rows, strict=True)
     return TestSet(
         images=np.stack(images),
         modality=modality,
         unit=np.array(units),
         artifact=np.array(artifacts),
         band=np.array(bands),
+        streaks=np.array(streaks_of),
         not_shown=missing,
         people=len(names),
         slices=len(slices),
@@ -227,7 +237,7 @@ def _small(one: RealSlice) -> RealSlice:
 
 
 def network_of(plan: RunPlan, flat: np.ndarray) -> torch.nn.Module:
-    network = build(plan.model.name)
+    network = build(plan.model.name, plan.model.args, plan.model.labels)
     network.load_state_dict(unflatten(flat, manifest_of(network.state_dict())))
     return network
 
@@ -245,6 +255,7 @@ def trained(plan: RunPlan, start: np.ndarray, parts: Sequence[Stored]) -> torch.
             np.arange(len(images)),
             training=plan.training.in_round(number),
             seed=seed_for(plan.seed, "pooled", number),
+            outputs=plan.model.labels,
         )
     return network
 
@@ -259,13 +270,11 @@ def scores(network: torch.nn.Module, test: TestSet) -> np.ndarray:
 def rows_of(group: str, left_out: str, test: TestSet, logits: np.ndarray, draws: int) -> list[dict[str, Any]]:
     """One row an artifact and band: AUROC with its interval."""
     rng, rows = np.random.default_rng(1), []
-    for artifact in (ARTIFACTS[INDEX[name]] for name in DEFAULT_LABELS):
-        if test.modality not in artifact.modalities:
-            continue
-        column = logits[:, INDEX[artifact.name]]
-        negative = _by_unit(test, column, test.band == -1)
-        for band, (low, high) in enumerate(BANDS[artifact.name]):
-            positive = _by_unit(test, column, (test.artifact == artifact.name) & (test.band == band))
+    for artifact in (name for name in LABELS if can_occur(name, test.modality)):
+        column = logits[:, LABELS.index(artifact)]
+        negative = _by_unit(test, column, negatives_of(test, artifact))
+        for band, (low, high) in enumerate(BANDS[artifact]):
+            positive = _by_unit(test, column, (test.artifact == artifact) & (test.band == band))
             count = sum(map(len, positive.values()))
             value = (
                 auroc(np.concatenate(list(positive.values())), np.concatenate(list(negative.values())))
@@ -277,13 +286,13 @@ def rows_of(group: str, left_out: str, test: TestSet, logits: np.ndarray, draws:
                 {
                     "group": group,
                     "left_out": left_out,
-                    "artifact": artifact.name,
+                    "artifact": artifact,
                     "severity": f"{low:g}-{high:g}",
                     "visible": band == 1,
                     "people": test.people,
                     "slices": test.slices,
                     "positives": count,
-                    "not_shown": test.not_shown.get((artifact.name, band), 0),
+                    "not_shown": test.not_shown.get((artifact, band), 0),
                     "negatives": sum(map(len, negative.values())),
                     "auroc": value,
                     "low": bounds[0],
@@ -291,6 +300,11 @@ def rows_of(group: str, left_out: str, test: TestSet, logits: np.ndarray, draws:
                 }
             )
     return rows
+
+
+def negatives_of(test: TestSet, artifact: str) -> np.ndarray:
+    """Which slices do not show an artifact, bool (n,), of those that show no artifact or its look-alikes."""
+    return (test.band == -1) & (test.streaks != artifact)
 
 
 def _by_unit(test: TestSet, column: np.ndarray, chosen: np.ndarray) -> dict[int, np.ndarray]:
@@ -318,17 +332,17 @@ def alarms(tests: dict[str, TestSet], logits: dict[str, np.ndarray]) -> dict[str
         if not others:
             continue
         raised = np.zeros(len(test.images), bool)
-        for artifact in (name for name in DEFAULT_LABELS if can_occur(name, test.modality)):
+        for artifact in (name for name in LABELS if can_occur(name, test.modality)):
+            column = LABELS.index(artifact)
             visible = np.concatenate(
                 [
-                    logits[name][
-                        (tests[name].artifact == artifact) & (tests[name].band == 1), INDEX[artifact]
-                    ]
+                    logits[name][(tests[name].artifact == artifact) & (tests[name].band == 1), column]
                     for name in others
                 ]
             )
             if len(visible):
-                raised |= logits[group][:, INDEX[artifact]] > np.quantile(visible, 1 - SENSITIVITY)
+                above = logits[group][:, column] > np.quantile(visible, 1 - SENSITIVITY)
+                raised |= above & negatives_of(test, artifact)
         found[group] = float(raised[test.band == -1].mean())
     return found
 
@@ -426,8 +440,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         ]
         return float(np.mean(values)) if values else math.nan
 
-    mr = [name for name in DEFAULT_LABELS if can_occur(name, "MR")]
-    found = {f"{name}, visible": mean(name, True) for name in DEFAULT_LABELS}
+    mr = [name for name in LABELS if can_occur(name, "MR")]
+    found = {f"{name}, visible": mean(name, True) for name in LABELS}
     worst = min((row["auroc"] for row in folders if row["visible"]), default=math.nan)
     return found | {
         "metal, mild": mean("metal", False),
@@ -448,7 +462,7 @@ def table(found: dict[str, Any]) -> str:
         "| artifact | left out | severity | before | after | positives + negatives (people, slices) |",
         "|---|---|---|---|---|---|",
     ]
-    for artifact in DEFAULT_LABELS:
+    for artifact in LABELS:
         for first, second in zip(found["before"], found["after"], strict=True):
             if second["artifact"] == artifact:
                 group = second["group"].removeprefix("site_").replace("_", " ")
@@ -513,7 +527,8 @@ def main() -> int:
     set_threads(1)
     start = load_model(
         resolve_initial(plan.model.initial, plan.model.sha256),
-        manifest_of(build(plan.model.name).state_dict()),
+        manifest_of(build(plan.model.name, plan.model.args, LABELS).state_dict()),
+        LABELS,
     )
     folds = FOLDS[1:3] if quick else [FOLDS[place] for place in arguments.fold or range(len(FOLDS))]
     groups = list(dict.fromkeys(group for fold in folds for group in fold))

@@ -330,6 +330,7 @@ def measure(
         name: load_model(
             resolve_initial(name, sha256 if name == plan.model.initial else None),
             manifest_of(build("small_cnn").state_dict()),
+            DEFAULT_LABELS,
         )
         for name, sha256 in ((plan.model.initial, plan.model.sha256), (SHIPPED, None))
     }

@@ -106,7 +106,7 @@ def score_side(side: str, train: Any, test: Any, epochs: int, seed: int) -> tupl
     model = Model() if side == REFERENCE else Model(name="study", args={"pooling": side, "slices": SLICES})
     network = fresh(model.name, seed, model.args)
     manifest = manifest_of(build(Model().name).state_dict())
-    start = unflatten(load_model(resolve_initial(Model().initial, None), manifest), manifest)
+    start = unflatten(load_model(resolve_initial(Model().initial, None), manifest, Model().labels), manifest)
     own = network.state_dict()
     fits = {name: tensor for name, tensor in start.items() if own[name].shape == tensor.shape}
     network.load_state_dict(own | fits)

@@ -157,7 +157,7 @@ def models(seeds: int, patients: int, epochs: int) -> dict[str, Any]:
         for side in MODELS:
             model = fresh(named.name, 0)
             manifest = manifest_of(model.state_dict())
-            flat = load_model(resolve_initial(named.initial, named.sha256), manifest)
+            flat = load_model(resolve_initial(named.initial, named.sha256), manifest, named.labels)
             model.load_state_dict(unflatten(flat, manifest))
             train_epochs(
                 model,

@@ -1,19 +1,19 @@
-"""Domain randomization: how the same anatomy could look at other scanners (`fedqc data inject --versions`).
+"""Other looks of the same anatomy, to train public starting weights on (`fedqc data inject --views`).
 
-A network that sees one collection learns its contrast, its noise and its scaling along with the artifacts.
-Here position, contrast, texture, sharpness and noise of a clean slice are drawn anew from ranges wider than
-any collection, and what artifacts are mistaken for is added: bright and dark spots, in CT dense spots,
-contrast medium and streaks that have no label. It happens before an artifact is simulated, so that the
-artifact keeps its axis and its physics, and to clean slices alike, so that nothing of it tells a label.
+What artifacts are mistaken for is added: in MR texture, bright and dark spots and the shading of a coil, in
+CT contrast medium, dense spots, and streaks without a label. In CT position, texture, sharpness and noise are
+drawn from ranges wider than any collection, too (domain randomization: Tobin et al., IROS 2017); in MR they
+and the contrast stay the scanner's own, because drawing them anew cost accuracy at scanners left out
+(docs/performance.md). All of it happens before an artifact is simulated, so that the artifact keeps its axis
+and its physics, and to clean slices alike, so that nothing of it tells a label.
 
-Reference: Tobin et al., IROS 2017; random convolution: Xu et al., ICLR 2021; contrast that no protocol has:
-Billot et al., Medical Image Analysis 86, 2023. Approximation: the look is drawn on the finished image, not
-on tissue parameters.
+Approximation: the look is drawn on the finished image, not on tissue parameters.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,6 @@ from client.views.acquisition import body_of
 from common.artifacts import Modality
 from common.physics import SIMULATORS
 from common.physics.acquisition import Acquisition, acquire, integer, uniform
-from common.physics.kspace import frequencies, to_image, to_kspace
 from common.preprocess import CT_RANGE_HU, resample
 
 SIZES: dict[Modality, tuple[int, ...]] = {"CT": (128,), "MR": (128, 128, 160)}
@@ -35,24 +34,28 @@ CT_NUISANCES = {"photon_starvation": 0.15, "ct_motion": 0.12, "ring": 0.08, "low
 """Simulator without a label -> chance, at severity .1 to .7."""
 
 
-def randomized(image: Tensor, modality: Modality, spacing_mm: float, seed: int) -> tuple[Tensor, float]:
+def randomized(
+    image: Tensor, modality: Modality, spacing_mm: float, seed: int, labelled: Collection[str] = ()
+) -> tuple[Tensor, float]:
     """A clean slice as another scanner could show it, and its pixel spacing in mm.
 
     Args:
         image: square, HU or magnitude, float32.
         spacing_mm: of its pixels.
         seed: decides the look. Slices of one person get one seed, and so one look.
+        labelled: simulators that are no nuisance, because their artifact has a label.
     Returns:
         float32 (S, S), HU within `CT_RANGE_HU` or magnitude from 0 to about `MR_SCALE`.
     """
     generator = torch.Generator().manual_seed(seed)
-    moved, zoom = _moved(image, modality, generator)
+    moved, zoom = _moved(image, generator) if modality == "CT" else (image, 1.0)
     sizes = SIZES[modality]
     size = min(sizes[integer(generator, 0, len(sizes) - 1)], image.shape[0])
     small = torch.from_numpy(resample(moved.numpy(), size))
     spacing = spacing_mm * image.shape[0] / size / zoom
-    look = _ct_look(small, spacing, generator) if modality == "CT" else _mr_look(small, generator)
-    return look, spacing
+    if modality == "MR":
+        return _mr_look(small, generator), spacing
+    return _ct_look(small, spacing, generator, labelled), spacing
 
 
 def other_protocol(acquisition: Acquisition, modality: Modality, seed: int) -> Acquisition:
@@ -75,8 +78,8 @@ def _chance(generator: torch.Generator, share: float) -> bool:
     return uniform(generator, 0, 1) < share
 
 
-def _moved(image: Tensor, modality: Modality, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Mirrored, turned, scaled and shifted, and the scale."""
+def _moved(image: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    """A CT slice mirrored, turned, scaled and shifted, and the scale."""
     if _chance(generator, 0.5):
         image = image.flip(-1)
     if _chance(generator, 0.15):
@@ -88,10 +91,10 @@ def _moved(image: Tensor, modality: Modality, generator: torch.Generator) -> tup
     aspect = uniform(generator, 0.92, 1.08)
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     matrix = torch.tensor([[[cos * aspect, -sin, x], [sin, cos / aspect, y]]])
-    floor = CT_RANGE_HU[0] if modality == "CT" else float(image.min())
+    air = CT_RANGE_HU[0]
     grid = functional.affine_grid(matrix, [1, 1, *image.shape], align_corners=False)
-    moved = functional.grid_sample(image[None, None] - floor, grid, align_corners=False)[0, 0]
-    return moved + floor, zoom
+    moved = functional.grid_sample(image[None, None] - air, grid, align_corners=False)[0, 0]
+    return moved + air, zoom
 
 
 def _field(size: int, generator: torch.Generator, cells: int) -> Tensor:
@@ -136,10 +139,6 @@ def _mr_look(image: Tensor, generator: torch.Generator) -> Tensor:
     low, high = (float(torch.quantile(image.flatten(), share)) for share in (0.01, 0.995))
     image = ((image - low) / max(high - low, 1e-6)).clamp(0, 1.5)
     body = body_of(image, "MR")
-    if _chance(generator, 0.8):
-        image = _warped(image, generator)
-    if _chance(generator, 0.25):
-        image = _convolved(image, body, generator)
     if _chance(generator, 0.35):
         depth = uniform(generator, 0.03, 0.25)
         image = image * (1 + depth * _texture(size, generator)).clamp(0.2, 2)
@@ -153,54 +152,7 @@ def _mr_look(image: Tensor, generator: torch.Generator) -> Tensor:
             image = image * (1 - share * spot) + share * spot * level
     if _chance(generator, 0.6):
         image = _shaded(image, generator)
-    image = _filtered(image, generator)
-    if _chance(generator, 0.75):
-        image = _noisy(image, generator)
     return image * MR_SCALE
-
-
-def _warped(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Another contrast: a curve through five knots; black stays black. One in four is not monotone."""
-    if _chance(generator, 0.25):
-        levels = torch.cat([torch.zeros(1), 0.1 + 0.9 * torch.rand(4, generator=generator)])
-    else:
-        steps = 0.15 + torch.rand(4, generator=generator)
-        levels = torch.cat([torch.zeros(1), steps.cumsum(0) / steps.sum()])
-        levels = levels ** math.exp(uniform(generator, -0.7, 0.7))
-    place = (image.clamp(0, 1) * 4).clamp(max=3.999)
-    below = place.floor().long()
-    part = place - below
-    return levels[below] * (1 - part) + levels[below + 1] * part + (image - 1).clamp(min=0)
-
-
-def _convolved(image: Tensor, body: Tensor, generator: torch.Generator) -> Tensor:
-    """Mixed with a random convolution of itself, scaled alike; outside the body unchanged."""
-    hidden = functional.leaky_relu(
-        functional.conv2d(image[None, None], torch.randn(4, 1, 3, 3, generator=generator) / 3, padding=1), 0.2
-    )
-    other = functional.conv2d(hidden, torch.randn(1, 4, 3, 3, generator=generator) / 6, padding=1)[0, 0]
-    inside = other[body]
-    if inside.numel() < 16:
-        return image
-    low, high = torch.quantile(inside, torch.tensor([0.02, 0.98]))
-    other = ((other - low) / (high - low).clamp(min=1e-6)).clamp(0, 1.2)
-    share = uniform(generator, 0.2, 0.8)
-    return torch.where(body, (1 - share) * image + share * other, image)
-
-
-def _filtered(image: Tensor, generator: torch.Generator) -> Tensor:
-    """k-space damped towards its edge, or cut off."""
-    damped, cut = _chance(generator, 0.5), _chance(generator, 0.35)
-    if not damped and not cut:
-        return image
-    f = frequencies(image.shape[-1]).abs() * 2
-    window = torch.ones(len(f), len(f))
-    if damped:
-        window = window * torch.exp(-uniform(generator, 0.1, 1.5) * (f[:, None] ** 2 + f[None] ** 2))
-    if cut:
-        keep, both = uniform(generator, 0.5, 1.0), _chance(generator, 0.6)
-        window = window * (f[:, None] <= (keep if both else 1.0)) * (f[None] <= keep)
-    return to_image(to_kspace(image) * window).abs()
 
 
 def _shaded(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -209,14 +161,9 @@ def _shaded(image: Tensor, generator: torch.Generator) -> Tensor:
     return simulator.apply(image, simulator.draw(severity, generator, acquire(image, "MR")))[0]
 
 
-def _noisy(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The magnitude, with complex noise."""
-    noise = uniform(generator, 0.002, 0.05) * float(torch.quantile(image, 0.99))
-    real, imaginary = torch.randn(2, *image.shape, generator=generator) * noise
-    return torch.sqrt((image + real) ** 2 + imaginary**2)
-
-
-def _ct_look(image: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+def _ct_look(
+    image: Tensor, spacing_mm: float, generator: torch.Generator, labelled: Collection[str]
+) -> Tensor:
     size = image.shape[-1]
     body = body_of(image, "CT")
     tissue = body & (image > -200)
@@ -245,5 +192,6 @@ def _ct_look(image: Tensor, spacing_mm: float, generator: torch.Generator) -> Te
             simulator = SIMULATORS[name]
             acquisition = acquire(image, "CT", pixel_spacing_mm=spacing_mm)
             drawn = simulator.draw(uniform(generator, 0.1, 0.7), generator, acquisition)
-            image, _ = simulator.apply(image, drawn)
+            if name not in labelled:
+                image, _ = simulator.apply(image, drawn)
     return image.clamp(*CT_RANGE_HU)

@@ -77,12 +77,6 @@ class View:
     params: dict[str, dict[str, Any]]
     changed: dict[str, float]
 
-    @property
-    def labels(self) -> dict[str, int]:
-        """Artifact of the modality -> 1 or 0."""
-        names = simulated(self.header.modality, {*DEFAULT_LABELS, *self.severities})
-        return {name: int(name in self.severities) for name in names}
-
 
 @one_thread()
 def view_of(
@@ -100,7 +94,7 @@ def view_of(
     """
     generator = torch.Generator().manual_seed(seed)
     look, modality = int(torch.randint(2**31 - 1, (), generator=generator)), clean.modality
-    before, spacing = randomized(torch.from_numpy(clean.image), modality, clean.spacing_mm, look)
+    before, spacing = randomized(torch.from_numpy(clean.image), modality, clean.spacing_mm, look, artifacts)
     acquisition = other_protocol(acquisition_of(before, clean.header, spacing), modality, look)
     names = simulated(modality, artifacts)
     order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]

@@ -34,7 +34,7 @@ MIN_CHANGED = {
     "metal": 0.20,
     "beam_hardening": 0.2,
     "motion": 0.15,
-    "ct_motion": 0.03,
+    "ct_motion": 0.06,
     "susceptibility": 0.03,
     "chemical_shift": 0.05,
 }

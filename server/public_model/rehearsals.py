@@ -132,7 +132,7 @@ def shipped(start: str) -> Path:
 def weights_of(start: str) -> np.ndarray:
     """Shipped starting weights of the default network, float32 (parameters,)."""
     path = resolve_initial(f"package:{start}.safetensors", None)
-    return load_model(path, manifest_of(build(Model().name).state_dict()))
+    return load_model(path, manifest_of(build(Model().name).state_dict()), DEFAULT_LABELS)
 
 
 def rehearsed(start: str) -> str:

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DEFAULT_LABELS, INDEX
 from common.model_file import load_model
 from common.models import build
 from common.plan import RunPlan, read_plan
 from common.weights import manifest_of, resolve_initial
-from tests.helpers.injected import mr_slice
+from tests.helpers.injected import ct_slice, mr_slice
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GROUPS = ("site_mr_one", "site_mr_two", "mr_three_a")
@@ -41,33 +40,34 @@ def plan(real_start: ModuleType) -> RunPlan:
 @pytest.fixture
 def start(plan: RunPlan) -> np.ndarray:
     path = resolve_initial(plan.model.initial, plan.model.sha256)
-    return load_model(path, manifest_of(build("small_cnn").state_dict()))
+    labels = plan.model.labels
+    return load_model(path, manifest_of(build("small_cnn", labels=labels).state_dict()), labels)
 
 
 def stored(real_start: ModuleType, count: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
-    labels = np.full((count, len(DEFAULT_LABELS)), np.nan, np.float32)
-    labels[:, INDEX["motion"]] = rng.integers(0, 2, count)
+    labels = np.full((count, len(real_start.LABELS)), np.nan, np.float32)
+    labels[:, real_start.LABELS.index("motion")] = rng.integers(0, 2, count)
     images = rng.integers(0, 4096, (count, real_start.SIZE, real_start.SIZE)).astype(np.int16)
     return real_start.Stored(images, np.ones(count, np.int8), labels)
 
 
-def set_of(real_start: ModuleType, group: str) -> Any:
+def set_of(real_start: ModuleType, group: str, modality: str = "MR", negatives: int = 6) -> Any:
     from client.dicom.dicom import SliceHeader
     from client.simulation.real_slices import RealSlice
 
     fields: dict[str, Any] = dict.fromkeys(SliceHeader.__dataclass_fields__)
-    fields |= {"modality": "MR", "sequence": "SE", "series_description": "", "phase_encoding": "COL"}
+    fields |= {"modality": modality, "sequence": "SE", "series_description": "", "phase_encoding": "COL"}
     slices = [
         RealSlice(
             name=f"person {number}",
             header=SliceHeader(**fields),
-            image=mr_slice(number, number).astype(np.float32),
+            image=(mr_slice(number, number) if modality == "MR" else ct_slice(number)).astype(np.float32),
             spacing_mm=2.0,
         )
         for number in range(3)
     ]
-    return real_start.test_set(group, slices, negatives=6, positives=4)
+    return real_start.test_set(group, slices, negatives=negatives, positives=4)
 
 
 def test_the_test_set_has_every_artifact_in_both_bands_and_repeats_itself(real_start: ModuleType) -> None:
@@ -81,6 +81,26 @@ def test_the_test_set_has_every_artifact_in_both_bands_and_repeats_itself(real_s
     assert set(made.unit) == {0, 1, 2}
     assert np.array_equal(made.images, set_of(real_start, "site_mr_one").images)
     assert not np.array_equal(made.images[:6], set_of(real_start, "site_mr_two").images[:6])
+
+
+def test_the_networks_say_what_the_plan_asks_for(real_start: ModuleType, plan: RunPlan) -> None:
+    assert plan.model.labels == real_start.LABELS
+
+
+def test_a_negative_that_moves_counts_against_every_artifact_of_ct_but_motion(real_start: ModuleType) -> None:
+    made = set_of(real_start, "site_ct_one", "CT", negatives=24)
+    moves = made.streaks == "ct_motion"
+    assert moves.any()
+    assert (made.band[moves] == -1).all()
+    assert real_start.negatives_of(made, "metal")[moves].all()
+    assert not real_start.negatives_of(made, "ct_motion")[moves].any()
+    assert real_start.negatives_of(made, "ct_motion").sum() == 24 - moves.sum()
+    # found by nothing else, it raises no false alarm; by the score of metal, one
+    others = set_of(real_start, "site_ct_two", "CT")
+    for artifact, share in (("ct_motion", 0.0), ("metal", moves.sum() / 24)):
+        logits = {group: np.zeros((len(one.images), 6)) for group, one in (("a", made), ("site_b", others))}
+        logits["a"][moves, real_start.LABELS.index(artifact)] = 9.0
+        assert real_start.alarms({"a": made, "site_b": others}, logits)["a"] == pytest.approx(share)
 
 
 def test_a_group_is_scored_by_networks_that_were_trained_without_it(

@@ -84,7 +84,9 @@ def test_a_second_head_begins_with_the_same_scores_and_an_unknown_severity_costs
     severity: ModuleType,
 ) -> None:
     network = build("small_cnn")
-    flat = load_model(resolve_initial(severity.SHIPPED, None), manifest_of(network.state_dict()))
+    flat = load_model(
+        resolve_initial(severity.SHIPPED, None), manifest_of(network.state_dict()), DEFAULT_LABELS
+    )
     one, two = (severity.network_of(flat, severity=more) for more in (False, True))
     x = torch.rand(3, 2, 32, 32)
     logits = two(x)

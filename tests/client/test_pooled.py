@@ -10,6 +10,7 @@ import numpy as np
 
 from client.agent.tasks import Agent
 from client.pooled import PooledSites, pooled_sites
+from common.artifacts import DEFAULT_LABELS
 from common.model_file import load_model
 from common.models import build
 from common.plan import Model
@@ -19,7 +20,9 @@ from tests.helpers.consortium import TRAINING, settle, tiny_plan
 
 A, B, _ = TRAINING
 PLAN = tiny_plan(name="pooled", arms=["pooled"])
-BASE = load_model(resolve_initial(Model().initial, None), manifest_of(build("small_cnn").state_dict()))
+BASE = load_model(
+    resolve_initial(Model().initial, None), manifest_of(build("small_cnn").state_dict()), DEFAULT_LABELS
+)
 
 
 def pooled(data: Path) -> PooledSites:

@@ -31,7 +31,7 @@ from common.weights import (
 
 STARTS = {
     "small_cnn_phantoms": "276d0fb38868a0751d5d6e47fc6e7344748fc0fc86c114c5f4c7a33e3ce2eda6",
-    "small_cnn_real": "91f0aac82fab52317c6a18ee1d7c18cb7cecf619e9e3814e62c7f8dd29c90737",
+    "small_cnn_real": "94d299e104ec4c8a4d43d0063ca36b091bc034d21b8b80de1fb7482240aeb0bb",
 }
 WEIGHTS = arrays(np.float32, 5, elements=st.floats(-8, 8, width=32))
 

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.ipc.client import agent_health
 from client.site.budget import budgets
 from client.supervision.preflight import check, check_clock, contact
+from common.artifacts import DEFAULT_LABELS
 from common.enrolment import Request, write_request
 from common.errors import NetworkError
 from common.model_file import load_model
@@ -79,7 +80,7 @@ POLICY = {
     "require_approval": False,  # so that what is refused is refused for what it is
 }
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-BASE = load_model(resolve_initial(Model().initial, None), MANIFEST)
+BASE = load_model(resolve_initial(Model().initial, None), MANIFEST, DEFAULT_LABELS)
 HEAD = MANIFEST.part("head.")
 
 

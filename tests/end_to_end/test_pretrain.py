@@ -82,8 +82,9 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("real-start")
     for person in range(6):
         write(folder / "source" / f"{person}.dcm", mr_slice(person, person), f"P-{person}", 0)
-    fedqc("data", "inject", folder / "source", folder / "start", "--views", 12, "--seed", 1)
-    fedqc("data", "phantom", folder / "phantoms", "--public", "--patients", 12, "--seed", 1)
+    artifacts = [word for name in read_plan(REAL_PLAN).model.labels for word in ("--artifact", name)]
+    fedqc("data", "inject", folder / "source", folder / "start", "--views", 12, "--seed", 1, *artifacts)
+    fedqc("data", "phantom", folder / "phantoms", "--public", "--patients", 12, "--seed", 1, "--ct-motion")
     (folder / "phantoms" / "public").rename(folder / "start" / "public")
     values = yaml.safe_load(REAL_PLAN.read_text(encoding="utf-8"))
     values |= {
@@ -97,9 +98,12 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_a_run_on_people_and_phantoms_goes_on_from_the_phantoms_start(real_run: RunFolder) -> None:
-    manifest = manifest_of(build("small_cnn").state_dict())
+    labels = real_run.plan.model.labels
+    manifest = manifest_of(build("small_cnn", labels=labels).state_dict())
     trained = load_model(real_run.path / "model.safetensors", manifest)
-    start = load_model(resolve_initial(real_run.plan.model.initial, real_run.plan.model.sha256), manifest)
+    start = load_model(
+        resolve_initial(real_run.plan.model.initial, real_run.plan.model.sha256), manifest, labels
+    )
     assert 0 < np.abs(trained - start).max() < 1
     sites = {site["site"]: site["kind"] for site in real_run.manifest["sites"]}
     assert {sites["people"], sites["public"]} == {"public"}
@@ -110,7 +114,7 @@ def test_a_run_on_people_and_phantoms_goes_on_from_the_phantoms_start(real_run: 
 
 
 def test_the_card_of_the_real_start_names_data_licences_command_seed_and_hash(real_run: RunFolder) -> None:
-    text = card(real_run, "small_cnn_real", "ab" * 32, np.full(len(DEFAULT_LABELS), 0.9))
+    text = card(real_run, "small_cnn_real", "ab" * 32, np.full(len(real_run.plan.model.labels), 0.9))
     words = ("CC BY 4.0", "CC BY 3.0", "10.6084/m9.figshare.1512427", "make real-start", "ab" * 32)
     for word in (*words, f"seed {real_run.plan.seed}", real_run.plan.sha256()[:12]):
         assert word in text

@@ -13,6 +13,7 @@ from client.agent.tasks import Agent
 from client.site.config import read_site
 from client.site.ledger import Ledger
 from client.site.site_ledger import open_ledger
+from common.artifacts import DEFAULT_LABELS
 from common.model_file import load_model
 from common.models import build
 from common.plan import Model, RunPlan
@@ -41,7 +42,7 @@ def enrol(site: Path, coordinator: Ed25519PrivateKey = COORDINATOR) -> Ed25519Pr
 A, B, C = TRAINING
 MARKER = "MARKER-4711-Zhang-San"
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-BASE = load_model(resolve_initial(Model().initial, None), MANIFEST)
+BASE = load_model(resolve_initial(Model().initial, None), MANIFEST, DEFAULT_LABELS)
 HEAD = MANIFEST.part("head.")
 
 

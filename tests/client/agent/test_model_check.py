@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from client.agent.model_check import MAX_GROWTH, SMALL, check_base, decode_base
 from client.agent.tasks import Agent
+from common.artifacts import DEFAULT_LABELS
 from common.errors import RefusedError, RunError
 from common.model_file import load_model, save_model
 from common.models import build
@@ -35,7 +36,7 @@ from tests.helpers.consortium import TRAINING, Consortium, tiny_plan
 A = TRAINING[0]
 PLAN = tiny_plan(name="crafted", arms=["federated", "federated_dp"])
 MANIFEST = manifest_of(build("small_cnn").state_dict())
-INITIAL = load_model(resolve_initial(Model().initial, None), MANIFEST)
+INITIAL = load_model(resolve_initial(Model().initial, None), MANIFEST, DEFAULT_LABELS)
 HEAD, WHOLE = MANIFEST.part("head."), slice(0, MANIFEST.size)
 STEM = MANIFEST.part("stem.")
 FROZEN = slice(0, HEAD.start)

@@ -27,7 +27,7 @@ from tests.helpers.spies import spied
 MODEL = {"args": {"neighbours": True}}
 PLAN = tiny_plan(name="neighbours", arms=["public", "federated", "federated_dp"], model=MODEL)
 MANIFEST = manifest_of(build("small_cnn", PLAN.model.args).state_dict())
-BASE = load_model(resolve_initial(PLAN.model.initial, None), MANIFEST)
+BASE = load_model(resolve_initial(PLAN.model.initial, None), MANIFEST, PLAN.model.labels)
 
 
 def network() -> torch.nn.Module:

@@ -194,7 +194,8 @@ def test_the_maps_of_the_public_start_come_with_fedqc(model: Model, monkeypatch:
 def labelled(patients: int, size: int, noise: float = 0.0) -> Slices:
     """MR noise; motion in every second patient, more severe from patient to patient."""
     rng = np.random.default_rng(5)
-    labels, severities = (np.full((patients, len(DEFAULT_LABELS)), np.nan, np.float32) for _ in range(2))
+    outputs = len(find_model(START, None).labels)
+    labels, severities = (np.full((patients, outputs), np.nan, np.float32) for _ in range(2))
     motion = NAMES.index("motion")
     labels[:, motion] = np.arange(patients) % 2
     severities[1::2, motion] = np.linspace(0.05, 1, patients // 2)
