@@ -226,6 +226,7 @@ class Guard:
                 raise _refusal("bad-signature", "the task is not the one that was signed")
             if (
                 task.arm not in plan.arms
+                or not plan.trains_at(self._site.name)
                 or task.private != ARMS[task.arm].private
                 or task.round > plan.training.rounds
             ):
