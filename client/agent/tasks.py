@@ -467,7 +467,8 @@ class Agent:
 
     def _check_study(self, run: str, scoring: EvaluationMode | None) -> None:
         """Refuse where what is left of the budget does not cover every run of a study; what a begun one
-        reserved is covered. A plan that is no member of a study has nothing to check.
+        reserved is covered. A plan that is no member of a study has nothing to check; one that is carried out
+        a second time counts as begun, and only the reservation of each run decides.
 
         Args:
             run: of this plan; "" for a new one.

@@ -598,7 +598,7 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
             [one for run in runs for one in charges(run, trains=run.trains_at(config.name)).values()], delta
         )
         whole = f"all {len(runs)} runs of the study" if len(runs) > 1 else "the whole plan"
-        parts = "in each " * (len(runs) > 1) + ", ".join(
+        parts = "in each run " * (len(runs) > 1) + ", ".join(
             f"{name} {epsilon_text(epsilon_of([one], delta))}" for name, one in asked.items()
         )
         said = (
