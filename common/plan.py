@@ -82,6 +82,9 @@ LATER_TRAINING_KEYS = (
 
 Augmentation = Literal["flip", "rotation", "scale", "crop", "shift", "elastic", "contrast"]
 
+MIN_LEFT_OUT = 3
+"""Sites of a study that leaves out each once: fewer leave none to federate with."""
+
 DEFAULT_SPLIT = (0.7, 0.0, 0.3)
 """Shares of patients for training, validation and test."""
 
@@ -414,6 +417,9 @@ class RunPlan(StrictModel):
     # whom a held-out site is scored on: of a study that holds out each site once, `test`, because its other
     # patients train in sister runs. A hospital is scored on its test patients in any case
     held_out_patients: Literal["all", "test"] = "all"
+    # of a study, which `common/leave_one_out.py` makes: its sites. Each is held out in one run; approving the
+    # study approves these runs and the one with all sites
+    leave_one_site_out: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = ()
     image_size: int = Field(default=128, ge=32, le=512)  # pixels
     split: Split = Split()
     model: Model = Model()
@@ -426,14 +432,19 @@ class RunPlan(StrictModel):
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, serialize(self), ("held_out_patients", "evaluate"))
+        later = ("held_out_patients", "leave_one_site_out", "evaluate")
+        return without_defaults(self, serialize(self), later)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunPlan:
         if self.evaluate is not None:
             if self.arms or self.held_out:
                 raise ValueError("evaluate trains nothing: leave arms and held_out empty")
+            if self.leave_one_site_out:
+                raise ValueError("evaluate is one run: leave leave_one_site_out empty")
             return self
+        if self.leave_one_site_out:
+            self._is_a_member()
         if not self.arms:
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
@@ -479,6 +490,19 @@ class RunPlan(StrictModel):
                     "series: state the settings"
                 )
         return self
+
+    def _is_a_member(self) -> None:
+        """Raises ValueError: it is neither a study that leaves out each site once, nor a run of one."""
+        sites = self.leave_one_site_out
+        if len(set(sites)) < max(MIN_LEFT_OUT, len(sites)):
+            raise ValueError(f"leave_one_site_out: must name {MIN_LEFT_OUT} sites or more, each once")
+        if len(self.held_out) > 1 or not set(self.held_out) <= set(sites):
+            raise ValueError("held_out: a run of a study holds out none or one of leave_one_site_out")
+        if self.held_out_patients != "test":
+            raise ValueError(
+                "held_out_patients: must be test where leave_one_site_out names sites: the other patients of "
+                "a site train in its sister runs"
+            )
 
     def _not_of_measures(self) -> str:
         """The key of a plan that asks a network of metrics for what only images have; "" if there is none."""

@@ -55,7 +55,7 @@ class Consent:
         """The cohort without those who opted out: their slices are in no part and have no label."""
         return without(cohort, [is_listed(record, self._opted_out) for record in cohort.records])
 
-    def hash_of(self, plan_sha256: str) -> str:
+    def hash_of(self, approved_sha256: str) -> str:
         """The keyed hash of reference, consent basis, and who approved the plan when; "" where cohort.yaml
         states neither.
         """
@@ -63,7 +63,7 @@ class Consent:
             record = read_rules(self._folder).ethics
             if any(record.values()):
                 state = self._folder / self._site.state
-                approval = approval_of(state, plan_sha256)
+                approval = approval_of(state, approved_sha256)
                 if approval is not None:
                     record |= {"by": approval.by, "at": approval.at, **approval.ethics}
                 return ethics_hash(record, site_key(state))

@@ -80,6 +80,7 @@ from client.site.run_data import (
     check_data,
     data_of_run,
     index_of_run,
+    runs_of_plan,
 )
 from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
@@ -88,6 +89,7 @@ from common.devices import on_device
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.estimability import nominal_tested
 from common.learning import extract_features, keep_freed_memory, train_epochs
+from common.leave_one_out import members_of, study_of
 from common.measures import public_vectors
 from common.models import as_classifier, network_of
 from common.names import EvaluationMode
@@ -171,7 +173,9 @@ class Agent:
             nominal_patients=self.site.nominal_patients,
             stand_in=self.site.stand_in or "",
             unit=self.site.patients.unit,
-            ethics=self._consent.hash_of(self._plan.sha256()) if self.site.kind == "hospital" else "",
+            ethics=self._consent.hash_of(study_of(self._plan).sha256())
+            if self.site.kind == "hospital"
+            else "",
             version=version("fedqc"),
             ledger_head=self._ledger_head(),
             nominal_tested=self._nominal_tested(),
@@ -254,6 +258,14 @@ class Agent:
                 self._check_budget({charge_name(task.run, name): steps for name, steps in asked.items()})
         except RefusedError as refusal:
             evaluation, reasons["evaluation"] = refusal.code, refusal.public_reason
+        try:
+            self._check_study(task.run, scoring)
+        except RefusedError as refusal:
+            priced = [arm for arm, code in arms.items() if code == "accept" and ARMS[arm].private]
+            arms |= dict.fromkeys(priced, refusal.code)
+            if evaluation == "accept" and scoring == "dp":
+                evaluation, priced = refusal.code, [*priced, "evaluation"]
+            reasons |= dict.fromkeys(priced, refusal.public_reason)
         return SiteReadiness(
             site=self.name,
             kind=self.site.kind,
@@ -452,6 +464,38 @@ class Agent:
         """Refuse where the ledger would not admit these requests, one after another. Nothing is charged."""
         with self._ledger() as ledger:
             ledger.check(planned, max_epsilon=self.policy.max_epsilon, max_delta=self.policy.max_delta)
+
+    def _check_study(self, run: str, scoring: EvaluationMode | None) -> None:
+        """Refuse where what is left of the budget does not cover every run of a study; what a begun one
+        reserved is covered. A plan that is no member of a study has nothing to check; one that is carried out
+        a second time counts as begun, and only the reservation of each run decides.
+
+        Args:
+            run: of this plan; "" for a new one.
+            scoring: how the site would be scored; None: not at all.
+        Raises:
+            RefusedError: as `Ledger.check`.
+        """
+        plan, planned = self._plan, dict[str, GaussianSteps]()
+        for member in members_of(plan) if plan.leave_one_site_out else ():
+            begun = runs_of_plan(self.state, member.sha256())
+            name = begun[-1] if begun else f"member {member.sha256()}"
+            if run and member.held_out == plan.held_out:
+                name = run
+            for what, steps in charges(member, trains=member.trains_at(self.name)).items():
+                if what != EVALUATION or scoring == "dp":
+                    planned[charge_name(name, what)] = steps
+        if not planned:
+            return
+        try:
+            self._check_budget(planned)
+        except RefusedError as refusal:
+            if refusal.code != "budget-exhausted":
+                raise
+            reason = (
+                f"what is left of the budget does not cover the {len(members_of(plan))} runs of the study"
+            )
+            raise RefusedError(reason, code=refusal.code, public_reason=reason) from None
 
     def _seconds_a_round(self) -> float:
         """Training time of one non-private round, from two batches of random numbers and the nominal number
@@ -810,7 +854,8 @@ class Agent:
         models, data = model_digests(task), data_of_run(self.state, task.run)
         assert data is not None
         question = question_of(run=task.run, mode=mode, models=models, query=query, data=data)
-        return Evaluation(run=task.run, mode=mode, question=question, models=models)
+        study = study_of(self._plan).sha256() if self._plan.leave_one_site_out else ""
+        return Evaluation(run=task.run, mode=mode, question=question, models=models, study=study)
 
     def _noised(self, task: EvaluateTask, asked: Evaluation, job: Job) -> SiteEvaluation:
         """Charge the ledger, then count the test patients, with noise."""
@@ -885,7 +930,7 @@ class Agent:
             RefusedError: `kind-undeclared`, as the images are now.
         """
         begun = index_of_run(self.state, run) if run else ""
-        approved = index_approved(self.state, self._plan.sha256()) if run and not begun else ""
+        approved = index_approved(self.state, study_of(self._plan).sha256()) if run and not begun else ""
         frozen = begun or approved
         if run and self._cohort is not None:
             # a run for which nothing is frozen begins with the folder as it is

@@ -38,6 +38,7 @@ from client.site.sent_log import note_sent
 from common.arms import ARMS
 from common.errors import ConfigError, PlanError, RefusedError, RunError
 from common.files import append_line, write_bytes
+from common.leave_one_out import study_of
 from common.plan import RunPlan, parse_plan
 from common.signing import Statement, load_key, parse_public, payload_sha256, sign, verify
 from common.terminal import print
@@ -226,6 +227,7 @@ class Guard:
                 raise _refusal("bad-signature", "the task is not the one that was signed")
             if (
                 task.arm not in plan.arms
+                or not plan.trains_at(self._site.name)
                 or task.private != ARMS[task.arm].private
                 or task.round > plan.training.rounds
             ):
@@ -236,7 +238,8 @@ class Guard:
         policy = self._policy()
         if policy.require_approval:
             run = task.run if isinstance(task, DescribeTask) else asked.run
-            admit_approved(self._state, plan_json, run)
+            study = study_of(plan).canonical_json() if plan.leave_one_site_out else ""
+            admit_approved(self._state, plan_json, run, study=study)
         if isinstance(task, DescribeTask):
             return
         admit_hours(policy, datetime.now())

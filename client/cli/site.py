@@ -309,6 +309,7 @@ def approve(
     from client.site import approvals
     from client.site.config import read_site
     from client.site.policy import admit_ethics
+    from common.leave_one_out import members_of, study_of
     from common.plan import read_plan
     from common.pricing import with_noise
 
@@ -319,7 +320,7 @@ def approve(
         return _list_approvals(state, format)
     if withdraw is not None:
         given = Path(withdraw)
-        sha256 = with_noise(read_plan(given)).sha256() if given.is_file() else withdraw
+        sha256 = study_of(with_noise(read_plan(given))).sha256() if given.is_file() else withdraw
         found = approvals.withdraw(state, sha256)
         say(f"withdrawn: {found.plan}, hash {found.plan_sha256}; nothing of it is carried out from now on")
         return 0
@@ -330,7 +331,7 @@ def approve(
     read = read_plan(plan)
     if changed_data is not None:
         return _accept_change(state, changed_data, read, yes=yes)
-    read = with_noise(read)
+    read = study_of(with_noise(read))
     ethics = read_rules(where).ethics
     admit_ethics(config.kind, ethics)
     say(plan_text(read, config, where))
@@ -346,7 +347,8 @@ def approve(
         else date.today() + timedelta(days=approvals.DEFAULT_DAYS if days is None else days)
     )
     number = runs or approvals.DEFAULT_RUNS
-    terms = f"for {number} new run{'s' * (number != 1)}, until {last}"
+    of_each = f" of each of its {len(members_of(read))} members" if read.leave_one_site_out else ""
+    terms = f"for {number} new run{'s' * (number != 1)}{of_each}, until {last}"
     if not yes and not typer.confirm(f"Approve exactly this plan {terms}?", err=True):
         say("not approved; nothing was changed")
         return 4
@@ -408,7 +410,8 @@ def _list_approvals(state: Path, format: Format) -> int:
 
 def _accept_change(state: Path, run: str, plan: RunPlan, *, yes: bool) -> int:
     from client.site.approvals import freeze, index_approved
-    from client.site.run_data import accept_changed_data, index_of_run, runs_refused
+    from client.site.run_data import accept_changed_data, index_of_run, plan_of_run, runs_refused
+    from common.leave_one_out import members_of, study_of
     from common.pricing import with_noise
 
     pending = next((one for one in runs_refused(state) if one.run == run), None)
@@ -420,12 +423,12 @@ def _accept_change(state: Path, run: str, plan: RunPlan, *, yes: bool) -> int:
         if not yes and not typer.confirm("Continue this run with the present data?", err=True):
             say("not accepted; nothing was changed")
             return 4
-    # a run of an earlier version bears the hash of the plan as it was written
-    written = pending is not None and pending.plan_sha256 == plan.sha256()
-    sha256 = (plan if written else with_noise(plan)).sha256()
-    accept_changed_data(state, run, sha256)
-    if index_approved(state, sha256):  # other runs of the plan begin with what was accepted
-        freeze(state, sha256, index_of_run(state, run))
+    # a run of an earlier version bears the hash of the plan as it was written, one of a study its member's
+    hashes = {plan.sha256(), *(member.sha256() for member in members_of(with_noise(plan)))}
+    approved, begun = study_of(with_noise(plan)).sha256(), plan_of_run(state, run)
+    accept_changed_data(state, run, begun if begun in hashes else approved)
+    if index_approved(state, approved):  # other runs of the plan begin with what was accepted
+        freeze(state, approved, index_of_run(state, run))
     say("accepted; the coordinator can resume the run")
     return 0
 
@@ -681,7 +684,8 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
     """A plan for an approver: who asks, what for, which models, how many rounds, the cost to a patient."""
     from client.site.enrolment import coordinator_of
     from client.site.policy import in_plain_words
-    from common.pricing import EVALUATION, charges, plan_epsilon
+    from common.leave_one_out import members_of
+    from common.pricing import EVALUATION, charges, plan_epsilon, schedule
     from common.privacy import ADJACENCY, epsilon_of, epsilon_text
 
     unit = config.patients.unit
@@ -718,11 +722,24 @@ def plan_text(plan: RunPlan, config: SiteConfig, folder: Path) -> str:
             )
     for name, steps in charges(plan, trains=trains).items():
         once = "once, if scored with noise" if name == EVALUATION else f"{steps.steps} steps"
+        once += " in each run" if plan.leave_one_site_out else ""
         lines.append(f"{name:10s} ε {epsilon_text(epsilon_of([steps], delta))} ({once})")
-    if charges(plan, trains=trains):
-        total = plan_epsilon(plan, trains=trains)
+    if plan.leave_one_site_out:
+        members = members_of(plan)
         lines.append(
-            f"cost       all together, to each {unit} ({ADJACENCY}): ε {epsilon_text(total)} at δ {delta:g}: "
+            f"study      {len(members)} runs, which are approved together: one with all sites, and one "
+            f"without each of {', '.join(plan.leave_one_site_out)}"
+        )
+        lines += [
+            f"           without {', '.join(one.held_out) or 'none'}: hash {one.sha256()}" for one in members
+        ]
+        asked = [one for plan in members for one in schedule(plan, trains=plan.trains_at(config.name))]
+        total, what = epsilon_of(asked, delta) if asked else 0.0, "all runs together"
+    else:
+        total, what = plan_epsilon(plan, trains=trains), "all together"
+    if total:
+        lines.append(
+            f"cost       {what}, to each {unit} ({ADJACENCY}): ε {epsilon_text(total)} at δ {delta:g}: "
             f"{in_plain_words(total, delta, unit)}"
         )
     lines.append(

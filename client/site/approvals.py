@@ -2,7 +2,10 @@
 
     approvals/<hash>.json   written by the operator: the plan's signed text, who, when, how many runs, until,
                             and the index version of the images, with which its runs begin
-    approvals/<hash>.runs   written by the agent: the runs that began under it, one a line
+    approvals/<hash>.runs   written by the agent: the runs that began of the plan of that hash, one a line
+
+The approval of a study that leaves out each site once is of its member plans too, which follow from it
+(common/leave_one_out.py): each may begin as often as the study was approved.
 
 An approval is of the text that the coordinator signs, kept as it is: the agent compares what it receives with
 it, and never with a plan that it would write itself.
@@ -24,6 +27,7 @@ from client.site.policy import ETHICS_FIELDS
 from client.site.run_data import plan_of_run, user_name
 from common.errors import ConfigError, RefusedError
 from common.files import append_line, write_as_owner
+from common.leave_one_out import members_of
 from common.plan import RunPlan
 from common.pricing import with_noise
 
@@ -41,7 +45,12 @@ class Approval:
     text: str  # what the coordinator signs; "" in an approval of an earlier version
     at: str
     by: str
-    runs: int = 0  # how many may begin under it, those that have begun included
+    runs: int = (
+        0  # how many may begin under it, those that have begun included; of a study those of all members
+    )
+    members: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of a study: hash of each member -> how many of it
     until: date = date.min  # the last day on which it holds
     ethics: Mapping[str, str] = field(default_factory=dict)
     withdrawn: str = ""  # when
@@ -52,6 +61,12 @@ class Approval:
     def runs_left(self) -> int:
         """How many more runs may begin."""
         return max(0, self.runs - len(self.begun))
+
+    def runs_of(self, plan_sha256: str) -> int:
+        """How many runs of a plan may begin, those that have begun included: of the approved one, or of a
+        member of the study.
+        """
+        return self.members.get(plan_sha256, 0) if self.members else self.runs
 
     def state(self, today: date) -> str:
         """A word for the operator: open, used, expired, withdrawn, or of an earlier version."""
@@ -74,11 +89,11 @@ def approve(
     index: str = "",
 ) -> Approval:
     """Record that exactly this plan is approved, as the coordinator signs it, when, and by which user of this
-    machine. An earlier approval of it is renewed: `runs` more may begin.
+    machine. An earlier approval of it is renewed: `runs` more may begin, of a study of each member.
 
     Args:
         site: the site folder.
-        plan: as its author wrote it; the noise multipliers are filled in.
+        plan: as its author wrote it, no member of a study; the noise multipliers are filled in.
         until: the last day; default in `DEFAULT_DAYS` days.
         ethics: reference of the ethics approval and consent basis, as cohort.yaml states them.
         index: the index version that runs under it begin with.
@@ -94,20 +109,23 @@ def approve(
             code="bad-argument",
             hint="--runs 1 or more, --until a day to come",
         )
-    text = with_noise(plan).canonical_json()
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    signed = with_noise(plan)
+    text, sha256 = signed.canonical_json(), signed.sha256()
+    state = folder / config.state
+    granted = {one.sha256(): len(_begun(state, one.sha256())) + runs for one in members_of(signed)}
     note = {
         "plan": plan.name,
         "plan_sha256": sha256,
         "text": text,
         "at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "by": user_name(),
-        "runs": len(_begun(folder / config.state, sha256)) + runs,
+        "runs": sum(granted.values()),
+        **({"members": granted} if len(granted) > 1 else {}),
         "until": until.isoformat(),
         "index": index,
     } | dict(ethics or {})
-    _write(folder / config.state, sha256, note)
-    approved = approval_of(folder / config.state, sha256)
+    _write(state, sha256, note)
+    approved = approval_of(state, sha256)
     assert approved is not None
     return approved
 
@@ -172,6 +190,7 @@ def approval_of(state: Path, plan_sha256: str) -> Approval | None:
         return None
     try:
         note = json.loads(_path(state, plan_sha256).read_text(encoding="utf-8"))
+        members = {str(member): int(number) for member, number in note.get("members", {}).items()}
         approval = Approval(
             plan=str(note["plan"]),
             plan_sha256=note["plan_sha256"],
@@ -179,11 +198,12 @@ def approval_of(state: Path, plan_sha256: str) -> Approval | None:
             at=str(note["at"]),
             by=str(note["by"]),
             runs=int(note.get("runs", 0)),
+            members=members,
             until=date.fromisoformat(note["until"]) if "until" in note else date.min,
             ethics={name: str(note[name]) for name in ETHICS_FIELDS if name in note},
             withdrawn=str(note.get("withdrawn", "")),
             index=str(note.get("index", "")),
-            begun=_begun(state, plan_sha256),
+            begun=tuple(run for one in members or (plan_sha256,) for run in _begun(state, one)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -193,8 +213,8 @@ def approval_of(state: Path, plan_sha256: str) -> Approval | None:
     return None if of_another else approval
 
 
-def admit_approved(state: Path, text: str, run: str, *, today: date | None = None) -> None:
-    """Admit a run of a plan that somebody at the hospital approved.
+def admit_approved(state: Path, text: str, run: str, *, study: str = "", today: date | None = None) -> None:
+    """Admit a run of a plan that somebody at the hospital approved, or whose study was approved.
 
     A run that has begun goes on until the approval expires or is withdrawn. An approval of an earlier
     version, which kept no text, holds for the runs that began under it, and for no other.
@@ -202,29 +222,30 @@ def admit_approved(state: Path, text: str, run: str, *, today: date | None = Non
     Args:
         text: the plan, as the coordinator signed it.
         run: its name; "" asks whether a new run could begin.
+        study: the text of the study that the plan is a member of, which is what was approved.
     Raises:
         RefusedError: `not-approved`, `approval-expired`, `approval-used`.
     """
-    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    approval = approval_of(state, sha256)
+    sha256, approved = _sha256(text), study or text
+    approval = approval_of(state, _sha256(approved))
     if approval is not None and not approval.withdrawn and not approval.text:
         if run and plan_of_run(state, run) == sha256:
             return
         approval = None
-    if approval is None or approval.withdrawn or approval.text != text:
+    if approval is None or approval.withdrawn or approval.text != approved:
         raise _refusal("not-approved", "this plan has not been approved at this site")
     if (today or date.today()) > approval.until:
         raise _refusal("approval-expired", "this site's approval of this plan has expired")
-    if run not in approval.begun and not approval.runs_left:
+    begun, may_begin = _begun(state, sha256), approval.runs_of(sha256)
+    if run not in begun and len(begun) >= may_begin:
         raise _refusal(
-            "approval-used",
-            f"approved runs of this plan: {approval.runs}; they have begun, and no other may",
+            "approval-used", f"approved runs of this plan: {may_begin}; they have begun, and no other may"
         )
 
 
 def note_run(state: Path, text: str, run: str) -> None:
     """Note that a run has begun under its approval; durable when this returns."""
-    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    sha256 = _sha256(text)
     if run not in _begun(state, sha256):
         append_line(_runs_path(state, sha256), json.dumps(run))
 
@@ -237,6 +258,10 @@ def ethics_hash(record: Mapping[str, str], key: bytes) -> str:
     """
     text = json.dumps(dict(record), sort_keys=True, ensure_ascii=False)
     return hmac.digest(key, b"ethics:" + text.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _refusal(code: str, reason: str) -> RefusedError:

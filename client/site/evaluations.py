@@ -3,9 +3,10 @@
 One file a run in state/evaluations/, written once, before a patient is scored. A run asks one question: its
 models, its bins, the data that the run was bound to. Asked again it gets the stored answer; another question
 in the same run is refused. For exact scores, which no budget limits, two more rules hold: a model of one run
-is not scored in another (but for the public one, which every run may hold), and the patients are either those
-of every earlier exact evaluation or differ from each in at least `MIN_DIFFERENCE`, so that no difference of
-two answers shows few patients.
+is not scored in another (but for the public one, which every run may hold, and in runs of one study that
+leaves out each site once, where a hospital's own model is the same), and the patients are either those of
+every earlier exact evaluation or differ from each in at least `MIN_DIFFERENCE`, so that no difference of two
+answers shows few patients.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Evaluation:
     models: dict[str, str]  # name -> digest of its weights
     # of exact scores: keyed digest of each scored patient -> of the patient's images and labels
     patients: dict[str, str] = field(default_factory=dict)
+    study: str = ""  # hash of the study that the run is a member of
 
 
 def question_of(
@@ -95,7 +97,8 @@ def admit_question(state: Path, asked: Evaluation, *, public: str = "") -> None:
             raise _repeated("another question was answered in this run: a run is scored once")
         if not known.mode == asked.mode == "disclosed":
             continue
-        if known.run != asked.run and set(known.models.values()) & set(asked.models.values()) - {public}:
+        sisters = known.run == asked.run or (asked.study != "" and known.study == asked.study)
+        if not sisters and set(known.models.values()) & set(asked.models.values()) - {public}:
             raise _repeated("a model of this run was scored on the same patients in another run")
         differing = sum(
             known.patients.get(patient) != asked.patients.get(patient)

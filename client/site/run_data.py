@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -186,6 +187,17 @@ def plan_of_run(state: Path, run: str) -> str:
     except DataError:
         return ""
     return "" if known is None else known.plan_sha256
+
+
+def runs_of_plan(state: Path, plan_sha256: str) -> list[str]:
+    """The runs of a plan that this site has begun, the oldest first; a record that cannot be read is none."""
+    found = []
+    for path in (state / RUNS).glob("*.json"):
+        with suppress(DataError):
+            known = _read(path)
+            if known is not None and known.plan_sha256 == plan_sha256:
+                found.append((known.since, known.run))
+    return [run for _, run in sorted(found)]
 
 
 def index_of_run(state: Path, run: str) -> str:

@@ -54,6 +54,7 @@ from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import split_of_site
 from common.errors import ConfigError, DataError, FedqcError, NetworkError, RefusedError
 from common.estimability import estimability, models_scored, nominal_tested, smallest_estimable
+from common.leave_one_out import members_of
 from common.plan import Model, RunPlan, Training
 from common.preprocess import CHANNELS, DEFAULT_SIZE
 from common.pricing import EVALUATION, charges, with_noise
@@ -592,10 +593,16 @@ def check_plan(folder: Path, config: SiteConfig, policy: SitePolicy, plan: RunPl
         yield _check_scores(ready, with_noise(plan))
     if asked := charges(plan, trains=trains):
         delta, unit = plan.privacy.delta, config.patients.unit
-        epsilon = epsilon_of(list(asked.values()), delta)
-        parts = ", ".join(f"{name} {epsilon_text(epsilon_of([one], delta))}" for name, one in asked.items())
+        runs = members_of(plan)
+        epsilon = epsilon_of(
+            [one for run in runs for one in charges(run, trains=run.trains_at(config.name)).values()], delta
+        )
+        whole = f"all {len(runs)} runs of the study" if len(runs) > 1 else "the whole plan"
+        parts = "in each run " * (len(runs) > 1) + ", ".join(
+            f"{name} {epsilon_text(epsilon_of([one], delta))}" for name, one in asked.items()
+        )
         said = (
-            f"ε {epsilon_text(epsilon)} per {unit} at δ {delta:g} for the whole plan ({parts}): "
+            f"ε {epsilon_text(epsilon)} per {unit} at δ {delta:g} for {whole} ({parts}): "
             f"{in_plain_words(epsilon, delta, unit)}"
         )
         if ready.rounds_affordable is not None:

@@ -115,14 +115,14 @@ def simulate_command(
         )
     if replaced:
         values = changed_values(values, replaced, where=str(plan))
-    if leave_one_site_out:
+    run_plan = parse_plan(values, where=str(plan))
+    if run_plan.evaluate is not None:
+        raise evaluation_plan_refused(str(plan))
+    if leave_one_site_out or run_plan.leave_one_site_out:
         from server.simulation.leave_one_site_out import run_leave_one_site_out
 
-        study = parse_plan(values if seed is None else values | {"seed": seed}, where=str(plan))
-        if study.evaluate is not None:
-            raise evaluation_plan_refused(str(plan))
         return run_leave_one_site_out(
-            study,
+            run_plan if seed is None else run_plan.model_copy(update={"seed": seed}),
             data,
             out,
             jobs or usable_cores(),
@@ -130,9 +130,6 @@ def simulate_command(
             device=device,
             accept_quarantine=accept_quarantine,
         )
-    run_plan = parse_plan(values, where=str(plan))
-    if run_plan.evaluate is not None:
-        raise evaluation_plan_refused(str(plan))
     with progress_shown() as progress:
         run_plan, tuning = resolved(run_plan, jobs=jobs or usable_cores(), progress=progress)
     if seed is not None:

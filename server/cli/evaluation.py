@@ -15,7 +15,8 @@ from common.processes import usable_cores
 from common.progress_bar import say
 from server.cli.evaluate import DeviceOption, JobsOption
 from server.cli.federation import FederationOption, open_federation
-from server.cli.run import WaitOption, follow_start, run_folder_named, run_goes_on, submit
+from server.cli.following import follow_start, run_folder_named, run_goes_on, submit
+from server.cli.run import WaitOption
 
 if TYPE_CHECKING:
     from server.federation.registry import Federation

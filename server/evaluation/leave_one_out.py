@@ -18,9 +18,8 @@ import numpy as np
 from common.arms import ARMS
 from common.artifacts import NAMES
 from common.errors import ConfigError, DataError
-from common.plan import RunPlan
-from common.pricing import schedule
-from common.privacy import epsilon_of, epsilon_text
+from common.leave_one_out import together_epsilon
+from common.privacy import epsilon_text
 from server.evaluation.compare import about, patient_numbers, plan_differences, privacy_line
 from server.evaluation.next_hospital import (
     FEW_HOSPITALS,
@@ -148,8 +147,9 @@ def compare_hospitals(family: Family) -> dict[str, Any]:
 
     Returns:
         `kind`: `hospitals`; `runs`; `hospitals`, and of each `scored_on` (`test` or `all`);
-        `artifacts` of the macro AUROC, and `other_artifacts` of each hospital; `members`: run, `held_out`,
-        seed and the sites that `trained`; `leave_two_out`: whether all pairs were held out, too; `epsilon`:
+        `artifacts` of the macro AUROC, and `other_artifacts` of each hospital; `members`: run, seed,
+        `plan_sha256`, `held_out` and the sites that `trained`; `leave_two_out`: whether all pairs were held
+        out, too; `epsilon`:
         of a patient in all runs together, where arms are private. `scores`: arm -> `unseen` -> value (mean
         over hospitals), low, high, `basis` of this interval, `per_hospital` and `standard_errors` in the
         order of `hospitals`, `worst`, and `next`: the prediction interval (`low`, `high`, `too_few`,
@@ -189,6 +189,7 @@ def compare_hospitals(family: Family) -> dict[str, Any]:
             {
                 "run": member.evaluation["run"],
                 "seed": member.folder.plan.seed,
+                "plan_sha256": member.folder.plan.sha256(),
                 "held_out": sorted(member.held_out),
                 "trained": member.trained(),
             }
@@ -274,23 +275,6 @@ class _Scores:
         """
         found = np.array([_macro(one, models(one), site, self.artifacts) for one in runs])
         return (float(found[:, 0].mean()), float(found[:, 1].mean())) if len(found) else (math.nan, math.nan)
-
-
-def together_epsilon(plans: Sequence[RunPlan], hospitals: Sequence[str]) -> float | None:
-    """Epsilon of a patient of any of these hospitals in all runs together, at the first plan's delta; None
-    where no arm is private.
-
-    Runs of one seed and of another are separate looks at the same patients, and add up.
-    """
-    if not any(ARMS[arm].private for arm in plans[0].arms):
-        return None
-    return max(
-        epsilon_of(
-            [steps for plan in plans for steps in schedule(plan, trains=hospital not in plan.held_out)],
-            plans[0].privacy.delta,
-        )
-        for hospital in hospitals
-    )
 
 
 def _unseen(scores: _Scores, half_pairs: np.ndarray) -> dict[str, Any]:

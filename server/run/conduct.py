@@ -115,11 +115,13 @@ def conduct(
         jobs: with more than 1, stages that do not depend on each other are run side by side (a simulation).
         others_cpu: CPU seconds that processes of the grid have used.
         released: of an evaluation by itself, the models that its plan names.
-        asked: of an evaluation by itself, the sites that are asked.
+        asked: of an evaluation by itself, the sites that are asked. A study that leaves out each site once
+            asks those that its plan names.
     Raises:
         FedqcError: the run failed; it can be resumed.
     """
     started = time.monotonic()
+    asked = asked or plan.leave_one_site_out
     seal = seal or Seal.none(plan)
     check_names(plan)
     manifest = manifest_of(network_of(plan.model).state_dict())
@@ -127,14 +129,14 @@ def conduct(
     sites = describe_sites(
         grid,
         seal,
-        expected=len(asked) if plan.evaluate else plan.federation.quorum + len(plan.held_out),
+        expected=len(asked) or plan.federation.quorum + len(plan.held_out),
         deadline_s=min(60.0, plan.federation.deadline_s),
     )
+    if asked:
+        sites = [site for site in sites if site.name in asked]
     hospitals = [site for site in sites if not site.description.members]
     if plan.evaluate is None:
         check_sites(plan, [site.name for site in hospitals])
-    else:
-        hospitals = [site for site in hospitals if site.name in asked]
     check_controls(plan, hospitals if simulation else None)
     keys = {name: public_text(key) for name, key in seal.sites.items()}
     folder = open_or_create(
@@ -447,13 +449,15 @@ def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
     """Refuse a plan that the connected sites cannot carry.
 
     Raises:
-        PlanError: a held-out site is unknown, or too few sites remain for the quorum.
+        PlanError: a held-out site, or one of a study, is unknown; or too few sites remain for the quorum.
     """
-    unknown = [name for name in plan.held_out if name not in names]
-    if unknown:
-        raise PlanError(
-            f"held_out = {unknown[0]!r}: no such site", code="unknown-site", hint=f"sites: {', '.join(names)}"
-        )
+    for key, sites in (("held_out", plan.held_out), ("leave_one_site_out", plan.leave_one_site_out)):
+        if unknown := [name for name in sites if name not in names]:
+            raise PlanError(
+                f"{key} = {unknown[0]!r}: no such site",
+                code="unknown-site",
+                hint=f"sites: {', '.join(names)}",
+            )
     remaining = len(names) - len(plan.held_out)
     if remaining < plan.federation.quorum:
         raise PlanError(

@@ -83,12 +83,13 @@ def serve_order(grid: Grid, plan: RunPlan, path: Path, federation: Federation) -
             lineage=lineage,
             say=lambda text: write_outcome(federation.folder, run, "asking", {"text": text}),
         )
-        answers = ask(expected=len(order.sites or seal.sites))
-        if order.sites:  # of the others nothing is asked, and none of them is waited for if these are there
-            if not set(order.sites) <= set(answers):
+        sites = order.sites or plan.leave_one_site_out
+        answers = ask(expected=len(sites or seal.sites))
+        if sites:  # of the others nothing is asked, and none of them is waited for if these are there
+            if not set(sites) <= set(answers):
                 answers = ask(expected=len(seal.sites))
-            answers = {name: said for name, said in answers.items() if name in order.sites}
-        check = rehearsed(plan, answers, list(order.sites or seal.sites))
+            answers = {name: said for name, said in answers.items() if name in sites}
+        check = rehearsed(plan, answers, list(sites or seal.sites))
         write_outcome(federation.folder, run, "check", check)
         if order.mode == "check":
             return

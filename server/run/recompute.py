@@ -237,6 +237,8 @@ class _Recomputed:
         )
         kept = self._stage.folder.kept_answers(record["round"])
         for site, weight in record["weights"].items():
+            if not self._plan.trains_at(site):
+                raise RunError(f"{site} was held out, and trained", code="held-out-trained")
             if site not in kept:
                 raise _NotKept(f"the answer of {site} was not kept")
             envelope = Envelope.from_bytes(kept[site])

@@ -165,6 +165,7 @@ def evaluation_plan(folder: RunFolder, released: Released, *, epsilon: float | N
                 "question": f"How good are the models of run {manifest['run']} here?",
                 "arms": (),
                 "held_out": (),
+                "leave_one_site_out": (),
                 "privacy": privacy,
                 "evaluate": evaluate,
             }

@@ -298,7 +298,8 @@ ENGLISH: dict[str, str] = {
     "Nothing was trained here.",
     "headline.one_site": (
         "One site was held out. The interval covers that site's test patients; one hospital says nothing "
-        "about the next one. Holding out each in turn does: fedqc simulate --leave-one-site-out."
+        "about the next one. Holding out each in turn does: fedqc simulate, or fedqc run start, with "
+        "--leave-one-site-out."
     ),
     "headline.few_sites": (
         "{count} sites were held out. The interval covers their test patients, not how much unseen "

@@ -262,7 +262,7 @@ CHINESE: dict[str, str] = {
     "headline.unclear": "与{others}无法区分",
     "headline.one_site": (
         "留出了一个站点。区间只涵盖该站点的测试患者；一家医院说明不了下一家。依次留出每一家才可以：fedqc "
-        "simulate --leave-one-site-out。"
+        "simulate 或 fedqc run start 加 --leave-one-site-out。"
     ),
     "headline.few_sites": "留出了 {count} 个站点。区间涵盖其测试患者，不涵盖未见医院之间的差别。",
     "headline.below": (

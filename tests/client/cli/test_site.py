@@ -25,9 +25,10 @@ from client.site.sent_log import note_sent
 from client.site.site_ledger import LEDGER, open_ledger
 from common.enrolment import Kit, read_request, write_kit
 from common.errors import DataError, FedqcError
+from common.leave_one_out import members_of
 from common.plan import Split, read_plan
-from common.pricing import with_noise
-from common.privacy import GaussianSteps, epsilon_text
+from common.pricing import schedule, with_noise
+from common.privacy import GaussianSteps, epsilon_of, epsilon_text
 from common.signing import load_key, public_text
 from tests.helpers.command_line import ROOT
 from tests.helpers.command_line import typed as type_fedqc
@@ -198,6 +199,48 @@ def test_approve_with_yes_asks_nothing(site: Path, tmp_path: Path) -> None:
     result = done("approve", path, "--site", site, "--yes")
     assert "only scores" in result.output
     assert approval_of(site / "state", with_noise(read_plan(path)).sha256()) is not None
+
+
+def test_a_study_is_shown_with_its_runs_and_their_price_together(site: Path, tmp_path: Path) -> None:
+    sites = ("hospital-a", "hospital-b", "hospital-c")
+    values = {"arms": ["federated_dp"], "held_out": [], "leave_one_site_out": [*sites]}
+    path = write_plan(tmp_path / "plan.yaml", **values, held_out_patients="test")
+    study = with_noise(read_plan(path))
+    members, delta = members_of(study), study.privacy.delta
+    own = [steps for plan in members for steps in schedule(plan, trains=plan.trains_at("hospital-a"))]
+    shown = " ".join(done("approve", path, "--site", site, "--yes").output.split())
+    assert (
+        f"cost all runs together, to each patient (add/remove): ε {epsilon_text(epsilon_of(own, delta))}"
+        in shown
+    )
+    assert "study 4 runs, which are approved together" in shown
+    for member in members:
+        assert f"without {', '.join(member.held_out) or 'none'}: hash {member.sha256()}" in shown
+    assert "for 1 new run of each of its 4 members" in shown
+    one = tmp_path / "member.yaml"
+    one.write_text(members[1].canonical_json(), encoding="utf-8")
+    assert "4 runs left" in done("approve", one, "--site", site).output, "its study is what is approved"
+    note_run(site / "state", members[1].canonical_json(), "r")
+    (row,) = json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout)
+    assert (row["plan_sha256"], row["runs_left"], row["begun"]) == (study.sha256(), 3, ["r"])
+    done("approve", "--withdraw", one, "--site", site)
+    (row,) = json.loads(done("approve", "--list", "--site", site, "--format", "json").stdout)
+    assert row["state"] == "withdrawn"
+
+
+def test_changed_data_of_a_run_of_a_study_are_accepted_by_the_study(site: Path, tmp_path: Path) -> None:
+    values = {"held_out": [], "leave_one_site_out": ["hospital-a", "hospital-b", "hospital-c"]}
+    path = write_plan(tmp_path / "plan.yaml", **values, held_out_patients="test")
+    study, state = with_noise(read_plan(path)), site / "state"
+    approve(site, study, index="i")
+    first = DataDigests(images="i", labels={"p": "1"}, split={"p": "train"})
+    run = "without-b", members_of(study)[2].sha256()
+    bind_data(state, *run, first)
+    with pytest.raises(DataError):
+        bind_data(state, *run, replace(first, images="j"))
+    done("approve", path, "--site", site, "--changed-data", "without-b", "--yes")
+    assert bind_data(state, *run, replace(first, images="j")) is True
+    assert index_approved(state, study.sha256()) == "j", "the runs that follow begin with it"
 
 
 def test_approvals_are_listed_renewed_and_withdrawn(site: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from client.site.approvals import admit_approved, approval_of, approvals, approve, note_run, withdraw
 from client.site.run_data import DataDigests, bind_data
 from common.errors import ConfigError, RefusedError
+from common.leave_one_out import members_of, study_of, study_plan
 from common.plan import RunPlan, parse_plan
 from common.pricing import with_noise
 
@@ -178,3 +179,47 @@ def test_a_folder_that_is_no_site_approves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         approve(tmp_path, PLAN)
     assert caught.value.code == "no-such-site"
+
+
+STUDY = study_plan(with_noise(PLAN), ("hospital-a", "hospital-b", "hospital-c"))
+
+
+def member_refused(site: Path, member: RunPlan, run: str) -> str:
+    """The code by which a run of a study is refused, or "", and then it has begun."""
+    try:
+        admit_approved(site / "state", member.canonical_json(), run, study=study_of(member).canonical_json())
+    except RefusedError as refusal:
+        return refusal.code
+    note_run(site / "state", member.canonical_json(), run)
+    return ""
+
+
+def test_a_study_is_approved_once_and_each_of_its_runs_begins_once(site: Path) -> None:
+    members = members_of(STUDY)
+    assert member_refused(site, members[1], "r") == "not-approved"
+    approve(site, STUDY)
+    for number, member in enumerate(members):
+        assert member_refused(site, member, f"run-{number}") == ""
+        assert member_refused(site, member, f"run-{number}") == "", "it may be resumed"
+        assert member_refused(site, member, "another") == "approval-used", "what is left is of the others"
+    found = approval_of(site / "state", STUDY.sha256())
+    assert found is not None
+    assert (found.begun, found.runs_left) == (("run-0", "run-1", "run-2", "run-3"), 0)
+    assert found.state(date.today()) == "used"
+    approve(site, STUDY)
+    assert [member_refused(site, one, "again") for one in members] == [""] * 4
+    assert member_refused(site, members[0], "once more") == "approval-used"
+    withdraw(site / "state", STUDY.sha256())
+    assert {member_refused(site, one, "run-1") for one in members} == {"not-approved"}
+
+
+def test_a_member_is_of_the_study_that_was_approved(site: Path) -> None:
+    """One site more, another seed, or the plan alone: nobody approved these."""
+    approve(site, STUDY)
+    wider = study_plan(with_noise(PLAN), (*STUDY.leave_one_site_out, "hospital-d"))
+    for other in (wider, STUDY.model_copy(update={"seed": 8})):
+        assert {member_refused(site, one, "r") for one in members_of(other)} == {"not-approved"}
+    assert refused(site, "r") == "not-approved"
+    approve(site, PLAN)
+    withdraw(site / "state", STUDY.sha256())
+    assert member_refused(site, members_of(STUDY)[0], "r") == "not-approved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_a_model_is_scored_exactly_in_one_run_but_for_the_public_one(tmp_path: P
     assert caught.value.code == "evaluation-repeated"
     assert caught.value.public_reason
     admit_question(tmp_path, exact("second", EVERYONE, models={"public": "start"}), public="start")
+
+
+def test_runs_of_one_study_may_hold_the_same_model_on_the_same_patients(tmp_path: Path) -> None:
+    """What a hospital trained for itself is the same in each; the rule of patients holds as before."""
+    own = {"local/hospital-a": "mine"}
+    keep_question(tmp_path, exact("all", EVERYONE, models=own, study="s"))
+    sister = exact("without-b", EVERYONE, models=own, study="s")
+    admit_question(tmp_path, sister)
+    for other in ("", "t"):
+        with pytest.raises(RefusedError):
+            admit_question(tmp_path, replace(sister, study=other))
+    with pytest.raises(DataError, match="differ"):
+        admit_question(tmp_path, replace(sister, patients=dict(list(EVERYONE.items())[:39])))
 
 
 def test_the_ledger_alone_limits_noised_questions_of_other_runs(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from common.cli import Format
 from common.errors import ConfigError, RefusedError, RunError
-from server.cli import run
-from server.cli.run import toml_string, watch_line
+from server.cli import following
+from server.cli.following import toml_string, watch_line
 from server.run.control_files import (
     Order,
     being_run,
@@ -165,12 +165,14 @@ def one(tmp_path: Path) -> Any:
 
 
 def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> None:
-    assert run._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"  # ordered, not begun
+    assert (
+        following.state_of(one, one.runs / "one" / "plan.yaml")["status"] == "running"
+    )  # ordered, not begun
     write_outcome(one.folder, "one", "check", {})
     with being_run(one.folder, "one"):
-        assert run._state(one, one.runs / "one" / "plan.yaml")["status"] == "running"
+        assert following.state_of(one, one.runs / "one" / "plan.yaml")["status"] == "running"
     with pytest.raises(RunError) as caught:
-        run.follow(one, "one", Format.text)
+        following.follow(one, "one", Format.text)
     assert caught.value.code == "run-interrupted"
     assert "resume one" in caught.value.hint
 
@@ -188,7 +190,7 @@ def test_a_run_has_one_serverapp_at_a_time(one: Any) -> None:
 def test_a_signal_ends_the_watching_and_says_that_the_run_goes_on(
     signal: BaseException, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left, run.run_goes_on("one"):
+    with pytest.raises(SystemExit) as left, following.run_goes_on("one"):
         raise signal
     assert left.value.code == status
     assert "fedqc run watch one" in capsys.readouterr().err

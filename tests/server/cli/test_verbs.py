@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import FedqcError, RefusedError, RunError
+from server.cli import following
 from server.cli import run as module
+from server.cli.following import run_state
 from server.cli.run import run as runs
-from server.cli.run import run_state
 from server.federation import services
 from server.federation.configure import init_federation
 from server.federation.registry import Federation
@@ -168,15 +169,15 @@ def test_a_superlink_that_restarts_is_waited_for(
 ) -> None:
     looks = iter([False, False, True])
     monkeypatch.setattr(services, "superlink_answers", lambda federation: next(looks))
-    monkeypatch.setattr(module, "POLL_S", 0.0)
-    module._await_superlink(federation, 90)
+    monkeypatch.setattr(following, "POLL_S", 0.0)
+    following.await_superlink(federation, 90)
     assert "waiting for the SuperLink, for at most 90 s" in capsys.readouterr().err
 
 
 def test_a_wait_speaks(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "SPEAK_S", 0.3)
+    monkeypatch.setattr(following, "SPEAK_S", 0.3)
     looks = iter(range(100))
 
     def look() -> bool | None:
@@ -185,7 +186,7 @@ def test_a_wait_speaks(
             write_outcome(federation.folder, RUN, "asking", {"text": "answered: a; 2 sites are enrolled"})
         return True if number > 8 else None
 
-    module._await(federation, RUN, look, limit_s=60)
+    following.await_outcome(federation, RUN, look, limit_s=60)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("waiting for the ServerApp")
     assert any(line.startswith("answered: a; 2 sites are enrolled") for line in lines)

@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from scipy.stats import t
 
 from common.errors import ConfigError, DataError
+from common.leave_one_out import together_epsilon
 from common.plan import RunPlan
 from server.evaluation.leave_one_out import (
     GIVEN,
@@ -21,7 +22,6 @@ from server.evaluation.leave_one_out import (
     compare_hospitals,
     family_of,
     hospitals_table,
-    together_epsilon,
 )
 from server.run_folder import EVALUATION, RunFolder, write_json
 from tests.helpers.command_line import typed

@@ -23,7 +23,7 @@ from server.messaging.signatures import Seal
 from server.run.conduct import conduct
 from server.run.recompute import Finding, recompute
 from server.run_folder import RunFolder
-from tests.helpers.consortium import SITES, TRAINING, Consortium, tiny_plan
+from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, tiny_plan
 from tests.helpers.site_agent import COORDINATOR, enrol
 
 A, B, _ = TRAINING
@@ -148,6 +148,18 @@ def test_an_answer_to_another_round_is_found(folder: RunFolder) -> None:
 def test_an_answer_in_the_name_of_another_site_is_found(folder: RunFolder) -> None:
     shutil.copy(answer_of(folder, "federated", 1, A), answer_of(folder, "federated", 1, B))
     assert "federated" in failed(folder)
+
+
+def test_an_update_of_a_held_out_site_is_found_though_the_site_signed_it(
+    folder: RunFolder, keys: dict[str, Ed25519PrivateKey]
+) -> None:
+    envelope = Envelope.from_bytes(answer_of(folder, "federated", 1, A).read_bytes())
+    payload = SiteUpdate.from_bytes(envelope.payload).model_copy(update={"site": HELD_OUT}).to_bytes()
+    said = Statement.parse(envelope.statement).model_copy(update={"site": HELD_OUT}).text()
+    path = answer_of(folder, "federated", 1, HELD_OUT)
+    path.write_bytes(signed_again(keys[HELD_OUT], payload, said))
+    rewritten(folder, "federated", lambda record: record["weights"].update({HELD_OUT: record["weights"][A]}))
+    assert failed(folder)["federated"] == f"round 1: {HELD_OUT} was held out, and trained"
 
 
 def test_a_weight_that_is_not_the_sites_is_found(

@@ -557,7 +557,7 @@ def test_a_run_that_was_stopped_is_not_watched_for_ever(
     )
     opened = SimpleNamespace(folder=tmp_path / "fed", runs=tmp_path / "fed" / "runs")
     monkeypatch.setattr(run, "open_federation", lambda _: opened)
-    monkeypatch.setattr(run, "_flower_id", lambda *_: "7")
+    monkeypatch.setattr(run, "flower_id", lambda *_: "7")
     monkeypatch.setattr("server.federation.services.flower", lambda *_: {})
     run.stop(str(folder.path))
     assert run.watch(str(folder.path)) == 0
