@@ -759,9 +759,9 @@ def _status_text(found: dict[str, Any]) -> str:
     if found["last_sent"]:
         last = found["last_sent"]
         lines.append(f"last sent   {last['at']}, {last['purpose']}, {last['bytes']} bytes")
-    return "\n".join(_wrapped(line, indent=12) for line in lines)
+    return "\n".join(wrapped(line[12:], start=line[:12], indent=12) for line in lines)
 
 
-def _wrapped(line: str, indent: int = 4) -> str:
+def _wrapped(line: str) -> str:
     """A line in at most 80 columns, behind the blanks that it begins with."""
-    return wrapped(line, start=line[: len(line) - len(line.lstrip())], indent=indent)
+    return wrapped(line, start=line[: len(line) - len(line.lstrip())])
