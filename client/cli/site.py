@@ -260,12 +260,13 @@ def check(
     from common.pricing import with_noise
 
     where = site_folder(folder)
-    checks = preflight.check(where, with_noise(read_plan(plan)) if plan else None)
-    print(
-        json.dumps([asdict(found) for found in checks], ensure_ascii=False)
-        if format is Format.json
-        else preflight.table(checks)
-    )
+    checks = []
+    for found in preflight.check(where, with_noise(read_plan(plan)) if plan else None):
+        checks.append(found)
+        if format is Format.text:
+            print(preflight.table([found]), flush=True)
+    if format is Format.json:
+        print(json.dumps([asdict(found) for found in checks], ensure_ascii=False))
     return preflight.exit_status(checks)
 
 

@@ -20,7 +20,7 @@ from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
 from common.privacy import epsilon_text
 from common.processes import usable_cores
-from common.progress_bar import progress_shown, say
+from common.progress_bar import ProgressLine, duration, progress_shown, say
 from common.terminal import print
 from server.cli.federation import FederationOption, open_federation
 
@@ -528,28 +528,38 @@ def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
 def follow(
     federation: Federation, name: str, format: Format, *, show: Callable[[str], None] = print_now
 ) -> int:
-    """Print what changes until the run has ended. Everything is read from files: a broken connection loses
-    nothing.
+    """Print what changes until the run has ended; on a terminal, also how long nothing has.
+
+    Everything is read from files: a broken connection loses nothing.
     """
     plan_file = federation.runs / name / "plan.yaml"
-    last = ""
-    while True:
-        _raise_failure(federation, name)
-        state = _state(federation, plan_file)
-        line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
-        key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
-        if key != last and state["units"]:
-            show(line)
-            last = key
-        if state["status"] == INTERRUPTED_RUN:
-            hint = f"fedqc run resume {name} continues from the last finished round"
-            raise RunError(f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint)
-        if state["status"] not in ("running", "failed"):
-            if state["status"] != "stopped" and format is Format.text:
-                say(f"report: fedqc report {shlex.quote(str(plan_file.parent))}")
-                say(f"model: {plan_file.parent / 'model.safetensors'}")
-            return PARTIAL if state["status"] == "partial" else 0
-        time.sleep(POLL_S)
+    last, changed = "", time.monotonic()
+    waiting = ProgressLine(0, quiet=format is Format.json)
+    try:
+        while True:
+            _raise_failure(federation, name)
+            state = _state(federation, plan_file)
+            line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
+            key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
+            if key != last and state["units"]:
+                waiting.note("")
+                show(line)
+                last, changed = key, time.monotonic()
+            elif (quiet_s := time.monotonic() - changed) >= SPEAK_S:
+                waiting.note(f"{duration(quiet_s)} without news; the run goes on")
+            if state["status"] == INTERRUPTED_RUN:
+                hint = f"fedqc run resume {name} continues from the last finished round"
+                raise RunError(
+                    f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint
+                )
+            if state["status"] not in ("running", "failed"):
+                if state["status"] != "stopped" and format is Format.text:
+                    say(f"report: fedqc report {shlex.quote(str(plan_file.parent))}")
+                    say(f"model: {plan_file.parent / 'model.safetensors'}")
+                return PARTIAL if state["status"] == "partial" else 0
+            time.sleep(POLL_S)
+    finally:
+        waiting.note("")
 
 
 def watch_line(state: dict[str, Any]) -> str:

@@ -117,7 +117,17 @@ class Images:
     def make_base(self) -> None:
         """The image that the Dockerfile begins FROM: the smallest Debian, with Python and pip."""
         root = self.folder / "debian"
-        command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", str(root)]
+        command = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={BASE_PACKAGES}",
+            "bookworm",
+            str(root),
+        ]
         said = subprocess.run(
             [*command, *([MIRROR] if MIRROR else [])],
             capture_output=True,
