@@ -169,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(20_000, 50, 100)
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _stop)
+    if sys.stdin is None:  # closed: questions then find no answer, as from an empty file
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # help and prompts, which others print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.resources
 import json
 import re
 import shlex
@@ -228,6 +229,32 @@ def test_our_own_image_is_this_version() -> None:
     assert {image for image in images if image.startswith("fedqc")} == {f"fedqc:{VERSION}"}
 
 
+def outside_the_schema(document: dict[str, Any]) -> str:
+    """What the schema of the compose specification, as check-jsonschema has it, says of a compose file; "" if
+    it is one.
+    """
+    jsonschema = pytest.importorskip("jsonschema", reason="check-jsonschema is not installed: make setup")
+    schemas = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    schema = json.loads((schemas / "compose-spec.json").read_text(encoding="utf-8"))
+    error = next(jsonschema.Draft7Validator(schema).iter_errors(document), None)
+    return "" if error is None else str(error.message)
+
+
+@pytest.mark.parametrize("name", [COORDINATOR, SITE, GPU])
+def test_the_compose_files_are_of_the_compose_specification(name: str) -> None:
+    assert outside_the_schema(compose(name)) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cap-drop": ["ALL"]}, {"mem_limit": ["8g"]}, {"restart": False}, {"healthcheck": {"every": "30s"}}],
+)
+def test_a_key_that_the_specification_does_not_have_is_found(change: dict[str, Any]) -> None:
+    planted = compose(SITE)
+    planted["services"]["node"] |= change
+    assert outside_the_schema(planted)
+
+
 # ---- commands: what the files and the pages tell people to type exists
 
 
@@ -406,6 +433,18 @@ def test_the_image_has_the_torch_that_is_tested() -> None:
     )
     assert pinned
     assert re.findall(r"torch==(\S+)", dockerfile()) == [pinned[1]]
+
+
+def test_no_package_index_is_built_in() -> None:
+    """Where packages come from is said by whoever builds: by an argument without a default, in the Dockerfile
+    and in the compose files.
+    """
+    indexes = {"TORCH_INDEX", "PIP_INDEX_URL"}
+    assert {rest for word, rest in instructions(dockerfile()) if word == "ARG"} == indexes
+    assert "://" not in " ".join(rest for _, rest in instructions(dockerfile()))
+    built = [service["build"] for name in RULES for service in services(name).values() if "build" in service]
+    assert built
+    assert all(set(build["args"]) == indexes for build in built)
 
 
 def test_the_image_is_built_from_what_git_has_and_nothing_else() -> None:

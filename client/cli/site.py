@@ -260,12 +260,13 @@ def check(
     from common.pricing import with_noise
 
     where = site_folder(folder)
-    checks = preflight.check(where, with_noise(read_plan(plan)) if plan else None)
-    print(
-        json.dumps([asdict(found) for found in checks], ensure_ascii=False)
-        if format is Format.json
-        else preflight.table(checks)
-    )
+    checks = []
+    for found in preflight.check(where, with_noise(read_plan(plan)) if plan else None):
+        checks.append(found)
+        if format is Format.text:
+            print(preflight.table([found]), flush=True)
+    if format is Format.json:
+        print(json.dumps([asdict(found) for found in checks], ensure_ascii=False))
     return preflight.exit_status(checks)
 
 
@@ -776,9 +777,9 @@ def _status_text(found: dict[str, Any]) -> str:
     if found["last_sent"]:
         last = found["last_sent"]
         lines.append(f"last sent   {last['at']}, {last['purpose']}, {last['bytes']} bytes")
-    return "\n".join(_wrapped(line, indent=12) for line in lines)
+    return "\n".join(wrapped(line[12:], start=line[:12], indent=12) for line in lines)
 
 
-def _wrapped(line: str, indent: int = 4) -> str:
+def _wrapped(line: str) -> str:
     """A line in at most 80 columns, behind the blanks that it begins with."""
-    return wrapped(line, start=line[: len(line) - len(line.lstrip())], indent=indent)
+    return wrapped(line, start=line[: len(line) - len(line.lstrip())])

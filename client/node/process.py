@@ -381,7 +381,7 @@ class _Node:
             stdin=nothing,
             stdout=pipe,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
         assert child.stdout is not None

@@ -59,6 +59,7 @@ from common.plan import Model, RunPlan, Training
 from common.preprocess import CHANNELS, DEFAULT_SIZE
 from common.pricing import EVALUATION, charges, with_noise
 from common.privacy import epsilon_of, epsilon_text, gdp_max_mu
+from common.progress_bar import progress_shown
 from common.strict import read_yaml
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ class Check:
     fix: str = ""
 
 
-def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT_S) -> list[Check]:
-    """Run all checks of `fedqc site check [PLAN]`. Writes only the site's own image cache.
+def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT_S) -> Iterator[Check]:
+    """Run all checks of `fedqc site check [PLAN]`, each when the one before was taken. Writes only the site's
+    own image cache.
 
     Raises:
         ConfigError: site.yaml itself cannot be used (`no-such-site`, `bad-site`).
@@ -96,26 +98,26 @@ def check(site: Path, plan: RunPlan | None = None, *, timeout_s: float = TIMEOUT
         pinned, damage = coordinator_of(state), None
     except ConfigError as error:
         pinned, damage = None, Check(check="enrolment", ok=False, problem=error.message, fix=error.hint)
-    checks = [
-        *check_versions(pinned["version"] if pinned else ""),
-        damage or check_enrolment(pinned, date.today()),
-        *_check_network(folder / "node", timeout_s),
-        check_disk(shutil.disk_usage(state if state.is_dir() else folder).free),
-        check_device(config.device),
-        *check_encryption([state, folder / config.images]),
-        check_modes(folder, config),
-        check_ledger(folder, config),
-        *check_data(folder, config, plan),
-        check_ethics(folder, config),
-        check_kind(folder, config),
-    ]
+    yield from check_versions(pinned["version"] if pinned else "")
+    yield damage or check_enrolment(pinned, date.today())
+    yield from _check_network(folder / "node", timeout_s)
+    yield check_disk(shutil.disk_usage(state if state.is_dir() else folder).free)
+    yield check_device(config.device)
+    yield from check_encryption([state, folder / config.images])
+    yield check_modes(folder, config)
+    yield check_ledger(folder, config)
+    yield from check_data(folder, config, plan)
+    yield check_ethics(folder, config)
+    yield check_kind(folder, config)
     try:
         policy = read_policy(folder / config.policy) if config.policy else default_policy(config.kind)
     except ConfigError as error:
-        return [*checks, Check(check="policy", ok=False, problem=error.message, fix=error.hint)]
+        yield Check(check="policy", ok=False, problem=error.message, fix=error.hint)
+        return
     said = f"ε at most {policy.max_epsilon:g} per {config.patients.unit}, δ at most {policy.max_delta:g}"
-    checks.append(Check(check="policy", ok=True, found=said))
-    return [*checks, *(check_plan(folder, config, policy, plan) if plan else ())]
+    yield Check(check="policy", ok=True, found=said)
+    if plan:
+        yield from check_plan(folder, config, policy, plan)
 
 
 def exit_status(checks: Sequence[Check]) -> int:
@@ -426,9 +428,11 @@ def check_ledger(folder: Path, config: SiteConfig) -> Check:
 
 def check_data(folder: Path, config: SiteConfig, plan: RunPlan | None) -> Iterator[Check]:
     """Images and labels, prepared as the plan wants them (else as fedqc does by default), and the nominal
-    number of patients beside them.
+    number of patients beside them. Images that must be decoded first show their progress.
     """
     try:
+        with progress_shown() as progress:
+            site_slices(folder, size=plan.image_size if plan else DEFAULT_SIZE, progress=progress)
         if plan is None:
             found = check_site(folder)
         else:

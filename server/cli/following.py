@@ -14,7 +14,7 @@ from common.cli import INTERRUPTED, Format
 from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan
 from common.privacy import epsilon_text
-from common.progress_bar import say
+from common.progress_bar import ProgressLine, duration, say
 from common.terminal import print
 
 if TYPE_CHECKING:
@@ -227,12 +227,18 @@ def run_goes_on(name: str) -> Iterator[None]:
 
 
 def follow_start(
-    federation: Federation, name: str, *, wait_s: float, detach: bool, show: Callable[[str], None] = print_now
+    federation: Federation,
+    name: str,
+    *,
+    wait_s: float,
+    detach: bool,
+    format: Format = Format.text,
+    tell: Callable[[str], None] = print_now,
 ) -> int:
     """Show the rehearsal of a run that was submitted, and follow it to its end.
 
     Args:
-        show: prints a line about the run.
+        tell: prints a line about the run.
     Returns:
         exit status.
     Raises:
@@ -248,36 +254,47 @@ def follow_start(
     plan_file = federation.runs / name / "plan.yaml"
     await_outcome(federation, name, lambda: plan_file.is_file() or None, limit_s=600)
     if detach:
-        show(f"{name}: started; fedqc run watch {name}")
+        started = json.dumps({"run": name, "status": "running"})
+        tell(started if format is Format.json else f"{name}: started; fedqc run watch {name}")
         return 0
-    return follow(federation, name, Format.text, show=show)
+    return follow(federation, name, format, tell=tell)
 
 
 def follow(
-    federation: Federation, name: str, format: Format, *, show: Callable[[str], None] = print_now
+    federation: Federation, name: str, format: Format, *, tell: Callable[[str], None] = print_now
 ) -> int:
-    """Print what changes until the run has ended. Everything is read from files: a broken connection loses
-    nothing.
+    """Print what changes until the run has ended; on a terminal, also how long nothing has.
+
+    Everything is read from files: a broken connection loses nothing.
     """
     plan_file = federation.runs / name / "plan.yaml"
-    last = ""
-    while True:
-        _raise_failure(federation, name)
-        state = state_of(federation, plan_file)
-        line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
-        key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
-        if key != last and state["units"]:
-            show(line)
-            last = key
-        if state["status"] == INTERRUPTED_RUN:
-            hint = f"fedqc run resume {name} continues from the last finished round"
-            raise RunError(f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint)
-        if state["status"] not in ("running", "failed"):
-            if state["status"] != "stopped" and format is Format.text:
-                say(f"report: fedqc report {shlex.quote(str(plan_file.parent))}")
-                say(f"model: {plan_file.parent / 'model.safetensors'}")
-            return PARTIAL if state["status"] == "partial" else 0
-        time.sleep(POLL_S)
+    last, changed = "", time.monotonic()
+    waiting = ProgressLine(0, quiet=format is Format.json)
+    try:
+        while True:
+            _raise_failure(federation, name)
+            state = state_of(federation, plan_file)
+            line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
+            key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
+            if key != last and state["units"]:
+                waiting.note("")
+                tell(line)
+                last, changed = key, time.monotonic()
+            elif (quiet_s := time.monotonic() - changed) >= SPEAK_S:
+                waiting.note(f"{duration(quiet_s)} without news; the run goes on")
+            if state["status"] == INTERRUPTED_RUN:
+                hint = f"fedqc run resume {name} continues from the last finished round"
+                raise RunError(
+                    f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint
+                )
+            if state["status"] not in ("running", "failed"):
+                if state["status"] != "stopped" and format is Format.text:
+                    say(f"report: fedqc report {shlex.quote(str(plan_file.parent))}")
+                    say(f"model: {plan_file.parent / 'model.safetensors'}")
+                return PARTIAL if state["status"] == "partial" else 0
+            time.sleep(POLL_S)
+    finally:
+        waiting.note("")
 
 
 def watch_line(state: dict[str, Any]) -> str:

@@ -137,7 +137,8 @@ def _build(app: Path) -> bytes:
                 cwd=scratch,
                 env=environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=300,
                 check=False,
             )

@@ -175,7 +175,9 @@ def preflight(federation: Federation, *, proxy: bool, say: Callable[[str], None]
             "-c",
             str(federation.proxy / "nginx.conf"),
         )
-        test = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60, check=False)
+        test = subprocess.run(
+            [*command, "-t"], capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
+        )
         if test.returncode:
             why = " ".join(test.stderr.split())[:300]
             raise ConfigError(
@@ -253,7 +255,13 @@ def flower(federation: Federation, *words: str) -> dict[str, Any]:
         )
     command = [find_program("flwr"), *words, "--format", "json"]
     result = subprocess.run(
-        command, env=environment(federation), capture_output=True, text=True, timeout=120, check=False
+        command,
+        env=environment(federation),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=120,
+        check=False,
     )
     try:
         answer: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])

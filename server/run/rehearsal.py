@@ -126,7 +126,8 @@ def check_table(check: Mapping[str, Any]) -> str:
         seconds = "-" if site["seconds_a_round"] is None else f"{site['seconds_a_round']:g}"
         data = {True: "prepared", False: "not yet", None: "-"}[site["data_prepared"]]
         lines.append(
-            f"{name:20s}{site['answer']:28s}{site['version'] or '-':10s}{data:10s}{rounds:>8s}{seconds:>10s}"
+            f"{name:19s} {site['answer']:27s} {site['version'] or '-':10s}"
+            f"{data:10s}{rounds:>8s}{seconds:>10s}"
         )
         lines += [wrapped(f"{arm}: {why}", start="  ") for arm, why in site["reasons"].items()]
         if site["evaluation"] == ACCEPT:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -269,6 +270,30 @@ def test_help_and_results_are_shown_on_a_terminal_that_lacks_their_letters(encod
 def test_a_closed_stdin_is_an_answer_of_no(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert not cli.confirmed(RefusedError("many files cannot be read"))
+
+
+def test_a_question_with_a_closed_stdin_is_no_bug(tmp_path: Path) -> None:
+    """As in a service or a job: nobody answers, and nothing is made."""
+    words = [sys.executable, "-m", "common.cli", "site", "init", "--site", str(tmp_path / "site")]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == cli.INTERRUPTED
+    assert "[bug]" not in ended.stderr
+    assert not (tmp_path / "site" / "site.yaml").exists()
+
+
+def test_a_federation_is_made_in_a_locale_without_the_letters_of_flower(tmp_path: Path) -> None:
+    """Flower's own commands print signs that no ASCII locale has."""
+    words = ["federation", "init", "north", "--host", "127.0.0.1", "--dir", str(tmp_path / "north")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "common.cli", *words],
+        env=os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("words", [["-h"], ["run", "-h"], ["run", "start", "-h"], ["site", "check", "-h"]])

@@ -663,6 +663,8 @@ def test_changed_data_are_shown_and_accepted_by_the_operator(site: Path, tmp_pat
         bind_data(state, "run-1", digest, replace(first, labels={"p": "2"}))
     result = typed("status", "--site", site)
     assert "run-1: labels changed since its first round" in " ".join(result.stdout.split())
+    assert all(line[11] == " " != line[12] for line in result.stdout.splitlines())  # two columns
+    assert max(map(len, result.stdout.splitlines())) <= 80
     said = json.loads(typed("status", "--site", site, "--format", "json").stdout)
     assert said["data_changed"] == [{"run": "run-1", "changes": ["labels"]}]
     declined = typed("approve", plan, "--site", site, "--changed-data", "run-1", given="n\n")

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import itertools
 import json
 import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
@@ -500,7 +501,7 @@ def joined(site: Path, authority: Authority, port: int, **changes: str) -> None:
     )
 
 
-def by_name(checks: list[Check]) -> dict[str, Check]:
+def by_name(checks: Iterable[Check]) -> dict[str, Check]:
     return {found.check: found for found in checks}
 
 
@@ -508,7 +509,7 @@ def test_a_site_that_is_ready_is_told_so(data: Path, authority: Authority) -> No
     site = data / "hospital-a"
     with serving(tls_answer(authority.server())) as port:
         joined(site, authority, port)
-        checks = check(site, with_noise(tiny_plan(arms=["federated_dp", "federated"])))
+        checks = list(check(site, with_noise(tiny_plan(arms=["federated_dp", "federated"]))))
     assert [found for found in checks if found.ok is False] == []
     assert exit_status(checks) == 0
     found = by_name(checks)
@@ -519,6 +520,25 @@ def test_a_site_that_is_ready_is_told_so(data: Path, authority: Authority) -> No
     shown = table(checks) + json.dumps([asdict(item) for item in checks])
     assert "never shown" not in shown
     assert (site / "state" / "site.key").read_text().strip() not in shown
+
+
+def test_each_check_is_told_when_it_is_done_and_images_show_their_progress(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first check decodes every image: an operator must not look at an empty screen for that long."""
+    shown: list[str] = []
+
+    @contextmanager
+    def progress_shown() -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda stage, done, total: shown.append(stage)
+
+    monkeypatch.setattr("client.supervision.preflight.progress_shown", progress_shown)
+    checks = check(data / "hospital-a", tiny_plan(image_size=48))
+    told = [found.check for found in itertools.takewhile(lambda found: found.check != "ledger", checks)]
+    assert told[0] == "python"
+    assert shown == []
+    assert next(checks).check == "data"
+    assert "slices" in shown
 
 
 def test_what_the_policy_says_to_a_plan_is_told_arm_by_arm(data: Path) -> None:
@@ -572,7 +592,7 @@ def test_a_coordinator_who_is_half_there_is_a_network_problem(data: Path, author
     site = data / "hospital-a"
     with serving(tls_answer(authority.server(lasts=timedelta(days=7)), status="502 Bad Gateway")) as port:
         joined(site, authority, port)
-        checks = check(site)
+        checks = list(check(site))
     found = by_name(checks)
     assert (found["coordinator"].ok, "502" in found["coordinator"].problem) == (False, True)
     assert (found["certificate"].ok, bool(found["certificate"].problem)) == (True, True)
@@ -655,7 +675,7 @@ def test_a_site_that_cannot_work_says_everything_at_once(tmp_path: Path) -> None
     (site / "policy.yaml").write_text("max_epsilon: -1\n", encoding="utf-8")
     with (site / "site.yaml").open("a", encoding="utf-8") as file:
         file.write("policy: policy.yaml\n")
-    checks = check(site)
+    checks = list(check(site))
     assert {found.check for found in checks if found.ok is False} == {
         "enrolment",
         "coordinator",

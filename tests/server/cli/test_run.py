@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +177,28 @@ def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> N
         following.follow(one, "one", Format.text)
     assert caught.value.code == "run-interrupted"
     assert "resume one" in caught.value.hint
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_wait_without_news_counts_its_seconds_on_a_terminal(
+    one: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A round of real training takes minutes; who watches must see that it goes on. A log gets no line."""
+    begun = run._state(one, one.runs / "one" / "plan.yaml") | {"units": 4, "stage": "federated_dp"}
+    for kind in (Terminal, io.StringIO):
+        states = iter([begun, begun, begun, begun | {"status": "completed", "done": 4}])
+        monkeypatch.setattr(run, "_state", lambda *_: next(states))  # noqa: B023
+        monkeypatch.setattr(run, "SPEAK_S", 0.01)
+        monkeypatch.setattr(run, "POLL_S", 0.02)
+        monkeypatch.setattr("sys.stderr", kind())
+        assert run.follow(one, "one", Format.text) == 0
+        noted = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert noted.count("without news") == (2 if kind is Terminal else 0)
+        assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_a_run_has_one_serverapp_at_a_time(one: Any) -> None:
