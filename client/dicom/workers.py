@@ -75,6 +75,7 @@ _CODE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _LENGTH = struct.Struct(">I")
 _PR_SET_DUMPABLE = 4
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from client.dicom.workers import serve; serve()"
+_NOT_HERE = ("requests", "PIL")
 _ENVIRONMENT = frozenset(
     {
         "PATH",
@@ -543,6 +544,8 @@ def serve() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if os.getppid() != settings["parent"]:  # it ended before its end could be ours
         return
+    # pydicom would load them, for its downloads and for decoders that nothing here asks
+    sys.modules.update(dict.fromkeys(_NOT_HERE))  # type: ignore[arg-type]
     try:
         # Not a plug-in: the name of a function that the parent holds in its hand, see `Workers`.
         function = attrgetter(settings["function"])(importlib.import_module(settings["module"]))

@@ -22,7 +22,6 @@ from client.data.cohort import open_slices
 from client.data.series import series_of_records
 from client.dicom.cache import Slices, load_or_build
 from client.dicom.index import Problem, SliceRecord
-from client.predict.explanation import map_of
 from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
@@ -216,6 +215,8 @@ def predict(
         studies, where = _studies(records, logits, why, series, order, points)
         pictures = _pictures(slices.images, records, studies, where)
         if explain:
+            from client.predict.explanation import map_of  # what only judges does not need it
+
             pictures = tuple(
                 replace(one, where=map_of(model, one.pixels, one.modality, one.finding.artifact))
                 for one in pictures
