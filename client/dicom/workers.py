@@ -586,7 +586,7 @@ def _answer(function: Function, number: int, item: bytes, outgoing: int, seconds
         if len(header) > _MAX_JSON_BYTES or sum(array.nbytes for array in arrays) > _MAX_ANSWER_BYTES:
             raise ImagingError("more than one answer may hold", code="too-large")
     except BaseException as error:  # SystemExit too: a library has no business to end us
-        header, arrays = json.dumps({"item": number, "failure": _failure(error)}).encode(), []
+        header, arrays = json.dumps({"item": number, "failure": failure_of(error)}).encode(), []
     signal.setitimer(signal.ITIMER_REAL, 0)
     _write(outgoing, _framed(header))
     for array in arrays:
@@ -602,8 +602,10 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return plain
 
 
-def _failure(error: BaseException) -> str:
-    """Only a code goes out: the text of an exception may quote a header."""
+def failure_of(error: BaseException) -> str:
+    """The code of what a function raised. Only a code goes out: the text of an exception may quote a
+    header.
+    """
     if isinstance(error, ImagingError):
         return error.code
     return "out-of-memory" if isinstance(error, MemoryError) else "unreadable"
