@@ -483,7 +483,8 @@ class _FirstPass:
             return
         piece = _Piece(number=source.number, modality="", frames=(0,), is_first=True)
         if failure := outcome.value.get("failure"):
-            store.put_failure(source.number, failure if failure in QUARANTINE_CODES else "decoder-crashed")
+            known = isinstance(failure, str) and failure in QUARANTINE_CODES
+            store.put_failure(source.number, failure if known else "decoder-crashed")
         elif not outcome.arrays:
             self.goes_on = False  # it holds several slices
         elif failure := _misfit(piece, outcome, self.wanted.size):
@@ -807,24 +808,27 @@ class _Store:
         """Keep what the headers of a file say; the digest of the file's bytes only where no slice came with
         them, which will say whether it is used.
         """
-        code, content, slices, text = outcome.failure, "", [], "[]"
+        code, content, text = outcome.failure, "", "[]"
         identity = self.identity(source)
+        facts = FileFacts(source=source, code=code)
         if not code:
             try:
                 slices = [
                     [_under_key(header, self._key, self._admit), str(left_out)]
                     for header, left_out in outcome.value["headers"]
                 ]
-                text = json.dumps(slices)
                 content = "" if outcome.arrays else str(outcome.value["content"])
+                text = json.dumps(slices)
+                facts = self._facts(source, identity[0], code, slices, content, {})
             except (KeyError, TypeError, ValueError, AttributeError):
-                code, slices = "decoder-crashed", []
+                code, content, text = "decoder-crashed", "", "[]"
+                facts = FileFacts(source=source, code=code)
         self._db.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (_text(source.file), source.number, *identity, code, text, content),
         )
         self._commit_sometimes()
-        return self._facts(source, identity[0], code, slices, content, {})
+        return facts
 
     def put_failure(self, number: int, code: str) -> None:
         self._db.execute("UPDATE files SET code = ? WHERE number = ?", (code, number))

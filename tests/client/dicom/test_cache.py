@@ -487,19 +487,18 @@ def test_a_problem_that_may_have_passed_is_looked_at_again(
     assert load_or_build(images, KEY, cache, 16).intake.used == 5
 
 
+@pytest.mark.parametrize(
+    "lie", [{"pixels": ["x"]}, {"failure": ["x"]}, {"failure": "x"}, {"headers": [[{"rows": []}, ""]]}]
+)
 def test_a_worker_that_lies_gets_its_file_quarantined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
 ) -> None:
     images = folder(tmp_path / "images", 1)
     whole = cache_module.Workers.map
 
     def lying(self: object, items: object) -> object:
         for outcome in whole(self, items):  # type: ignore[arg-type]
-            yield (
-                dataclasses.replace(outcome, value=outcome.value | {"pixels": ["x"]})
-                if outcome.arrays
-                else outcome
-            )
+            yield (dataclasses.replace(outcome, value=outcome.value | lie) if outcome.arrays else outcome)
 
     monkeypatch.setattr(cache_module.Workers, "map", lying)
     assert load_or_build(images, KEY, tmp_path / "cache", 16).intake.quarantined[0].code == "decoder-crashed"
