@@ -151,7 +151,8 @@ def predict_command(
         found_model = replace(found_model, precision="bf16")
     with progress_shown() as progress:
         found = judge(path, found_model, points, site=where, explain=explain, progress=progress)
-    content = public(found, names=show_identifiers)
+    # of thousands of images it is large: only where it is written
+    content = {} if out is None and format is Format.text else public(found, names=show_identifiers)
     text = "" if format is Format.json else report_text(found, speak, names=show_identifiers)
     wrong: tuple[Mistake, ...] = ()
     if mistakes:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import mmap
 import os
 import shutil
 import sqlite3
@@ -77,6 +78,7 @@ is brought up to date.
 _FRAMES_AT_ONCE = 64
 _MAX_FRAMES_AT_ONCE = 1024
 _PIXELS_AT_ONCE = _FRAMES_AT_ONCE << 18  # of 512 x 512
+_SPARED_BYTES = 8 << 20
 _IN_VAIN = 64  # slices decoded and not used, above which headers are read first
 _COMMIT_S = 1.0  # between two points from which a killed build goes on
 _ABOUT_BYTES = 4 << 10  # in the database, of one slice
@@ -149,21 +151,41 @@ ADMIT_ALL: Criteria = _AdmitAll()
 class StoredSlices:
     """Slices of a cache in the order of an index: an int16 array (slices, size, size) of which only what is
     asked for is read.
+
+    Args:
+        spare: keep no more than `_SPARED_BYTES` of what was read in the memory of this process.
     """
 
-    def __init__(self, pack: np.ndarray, rows: np.ndarray) -> None:
-        self._pack, self._rows = pack, rows
+    def __init__(self, pack: np.ndarray, rows: np.ndarray, *, spare: bool = False) -> None:
+        self.pack, self.rows = pack, rows
         self.shape = (len(rows), *pack.shape[1:])
         self.dtype = pack.dtype
+        self._map, self._read_bytes = getattr(pack, "_mmap", None) if spare else None, 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
-        return np.asarray(self._pack[self._rows[chosen]])
+        if self._map is None:
+            return np.asarray(self.pack[self.rows[chosen]])
+        found = np.array(self.pack[self.rows[chosen]])
+        self._read_bytes += found.nbytes
+        if self._read_bytes > _SPARED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the system keeps them, and gives them back when asked
+            self._read_bytes = 0
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+def spared(images: np.ndarray | StoredSlices) -> np.ndarray:
+    """The same slices (`Slices.images`), to be read once: what was read of a memory map counts as memory of
+    this process, though it is only a copy of a file.
+    """
+    if isinstance(images, StoredSlices):
+        return StoredSlices(images.pack, images.rows, spare=True)  # type: ignore[return-value]
+    return StoredSlices(images, np.arange(len(images)), spare=True)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -97,6 +98,34 @@ def test_rows_are_the_prepared_slices(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             row, to_stored(normalize_image(read_pixels(record.path), record.modality, 16), record.modality)
         )
+
+
+def resident(path: Path) -> int:
+    """Bytes of a file that are mapped into this process and in its memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = [number for number, line in enumerate(lines) if line.endswith(str(path))]
+    return sum(
+        int(next(line for line in lines[number:] if line.startswith("Rss:")).split()[1]) << 10
+        for number in at
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_spared_slices_are_the_same_and_leave_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slices.i16"
+    path.write_bytes(np.random.default_rng(0).bytes(512 * 128 * 128 * 2))
+    pack = np.memmap(path, np.dtype("<i2"), "r", shape=(512, 128, 128))
+    monkeypatch.setattr(cache_module, "_SPARED_BYTES", 1 << 20)
+    backwards = cache_module.StoredSlices(pack, np.arange(512)[::-1])
+    for images in (pack, backwards):
+        slices = cache_module.spared(images)
+        pack._mmap.madvise(mmap.MADV_DONTNEED)
+        for at in range(512):
+            assert np.array_equal(slices[at], images[at])
+        assert resident(path) < 6 << 20
+        assert np.array_equal(slices[[3, 1]], images[[3, 1]])
+    np.asarray(pack).sum()
+    assert resident(path) > 15 << 20
 
 
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
