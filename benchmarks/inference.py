@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--update", type=Path, metavar="PAGE")
     options = parser.parse_args()
     set_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of ONNX Runtime, and of the processes that are started
     found = measure(3 if options.quick else 7)
     table = table_of(found)
     if options.update:

@@ -7,6 +7,7 @@ cache is then rebuilt.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -132,13 +133,18 @@ def from_stored(stored: np.ndarray, modality: Modality) -> np.ndarray:
     return image if modality == "CT" else image * np.float32(1.0 / MR_STEPS)
 
 
-def to_channels(stored: np.ndarray, modality: np.ndarray) -> np.ndarray:
+Transform = Callable[[np.ndarray], np.ndarray]
+"""From real images (n, S, S) to their half spectra (n, S, S // 2 + 1)."""
+
+
+def to_channels(stored: np.ndarray, modality: np.ndarray, *, rfft2: Transform | None = None) -> np.ndarray:
     """Cached slices as model input.
 
     Args:
         stored: int16, shape (n, S, S), of `to_stored`; or float32 (n, metrics) of `common.measures.scaled`,
             which a network sees as they are.
         modality: shape (n,), positions in `MODALITIES`.
+        rfft2: see `k_space_channel`.
     Returns:
         float32 (n, 2, S, S). CT: soft-tissue window, wide window, each 0..1; the second tells the first,
         which is how `small_cnn_two_stems` knows CT. MR: the scaled image, 0..`MR_CLIP`, and its k-space:
@@ -156,7 +162,7 @@ def to_channels(stored: np.ndarray, modality: np.ndarray) -> np.ndarray:
     if not is_ct.all():
         scaled = from_stored(stored[~is_ct], "MR")
         out[~is_ct, 0] = scaled
-        out[~is_ct, 1] = k_space_channel(scaled)
+        out[~is_ct, 1] = k_space_channel(scaled, rfft2)
     return out
 
 
@@ -164,17 +170,23 @@ def _window(hu: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((hu - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
 
 
-def k_space_channel(images: np.ndarray) -> np.ndarray:
+def k_space_channel(images: np.ndarray, rfft2: Transform | None = None) -> np.ndarray:
     """log(1 + |FFT|), centred, each image over its own largest value; float32 (n, S, S). A black image gives
     zeros.
 
     A real image has a symmetric spectrum, |F(-k)| = |F(k)|: half of it is computed and the other half looked
     up.
-    """
-    from scipy import fft  # a quarter of a second, which every process that only decodes would pay, too
 
+    Args:
+        rfft2: NumPy's, which rounds otherwise and is slower on many images, where it is not worth the import
+            of SciPy's; None: SciPy's.
+    """
+    if rfft2 is None:
+        from scipy import fft  # a quarter of a second, which every process that only decodes would pay, too
+
+        rfft2 = fft.rfft2
     n, side, _ = images.shape
-    half = np.abs(fft.rfft2(images.astype(np.float32, copy=False)))
+    half = np.abs(rfft2(images.astype(np.float32, copy=False)))
     np.log1p(half, out=half)
     peak = half.reshape(n, -1).max(axis=1)
     half *= np.divide(1.0, peak, out=np.zeros_like(peak), where=peak > 0)[:, None, None]

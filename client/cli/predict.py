@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ from common.cli import Format, FormatOption
 from common.errors import ConfigError
 from common.progress_bar import say
 from common.terminal import print
+
+if TYPE_CHECKING:
+    from client.predict.mistakes import Mistake
+    from client.predict.predict import Predictions
 
 
 class Precision(StrEnum):
@@ -103,18 +107,13 @@ def predict_command(
     Research software, not a medical device. Exit status: 0, or 2 where no image could be judged.
     """
     from client.predict import exported
-    from client.predict.files import csv_text, public
-    from client.predict.mistakes import adjudicate, mistakes_text, worst_mistakes
-    from client.predict.mistakes import public as public_mistakes
+    from client.predict.files import public
     from client.predict.model import find_model
     from client.predict.operating_point import NONE, operating_points, user_cache
-    from client.predict.page import render
     from client.predict.predict import predict as judge
-    from client.predict.report_dicom import write_reports
     from client.predict.text import report_text
     from client.predict.words import LANGUAGES
     from client.site.config import read_site
-    from common.files import whole_folder, write_bytes
     from common.i18n import speaker
     from common.progress_bar import progress_shown
 
@@ -145,6 +144,7 @@ def predict_command(
         points = operating_points(
             found_model,
             site=where if thresholds is Thresholds.auto else None,
+            people=thresholds is Thresholds.auto,
             cache=user_cache() if state is None else state / "operating-points",
             say=say,
         )
@@ -152,33 +152,56 @@ def predict_command(
         found_model = replace(found_model, precision="bf16")
     with progress_shown() as progress:
         found = judge(path, found_model, points, site=where, explain=explain, progress=progress)
-    content = public(found, names=show_identifiers)
-    wrong = worst_mistakes(found, path) if mistakes else ()
+    # of thousands of images it is large: only where it is written
+    content = {} if out is None and format is Format.text else public(found, names=show_identifiers)
+    text = "" if format is Format.json else report_text(found, speak, names=show_identifiers)
+    wrong: tuple[Mistake, ...] = ()
     if mistakes:
+        from client.predict.mistakes import mistakes_text, worst_mistakes
+        from client.predict.mistakes import public as public_mistakes
+
+        wrong = worst_mistakes(found, path)
         content["mistakes"] = public_mistakes(wrong)
+        text += f"\n\n{mistakes_text(wrong)}"
     if out is not None:
-        with whole_folder(out, mode=0o700) as staging:
-            for name, text in (
-                ("predictions.csv", csv_text(found, names=show_identifiers)),
-                ("predictions.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
-                ("report.html", render(found, lang, names=show_identifiers)),
-            ):
-                write_bytes(staging / name, text.encode("utf-8", "surrogateescape"), 0o600)
-            if sr:
-                written, impossible = write_reports(found, path, staging / "sr")
-                say(f"{len(written)} DICOM SR, with the identifiers of their studies")
-                if impossible:
-                    say(f"no SR of studies {', '.join(map(str, impossible))}: their headers do not allow it")
-        if wrong:
-            adjudicate(wrong, path, out / "adjudication")
-        say(f"written: {out} (shows patient images: keep it in the hospital)")
-    print(
-        json.dumps(content, ensure_ascii=False)
-        if format is Format.json
-        else report_text(found, speak, names=show_identifiers)
-        + (f"\n\n{mistakes_text(wrong)}" if mistakes else "")
-    )
+        _write(out, found, content, wrong, path, lang=lang, names=show_identifiers, sr=sr)
+    print(json.dumps(content, ensure_ascii=False) if format is Format.json else text)
     return 0 if found.judged else 2
+
+
+def _write(
+    out: Path,
+    found: Predictions,
+    content: dict[str, Any],
+    wrong: tuple[Mistake, ...],
+    path: Path,
+    *,
+    lang: str,
+    names: bool,
+    sr: bool,
+) -> None:
+    """The files of `--out`: all of them, or none."""
+    from client.predict.files import csv_text
+    from client.predict.mistakes import adjudicate
+    from client.predict.page import render
+    from client.predict.report_dicom import write_reports
+    from common.files import whole_folder, write_bytes
+
+    with whole_folder(out, mode=0o700) as staging:
+        for name, text in (
+            ("predictions.csv", csv_text(found, names=names)),
+            ("predictions.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
+            ("report.html", render(found, lang, names=names)),
+        ):
+            write_bytes(staging / name, text.encode("utf-8", "surrogateescape"), 0o600)
+        if sr:
+            written, impossible = write_reports(found, path, staging / "sr")
+            say(f"{len(written)} DICOM SR, with the identifiers of their studies")
+            if impossible:
+                say(f"no SR of studies {', '.join(map(str, impossible))}: their headers do not allow it")
+    if wrong:
+        adjudicate(wrong, path, out / "adjudication")
+    say(f"written: {out} (shows patient images: keep it in the hospital)")
 
 
 def _remind(state: Path, used: str) -> None:

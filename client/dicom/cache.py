@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import mmap
 import os
 import shutil
 import sqlite3
@@ -37,7 +38,15 @@ import numpy as np
 
 from client.dicom.codecs import supported_syntaxes
 from client.dicom.dicom import MAX_FRAMES
-from client.dicom.index import FileFacts, Intake, SliceRecord, account, identifier, pseudonym
+from client.dicom.index import (
+    QUARANTINE_CODES,
+    FileFacts,
+    Intake,
+    SliceRecord,
+    account,
+    identifier,
+    pseudonym,
+)
 from client.dicom.patients import AS_WRITTEN, PatientRule, named_by, under_key
 from client.dicom.reading import (
     DIGEST_CHARACTERS,
@@ -48,7 +57,7 @@ from client.dicom.reading import (
     read,
 )
 from client.dicom.sources import Source, expand_archives, find_files
-from client.dicom.workers import Outcome, Workers
+from client.dicom.workers import WORKER_CODES, Outcome, Workers
 from common.errors import DataError
 from common.files import append_line, locked, make_private, sync_folder
 from common.preprocess import PREPROCESS_VERSION
@@ -69,6 +78,8 @@ is brought up to date.
 _FRAMES_AT_ONCE = 64
 _MAX_FRAMES_AT_ONCE = 1024
 _PIXELS_AT_ONCE = _FRAMES_AT_ONCE << 18  # of 512 x 512
+_SPARED_BYTES = 8 << 20
+_IN_VAIN = 64  # slices decoded and not used, above which headers are read first
 _COMMIT_S = 1.0  # between two points from which a killed build goes on
 _ABOUT_BYTES = 4 << 10  # in the database, of one slice
 _CHECK_BYTES = 16  # of a slice's own digest
@@ -140,21 +151,41 @@ ADMIT_ALL: Criteria = _AdmitAll()
 class StoredSlices:
     """Slices of a cache in the order of an index: an int16 array (slices, size, size) of which only what is
     asked for is read.
+
+    Args:
+        spare: keep no more than `_SPARED_BYTES` of what was read in the memory of this process.
     """
 
-    def __init__(self, pack: np.ndarray, rows: np.ndarray) -> None:
-        self._pack, self._rows = pack, rows
+    def __init__(self, pack: np.ndarray, rows: np.ndarray, *, spare: bool = False) -> None:
+        self.pack, self.rows = pack, rows
         self.shape = (len(rows), *pack.shape[1:])
         self.dtype = pack.dtype
+        self._map, self._read_bytes = getattr(pack, "_mmap", None) if spare else None, 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
-        return np.asarray(self._pack[self._rows[chosen]])
+        if self._map is None:
+            return np.asarray(self.pack[self.rows[chosen]])
+        found = np.array(self.pack[self.rows[chosen]])
+        self._read_bytes += found.nbytes
+        if self._read_bytes > _SPARED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the system keeps them, and gives them back when asked
+            self._read_bytes = 0
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+def spared(images: np.ndarray | StoredSlices) -> np.ndarray:
+    """The same slices (`Slices.images`), to be read once: what was read of a memory map counts as memory of
+    this process, though it is only a copy of a file.
+    """
+    if isinstance(images, StoredSlices):
+        return StoredSlices(images.pack, images.rows, spare=True)  # type: ignore[return-value]
+    return StoredSlices(images, np.arange(len(images)), spare=True)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,18 +450,70 @@ def _read_headers(
         elif state != store.identity(source) or code in RETRIED_CODES:
             todo.append(source)
     digest = store.has_slices()  # then a file that is new here may be one that was decoded under another name
-    outcomes = workers.map(item_of(source, digest=digest) for source in todo)
+    needed, free = _room(store.folder, len(todo), wanted.size)
+    first = _FirstPass(wanted=wanted, goes_on=not digest and needed <= free)
+    outcomes = workers.map(first.item(source, digest=digest) for source in todo)
+    again: list[Source] = []
     long: list[tuple[Source, Outcome]] = []  # of more slices than one answer holds
     for done, (source, outcome) in enumerate(zip(todo, outcomes, strict=True), start=1):
-        if _lacking(outcome):
+        if outcome.failure in WORKER_CODES and done <= first.asked:
+            again.append(source)  # without its pixels its header may be readable
+            first.goes_on = False
+        elif _lacking(outcome):
             long.append((source, outcome))
+            first.goes_on = False
         else:
-            store.put_headers(source, outcome)
+            first.put(store, source, outcome)
         progress("headers", done, len(todo))
+        if first.asked:
+            progress("slices", first.decoded, len(todo))
+    for source, outcome in zip(again, workers.map(item_of(source) for source in again), strict=True):
+        store.put_headers(source, outcome)
     for source, outcome in long:
         store.put_headers(source, _all_headers(workers, source, outcome))
     store.read_under(wanted.admit.patients)
     store.commit()
+
+
+@dataclass(kw_only=True)
+class _FirstPass:
+    """Asks for headers and slices at once where nothing is in the cache: of the files at the beginning of the
+    folder, as long as each holds one slice and most are used. So slices are kept in the order of the index.
+    """
+
+    wanted: _Wanted
+    goes_on: bool
+    asked: int = 0  # files whose slice was asked for
+    decoded: int = 0
+    in_vain: int = 0
+
+    def item(self, source: Source, *, digest: bool) -> dict[str, Any]:
+        """What to ask a worker about a file."""
+        if not self.goes_on:
+            return item_of(source, digest=digest)
+        self.asked += 1
+        return item_of(source, size=self.wanted.size)
+
+    def put(self, store: _Store, source: Source, outcome: Outcome) -> None:
+        """Keep the headers, and the slice if it came with them and is used."""
+        facts = store.put_headers(source, outcome)
+        used = not facts.code and any(not left_out for _, left_out in facts.slices)
+        if not used:
+            self.in_vain += len(outcome.arrays)
+            self.goes_on &= self.in_vain <= max(self.decoded, _IN_VAIN)
+        if not used or not self.goes_on:
+            return
+        piece = _Piece(number=source.number, modality="", frames=(0,), is_first=True)
+        if failure := outcome.value.get("failure"):
+            known = isinstance(failure, str) and failure in QUARANTINE_CODES
+            store.put_failure(source.number, failure if known else "decoder-crashed")
+        elif not outcome.arrays:
+            self.goes_on = False  # it holds several slices
+        elif failure := _misfit(piece, outcome, self.wanted.size):
+            store.put_failure(source.number, failure)
+        else:
+            store.put_slices(source.number, outcome.value["content"], (0,), outcome, self.wanted.size)
+            self.decoded += 1
 
 
 def _lacking(outcome: Outcome) -> int:
@@ -498,9 +581,13 @@ def _missing(store: _Store, wanted: _Wanted) -> Iterator[_Piece]:
             )
 
 
+def _room(cache_dir: Path, slices: int, size: int) -> tuple[int, int]:
+    """Bytes that so many slices need, and that are free."""
+    return slices * (size * size * 2 + _ABOUT_BYTES), shutil.disk_usage(cache_dir).free
+
+
 def _check_room(cache_dir: Path, missing: Sequence[_Piece], size: int) -> None:
-    slices = sum(len(piece.frames) for piece in missing)
-    needed, free = slices * (size * size * 2 + _ABOUT_BYTES), shutil.disk_usage(cache_dir).free
+    needed, free = _room(cache_dir, sum(len(piece.frames) for piece in missing), size)
     if needed > free:
         raise DataError(
             f"{cache_dir}: the slices need {needed / (1 << 20):.1f} MiB, {free / (1 << 20):.1f} MiB are free",
@@ -564,7 +651,7 @@ class _Store:
     """
 
     def __init__(self, cache_dir: Path, wanted: _Wanted) -> None:
-        self._folder, self._key, self._admit = cache_dir, wanted.key, wanted.admit
+        self.folder, self._key, self._admit = cache_dir, wanted.key, wanted.admit
         self._roots = (wanted.root, Path(os.path.realpath(wanted.root)))
         path = cache_dir / "store.sqlite3"
         make_private(path)
@@ -585,7 +672,7 @@ class _Store:
         if self.meta("versions") != self.versions:
             for table in ("meta", "files", "slices"):
                 self._db.execute(f"DELETE FROM {table}")
-            for path in self._folder.glob("slices-*"):
+            for path in self.folder.glob("slices-*"):
                 path.unlink()
             self._set("versions", self.versions)
         if self.meta("headers") != self.headers:
@@ -687,21 +774,32 @@ class _Store:
         )
         known: dict[Any, Any] = {}
         for file, number, path, member, size_bytes, mtime_ns, code, slices, content in rows:
-            source, place = self._source(number, file, path, member, size_bytes, mtime_ns), os.fsdecode(path)
-            place = file if place == file else place
-            found = []
-            for values, left_out in json.loads(slices):
-                record = SliceRecord(
-                    number=number,
-                    file=file,
-                    root=self._roots[0],
-                    place=place,
-                    row=-1,
-                    content=content,
-                    **_shared(values, known),
-                )
-                found.append((record, left_out or wanted.admit(record)))
-            yield FileFacts(source=source, code=code, slices=tuple(found))
+            source = self._source(number, file, path, member, size_bytes, mtime_ns)
+            yield self._facts(source, path, code, json.loads(slices), content, known)
+
+    def _facts(
+        self,
+        source: Source,
+        path: bytes,
+        code: str,
+        slices: list[Any],
+        content: str,
+        known: dict[Any, Any],
+    ) -> FileFacts:
+        place = os.fsdecode(path)
+        found = []
+        for values, left_out in slices:
+            record = SliceRecord(
+                number=source.number,
+                file=source.file,
+                root=self._roots[0],
+                place=source.file if place == source.file else place,
+                row=-1,
+                content=content,
+                **_shared(values, known),
+            )
+            found.append((record, left_out or self._admit(record)))
+        return FileFacts(source=source, code=code, slices=tuple(found))
 
     def pack(self, size: int) -> np.ndarray:
         """All slices of a size, a read-only memory map of shape (slices, size, size)."""
@@ -728,24 +826,31 @@ class _Store:
         )
         self._db.commit()
 
-    def put_headers(self, source: Source, outcome: Outcome) -> None:
-        code, slices, content = outcome.failure, "[]", ""
+    def put_headers(self, source: Source, outcome: Outcome) -> FileFacts:
+        """Keep what the headers of a file say; the digest of the file's bytes only where no slice came with
+        them, which will say whether it is used.
+        """
+        code, content, text = outcome.failure, "", "[]"
+        identity = self.identity(source)
+        facts = FileFacts(source=source, code=code)
         if not code:
             try:
-                slices = json.dumps(
-                    [
-                        [_under_key(header, self._key, self._admit), str(left_out)]
-                        for header, left_out in outcome.value["headers"]
-                    ]
-                )
-                content = str(outcome.value["content"])
+                slices = [
+                    [_under_key(header, self._key, self._admit), str(left_out)]
+                    for header, left_out in outcome.value["headers"]
+                ]
+                content = "" if outcome.arrays else str(outcome.value["content"])
+                text = json.dumps(slices)
+                facts = self._facts(source, identity[0], code, slices, content, {})
             except (KeyError, TypeError, ValueError, AttributeError):
-                code = "decoder-crashed"
+                code, content, text = "decoder-crashed", "", "[]"
+                facts = FileFacts(source=source, code=code)
         self._db.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (_text(source.file), source.number, *self.identity(source), code, slices, content),
+            (_text(source.file), source.number, *identity, code, text, content),
         )
         self._commit_sometimes()
+        return facts
 
     def put_failure(self, number: int, code: str) -> None:
         self._db.execute("UPDATE files SET code = ? WHERE number = ?", (code, number))
@@ -815,7 +920,7 @@ class _Store:
         if stream := self._packs.pop(size, None):
             stream.close()
         generation = int(self.meta(f"generation:{size}") or 1) + 1
-        new = self._folder / f"slices-{size}-{generation}.i16"
+        new = self.folder / f"slices-{size}-{generation}.i16"
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:
             if used:
                 with path.open("rb") as origin:
@@ -824,14 +929,14 @@ class _Store:
                         target.write(origin.read(size * size * 2))
             target.flush()
             os.fsync(target.fileno())
-        sync_folder(self._folder)
+        sync_folder(self.folder)
         gone = [(size, content, frame) for content, frame, _ in kept if (content, frame) not in referred]
         self._db.executemany("DELETE FROM slices WHERE size = ? AND content = ? AND frame = ?", gone)
         moved = [(place, size, content, frame) for place, (content, frame, _) in enumerate(used)]
         self._db.executemany("UPDATE slices SET row = ? WHERE size = ? AND content = ? AND frame = ?", moved)
         self._set(f"generation:{size}", str(generation))
         self._db.commit()
-        for old in self._folder.glob(f"slices-{size}-*"):
+        for old in self.folder.glob(f"slices-{size}-*"):
             if old != new:  # a process that has it open keeps its mapping
                 old.unlink(missing_ok=True)
 
@@ -850,7 +955,7 @@ class _Store:
                 "patients_new": len(set(patients) - before),
                 "patients_gone": len(before - set(patients)),
             }
-            append_line(self._folder / "indexes.jsonl", json.dumps(line))
+            append_line(self.folder / "indexes.jsonl", json.dumps(line))
             self._set(f"patients:{wanted.size}", json.dumps(patients))
         if is_new or not self.meta(f"members:{wanted.size}"):  # an earlier version kept none
             self._set(f"index:{wanted.size}", slices.fingerprint)
@@ -866,7 +971,7 @@ class _Store:
             self.commit()
 
     def _pack_path(self, size: int) -> Path:
-        return self._folder / f"slices-{size}-{self.meta(f'generation:{size}') or 1}.i16"
+        return self.folder / f"slices-{size}-{self.meta(f'generation:{size}') or 1}.i16"
 
     def _writable(self, size: int) -> Any:
         """The file of slices, open behind its last slice that the database knows; what a killed build wrote

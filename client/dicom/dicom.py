@@ -37,9 +37,10 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -355,8 +356,21 @@ def read_headers(stream: BinaryIO, size: int, frames: slice = slice(None)) -> tu
     Raises:
         ImagingError: the file cannot be used, `code` says why (`CODES`, `EXCLUSIONS`).
     """
+    return read_file(stream, size, frames)[0]
+
+
+def read_file(
+    stream: BinaryIO, size: int, frames: slice = slice(None)
+) -> tuple[tuple[SliceHeader, ...], Callable[[Sequence[int]], Iterator[tuple[int, np.ndarray]]]]:
+    """The headers of a file as `read_headers` gives them, and a function from numbers of slices to these as
+    `read_slices` gives them, for as long as the stream is open. The file is parsed once.
+
+    Raises:
+        ImagingError: as `read_headers`; the function, as `read_slices`.
+    """
     with _boundary():
-        return tuple(_headers_of(_describe(_parse(stream, size)), frames))
+        image = _describe(_parse(stream, size))
+        return tuple(_headers_of(image, frames)), partial(_slices_of, image)
 
 
 def read_slices(
@@ -380,7 +394,12 @@ def read_slices(
     """
     with _boundary():
         image = _describe(_parse(stream, size))
-        wanted = range(image.slices) if frames is None else frames
+    yield from _slices_of(image, range(image.slices) if frames is None else frames)
+
+
+def _slices_of(image: _Image, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Slices of a file that was parsed; see `read_slices`."""
+    with _boundary():
         if not all(0 <= number < image.slices for number in wanted):
             raise refusal("changed", "the file no longer holds the requested slice")
     tiled: np.ndarray | None = None  # a mosaic is decoded once
@@ -470,17 +489,18 @@ def _physical(stored: np.ndarray, view: Elements, described: _Image) -> np.ndarr
     if layout.padding is not None:
         padded = (stored >= layout.padding[0]) & (stored <= layout.padding[1])
         padded = None if padded.all() or not padded.any() else padded
-    if not np.isfinite(image).all():
+    if modality == "CT" and padded is not None:
+        image[padded] = AIR_HU
+    real = image if padded is None or modality == "CT" else image[~padded]
+    low, high = real.min(), real.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise refusal("non-finite", "the image holds values that are not finite")
     if modality == "CT":
-        if padded is not None:
-            image[padded] = AIR_HU
-        if image.min() < -32768 or image.max() > 65535:
+        if low < -32768 or high > 65535:
             raise refusal("bad-rescale", "Hounsfield units outside -32768..65535 after the rescale")
-        image[image <= MIN_HU] = AIR_HU
+        if low <= MIN_HU:
+            image[image <= MIN_HU] = AIR_HU
         return image
-    real = image if padded is None else image[~padded]
-    low, high = real.min(), real.max()
     if described.photometric == "MONOCHROME1":
         np.subtract(low + high, image, out=image)
     if padded is not None:
@@ -699,13 +719,14 @@ def _first_bytes(parsed: _Parsed, fragments: Sequence[tuple[int, int]]) -> bytes
 def _headers_of(image: _Image, frames: slice) -> Iterator[SliceHeader]:
     if image.grid is None:
         for number in range(image.slices)[frames]:
-            header = _header_of(_view(image, number), image, rows=image.rows, columns=image.columns)
-            yield replace(header, frame=number, number_of_frames=image.slices)
+            yield _header_of(
+                _view(image, number), image, rows=image.rows, columns=image.columns, frame=number
+            )
         return
     one = _header_of(image.shared, image, rows=image.grid.rows, columns=image.grid.columns)
     places = tile_positions_mm(image.shared, image.grid, one.slice_position_mm)
     for number in range(image.slices)[frames]:
-        yield replace(one, frame=number, number_of_frames=image.slices, slice_position_mm=places[number])
+        yield replace(one, frame=number, slice_position_mm=places[number])
 
 
 def _view(image: _Image, number: int) -> Elements:
@@ -831,7 +852,7 @@ def _modality_of(elements: Elements, sop_class: str) -> Modality:
     return _ALL_CLASSES.get(sop_class) or ("CT" if text(elements, "Modality") == "CT" else "MR")
 
 
-def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) -> SliceHeader:
+def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int, frame: int = 0) -> SliceHeader:
     meta, sop_class, layout = image.parsed.meta, image.parsed.sop_class, image.layout
     modality = _modality_of(elements, sop_class)
     image_type = _image_type(elements)
@@ -862,8 +883,8 @@ def _header_of(elements: Elements, image: _Image, *, rows: int, columns: int) ->
         )
     )
     return SliceHeader(
-        frame=0,
-        number_of_frames=1,
+        frame=frame,
+        number_of_frames=image.slices,
         modality=modality,
         rows=rows,
         columns=columns,

@@ -7,16 +7,19 @@ header says comes back as it stands there: the child has no key to make pseudony
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from client.dicom.dicom import NO_PIXELS, exclusion, read_headers, read_slices
+from client.dicom.dicom import NO_PIXELS, exclusion, read_file, read_slices
 from client.dicom.foreign import HEAD_BYTES, foreign_code, is_uuid
 from client.dicom.refusals import refusal
 from client.dicom.sources import Source, open_source
+from client.dicom.workers import failure_of
 from common.artifacts import Modality
 from common.errors import ImagingError
 from common.preprocess import normalize_image, to_stored
@@ -36,11 +39,13 @@ the lowest lies below a tenth of it. Noise about zero that is stored with a sign
 """
 MEASURES = 4 + len(KNOWN_POINTS_HU)
 _BLOCK = 1 << 20
+_IN_MEMORY_BYTES = 16 << 20  # of a file that is read as a whole
 
 
 def item_of(source: Source, **wanted: Any) -> dict[str, Any]:
-    """The item for `read`: `HEADERS_AT_ONCE` of a source's headers from `first` on; its slices with `frames`,
-    `size` and `modality`; the digest of its bytes with `digest`.
+    """The item for `read`: `HEADERS_AT_ONCE` of a source's headers from `first` on, with `size` also the
+    slice of a file of one; its slices with `frames`, `size` and `modality`; the digest of its bytes with
+    `digest`.
     """
     about = {
         "path": str(source.path),
@@ -56,9 +61,11 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     """The headers of a file, or some of its slices.
 
     Returns:
-        for headers: {"headers": [[fields of SliceHeader, code of its exclusion or ""], ...], "slices" (of
-        the whole file), "content"}; no array. for slices: {"pixels": [digest of each image in physical
-        units], "measures": [of each, see `measures`], "content"}, and one int16 array (slices, size, size).
+        for slices: {"pixels": [digest of each image in physical units], "measures": [of each, see
+        `measures`], "content"}, and one int16 array (slices, size, size). for headers: {"headers": [[fields
+        of SliceHeader, code of its exclusion or ""], ...], "slices" (of the whole file), "content"}; no
+        array. for headers with `size`, of a file of one slice that is not excluded: both; or without array,
+        and {"failure": code} where the image cannot be decoded.
         "content" is the digest of the file's bytes, "" where it was not asked for.
     Raises:
         ImagingError: the file cannot be used.
@@ -73,35 +80,52 @@ def read(item: dict[str, Any]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
         problem=item["problem"],
     )
     with open_source(source) as (stream, size):
+        if "frames" in item:
+            content = _digest(stream) if item.get("digest") else ""
+            value, stored = _prepared(
+                read_slices(stream, size, item["frames"]), len(item["frames"]), item["size"], item["modality"]
+            )
+            return value | {"content": content}, (stored,)
+        if "size" in item and size <= _IN_MEMORY_BYTES:
+            stream = io.BytesIO(stream.read())  # once, for its header, its pixels and its digest
         content = _digest(stream) if item.get("digest") else ""
-        if "frames" not in item:
-            first = item.get("first", 0)
-            headers = _headers(stream, size, item["name"], slice(first, first + HEADERS_AT_ONCE))
-            return {
-                "headers": [
-                    # loss is for the cohort to judge: see `client.data.inclusion`
-                    [vars(header), exclusion(header, lossy="use") or ""]
-                    for header in headers
-                ],
-                "slices": headers[0].number_of_frames if headers else 0,
-                "content": content,
-            }, ()
-        frames, side, modality = item["frames"], item["size"], item["modality"]
-        stored = np.empty((len(frames), side, side), np.int16)
-        pixels, measured = [], []
-        for place, (_, image) in enumerate(read_slices(stream, size, frames)):
-            digest = hashlib.sha256(f"{image.shape}".encode())
-            digest.update(np.ascontiguousarray(image).data)
-            pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
-            stored[place] = to_stored(normalize_image(image, modality, side), modality)
-            measured.append(measures(stored[place], modality, image))
-    return {"pixels": pixels, "measures": measured, "content": content}, (stored,)
+        first = item.get("first", 0)
+        headers, slices = _headers(stream, size, item["name"], slice(first, first + HEADERS_AT_ONCE))
+        # loss is for the cohort to judge: see `client.data.inclusion`
+        found = [[vars(header), exclusion(header, lossy="use") or ""] for header in headers]
+        value = {
+            "headers": found,
+            "slices": headers[0].number_of_frames if headers else 0,
+            "content": content,
+        }
+        if "size" not in item or value["slices"] != 1 or found[0][1]:
+            return value, ()
+        try:
+            prepared, stored = _prepared(slices([0]), 1, item["size"], headers[0].modality)
+            return value | prepared | {"content": _digest(stream)}, (stored,)
+        except BaseException as error:  # the header stands: it says whose image it is that cannot be decoded
+            return value | {"failure": failure_of(error)}, ()
 
 
-def _headers(stream: BinaryIO, size: int, name: str, frames: slice) -> tuple[Any, ...]:
-    """The headers; a file that is no DICOM image and is recognised as such is excluded, not damaged."""
+def _prepared(
+    images: Iterator[tuple[int, np.ndarray]], count: int, side: int, modality: Modality
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Digests and measures of slices, and these as they are stored, int16 (count, side, side)."""
+    stored = np.empty((count, side, side), np.int16)
+    pixels, measured = [], []
+    for place, (_, image) in enumerate(images):
+        digest = hashlib.sha256(f"{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+        pixels.append(digest.hexdigest()[:DIGEST_CHARACTERS])
+        stored[place] = to_stored(normalize_image(image, modality, side), modality)
+        measured.append(measures(stored[place], modality, image))
+    return {"pixels": pixels, "measures": measured}, stored
+
+
+def _headers(stream: BinaryIO, size: int, name: str, frames: slice) -> tuple[tuple[Any, ...], Any]:
+    """What `read_file` gives; a file that is recognised as no DICOM image is excluded, not damaged."""
     try:
-        return read_headers(stream, size, frames)
+        return read_file(stream, size, frames)
     except ImagingError as error:
         code = None
         if error.code == "not-dicom":
@@ -128,12 +152,12 @@ def measures(stored: np.ndarray, modality: Modality, physical: np.ndarray | None
     """
     image = stored.astype(np.float32)
     spread = float(image.std())
-    inner = image[1:-1, 1:-1]
-    laplacian = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:] - 4 * inner
-    rows = np.linspace(0, image.shape[0], HASH_SIDE + 1).astype(int)
-    columns = np.linspace(0, image.shape[1], HASH_SIDE + 2).astype(int)
-    sums = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0), columns[:-1], axis=1)
-    thumbnail = sums / np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1)
+    laplacian = image[:-2, 1:-1] + image[2:, 1:-1]
+    laplacian += image[1:-1, :-2]
+    laplacian += image[1:-1, 2:]
+    laplacian -= 4 * image[1:-1, 1:-1]
+    rows, columns, counts = _thumbnail_of(image.shape)
+    thumbnail = np.add.reduceat(np.add.reduceat(image, rows, axis=0), columns, axis=1) / counts
     bits = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1])
     return [
         float(image.mean()),
@@ -144,16 +168,28 @@ def measures(stored: np.ndarray, modality: Modality, physical: np.ndarray | None
     ]
 
 
+@lru_cache(maxsize=8)
+def _thumbnail_of(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the rows and columns of the thumbnail begin, and how many pixels each of its pixels sums."""
+    rows = np.linspace(0, shape[0], HASH_SIDE + 1).astype(int)
+    columns = np.linspace(0, shape[1], HASH_SIDE + 2).astype(int)
+    return rows[:-1], columns[:-1], np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1)
+
+
+def _share(chosen: np.ndarray) -> float:
+    return np.count_nonzero(chosen) / chosen.size
+
+
 def _shares_hu(stored: np.ndarray) -> list[float]:
-    return [float(((stored >= low) & (stored <= high)).mean()) for low, high in KNOWN_POINTS_HU.values()]
+    return [_share((stored >= low) & (stored <= high)) for low, high in KNOWN_POINTS_HU.values()]
 
 
 def _shares_mr(physical: np.ndarray | None) -> list[float]:
     if physical is None:
         return [0.0] * len(MR_POINTS)
     low, high = float(physical.min()), float(physical.max())
-    bright = float((physical > 0.9 * high).mean()) if 0 <= low < 0.1 * high else 0.0
-    return [float((physical < 0).mean()), bright, 0.0, 0.0]
+    bright = _share(physical > 0.9 * high) if 0 <= low < 0.1 * high else 0.0
+    return [_share(physical < 0) if low < 0 else 0.0, bright, 0.0, 0.0]
 
 
 def _digest(stream: BinaryIO) -> str:

@@ -78,6 +78,7 @@ def score(path: Path, images: np.ndarray, modality: np.ndarray, rows: np.ndarray
     parts = []
     for start in range(0, len(rows), BATCH):
         chosen = rows[start : start + BATCH]
-        (logits,) = run(None, {"x": to_channels(np.asarray(images[chosen]), modality[chosen])})
+        x = to_channels(np.asarray(images[chosen]), modality[chosen], rfft2=np.fft.rfft2)
+        (logits,) = run(None, {"x": x})
         parts.append(logits)
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

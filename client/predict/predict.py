@@ -20,9 +20,8 @@ import numpy as np
 
 from client.data.cohort import open_slices
 from client.data.series import series_of_records
-from client.dicom.cache import Slices, load_or_build
+from client.dicom.cache import Slices, load_or_build, spared
 from client.dicom.index import Problem, SliceRecord
-from client.predict.explanation import map_of
 from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
 from client.predict.outside import newest_profile, outside
@@ -37,7 +36,7 @@ MAX_PICTURES = 24
 PICTURES_OF_A_FINDING = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """What a model says about one artifact in an image, a series or a study."""
 
@@ -69,7 +68,7 @@ class Finding:
         return None if self.severity is None else grade_of(self.severity)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
     """One slice."""
 
@@ -80,7 +79,7 @@ class Image:
     findings: tuple[Finding, ...]  # none where it is not judged
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     number: int  # in its study, from 1
     modality: Modality
@@ -103,7 +102,7 @@ class Series:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     number: int
     series: tuple[Series, ...]
@@ -204,18 +203,21 @@ def predict(
         modality = np.array([MODALITIES.index(record.modality) for record in records], np.int8)
         found = series_of_records(records)
         series, order = found.series, found.order
-        why = outside(records, slices.images, slices.measures, series, profile=profile, key=key)
+        images = spared(slices.images)
+        why = outside(records, images, slices.measures, series, profile=profile, key=key)
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):
-            own = score(model, slices.images, modality, judged)
+            own = score(model, images, modality, judged)
             known = [model.labels.index(name) for name in model.learned]
             logits[np.ix_(judged, np.array(columns_of(model.learned), int))] = own[:, known]
         may_occur = np.array([applies_to(name) for name in MODALITIES])[modality].reshape(logits.shape)
         logits[~may_occur] = np.nan
         studies, where = _studies(records, logits, why, series, order, points)
-        pictures = _pictures(slices.images, records, studies, where)
+        pictures = _pictures(images, records, studies, where)
         if explain:
+            from client.predict.explanation import map_of  # what only judges does not need it
+
             pictures = tuple(
                 replace(one, where=map_of(model, one.pixels, one.modality, one.finding.artifact))
                 for one in pictures

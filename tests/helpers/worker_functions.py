@@ -5,6 +5,7 @@ by name.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import resource
 import signal
@@ -133,6 +134,12 @@ def surroundings(_: None) -> Answer:
     }, []
 
 
+def reader(names: list[str]) -> Answer:
+    """Which of these modules reading DICOM loads."""
+    importlib.import_module("client.dicom.reading")
+    return [name for name in names if sys.modules.get(name)], []
+
+
 def write(path: str) -> Answer:
     Path(path).write_bytes(b"pixels")
     return None, []
@@ -173,6 +180,7 @@ _DEEDS = {
         big,
         strange,
         surroundings,
+        reader,
         write,
         start,
         lie,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -99,6 +100,34 @@ def test_rows_are_the_prepared_slices(tmp_path: Path) -> None:
         )
 
 
+def resident(path: Path) -> int:
+    """Bytes of a file that are mapped into this process and in its memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = [number for number, line in enumerate(lines) if line.endswith(str(path))]
+    return sum(
+        int(next(line for line in lines[number:] if line.startswith("Rss:")).split()[1]) << 10
+        for number in at
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_spared_slices_are_the_same_and_leave_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slices.i16"
+    path.write_bytes(np.random.default_rng(0).bytes(512 * 128 * 128 * 2))
+    pack = np.memmap(path, np.dtype("<i2"), "r", shape=(512, 128, 128))
+    monkeypatch.setattr(cache_module, "_SPARED_BYTES", 1 << 20)
+    backwards = cache_module.StoredSlices(pack, np.arange(512)[::-1])
+    for images in (pack, backwards):
+        slices = cache_module.spared(images)
+        pack._mmap.madvise(mmap.MADV_DONTNEED)
+        for at in range(512):
+            assert np.array_equal(slices[at], images[at])
+        assert resident(path) < 6 << 20
+        assert np.array_equal(slices[[3, 1]], images[[3, 1]])
+    np.asarray(pack).sum()
+    assert resident(path) > 15 << 20
+
+
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a file was read again")
@@ -157,6 +186,90 @@ def test_only_what_is_new_is_decoded_and_the_index_changes_with_what_is_in_it(
     np.testing.assert_array_equal(second.images[[4, 2]], np.stack([second.images[4], second.images[2]]))
     np.testing.assert_array_equal(np.asarray(second.images), second.images[:])
     assert second.images.shape == (6, 16, 16)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The items that workers are given."""
+    found: list[dict[str, Any]] = []
+    whole = cache_module.Workers.map
+
+    def watched(self: Any, items: Any) -> Any:
+        return whole(self, (found.append(item) or item for item in items))  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(cache_module.Workers, "map", watched)
+    return found
+
+
+def in_two_passes(images: Path, cache: Path, patch: pytest.MonkeyPatch, **how: Any) -> cache_module.Slices:
+    """Headers of all files first, as where something is in the cache."""
+    with patch.context() as patched:
+        patched.setattr(cache_module._Store, "has_slices", lambda self: True)
+        return load_or_build(images, KEY, cache, 16, **how)
+
+
+def kept(cache: Path) -> tuple[Any, ...]:
+    """All that a cache holds."""
+    with closing(sqlite3.connect(cache / "store.sqlite3")) as database:
+        tables = [sorted(database.execute(f"SELECT * FROM {name}")) for name in ("meta", "slices")]
+        columns = "file, number, path, member, size_bytes, mtime_ns, code, slices"
+        return packs(cache), *tables, sorted(database.execute(f"SELECT {columns} FROM files"))
+
+
+def test_the_first_time_each_file_of_one_slice_is_opened_once(
+    tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
+    images = folder(tmp_path / "images")
+    (images / "1a.txt").write_text("x")
+    assert load_or_build(images, KEY, tmp_path / "cache", 16).intake.used == 5
+    assert [item["name"] for item in asked] == ["0.dcm", "1.dcm", "1a.txt", "2.dcm", "3.dcm", "4.dcm"]
+
+
+@pytest.mark.parametrize("what", ["slices", "frames", "damaged", "criteria"])
+def test_one_pass_keeps_what_two_passes_keep(
+    tmp_path: Path, what: str, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_IN_VAIN", 0)
+    images, how = folder(tmp_path / "images", 30), {}
+    if what == "frames":
+        own = [group(PlanePositionSequence=items(ImagePositionPatient=[0, 0, n])) for n in range(3)]
+        write_frames(images / "1b.dcm", np.arange(12, dtype=np.float32).reshape(3, 2, 2), own=own)
+    elif what == "damaged":
+        shutil.copy(images / "3.dcm", images / "3-copy.dcm")
+        content = (images / "2.dcm").read_bytes()
+        (images / "2.dcm").write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0", 1))
+        (images / "22.dcm").write_bytes(content[:-9])
+    elif what == "criteria":
+        first = load_or_build(images, KEY, tmp_path / "c0", 16).intake.records[0].patient
+        how["admit"] = WithoutPatient(first)
+        asked.clear()
+    once = load_or_build(images, KEY, tmp_path / "c1", 16, **how)
+    assert any("size" in item and "frames" not in item for item in asked)
+    assert any("frames" in item for item in asked) == (what in {"frames", "criteria"})
+    two = in_two_passes(images, tmp_path / "c2", monkeypatch, **how)
+    assert isinstance(once.images, np.memmap), "in the order of the index"
+    assert (once.intake, once.measures, once.fingerprint) == (two.intake, two.measures, two.fingerprint)
+    assert kept(tmp_path / "c1") == kept(tmp_path / "c2")
+
+
+def test_a_file_whose_pixels_kill_the_decoder_keeps_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = folder(tmp_path / "images")
+    whole = cache_module.Workers.map
+
+    def map(self: Any, items: Any) -> Any:
+        items = list(items)
+        for item, outcome in zip(items, whole(self, items), strict=True):
+            hurts = item["name"] == "2.dcm" and "size" in item
+            yield Outcome(failure="decoder-crashed") if hurts else outcome
+
+    monkeypatch.setattr(cache_module.Workers, "map", map)
+    once = load_or_build(images, KEY, tmp_path / "c1", 16)
+    two = in_two_passes(images, tmp_path / "c2", monkeypatch)
+    assert once.intake.public()["quarantined"] == [{"file": 3, "code": "decoder-crashed"}]
+    assert once.intake == two.intake
+    assert once.intake.flow[0].slices == 5
 
 
 def test_a_file_that_moved_or_was_touched_is_not_decoded_again(
@@ -369,7 +482,10 @@ def test_verification_finds_a_flipped_bit_and_decodes_that_slice_again(tmp_path:
 
 
 def test_a_file_that_changes_during_the_build_is_quarantined_and_read_again_later(tmp_path: Path) -> None:
-    images = folder(tmp_path / "images")
+    images = tmp_path / "images"
+    write(images / "9.dcm", 9)
+    load_or_build(images, KEY, tmp_path / "cache", 16)  # from now on headers are read first, then slices
+    folder(images)
 
     def touch(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("headers", total):
@@ -378,7 +494,7 @@ def test_a_file_that_changes_during_the_build_is_quarantined_and_read_again_late
     slices = load_or_build(images, KEY, tmp_path / "cache", 16, progress=touch)
     assert slices.intake.public()["quarantined"] == [{"file": 1, "code": "changed"}]
     # its time is another now: the folder changed
-    assert load_or_build(images, KEY, tmp_path / "cache", 16).intake.used == 5
+    assert load_or_build(images, KEY, tmp_path / "cache", 16).intake.used == 6
 
 
 def test_a_problem_that_may_have_passed_is_looked_at_again(
@@ -400,19 +516,18 @@ def test_a_problem_that_may_have_passed_is_looked_at_again(
     assert load_or_build(images, KEY, cache, 16).intake.used == 5
 
 
+@pytest.mark.parametrize(
+    "lie", [{"pixels": ["x"]}, {"failure": ["x"]}, {"failure": "x"}, {"headers": [[{"rows": []}, ""]]}]
+)
 def test_a_worker_that_lies_gets_its_file_quarantined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
 ) -> None:
     images = folder(tmp_path / "images", 1)
     whole = cache_module.Workers.map
 
     def lying(self: object, items: object) -> object:
         for outcome in whole(self, items):  # type: ignore[arg-type]
-            yield (
-                dataclasses.replace(outcome, value=outcome.value | {"pixels": ["x"]})
-                if outcome.arrays
-                else outcome
-            )
+            yield (dataclasses.replace(outcome, value=outcome.value | lie) if outcome.arrays else outcome)
 
     monkeypatch.setattr(cache_module.Workers, "map", lying)
     assert load_or_build(images, KEY, tmp_path / "cache", 16).intake.quarantined[0].code == "decoder-crashed"

@@ -166,6 +166,11 @@ def test_a_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) ->
     assert len(found["files"]) <= 6  # three that lead nowhere, two pipes, and the listing itself
 
 
+def test_a_reader_of_dicom_loads_neither_a_network_client_nor_a_decoder_that_nobody_asks() -> None:
+    names = ["pydicom", "requests", "urllib3", "PIL"]
+    assert seen({"reader": names}) == [["pydicom"]]
+
+
 def test_a_decoder_cannot_write_a_file(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     assert seen({"write": str(path)}) == ["unreadable"]
