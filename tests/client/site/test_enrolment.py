@@ -327,8 +327,9 @@ def test_another_federation_is_joined_only_by_leaving(
     assert pinned["fingerprint"] == other.fingerprint
 
 
-def test_a_damaged_pin_is_an_error_and_not_a_site_that_never_joined(site: Path) -> None:
-    (site / "state" / "coordinator.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_pin_is_an_error_and_not_a_site_that_never_joined(site: Path, content: str) -> None:
+    (site / "state" / "coordinator.json").write_text(content)
     with pytest.raises(ConfigError) as caught:
         coordinator_of(site / "state")
     assert caught.value.code == "bad-coordinator"

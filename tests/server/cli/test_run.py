@@ -21,6 +21,7 @@ from server.run.control_files import (
     failure_of,
     forget_outcomes,
     is_being_run,
+    order_path,
     read_order,
     read_outcome,
     write_order,
@@ -54,6 +55,15 @@ def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
     order = Order(mode="check", accept_missing=True, wait_s=3.0)
     write_order(tmp_path, "r", order)
     assert read_order(tmp_path, "r") == order
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b'{"mode": "other"}'])
+def test_a_damaged_order_is_named(tmp_path: Path, content: bytes) -> None:
+    write_order(tmp_path, "r", Order())
+    order_path(tmp_path, "r").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_order(tmp_path, "r")
+    assert caught.value.code == "no-order"
 
 
 def test_a_run_that_nobody_ordered_is_refused(tmp_path: Path) -> None:
