@@ -33,6 +33,7 @@ class FedqcError(Exception):
     code = "internal"
 
     def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
+        message = " ".join(message.splitlines())
         message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
         super().__init__(message)
         self.message = message

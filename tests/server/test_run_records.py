@@ -62,7 +62,15 @@ def test_a_record_of_a_round_with_a_wrong_value_is_named_and_a_torn_line_left_ou
     for torn in (b'{"round": 2, "we', b"\xff\xfe", DEEP):
         path.write_bytes(json.dumps(good).encode() + b"\n" + torn)
         assert folder.rounds() == [good]
-    for wrong in ([], 7, {}, {"round": "1"}, good | {"weights": {"a": "50"}}, good | {"claims": {"a": 1}}):
+    wrongs: list[Any] = [
+        [],
+        7,
+        {},
+        {"round": "1"},
+        good | {"weights": {"a": "50"}},
+        good | {"claims": {"a": 1}},
+    ]
+    for wrong in wrongs:
         path.write_bytes(json.dumps(good).encode() + b"\n" + json.dumps(wrong).encode())
         assert "line 2" in damaged(folder.rounds)
 
