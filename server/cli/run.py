@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from common.cli import INTERRUPTED, Format, FormatOption
+from common.cli import INTERRUPTED, Format, FormatOption, show
 from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan, read_plan
 from common.privacy import epsilon_text
 from common.processes import usable_cores
 from common.progress_bar import progress_shown, say
-from common.terminal import print
+from common.terminal import print, table_row
 from server.cli.federation import FederationOption, open_federation
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def start(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when the run has started; `fedqc run watch` follows it.")
     ] = False,
+    format: FormatOption = Format.text,
 ) -> int:
     """Check PLAN once more and run it. Ctrl-C stops watching, not the run."""
     from server.run.control_files import Order
@@ -139,7 +140,7 @@ def start(
     order = Order(accept_missing=accept_missing, wait_s=wait_s, tuning=tuning.to_json() if tuning else None)
     submit(opened, run_plan, chosen, order)
     with run_goes_on(chosen):
-        return follow_start(opened, chosen, wait_s=wait_s, detach=detach)
+        return follow_start(opened, chosen, wait_s=wait_s, detach=detach, format=format)
 
 
 @run.command()
@@ -209,7 +210,7 @@ def resume(
     # else `watch` would take how it ended before for how it ended now
     found.update_manifest(status="running")
     with run_goes_on(folder.name):
-        return follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
+        return follow_start(opened, folder.name, wait_s=wait_s, detach=detach, format=format)
 
 
 @run.command("list")
@@ -223,12 +224,13 @@ def list_runs(federation: FederationOption = None, format: FormatOption = Format
     if format is Format.json:
         print(json.dumps(states, ensure_ascii=False))
         return
-    print(f"{'run':36s}{'state':12s}{'stage':28s}{'sites':>6s}")
+    widths = (34, 12, 28, -6)
+    print(table_row(("run", "state", "stage", "sites"), widths))
     for state in states:
         where = (
             f"{state['stage']} {state['round']}/{state['rounds']}" if state["status"] == "running" else "-"
         )
-        print(f"{state['run']:36s}{state['status']:12s}{where:28s}{state['sites']:>6d}")
+        print(table_row((state["run"], state["status"], where, str(state["sites"])), widths))
 
 
 @run.command()
@@ -241,13 +243,13 @@ def watch(run: RunArgument, federation: FederationOption = None, format: FormatO
     opened = open_federation(folder.parent.parent)
     with run_goes_on(folder.name):
         if run_state(opened, folder.name) == "ordered":
-            return follow_start(opened, folder.name, wait_s=600, detach=False)
+            return follow_start(opened, folder.name, wait_s=600, detach=False, format=format)
         _admit("watch", opened, folder.name)
         return follow(opened, folder.name, format)
 
 
 @run.command()
-def stop(run: RunArgument, federation: FederationOption = None) -> None:
+def stop(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> None:
     """Stop a run. Sites finish their present task; `fedqc run resume` continues the run."""
     from server.federation.services import flower
     from server.run.control_files import forget_outcomes, is_being_run
@@ -271,7 +273,8 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
         RunFolder.open(folder).update_manifest(status="stopped")
     else:
         _flower_file(opened, folder.name).unlink(missing_ok=True)  # as if it had not been ordered
-    print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
+    text = f"{folder.name}: stopped; fedqc run resume {folder.name} continues it"
+    show(format, {"run": folder.name, "status": "stopped"}, text)
 
 
 def _read_known_plan(path: Path, *, may_evaluate: bool = False) -> tuple[RunPlan, Tuning | None]:
@@ -467,12 +470,18 @@ def run_goes_on(name: str) -> Iterator[None]:
 
 
 def follow_start(
-    federation: Federation, name: str, *, wait_s: float, detach: bool, show: Callable[[str], None] = print_now
+    federation: Federation,
+    name: str,
+    *,
+    wait_s: float,
+    detach: bool,
+    format: Format = Format.text,
+    tell: Callable[[str], None] = print_now,
 ) -> int:
     """Show the rehearsal of a run that was submitted, and follow it to its end.
 
     Args:
-        show: prints a line about the run.
+        tell: prints a line about the run.
     Returns:
         exit status.
     Raises:
@@ -488,9 +497,10 @@ def follow_start(
     plan_file = federation.runs / name / "plan.yaml"
     _await(federation, name, lambda: plan_file.is_file() or None, limit_s=600)
     if detach:
-        show(f"{name}: started; fedqc run watch {name}")
+        started = json.dumps({"run": name, "status": "running"})
+        tell(started if format is Format.json else f"{name}: started; fedqc run watch {name}")
         return 0
-    return follow(federation, name, Format.text, show=show)
+    return follow(federation, name, format, tell=tell)
 
 
 def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
@@ -526,7 +536,7 @@ def _state(federation: Federation, plan_file: Path) -> dict[str, Any]:
 
 
 def follow(
-    federation: Federation, name: str, format: Format, *, show: Callable[[str], None] = print_now
+    federation: Federation, name: str, format: Format, *, tell: Callable[[str], None] = print_now
 ) -> int:
     """Print what changes until the run has ended. Everything is read from files: a broken connection loses
     nothing.
@@ -539,7 +549,7 @@ def follow(
         line = json.dumps(state, ensure_ascii=False) if format is Format.json else watch_line(state)
         key = json.dumps([state[part] for part in ("status", "stage", "round", "waiting", "done")])
         if key != last and state["units"]:
-            show(line)
+            tell(line)
             last = key
         if state["status"] == INTERRUPTED_RUN:
             hint = f"fedqc run resume {name} continues from the last finished round"
