@@ -15,7 +15,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: setup demo test test-slow test-gpu check coverage bench offline clean-demo
+.PHONY: setup demo test test-slow test-gpu check audit coverage bench offline clean-demo
 
 setup: $(STAMP)
 
@@ -55,6 +55,15 @@ check: $(STAMP)
 	$(BIN)/deptry .
 	$(BIN)/python tests/docstring_share.py
 	$(BIN)/python -m server.public_model.rehearsals --check
+
+# Looks up the pinned versions among the published advisories: exit status 1 where one has a known weakness, or cannot be looked
+# up. Needs internet, and
+# an environment of its own, so that nothing of it is part of fedqc. Without internet: a scanner that reads sbom.cdx.json.
+AUDIT := .venv-audit
+audit:
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 # Trains the public start on phantoms and on views of open real people; SOURCES = folders, one a scanner or collection,
 # LABELS = a CSV (file, label) of slices that are not clean. Both sites stay in $(START) for benchmarks/real_start.py.

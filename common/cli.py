@@ -8,11 +8,12 @@ import errno
 import gc
 import importlib
 import io
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
@@ -93,6 +94,11 @@ FormatOption = Annotated[
     Format,
     typer.Option("--format", help="Output format."),
 ]
+
+
+def show(format: Format, result: Mapping[str, object], *lines: str) -> None:
+    """Print what a command ended in: one object of JSON for programs, or lines for people."""
+    print(json.dumps(result, ensure_ascii=False) if format is Format.json else "\n".join(lines))
 
 
 def confirmed(refusal: FedqcError) -> bool:

@@ -15,6 +15,9 @@ A finished but partial run is not an error; the command line reports it with exi
 
 from __future__ import annotations
 
+MAX_MESSAGE = 2000
+"""Characters of a message: what it quotes of a foreign file may be of any length."""
+
 
 class FedqcError(Exception):
     """Base of all deliberate errors: a stable code, one line of message, one hint.
@@ -30,6 +33,8 @@ class FedqcError(Exception):
     code = "internal"
 
     def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
+        message = " ".join(message.splitlines())
+        message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -50,7 +51,27 @@ def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: b
         raise
 
 
-def wrapped(text: str, *, start: str = "", indent: int = 4, columns: int = 80) -> str:
+COLUMNS = 80
+"""Of a terminal, as wide as a table may be."""
+
+
+def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A row of a table: each cell in its column, those of negative width to the right. A cell that fills its
+    column, or more, ends its line; the others follow below, each in its own column.
+    """
+    lines, line, start = [], "", 0
+    for cell, width in zip(cells, widths, strict=True):
+        if width > 0 and _columns(cell) >= width:
+            lines.append(line + cell)
+            line = " " * (start + width)
+        else:
+            blank = " " * (abs(width) - _columns(cell))
+            line += cell + blank if width > 0 else blank + cell
+        start += abs(width)
+    return "\n".join(one.rstrip() for one in (*lines, line) if one.strip())
+
+
+def wrapped(text: str, *, start: str = "", indent: int = 4, columns: int = COLUMNS) -> str:
     """One paragraph in lines of at most so many columns, each after the first behind an indent.
 
     So no foreign text begins a line of its own, whatever blanks it holds. Words that fit on a line are not

@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from common.plan import RunPlan, read_plan
 from common.strict import dump_yaml
 from common.weights import Manifest
 from server.evaluation_file import Evaluation, checked
+from server.run_records import checked_manifest, checked_round, damaged
 
 PLAN, MANIFEST, EVALUATION, MODEL, CARD, REPORT, SIMULATION = (
     "plan.yaml",
@@ -210,14 +212,19 @@ class ArmFolder:
             os.fsync(file.fileno())
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Complete records, oldest first; a line torn by a crash is left out."""
+        """Complete records, oldest first; a line torn by a crash is left out.
+
+        Raises:
+            ConfigError: a line is no record of a round (code `damaged-run`).
+        """
         path = self.path / "rounds.jsonl"
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            records.append(checked_round(values, f"{path}: line {number}"))
         return records
 
     def forget_rounds_after(self, last: int) -> None:
@@ -293,13 +300,26 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        """The content of manifest.json.
+
+        Raises:
+            ConfigError: it is damaged (code `damaged-run`).
+        """
+        path = self.path / MANIFEST
+        return checked_manifest(_json_of(path), str(path))
 
     @property
     def simulation(self) -> dict[str, str]:
-        """Where a simulation found its data; empty for a run on real nodes. Local, not for sharing."""
+        """Where a simulation found its data; empty for a run on real nodes. Local, not for sharing.
+
+        Raises:
+            ConfigError: the file is damaged (code `damaged-run`).
+        """
         path = self.path / SIMULATION
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = _json_of(path) if path.is_file() else {}
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise damaged(f"{path}: must be words under names")
+        return found
 
     @property
     def tuning(self) -> dict[str, Any] | None:
@@ -313,7 +333,7 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -362,6 +382,31 @@ class RunFolder:
                 hint="restore the file as fedqc wrote it",
             ) from None
         return checked(found, str(path))
+
+
+def _json_of(path: Path) -> Any:
+    """The content of a JSON file of a run folder; raises ConfigError (code `damaged-run`)."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise damaged(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"{path}: not JSON ({str(error)[:100]})") from None
+
+
+@contextmanager
+def intact(*runs: Path) -> Iterator[None]:
+    """Whoever computes with what finished runs noted: values that contradict one another are damage.
+
+    Raises:
+        ConfigError: code `damaged-run`, for an error of Python or NumPy over such values.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+        names = ", ".join(str(run) for run in runs)
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise damaged(f"{names}: its files contradict one another ({what})") from error
 
 
 def bad_tuning(what: str) -> ConfigError:

@@ -91,6 +91,17 @@ def test_make_offline_writes_both_and_covers_them_by_its_sums() -> None:
     assert {"sbom.cdx.json", "LICENCES.csv"} <= set(sums.split())
 
 
+def test_make_audit_looks_up_every_version_that_is_pinned_and_resolves_nothing() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    target = makefile[makefile.index("\naudit:") : makefile.index("\n# Trains the public start")]
+    assert "--requirement constraints.txt --no-deps --disable-pip" in target
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert len(pins) > 50
+    unpinned = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]
+    assert unpinned == [], "pip-audit --disable-pip takes exact versions only"
+
+
 @pytest.mark.parametrize("words", ["## Report", "## What to expect", "## Dependencies", "docs/security.md"])
 def test_the_project_says_how_to_report_a_weakness(words: str) -> None:
     assert words in (ROOT / "SECURITY.md").read_text(encoding="utf-8")

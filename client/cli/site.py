@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from common.arms import ARMS
-from common.cli import Format, FormatOption
+from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, DataError, RefusedError
 from common.names import SITE_KINDS
 from common.progress_bar import say
 from common.terminal import print, wrapped
 
 if TYPE_CHECKING:
+    from client.cli.answers import Questions
+    from client.site.approvals import Approval
     from client.site.config import SiteConfig
+    from client.site.enrolment import NewSite
     from common.plan import RunPlan
 
 site = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -78,11 +80,55 @@ def init(
         ),
     ] = None,
     yes: YesOption = False,
+    format: FormatOption = Format.text,
 ) -> None:
     """Make a site: site.yaml, cohort.yaml, policy.yaml, keys, ledger, request.zip. Overwrites nothing.
 
     A site.yaml in the folder is adopted: only what it lacks is asked for, and its site key is kept.
     """
+    from client.cli.answers import Questions
+    from client.site.enrolment import LEVELS
+    from client.supervision.preflight import scores_note
+    from common.enrolment import read_request
+
+    folder = folder or Path(os.environ.get("FEDQC_SITE", "."))
+    asking = Questions(yes=yes)
+    with asking.kept():
+        new, request = _new_site(
+            folder,
+            asking,
+            {
+                "name": name,
+                "images": images,
+                "labels": labels,
+                "nominal-patients": nominal_patients,
+                "kind": kind,
+                "cohort": cohort,
+                "level": level,
+                "ethics-approval": ethics_approval,
+                "consent-basis": consent_basis,
+                "assessed": assessed,
+                "declare": declare,
+            },
+            stand_in,
+        )
+    if not new.level:
+        say(f"{folder}: the existing policy is kept" + (f"; --level {level} is not applied" if level else ""))
+    else:
+        say(f"{folder}: privacy level {new.level}")
+        say("  " + LEVELS[new.level].explanation.replace("\n", "\n  "))
+    if note := scores_note(folder):
+        say(f"note: {note}")
+    say(f"send {request} to the coordinator, and its fingerprint another way (telephone, letter):")
+    found = read_request(request).fingerprint
+    show(format, {"site": new.name, "request": str(request), "fingerprint": found}, found)
+
+
+def _new_site(
+    folder: Path, asking: Questions, options: dict[str, Any], stand_in: str
+) -> tuple[NewSite, Path]:
+    """Ask for what neither an option nor a site.yaml gives, and make the site; gives its request, too."""
+    from client.cli import answers
     from client.site.enrolment import (
         LEVELS,
         NewSite,
@@ -91,101 +137,88 @@ def init(
         init_site,
         is_no_hospital,
     )
-    from client.supervision.preflight import scores_note
-    from common.enrolment import read_request
 
-    def asked(option: str, given: str | None, question: str, default: str | None = None) -> str:
-        if given is not None:
-            return given
-        if yes:
-            if default is None:
-                raise ConfigError(
-                    f"--{option} is missing", code="bad-argument", hint="omit --yes to be asked for it"
-                )
-            return default
-        return str(typer.prompt(question, default=default, err=True))
-
-    folder = folder or Path(os.environ.get("FEDQC_SITE", "."))
     adopted = existing_site(folder)
+    known: dict[str, Any] = {}
     if adopted is not None:
         say(f"{folder / 'site.yaml'}: adopted; only missing keys are added")
-        name, kind, cohort = name or adopted.name, kind or adopted.kind, cohort or adopted.cohort
-        images, labels = images or folder / adopted.images, labels or folder / adopted.labels
-        nominal_patients = nominal_patients or adopted.nominal_patients
+        known = {
+            "name": adopted.name,
+            "kind": adopted.kind,
+            "cohort": adopted.cohort,
+            "images": folder / adopted.images,
+            "labels": folder / adopted.labels,
+            "nominal-patients": adopted.nominal_patients,
+        }
         stand_in = stand_in or adopted.stand_in or ""
     legal = existing_cohort(folder)
-    ethics_approval = ethics_approval or legal.get("ethics_approval") or None
-    consent_basis = consent_basis or legal.get("consent_basis") or None
+    known |= {"ethics-approval": legal.get("ethics_approval"), "consent-basis": legal.get("consent_basis")}
     has_policy = (folder / ((adopted and adopted.policy) or "policy.yaml")).is_file()
-    chosen_kind = asked("kind", kind, "Kind of site (hospital, public, synthetic)", "hospital")
-    if chosen_kind not in SITE_KINDS:
+
+    def asked(option: str, question: str, check: answers.Check, default: str | None = None) -> str:
+        given = options[option] or known.get(option)
+        return asking.ask(option, str(given) if given else None, question, default, check=check)
+
+    kinds = answers.one_of(SITE_KINDS)
+    kind = asked("kind", "Kind of site (hospital, public, synthetic)", kinds, "hospital")
+    if kind not in SITE_KINDS:
         raise ConfigError(
-            f"--kind {chosen_kind!r}: not a kind of site",
+            f"--kind {kind!r}: not a kind of site",
             code="bad-argument",
             hint="known: hospital, public, synthetic",
         )
-    chosen = {
-        "name": asked("name", name, "Name of the site, which the coordinator sees"),
-        "images": asked("images", str(images) if images else None, "Folder with the DICOM files"),
-        "labels": asked("labels", str(labels) if labels else None, "Label sheet (CSV)"),
-        "cohort": asked("cohort", cohort, "Name of this group of patients"),
-    }
-    given = str(nominal_patients) if nominal_patients else None
-    bucket = asked("nominal-patients", given, "About how many patients: 50, 100, 200, 500, 1000 …")
-    if not bucket.isdigit() or int(bucket) < 1:
-        raise ConfigError(f"--nominal-patients {bucket!r}: not a number of patients", code="bad-argument")
-    if level is None and not yes and not has_policy:
-        for word, known in LEVELS.items():
-            say(f"\n{word}\n  " + known.explanation.replace("\n", "\n  "))
-    chosen_level = (
-        "" if has_policy else asked("level", level, f"Privacy level ({', '.join(LEVELS)})", "usual")
-    )
-    is_hospital = chosen_kind == "hospital"
-    ethics = (
-        asked("ethics-approval", ethics_approval, "Reference of the ethics approval (stays at the site)")
-        if is_hospital
-        else ""
-    )
-    consent = (
-        asked("consent-basis", consent_basis, "Legal basis for using these images (stays at the site)")
-        if is_hospital
-        else ""
-    )
-    declared = adopted.assessed if adopted else None
-    if declared is None:
-        declared = _declared(assessed, Path(chosen["labels"]), asked)
-    if declare is None and not is_no_hospital(adopted, chosen_kind, Path(chosen["images"])):
-        declare = asked("declare", None, f"Kind {chosen_kind}: why are these no hospital's patients")
+    name = asked("name", "Name of the site, which the coordinator sees", answers.a_name)
+    images = answers.a_path(asked("images", "Folder with the DICOM files", answers.a_folder))
+    labels = answers.a_path(asked("labels", "Label sheet (CSV)", answers.a_sheet))
+    cohort = asked("cohort", "Name of this group of patients", answers.a_cohort)
+    bucket = asked("nominal-patients", "About how many patients: 50, 100, 200, 500, 1000 …", answers.a_bucket)
+    level = ""
+    if not has_policy:
+        if options["level"] is None and asking.asks:
+            for word, one in LEVELS.items():
+                say(f"\n{word}\n  " + one.explanation.replace("\n", "\n  "))
+        level = asked("level", f"Privacy level ({', '.join(LEVELS)})", answers.one_of(LEVELS), "usual")
+    ethics = consent = ""
+    if kind == "hospital":
+        ethics = asked(
+            "ethics-approval",
+            "Reference of the ethics approval (stays at the site)",
+            answers.stated("ethics_approval"),
+        )
+        consent = asked(
+            "consent-basis",
+            "Legal basis for using these images (stays at the site)",
+            answers.stated("consent_basis"),
+        )
+    assessed = adopted.assessed if adopted else None
+    if assessed is None:
+        assessed = _declared(options["assessed"], Path(labels), asking)
+    declare = options["declare"]
+    if declare is None and not is_no_hospital(adopted, kind, Path(images)):
+        declare = asked("declare", f"Kind {kind}: why are these no hospital's patients", answers.a_text)
     new = NewSite(
-        **chosen,
+        name=name,
+        kind=kind,
+        cohort=cohort,
+        images=images,
+        labels=labels,
         nominal_patients=int(bucket),
-        kind=chosen_kind,
-        level=chosen_level,
-        ethics_approval=ethics_approval or ethics,
-        consent_basis=consent_basis or consent,
+        level=level,
+        ethics_approval=ethics or str(options["ethics-approval"] or known["ethics-approval"] or ""),
+        consent_basis=consent or str(options["consent-basis"] or known["consent-basis"] or ""),
         stand_in=stand_in,
-        assessed=declared,
+        assessed=assessed,
         declare=declare or "",
     )
-    request = init_site(folder, new, warn=lambda text: say(f"note: {text}"))
-    if has_policy:
-        say(f"{folder}: the existing policy is kept" + (f"; --level {level} is not applied" if level else ""))
-    else:
-        say(f"{folder}: privacy level {chosen_level}")
-        say("  " + LEVELS[chosen_level].explanation.replace("\n", "\n  "))
-    if note := scores_note(folder):
-        say(f"note: {note}")
-    say(f"send {request} to the coordinator, and its fingerprint another way (telephone, letter):")
-    print(read_request(request).fingerprint)
+    return new, init_site(folder, new, warn=lambda text: say(f"note: {text}"))
 
 
-def _declared(
-    given: str | None, labels: Path, asked: Callable[[str, str | None, str, str | None], str]
-) -> tuple[str, ...] | None:
+def _declared(given: str | None, labels: Path, asking: Questions) -> tuple[str, ...] | None:
     """The artifacts that the operator declares as assessed; None where there is no answer yet.
 
     Those that have an answer in the label sheet are proposed.
     """
+    from client.cli.answers import artifacts
     from client.labels.label_sheet import inspect_labels
     from common.artifacts import NAMES
 
@@ -200,7 +233,8 @@ def _declared(
         ]
         if not proposed:
             return None
-    text = asked("assessed", given, "Artifacts that your readers assessed", ", ".join(proposed))
+    question = "Artifacts that your readers assessed"
+    text = asking.ask("assessed", given, question, ", ".join(proposed), check=artifacts)
     return tuple(word.strip() for word in text.split(",") if word.strip() and word.strip() != "none")
 
 
@@ -208,6 +242,7 @@ def _declared(
 def declare(
     why: Annotated[str, typer.Argument(help="Why the images of this site are no hospital's patients.")],
     folder: SiteOption = None,
+    format: FormatOption = Format.text,
 ) -> None:
     """Declare that a site of kind public or synthetic holds no hospital's patients; noted in site.yaml."""
     from client.site.enrolment import declare_not_hospital
@@ -215,6 +250,8 @@ def declare(
     where = site_folder(folder)
     declare_not_hospital(where, why)
     say(f"declared in {where / 'site.yaml'}: from now on exact scores may leave, without noise")
+    if format is Format.json:
+        show(format, {"declared_in": str(where / "site.yaml")})
 
 
 @site.command()
@@ -227,6 +264,7 @@ def join(
     leave: Annotated[
         bool, typer.Option("--leave", help="Leave the present federation for this one.")
     ] = False,
+    format: FormatOption = Format.text,
 ) -> None:
     """Join a federation with the coordinator's kit; or renew the enrolment with a renewed kit."""
     from client.site.enrolment import join as take_kit
@@ -243,6 +281,9 @@ def join(
     except ConfigError as error:
         units = f"; no systemd units: {error.message}"
     say(f"next: fedqc site check; then fedqc site start{units}")
+    if format is Format.json:
+        said = {"site": taken.site, "federation": taken.federation, "address": taken.address}
+        show(format, said | {"expires": taken.expires.isoformat()})
 
 
 @site.command()
@@ -324,7 +365,7 @@ def approve(
         sha256 = study_of(with_noise(read_plan(given))).sha256() if given.is_file() else withdraw
         found = approvals.withdraw(state, sha256)
         say(f"withdrawn: {found.plan}, hash {found.plan_sha256}; nothing of it is carried out from now on")
-        return 0
+        return _show_approval(state, found.plan_sha256, format)
     if plan is None:
         raise ConfigError("PLAN is missing", code="bad-argument", hint="or --list, or --withdraw PLAN|HASH")
     if days is not None and until is not None:
@@ -341,7 +382,7 @@ def approve(
     if known is not None and is_open and runs is None and days is None and until is None:
         approvals.freeze(state, read.sha256(), _frozen_index(where, read, known.index))
         say(f"this plan is already approved: {known.runs_left} runs left, until {known.until}")
-        return 0
+        return _show_approval(state, read.sha256(), format)
     last = (
         until.date()
         if until
@@ -356,7 +397,31 @@ def approve(
     index = _frozen_index(where, read, approvals.index_approved(state, read.sha256()))
     approvals.approve(where, read, runs=number, until=last, ethics=ethics, index=index)
     say(f"approved {terms}")
+    return _show_approval(state, read.sha256(), format)
+
+
+def _show_approval(state: Path, plan_sha256: str, format: Format) -> int:
+    """For programs, what became of one approval; people have read it."""
+    from client.site.approvals import approvals
+
+    if format is Format.json:
+        (found,) = (one for one in approvals(state) if one.plan_sha256 == plan_sha256)
+        show(format, _approval_row(found))
     return 0
+
+
+def _approval_row(one: Approval) -> dict[str, Any]:
+    return {
+        "plan": one.plan,
+        "plan_sha256": one.plan_sha256,
+        "by": one.by,
+        "at": one.at,
+        "until": one.until.isoformat() if one.text else None,
+        "runs_left": one.runs_left if one.text else None,
+        "index": one.index or None,
+        "begun": list(one.begun),
+        "state": one.state(date.today()),
+    }
 
 
 def _frozen_index(where: Path, plan: RunPlan, before: str) -> str:
@@ -378,21 +443,8 @@ def _frozen_index(where: Path, plan: RunPlan, before: str) -> str:
 def _list_approvals(state: Path, format: Format) -> int:
     from client.site.approvals import approvals
 
-    today, found = date.today(), approvals(state)
-    rows = [
-        {
-            "plan": one.plan,
-            "plan_sha256": one.plan_sha256,
-            "by": one.by,
-            "at": one.at,
-            "until": one.until.isoformat() if one.text else None,
-            "runs_left": one.runs_left if one.text else None,
-            "index": one.index or None,
-            "begun": list(one.begun),
-            "state": one.state(today),
-        }
-        for one in found
-    ]
+    found = approvals(state)
+    rows = [_approval_row(one) for one in found]
     if format is Format.json:
         print(json.dumps(rows, ensure_ascii=False))
         return 0

@@ -563,7 +563,7 @@ def coordinator_of(state: Path) -> dict[str, str] | None:
             code="bad-coordinator",
             hint="run as the agent's user",
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f"{path}: damaged", code="bad-coordinator", hint="join again with the kit: fedqc site join"
         ) from None

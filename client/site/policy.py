@@ -81,8 +81,8 @@ class SitePolicy(StrictModel):
 
 
 def default_policy(kind: SiteKind) -> SitePolicy:
-    """The policy of a site that has not written one: cautious for patients, open for public and generated
-    images.
+    """The policy of a site that has not written one: the numbers of the level `usual` for patients, open for
+    public and generated images.
 
     The smallest cohort is the same everywhere, so that a rehearsal on synthetic sites refuses what a hospital
     would.
@@ -97,7 +97,7 @@ def default_policy(kind: SiteKind) -> SitePolicy:
 
 
 def read_policy(path: Path | str) -> SitePolicy:
-    """Read `policy.yaml`. An empty file is the cautious default.
+    """Read `policy.yaml`. An empty file is the default of a hospital.
 
     Raises:
         ConfigError: the file cannot be read, is not a mapping, repeats a key, or a field is unknown or out of

@@ -21,7 +21,7 @@ from common.processes import usable_cores
 from common.progress_bar import progress_shown
 from common.strict import strict_yaml
 from common.terminal import print
-from server.run_folder import RunFolder, without_nan
+from server.run_folder import RunFolder, intact, without_nan
 from server.simulation.simulate import run_simulation
 
 simulate = typer.Typer(add_completion=False)
@@ -224,15 +224,16 @@ def report_command(
             "--rescans and --seconds belong to --paper", code="bad-argument", hint="add --paper"
         )
     folder = RunFolder.open(run)
-    if paper:
-        print(_paper(folder, format, language, rescans, seconds), end="")
-    elif format is not ReportFormat.text:
-        print(_exported(folder, format, language), end="")
-    else:
-        print(write_report(folder, language))
-    if figures is not None:
-        written = write_figures(folder.evaluation, figures, language)
-        print(f"{figures}: {len(written)} files", file=sys.stderr)
+    with intact(run):
+        if paper:
+            print(_paper(folder, format, language, rescans, seconds), end="")
+        elif format is not ReportFormat.text:
+            print(_exported(folder, format, language), end="")
+        else:
+            print(write_report(folder, language))
+        if figures is not None:
+            written = write_figures(folder.evaluation, figures, language)
+            print(f"{figures}: {len(written)} files", file=sys.stderr)
 
 
 def _exported(folder: RunFolder, format: ReportFormat, language: str) -> str:
@@ -288,9 +289,9 @@ def verify_run(run: Path, format: Format) -> int:
         the exit status: 1 where something does not hold.
     """
     from server.run.recompute import recompute
-    from server.run_folder import RunFolder
 
-    findings = recompute(RunFolder.open(run))
+    with intact(run):
+        findings = recompute(RunFolder.open(run))
     if format is Format.json:
         print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
     else:
@@ -332,11 +333,11 @@ def compare_command(
     """
     from server.evaluation.compare import compare_runs, compare_table
     from server.evaluation.leave_one_out import compare_hospitals, family_of, hospitals_table
-    from server.run_folder import RunFolder, without_nan
 
     folders = [RunFolder.open(run) for run in runs]
-    family = family_of(folders)
-    result = compare_runs(folders) if family is None else compare_hospitals(family)
+    with intact(*runs):
+        family = family_of(folders)
+        result = compare_runs(folders) if family is None else compare_hospitals(family)
     if format is Format.json:
         print(json.dumps(without_nan(result), ensure_ascii=False))
     else:

@@ -232,5 +232,5 @@ def _deployed(
     if (folder / PLAN).is_file():  # else it would look finished
         RunFolder.open(folder).update_manifest(status="running")
     with run_goes_on(chosen):
-        follow_start(federation, chosen, wait_s=wait_s, detach=False, show=say)
+        follow_start(federation, chosen, wait_s=wait_s, detach=False, tell=say)
     return RunFolder.open(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import Format, FormatOption
+from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, FedqcError, RefusedError
 from common.progress_bar import say
 from common.terminal import print, wrapped
@@ -63,6 +64,14 @@ def init(
     webhook: Annotated[
         str | None, typer.Option(help="URL to notify of silent sites, refusals and finished runs.")
     ] = None,
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase",
+            help="Encrypt the key of the certificate authority; asked for, or from $FEDQC_CA_PASSPHRASE.",
+        ),
+    ] = False,
+    format: FormatOption = Format.text,
 ) -> None:
     """Make a federation folder: keys, certificates, app bundle, configuration of proxy and services."""
     from server.federation.configure import init_federation
@@ -77,12 +86,17 @@ def init(
         health_port=health_port,
         listen=listen,
         notify=Notify(webhook=webhook),
+        passphrase=_passphrase(new=True) if passphrase else b"",
     )
-    print(f"made {made.folder}")
-    print("back it up and restrict access: anyone who reads keys/ can act as this federation")
-    print(f"hospitals connect to {made.settings.address}; they need no open port of their own")
-    print("next: fedqc federation start, then fedqc federation approve REQUEST for each hospital")
-    _print_fingerprint(made)
+    show(
+        format,
+        {"folder": str(made.folder), "address": made.settings.address, "fingerprint": made.fingerprint},
+        f"made {made.folder}",
+        "back it up and restrict access: anyone who reads keys/ can act as this federation",
+        f"hospitals connect to {made.settings.address}; they need no open port of their own",
+        "next: fedqc federation start, then fedqc federation approve REQUEST for each hospital",
+        *_fingerprint_lines(made),
+    )
 
 
 @federation.command()
@@ -96,6 +110,7 @@ def approve(
     yes: YesOption = False,
     out: KitOption = None,
     days: DaysOption = 365,
+    format: FormatOption = Format.text,
 ) -> int:
     """Enrol a hospital and write its kit. Ask the hospital for the request's fingerprint by telephone."""
     from common.enrolment import read_request, same_fingerprint
@@ -128,7 +143,7 @@ def approve(
         )
     say(f"{'fingerprint':13s}{request.fingerprint}")
     kit = enrol(opened, request, days)
-    _write_kit(opened, kit, target)
+    _write_kit(opened, kit, target, format)
     return 0
 
 
@@ -141,8 +156,10 @@ def renew(
     federation: FederationOption = None,
     out: KitOption = None,
     days: DaysOption = 365,
+    format: FormatOption = Format.text,
 ) -> int:
     """Renew a site's enrolment and write its kit; or renew the server's certificate and the bundle."""
+    from server.federation.certificates import is_sealed
     from server.federation.configure import configure, renew_server_certificate
     from server.federation.flower_app import is_current, write_bundle
     from server.federation.registry import renew_site
@@ -150,21 +167,22 @@ def renew(
     opened = open_federation(federation)
     if site is not None:
         target = _kit_path(out, site)
-        _write_kit(opened, renew_site(opened, site, days), target)
+        _write_kit(opened, renew_site(opened, site, days), target, format)
         return 0
-    renew_server_certificate(opened, days)
+    renew_server_certificate(opened, days, passphrase=_passphrase() if is_sealed(opened.ca_key) else b"")
     left = opened.certificate_days()
     configure(opened)
-    print(f"the server's certificate expires in {left} days; restart the services to use it (between runs)")
-    if not is_current(opened.folder):
+    lines = [
+        f"the server's certificate expires in {left} days; restart the services to use it (between runs)"
+    ]
+    is_new = not is_current(opened.folder)
+    if is_new:
         write_bundle(opened.folder)
-        print(
-            f"the bundle is new ({opened.bundle_sha256[:16]}…); each site needs a new kit before its next "
-            "run:"
-        )
-        for enrolment in opened.sites():
-            if enrolment.status == "active":
-                print(f"  fedqc federation renew {enrolment.site}")
+        digits = opened.bundle_sha256[:16]
+        lines += [f"the bundle is new ({digits}…); each site needs a new kit before its next run:"]
+        lines += _renewals(opened)
+    said = {"certificate_days": left, "bundle_sha256": opened.bundle_sha256}
+    show(format, said | {"needs_kit": _active(opened) if is_new else []}, *lines)
     return 0
 
 
@@ -174,9 +192,17 @@ def rotate(
     authority: Annotated[
         bool, typer.Option("--authority", help="Replace the certificate authority, too.")
     ] = False,
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase", help="Encrypt the new authority's key. A key that is encrypted stays so."
+        ),
+    ] = False,
     yes: YesOption = False,
+    format: FormatOption = Format.text,
 ) -> int:
     """Replace the coordinator's key. Sites stay enrolled, and join with a renewed kit."""
+    from server.federation.certificates import is_sealed
     from server.federation.configure import configure
     from server.federation.configure import rotate as replace
     from server.federation.services import running
@@ -186,18 +212,23 @@ def rotate(
         raise ConfigError(
             f"{opened.name}: is running", code="already-running", hint="fedqc federation stop, then again"
         )
+    if passphrase and not authority:
+        raise ConfigError("--passphrase is of the authority's key", code="bad-argument", hint="--authority")
     what = "key and certificate authority" if authority else "key"
     if not yes and not typer.confirm(
         f"Replace the {what}? Every site must join with a new kit before its next run", err=True
     ):
         raise RefusedError("not rotated", code="not-confirmed", hint="nothing was changed")
-    replace(opened, authority=authority)
+    seals = authority and (passphrase or is_sealed(opened.ca_key))
+    replace(opened, authority=authority, passphrase=_passphrase(new=True) if seals else b"")
     configure(opened)
-    print(f"the {what} was replaced; back up the folder. Each site needs a new kit before its next run:")
-    for enrolment in opened.sites():
-        if enrolment.status == "active":
-            print(f"  fedqc federation renew {enrolment.site}")
-    _print_fingerprint(opened)
+    show(
+        format,
+        {"authority": authority, "fingerprint": opened.fingerprint, "needs_kit": _active(opened)},
+        f"the {what} was replaced; back up the folder. Each site needs a new kit before its next run:",
+        *_renewals(opened),
+        *_fingerprint_lines(opened),
+    )
     return 0
 
 
@@ -206,6 +237,7 @@ def revoke(
     site: Annotated[str, typer.Argument(help="Site to exclude permanently.")],
     federation: FederationOption = None,
     yes: YesOption = False,
+    format: FormatOption = Format.text,
 ) -> int:
     """Exclude a site. Answers are ignored, the node is disconnected, its keys are never accepted again."""
     from server.federation.registry import revoke as exclude
@@ -219,7 +251,8 @@ def revoke(
         raise RefusedError(f"{site}: not revoked", code="not-confirmed", hint="nothing was changed")
     exclude(opened, site)
     when = "within seconds" if running(opened) else "at the next fedqc federation start"
-    print(f"{site}: revoked. Its answers are ignored; its node is disconnected {when}.")
+    text = f"{site}: revoked. Its answers are ignored; its node is disconnected {when}."
+    show(format, {"site": site, "status": "revoked"}, text)
     return 0
 
 
@@ -274,13 +307,13 @@ def start(
 
 
 @federation.command()
-def stop(federation: FederationOption = None) -> int:
+def stop(federation: FederationOption = None, format: FormatOption = Format.text) -> int:
     """Stop the services of `start`. A run in progress stops too; `fedqc run resume` continues it."""
     from server.federation.services import stop as end
 
     opened = open_federation(federation)
     end(opened)
-    print(f"{opened.name}: stopped")
+    show(format, {"federation": opened.name, "status": "stopped"}, f"{opened.name}: stopped")
     return 0
 
 
@@ -379,6 +412,40 @@ def _last_answers(federation: Federation) -> dict[str, dict[str, Any]]:
     return answers
 
 
+CA_PASSPHRASE = "FEDQC_CA_PASSPHRASE"
+MIN_PASSPHRASE = 12
+
+
+def _passphrase(*, new: bool = False) -> bytes:
+    """The passphrase of the certificate authority's key: from `CA_PASSPHRASE`, else typed at a terminal, a
+    new one twice.
+
+    Raises:
+        ConfigError: there is neither (code `wrong-passphrase`), or a new one is too short (`bad-argument`).
+    """
+    given = os.environ.get(CA_PASSPHRASE, "")
+    if not given:
+        if not _is_terminal():
+            raise ConfigError(
+                "the key of the certificate authority has a passphrase, and nobody can be asked for it",
+                code="wrong-passphrase",
+                hint=f"run the command at a terminal, or set {CA_PASSPHRASE}",
+            )
+        question = "passphrase of the certificate authority's key"
+        given = str(typer.prompt(question, hide_input=True, confirmation_prompt=new, err=True))
+    if new and len(given) < MIN_PASSPHRASE:
+        raise ConfigError(
+            f"the passphrase has fewer than {MIN_PASSPHRASE} characters",
+            code="bad-argument",
+            hint="take several words",
+        )
+    return given.encode()
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def open_federation(folder: Path | None) -> Federation:
     """The federation that `--federation`, FEDQC_FEDERATION or the current folder names."""
     from server.federation.registry import FEDERATION, Federation
@@ -406,16 +473,32 @@ def _kit_path(out: Path | None, site: str) -> Path:
     return path
 
 
-def _write_kit(federation: Federation, kit: Kit, path: Path) -> None:
+def _write_kit(federation: Federation, kit: Kit, path: Path, format: Format) -> None:
     from common.enrolment import write_kit
 
     write_kit(path, kit, federation.signing_key())
-    print(f"wrote {path} for {kit.site}, valid until {kit.expires}")
-    print("it holds no private key and may be sent by mail")
-    _print_fingerprint(federation)
+    said = {"site": kit.site, "kit": str(path), "expires": kit.expires.isoformat()}
+    show(
+        format,
+        said | {"fingerprint": federation.fingerprint},
+        f"wrote {path} for {kit.site}, valid until {kit.expires}",
+        "it holds no private key and may be sent by mail",
+        *_fingerprint_lines(federation),
+    )
 
 
-def _print_fingerprint(federation: Federation) -> None:
-    print("give the hospital this fingerprint by telephone or letter, not with the kit;")
-    print("it is typed when the site joins:")
-    print(f"fingerprint: {federation.fingerprint}")
+def _fingerprint_lines(federation: Federation) -> tuple[str, ...]:
+    return (
+        "give the hospital this fingerprint by telephone or letter, not with the kit;",
+        "it is typed when the site joins:",
+        f"fingerprint: {federation.fingerprint}",
+    )
+
+
+def _active(federation: Federation) -> list[str]:
+    return [enrolment.site for enrolment in federation.sites() if enrolment.status == "active"]
+
+
+def _renewals(federation: Federation) -> list[str]:
+    """The commands that write a new kit for each site."""
+    return [f"  fedqc federation renew {site}" for site in _active(federation)]

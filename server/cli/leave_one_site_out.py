@@ -48,7 +48,7 @@ def study_in(federation: Federation, plan: RunPlan) -> RunPlan:
     return study
 
 
-def start_study(federation: Federation, study: RunPlan, name: str, order: Order) -> int:
+def start_study(federation: Federation, study: RunPlan, name: str, order: Order, format: Format) -> int:
     """Carry out the runs of a study that nobody has begun under this name.
 
     Args:
@@ -72,19 +72,19 @@ def start_study(federation: Federation, study: RunPlan, name: str, order: Order)
                 hint=f"fedqc run resume {name} continues its study; or --name",
             )
     write_bytes(run_folder_named(federation, name) / STUDY, plan_text(study).encode())
-    return _carry_out(federation, study, name, order)
+    return _carry_out(federation, study, name, order, format)
 
 
 def is_study(folder: Path) -> bool:
     return (folder / STUDY).is_file()
 
 
-def resume_study(federation: Federation, name: str, order: Order) -> int:
+def resume_study(federation: Federation, name: str, order: Order, format: Format) -> int:
     """Continue a study after its last finished round: runs that ended early, then those not begun; as
     `start_study`.
     """
     study = read_plan(run_folder_named(federation, name) / STUDY)
-    return _carry_out(federation, study, name, order, again=True)
+    return _carry_out(federation, study, name, order, format, again=True)
 
 
 def present_run(federation: Federation, name: str) -> str:
@@ -102,7 +102,7 @@ def _runs(name: str, study: RunPlan) -> Iterator[tuple[str, RunPlan]]:
 
 
 def _carry_out(
-    federation: Federation, study: RunPlan, name: str, order: Order, *, again: bool = False
+    federation: Federation, study: RunPlan, name: str, order: Order, format: Format, *, again: bool = False
 ) -> int:
     """Carry out what is left of a study, and write its results.
 
@@ -129,7 +129,7 @@ def _carry_out(
                 say(f"{run}: {state}; fedqc run resume {name} continues the study")
                 return 0
         results = write_results(out, [RunFolder.open(run_folder_named(federation, run)) for run, _ in runs])
-    return show_results(results, out, Format.text)
+    return show_results(results, out, format)
 
 
 def _carry_out_run(federation: Federation, plan: RunPlan, run: str, order: Order, *, again: bool) -> None:
@@ -143,10 +143,10 @@ def _carry_out_run(federation: Federation, plan: RunPlan, run: str, order: Order
             case "ordered":
                 pass
             case "running":
-                follow(federation, run, Format.text, show=say)
+                follow(federation, run, Format.text, tell=say)
                 return
             case "partial" if not again:
                 return
             case _:
                 continue_run(federation, RunFolder.open(run_folder_named(federation, run)), order)
-        follow_start(federation, run, wait_s=order.wait_s, detach=False, show=say)
+        follow_start(federation, run, wait_s=order.wait_s, detach=False, tell=say)

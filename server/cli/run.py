@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.cli import Format, FormatOption
+from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, RunError
 from common.leave_one_out import members_of, price_text
 from common.plan import RunPlan, read_plan
 from common.processes import usable_cores
 from common.progress_bar import progress_shown, say
-from common.terminal import print
+from common.terminal import print, table_row
 from server.cli.federation import FederationOption, open_federation
 from server.cli.following import (
     CONNECTION,
@@ -147,6 +147,7 @@ def start(
             help="Write the plan that is signed, for hospitals to approve, to this file, and ask nobody.",
         ),
     ] = None,
+    format: FormatOption = Format.text,
 ) -> int:
     """Check PLAN once more and run it. Ctrl-C stops watching, not the run."""
     from common.files import write_bytes
@@ -172,11 +173,11 @@ def start(
         say(f"{write_plan}: what hospitals approve (fedqc site approve); nobody was asked")
         return 0
     if of_study:
-        return start_study(opened, run_plan, chosen, order)
+        return start_study(opened, run_plan, chosen, order, format)
     _admit("start", opened, chosen)
     submit(opened, run_plan, chosen, order)
     with run_goes_on(chosen):
-        return follow_start(opened, chosen, wait_s=wait_s, detach=detach)
+        return follow_start(opened, chosen, wait_s=wait_s, detach=detach, format=format)
 
 
 @run.command()
@@ -218,7 +219,8 @@ def resume(
     folder = known_folder(federation, run)
     if is_study(folder):
         _refuse_of_study(accept_missing=accept_missing, detach=detach)
-        return resume_study(open_federation(folder.parent.parent), folder.name, Order(wait_s=wait_s))
+        order = Order(wait_s=wait_s)
+        return resume_study(open_federation(folder.parent.parent), folder.name, order, format)
     in_federation = (folder.parent.parent / "federation.yaml").exists()
     if data is None and in_federation and not _lacks_models(folder):
         _admit("resume", open_federation(folder.parent.parent), folder.name)
@@ -242,7 +244,7 @@ def resume(
         raise evaluation_plan_refused(folder.name)
     continue_run(opened, found, Order(accept_missing=accept_missing, wait_s=wait_s))
     with run_goes_on(folder.name):
-        return follow_start(opened, folder.name, wait_s=wait_s, detach=detach)
+        return follow_start(opened, folder.name, wait_s=wait_s, detach=detach, format=format)
 
 
 def _refuse_of_study(*, accept_missing: bool, detach: bool) -> None:
@@ -272,12 +274,13 @@ def list_runs(federation: FederationOption = None, format: FormatOption = Format
     if format is Format.json:
         print(json.dumps(states, ensure_ascii=False))
         return
-    print(f"{'run':36s}{'state':12s}{'stage':28s}{'sites':>6s}")
+    widths = (34, 12, 28, -6)
+    print(table_row(("run", "state", "stage", "sites"), widths))
     for state in states:
         where = (
             f"{state['stage']} {state['round']}/{state['rounds']}" if state["status"] == "running" else "-"
         )
-        print(f"{state['run']:36s}{state['status']:12s}{where:28s}{state['sites']:>6d}")
+        print(table_row((state["run"], state["status"], where, str(state["sites"])), widths))
 
 
 @run.command()
@@ -291,13 +294,13 @@ def watch(run: RunArgument, federation: FederationOption = None, format: FormatO
     folder = _present(opened, folder)
     with run_goes_on(folder.name):
         if run_state(opened, folder.name) == "ordered":
-            return follow_start(opened, folder.name, wait_s=600, detach=False)
+            return follow_start(opened, folder.name, wait_s=600, detach=False, format=format)
         _admit("watch", opened, folder.name)
         return follow(opened, folder.name, format)
 
 
 @run.command()
-def stop(run: RunArgument, federation: FederationOption = None) -> None:
+def stop(run: RunArgument, federation: FederationOption = None, format: FormatOption = Format.text) -> None:
     """Stop a run. Sites finish their present task; `fedqc run resume` continues the run."""
     from server.federation.services import flower
     from server.run.control_files import forget_outcomes, is_being_run
@@ -322,7 +325,8 @@ def stop(run: RunArgument, federation: FederationOption = None) -> None:
         RunFolder.open(folder).update_manifest(status="stopped")
     else:
         flower_file(opened, folder.name).unlink(missing_ok=True)  # as if it had not been ordered
-    print(f"{folder.name}: stopped; fedqc run resume {folder.name} continues it")
+    text = f"{folder.name}: stopped; fedqc run resume {folder.name} continues it"
+    show(format, {"run": folder.name, "status": "stopped"}, text)
 
 
 def _read_known_plan(path: Path, *, may_evaluate: bool = False) -> tuple[RunPlan, Tuning | None]:

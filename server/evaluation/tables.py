@@ -8,6 +8,7 @@ from typing import Any
 
 from common.arms import is_control
 from common.privacy import epsilon_text
+from common.terminal import COLUMNS
 from server.evaluation_file import Evaluation, Score
 
 ALTERNATIVES = "private arms are alternatives: each costs epsilon as if it were run alone"
@@ -29,15 +30,15 @@ def table(evaluation: Evaluation) -> str:
         places = ["unseen", *(site["site"] for site in evaluation["sites"])]
     missing = "not estimable" if noised_sites(evaluation) else "n = 0"
     width = max(14, *(len(arm) + 2 for arm in evaluation["arms"]))
-    lines = [f"{'macro AUROC':{width}s}" + "".join(f"{place:>20s}" for place in places)]
-    for arm in evaluation["arms"]:
-        scores = evaluation["scores"].get(arm)
-        if scores is None:
-            lines.append(f"{arm:{width}s}" + f"{'refused':>20s}")
-            continue
-        none = {"elsewhere": "not defined"} if len(models_of(evaluation, arm)) == 1 else {}
-        cells = [_cell(scores[place], none.get(place, missing)) for place in places]
-        lines.append(f"{arm:{width}s}" + "".join(f"{cell:>20s}" for cell in cells))
+    wide = max(20, *(len(place) + 2 for place in places))
+    at_once = max(1, (COLUMNS - width) // wide)  # more places stand in a table below
+    lines: list[str] = []
+    for block in (places[start : start + at_once] for start in range(0, len(places), at_once)):
+        lines += [""] if lines else []
+        lines.append(f"{'macro AUROC':{width}s}" + "".join(f"{place:>{wide}s}" for place in block))
+        for arm in evaluation["arms"]:
+            cells = _cells(evaluation, arm, block, missing)
+            lines.append(f"{arm:{width}s}" + "".join(f"{cell:>{wide}s}" for cell in cells))
     lines += _evaluated(evaluation)
     lines += [
         f"not in any mean: {GAPS[reason]}: {', '.join(named)}" for reason, named in _gaps(evaluation).items()
@@ -78,7 +79,7 @@ def table(evaluation: Evaluation) -> str:
     lines += [f"{arm}: noise 0, NOT PRIVATE" for arm in evaluation["arms"] if is_control(arm)]
     if not evaluation["private_arms"]:
         lines.append("This run is NOT PRIVATE.")
-    lines += [f"partial: {line}" for line in evaluation["incomplete"]]
+    lines += [f"partial: {line}" for line in [*evaluation["refusals"], *evaluation["incomplete"]]]
     if changed := evaluation.get("data_changed"):
         lines.append(f"data changed during the run, accepted by the operator: {', '.join(changed)}")
     return "\n".join(lines)
@@ -133,6 +134,15 @@ def _gaps(evaluation: Evaluation) -> dict[str, list[str]]:
 def models_of(evaluation: Evaluation, arm: str) -> list[str]:
     """An arm's models: its shared one, or one a site."""
     return [model for model in evaluation["matrix"] if model == arm or model.startswith(f"{arm}/")]
+
+
+def _cells(evaluation: Evaluation, arm: str, places: Sequence[str], missing: str) -> list[str]:
+    """The scores of an arm at places; of an arm without a model one word."""
+    scores = evaluation["scores"].get(arm)
+    if scores is None:
+        return ["refused"]
+    none = {"elsewhere": "not defined"} if len(models_of(evaluation, arm)) == 1 else {}
+    return [_cell(scores[place], none.get(place, missing)) for place in places]
 
 
 def _cell(score: Score, none: str) -> str:

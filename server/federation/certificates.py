@@ -43,18 +43,39 @@ def new_ec_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM (PKCS #8), not encrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes = b"") -> bytes:
+    """A private key as PEM (PKCS #8), encrypted where there is a passphrase."""
+    sealed = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
 
 
-def load_ec_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Raises ConfigError (code `bad-key`): missing, or not a private key on an elliptic curve."""
+def is_sealed(path: Path) -> bool:
+    """Whether a key (PEM) is encrypted; False where there is none."""
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return b"ENCRYPTED" in path.read_bytes()
+    except OSError:
+        return False
+
+
+def load_ec_key(path: Path, passphrase: bytes = b"") -> ec.EllipticCurvePrivateKey:
+    """A private key of a file.
+
+    Args:
+        passphrase: of an encrypted key; not looked at where the key is not.
+    Raises:
+        ConfigError: missing, or not a private key on an elliptic curve (code `bad-key`); encrypted, and the
+            passphrase is missing or wrong (`wrong-passphrase`).
+    """
+    sealed = is_sealed(path)
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), passphrase if sealed else None)
     except (OSError, ValueError, TypeError) as error:
+        if sealed:
+            raise ConfigError(
+                f"{path}: the passphrase is missing or wrong",
+                code="wrong-passphrase",
+                hint="nothing was changed; without the passphrase: fedqc federation rotate --authority",
+            ) from None
         raise ConfigError(f"{path}: not a key that can be read ({error})", code="bad-key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: not an elliptic-curve key", code="bad-key")

@@ -53,6 +53,7 @@ def init_federation(
     health_port: int | None = None,
     listen: str = "0.0.0.0",
     notify: Notify | None = None,
+    passphrase: bytes = b"",
 ) -> Federation:
     """Make a federation: keys, certificates, bundle, configuration. The folder appears complete or not at
     all.
@@ -66,6 +67,7 @@ def init_federation(
         superlink_port, health_port: on loopback; by default two that are free now.
         listen: address of this machine that the proxy listens on.
         notify: whom to notify, and how; by default nothing is sent.
+        passphrase: encrypts the key of the certificate authority; empty: it is not encrypted.
     Raises:
         ConfigError: `output-exists`, `not-writable`, `bad-path`, `bad-federation` (a value out of range),
             `port-in-use` (no free ports), `no-program` (Flower is missing).
@@ -108,11 +110,11 @@ def init_federation(
         raise ConfigError(describe_validation(error), code="bad-federation") from None
     federation = Federation(folder=folder, settings=settings)
     with whole_folder(folder, mode=0o700) as staging:
-        _fill(Federation(folder=staging, settings=settings), federation)
+        _fill(Federation(folder=staging, settings=settings), federation, passphrase)
     return federation
 
 
-def _fill(at: Federation, final: Federation) -> None:
+def _fill(at: Federation, final: Federation, passphrase: bytes) -> None:
     for path in (
         at.proxy,
         at.flower_home,
@@ -124,12 +126,12 @@ def _fill(at: Federation, final: Federation) -> None:
     ):
         path.mkdir(mode=0o700)
     ca_key = new_ec_key()
-    write_secret(at.ca_key, key_pem(ca_key))
+    write_secret(at.ca_key, key_pem(ca_key, passphrase))
     write_secret(at.server_key, key_pem(new_ec_key()))
     new_key(at.coordinator_key)
     write_secret(at.superexec_secret, secrets.token_bytes(SECRET_BYTES))
     write_bytes(at.ca_certificate, ca_certificate(ca_key, at.name))
-    renew_server_certificate(at)
+    renew_server_certificate(at, passphrase=passphrase)
     write_bundle(at.folder)
     configure(final, at.folder)
     text = (
@@ -140,12 +142,14 @@ def _fill(at: Federation, final: Federation) -> None:
     write_bytes(at.folder / FEDERATION, text.encode())
 
 
-def rotate(federation: Federation, *, authority: bool) -> None:
+def rotate(federation: Federation, *, authority: bool, passphrase: bytes = b"") -> None:
     """Replace the coordinator's signing key, and with `authority` the certificate authority and the server's
     key, too. Enrolments stay; each site joins with a renewed kit, which the old key vouches for.
 
     The services must not run. What was signed before stays verifiable by the copies in run folders and kits.
 
+    Args:
+        passphrase: encrypts the new key of the authority.
     Raises:
         ConfigError: `bad-key`, `bad-enrolment`.
     """
@@ -161,10 +165,10 @@ def rotate(federation: Federation, *, authority: bool) -> None:
     text = json.dumps([one.model_dump() for one in kept], indent=1)
     write_bytes(federation.folder / ENDORSEMENTS, text.encode())  # first: it says nothing of the old key
     if authority:
-        write_bytes(federation.ca_key, key_pem(ca_key), 0o600)
+        write_bytes(federation.ca_key, key_pem(ca_key, passphrase), 0o600)
         write_bytes(federation.ca_certificate, certificate)
         write_bytes(federation.server_key, key_pem(new_ec_key()), 0o600)
-        renew_server_certificate(federation)
+        renew_server_certificate(federation, passphrase=passphrase)
     pem = new.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -191,15 +195,19 @@ def configure(federation: Federation, at: Path | None = None) -> None:
         write_bytes(folder / "systemd" / name, text.encode())
 
 
-def renew_server_certificate(federation: Federation, days: int = SERVER_DAYS) -> None:
+def renew_server_certificate(
+    federation: Federation, days: int = SERVER_DAYS, *, passphrase: bytes = b""
+) -> None:
     """Write a new certificate for the server's key and the present host. Kits stay valid: they hold the
     authority's certificate.
 
     Services use it from their next start.
 
+    Args:
+        passphrase: of the authority's key, where that is encrypted.
     Raises:
-        ConfigError: `bad-key` (a key in keys/ cannot be read), `bad-certificate` (ca.crt likewise),
-            `certificate-expired` (the authority itself has expired).
+        ConfigError: `bad-key` (a key in keys/ cannot be read), `wrong-passphrase`, `bad-certificate` (ca.crt
+            likewise), `certificate-expired` (the authority itself has expired).
     """
     try:
         authority = x509.load_pem_x509_certificate(federation.ca_certificate.read_bytes())
@@ -213,7 +221,7 @@ def renew_server_certificate(federation: Federation, days: int = SERVER_DAYS) ->
         raise ConfigError(
             "the federation's certificate authority has expired", code="certificate-expired", hint=hint
         )
-    key, ca_key = load_ec_key(federation.server_key), load_ec_key(federation.ca_key)
+    key, ca_key = load_ec_key(federation.server_key), load_ec_key(federation.ca_key, passphrase)
     host = federation.settings.host
     pem = server_certificate(key.public_key(), host, days, authority=authority, ca_key=ca_key)
     write_bytes(federation.server_certificate, pem)

@@ -77,7 +77,7 @@ class Trained:
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     chosen_rounds: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)  # arms that every site refused: a result, not a failure
+    refusals: list[str] = field(default_factory=list)  # arms that every site refused: the run is partial
     incomplete: set[str] = field(default_factory=set)  # what makes the run partial
     data_changed: set[str] = field(default_factory=set)  # sites whose operators accepted other data
 
@@ -255,7 +255,7 @@ def _evaluation(
         "plan": plan.name,
         "question": plan.question,
         "seed": plan.seed,
-        "status": "partial" if trained.incomplete else "completed",
+        "status": "partial" if trained.incomplete or trained.refusals else "completed",
         "rounds": plan.training.rounds,
         "epochs": plan.epochs,
         "arms": list(plan.scored_arms),

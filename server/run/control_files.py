@@ -52,7 +52,7 @@ def read_order(federation: Path, run: str) -> Order:
     """Raises ConfigError (code `no-order`): the run was not started by `fedqc run`."""
     path = order_path(federation, run)
     try:
-        return Order.model_validate_json(path.read_text(encoding="utf-8"))
+        return Order.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe_validation(error)}", code="no-order") from None
     except OSError:
@@ -70,10 +70,8 @@ def write_outcome(federation: Path, run: str, kind: Outcome, content: dict[str, 
 def read_outcome(federation: Path, run: str, kind: Outcome) -> dict[str, Any] | None:
     """None where there is none (yet)."""
     try:
-        found = json.loads(
-            order_path(federation, run).with_suffix(f".{kind}.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
+        found = json.loads(order_path(federation, run).with_suffix(f".{kind}.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -16,7 +16,7 @@ from common.excursion import update_excursion
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, with_noise
 from common.privacy import epsilon_of, epsilon_text
-from common.terminal import wrapped
+from common.terminal import table_row, wrapped
 from common.weights import REACH
 from common.wire import Refusal, SiteReadiness
 
@@ -118,17 +118,15 @@ def admit(plan: RunPlan, check: Mapping[str, Any], *, accept_missing: bool) -> N
 
 def check_table(check: Mapping[str, Any]) -> str:
     """The rehearsal for a terminal."""
-    lines = [f"{'site':20s}{'answer':28s}{'version':10s}{'data':10s}{'rounds':>8s}{'s/round':>10s}"]
+    widths = (18, 27, 9, 9, -8, -9)
+    lines = [table_row(("site", "answer", "version", "data", "rounds", "s/round"), widths)]
     for name, site in check["sites"].items():
         rounds = (
             "-" if site["rounds_affordable"] is None else f"{site['rounds_affordable']}/{check['rounds']}"
         )
         seconds = "-" if site["seconds_a_round"] is None else f"{site['seconds_a_round']:g}"
         data = {True: "prepared", False: "not yet", None: "-"}[site["data_prepared"]]
-        lines.append(
-            f"{name:19s} {site['answer']:27s} {site['version'] or '-':10s}"
-            f"{data:10s}{rounds:>8s}{seconds:>10s}"
-        )
+        lines.append(table_row((name, site["answer"], site["version"] or "-", data, rounds, seconds), widths))
         lines += [wrapped(f"{arm}: {why}", start="  ") for arm, why in site["reasons"].items()]
         if site["evaluation"] == ACCEPT:
             lines.append(f"  evaluation: {ACCEPT}{_how_scored(site)}")

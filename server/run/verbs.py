@@ -62,7 +62,7 @@ ANSWERS: dict[Verb, dict[State, str | Refused]] = {
         "interrupted": _GOES_ON,
         "stopped": _GOES_ON,
         "failed": _GOES_ON,
-        "partial": "asks again the sites that gave no score",
+        "partial": "asks again the sites that refused, or gave no score",
         "completed": _FINISHED,
     },
     "stop": _everywhere(_ENDED, unknown=_UNKNOWN, ordered=_ENDS, running=_ENDS, interrupted=_ENDS),

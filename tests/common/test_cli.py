@@ -103,6 +103,27 @@ def test_every_argument_and_option_of_every_command_is_explained() -> None:
     assert unexplained == []
 
 
+WITHOUT_JSON = {
+    "data phantom": "writes folders; its end is its exit status",
+    "federation start": "runs until it is stopped",
+    "site start": "runs until it is stopped",
+    "site stop": "its end is its exit status",
+    "site dossier": "one page for a person to sign",
+}
+
+
+def test_every_command_that_ends_in_a_result_gives_it_as_json() -> None:
+    lacking = set()
+    todo = [(name, typer.main.get_command(cli.load(where))) for name, (where, _) in cli.COMMANDS.items()]
+    while todo:
+        path, command = todo.pop()
+        if below := getattr(command, "commands", {}):
+            todo += [(f"{path} {name}", one) for name, one in below.items()]
+        elif not any("--format" in parameter.opts for parameter in command.params):
+            lacking.add(path)
+    assert lacking == set(WITHOUT_JSON)
+
+
 def test_the_door_of_a_hospital_loads_no_torch() -> None:
     _, _, modules = loaded_by("import client.app")
     assert "flwr" in modules

@@ -111,6 +111,61 @@ def test_init_asks_for_what_is_not_given_and_shows_each_level(tmp_path: Path) ->
     assert result.stdout.strip() == read_request(tmp_path / "site" / "request.zip").fingerprint
 
 
+def test_a_wrong_answer_is_asked_for_again_when_it_is_typed_and_a_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    answers = [
+        *("clinic", "hospital"),
+        *("Hospital A", "", "hospital-a"),
+        *("~/missing", "~/images"),
+        *("~/images", "~/missing/labels.csv", "~/labels.csv"),
+        *("my cohort", "c1"),
+        *("about 200", "0", "200"),
+        *("strict", "usual"),
+        *("pending", "2026-17"),
+        *("none", "broad"),
+    ]
+    result = done("init", "--site", tmp_path / "site", given="\n".join(answers) + "\n")
+    config = read_site(tmp_path / "site")[0]
+    assert (config.name, config.images, config.nominal_patients) == (
+        "hospital-a",
+        str(tmp_path / "images"),
+        200,
+    )
+    assert config.labels == str(tmp_path / "labels.csv")
+    for wrong in (
+        "one of hospital, public, synthetic",
+        "missing: no such folder",
+        "'pending' states nothing",
+    ):
+        assert wrong in result.stderr
+
+
+def test_a_set_up_that_ends_early_says_how_to_go_on(tmp_path: Path) -> None:
+    result = typed("init", "--site", tmp_path / "site", given="hospital\nhospital-a\n")
+    assert result.exit_code != 0
+    assert "fedqc site init --kind hospital --name hospital-a" in result.stderr
+    assert not (tmp_path / "site").exists()
+
+
+def test_what_set_up_join_and_approval_end_in_is_json_for_programs(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDQC_SITE", str(site))
+    fingerprint = kit_of(site, tmp_path / "kit.zip")
+    words = [tmp_path / "kit.zip", "--fingerprint", fingerprint, "--format", "json"]
+    joined = json.loads(done("join", *words).stdout)
+    assert (joined["site"], joined["federation"]) == ("hospital-a", "north")
+    path = write_plan(tmp_path / "plan.yaml", arms=["federated_dp"])
+    approved = json.loads(done("approve", path, "--yes", "--format", "json").stdout)
+    assert (approved["plan"], approved["state"], approved["runs_left"]) == ("tiny", "open", 1)
+    withdrawn = json.loads(done("approve", "--withdraw", path, "--format", "json").stdout)
+    assert withdrawn["plan_sha256"] == approved["plan_sha256"]
+    assert withdrawn["state"] != "open"
+
+
 def test_init_with_yes_asks_nothing_and_says_what_is_missing(tmp_path: Path) -> None:
     error = refused("init", "--site", tmp_path / "site", "--name", "hospital-a", "--yes")
     assert (error.code, "--images" in error.message) == ("bad-argument", True)

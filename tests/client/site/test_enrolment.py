@@ -21,6 +21,7 @@ from common.errors import ConfigError
 from common.files import write_as_owner
 from common.plan import Split
 from common.signing import load_key, public_text
+from tests.helpers.command_line import ROOT
 
 CA = "-----BEGIN CERTIFICATE-----\nnot looked at here\n-----END CERTIFICATE-----\n"
 
@@ -327,8 +328,28 @@ def test_another_federation_is_joined_only_by_leaving(
     assert pinned["fingerprint"] == other.fingerprint
 
 
-def test_a_damaged_pin_is_an_error_and_not_a_site_that_never_joined(site: Path) -> None:
-    (site / "state" / "coordinator.json").write_text("{")
+def test_levels_are_what_docs_privacy_says_and_the_default_is_that_of_usual() -> None:
+    page = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    for name, level in LEVELS.items():
+        one = level.policy
+        cells = (
+            f"*{name}*",
+            f"{one.max_epsilon:g}",
+            f"{one.epsilon_per_run:g}",
+            f"{one.max_delta:g}",
+            str(one.min_nominal_patients),
+            "yes" if one.allow_non_private else "no",
+            one.evaluation,
+            "yes" if one.require_approval else "no",
+        )
+        assert f"| {' | '.join(cells)} |" in page
+    assert LEVELS["cautious"].policy.max_rounds == 100
+    assert default_policy("hospital") == LEVELS["usual"].policy.model_copy(update={"require_approval": False})
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_pin_is_an_error_and_not_a_site_that_never_joined(site: Path, content: str) -> None:
+    (site / "state" / "coordinator.json").write_text(content)
     with pytest.raises(ConfigError) as caught:
         coordinator_of(site / "state")
     assert caught.value.code == "bad-coordinator"

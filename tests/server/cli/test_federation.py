@@ -58,6 +58,26 @@ def fed(tmp_path: Path) -> Federation:
     return Federation.open(tmp_path / "fed")
 
 
+def test_what_changes_a_federation_ends_in_json_for_programs(
+    fed: Federation, request_zip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDQC_FEDERATION", str(fed.folder))
+    monkeypatch.setattr("server.federation.flower_app.is_current", lambda folder: True)
+
+    def told(*words: object) -> dict[str, Any]:
+        return dict(json.loads(done(*words, "--format", "json").stdout))
+
+    enrolled = told("approve", request_zip, "--yes")
+    assert (enrolled["site"], enrolled["fingerprint"]) == ("hospital-a", fed.fingerprint)
+    assert read_kit(Path(enrolled["kit"])).expires.isoformat() == enrolled["expires"]
+    assert told("renew", "hospital-a", "--out", "again.zip")["kit"] == "again.zip"
+    assert told("renew")["needs_kit"] == []
+    rotated = told("rotate", "--yes")
+    assert (rotated["authority"], rotated["needs_kit"]) == (False, ["hospital-a"])
+    assert rotated["fingerprint"] == fed.fingerprint
+    assert told("revoke", "hospital-a", "--yes") == {"site": "hospital-a", "status": "revoked"}
+
+
 @pytest.fixture
 def request_zip(tmp_path: Path) -> Path:
     return a_request_file(tmp_path, "hospital-a")

@@ -23,6 +23,7 @@ from server.run.control_files import (
     failure_of,
     forget_outcomes,
     is_being_run,
+    order_path,
     read_order,
     read_outcome,
     write_order,
@@ -56,6 +57,15 @@ def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
     order = Order(mode="check", accept_missing=True, wait_s=3.0)
     write_order(tmp_path, "r", order)
     assert read_order(tmp_path, "r") == order
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b'{"mode": "other"}'])
+def test_a_damaged_order_is_named(tmp_path: Path, content: bytes) -> None:
+    write_order(tmp_path, "r", Order())
+    order_path(tmp_path, "r").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_order(tmp_path, "r")
+    assert caught.value.code == "no-order"
 
 
 def test_a_run_that_nobody_ordered_is_refused(tmp_path: Path) -> None:
@@ -188,14 +198,14 @@ def test_a_wait_without_news_counts_its_seconds_on_a_terminal(
     one: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A round of real training takes minutes; who watches must see that it goes on. A log gets no line."""
-    begun = run._state(one, one.runs / "one" / "plan.yaml") | {"units": 4, "stage": "federated_dp"}
+    begun = following.state_of(one, one.runs / "one" / "plan.yaml") | {"units": 4, "stage": "federated_dp"}
     for kind in (Terminal, io.StringIO):
         states = iter([begun, begun, begun, begun | {"status": "completed", "done": 4}])
-        monkeypatch.setattr(run, "_state", lambda *_: next(states))  # noqa: B023
-        monkeypatch.setattr(run, "SPEAK_S", 0.01)
-        monkeypatch.setattr(run, "POLL_S", 0.02)
+        monkeypatch.setattr(following, "state_of", lambda *_: next(states))  # noqa: B023
+        monkeypatch.setattr(following, "SPEAK_S", 0.01)
+        monkeypatch.setattr(following, "POLL_S", 0.02)
         monkeypatch.setattr("sys.stderr", kind())
-        assert run.follow(one, "one", Format.text) == 0
+        assert following.follow(one, "one", Format.text) == 0
         noted = sys.stderr.getvalue()  # type: ignore[attr-defined]
         assert noted.count("without news") == (2 if kind is Terminal else 0)
         assert len(capsys.readouterr().out.splitlines()) == 2

@@ -54,7 +54,7 @@ def put_into(state: State, federation: Federation, held: ExitStack) -> None:
         held.enter_context(being_run(federation.folder, RUN))
     if state == "ordered":
         return
-    manifest: dict[str, Any] = {"sites": {}, "run": RUN, "status": "running"}
+    manifest: dict[str, Any] = {"sites": [], "run": RUN, "status": "running"}
     folder = RunFolder.create(federation.runs / RUN, tiny_plan(), manifest, None, None)
     write_outcome(federation.folder, RUN, "check", {"sites": {}})
     if state not in ("running", "interrupted"):

@@ -548,6 +548,35 @@ def test_a_client_that_stops_sending_is_let_go(federation: Federation, tmp_path:
 
 
 @needs_nginx
+def test_a_body_sent_drop_by_drop_holds_its_place_and_no_more_than_that(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """nginx has a deadline between two reads of a body, and none for the whole: docs/security.md says what
+    bound is left. With 10 s cut to 1 s, and the 32 places of an address to one.
+    """
+    other = replace(federation, settings=federation.settings.model_copy(update={"port": free_port()}))
+    text = nginx_configuration(other).replace("timeout 10s;", "timeout 1s;")
+    limit = f"limit_conn hospitals {CONNECTIONS_PER_ADDRESS};"
+    with nginx(other, text.replace(limit, "limit_conn hospitals 1;"), tmp_path / "run"):
+        with connect(other) as stream:
+            stream.sendall(CALL + b"Content-Length: 100\r\n\r\n")
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                stream.sendall(b"x")
+                time.sleep(0.3)
+            # it is held, longer than the timeout, and there is no other place for this address
+            assert answers(other, CALL + b"Content-Length: 0\r\n\r\n", first=True) == [503]
+            stream.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                stream.recv(1)
+            stream.settimeout(60)  # and is let go when the drops end
+            with suppress(ConnectionResetError, ssl.SSLError):
+                assert stream.recv(65536) == b""
+        assert answers(other, CALL + b"Content-Length: 0\r\n\r\n", first=True) == [502]  # no SuperLink here
+        assert not [path for path in (tmp_path / "run" / "client_body").rglob("*") if path.is_file()]
+
+
+@needs_nginx
 def test_one_address_holds_so_many_connections_and_no_more(federation: Federation, tmp_path: Path) -> None:
     """With the limit cut to 2."""
     other = replace(federation, settings=federation.settings.model_copy(update={"port": free_port()}))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from common.cli import Format
 from common.errors import PlanError, RefusedError, RunError
 from common.i18n import speaker
 from common.model_file import load_model
@@ -20,11 +21,12 @@ from common.weights import LIMIT, manifest_of
 from common.wire import Refusal, SiteDescription, SiteUpdate, TrainTask, message_type
 from server.evaluation.compare import about, privacy_line
 from server.evaluation.report.findings import privacy_banner
-from server.evaluation.report.page import claim_rows
+from server.evaluation.report.page import claim_rows, write_report
 from server.evaluation.report.reading import Reading
 from server.evaluation.report.words import LANGUAGES
 from server.evaluation.tables import table
 from server.run_folder import RunFolder
+from server.simulation.simulate import shown
 from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
 
 A, B, C = TRAINING
@@ -282,14 +284,17 @@ def test_a_site_that_refused_is_not_asked_again(consortium: Consortium, out: Pat
     assert consortium.asked.count((A, "train")) == 2
 
 
-def test_an_arm_that_every_site_refuses_has_no_numbers_and_the_run_completes(
-    consortium: Consortium, out: Path
+def test_an_arm_that_every_site_refuses_has_no_numbers_and_the_run_is_partial(
+    consortium: Consortium, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for site in TRAINING:
         settle(consortium.data / site, nominal_patients=20)
     folder = consortium.conduct(PRIVATE, out)
     found = evaluation(folder)
-    assert (found["status"], found["incomplete"]) == ("completed", [])
+    assert (found["status"], found["incomplete"]) == ("partial", [])
+    assert shown(folder, Format.text) == 6
+    assert "partial: federated_dp: every site refused" in capsys.readouterr().out
+    assert '<span class="status partial">' in write_report(folder).read_text(encoding="utf-8")
     assert found["headline"]["federated_dp"] is None
     assert found["headline"]["federated"] is not None
     assert found["private_arms"] == []
