@@ -144,7 +144,6 @@ def predict_command(
         points = operating_points(
             found_model,
             site=where if thresholds is Thresholds.auto else None,
-            people=thresholds is Thresholds.auto,
             cache=user_cache() if state is None else state / "operating-points",
             say=say,
         )

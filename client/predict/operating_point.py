@@ -2,8 +2,7 @@
 
 Of each artifact there are two operating points: of an image, and of a patient's score
 (`common.counts.patient_scores`), which decides about series and studies. They are found on this site's
-labelled training patients where there are enough of both kinds, else, of fedqc's public start, on views of
-public people (a packaged file, by `client.predict.make_thresholds`), else on public phantoms.
+labelled training patients where there are enough of both kinds, else on public phantoms.
 
 Threshold and probability: `common.operating_point`. Both are found and their figures counted on the same
 patients, so the figures are optimistic; and a probability holds at the share of positives there.
@@ -11,7 +10,6 @@ patients, so the figures are optimistic; and a probability holds at the share of
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -29,7 +27,7 @@ from client.predict.model import Model, score
 from client.predict.severity import SeverityMap, maps_from, packaged_maps, severity_maps
 from common.artifacts import DEFAULT_LABELS
 from common.counts import per_patient
-from common.errors import ConfigError, DataError
+from common.errors import DataError
 from common.files import write_bytes
 from common.operating_point import platt, youden
 from common.public_slices import Slices
@@ -44,11 +42,7 @@ SEVERITY_SEED, SEVERITY_RANGE = 9010, (0.05, 1.0)
 FORMAT = 2
 """Raised when a threshold would be found in another way: kept ones are then found again."""
 
-PACKAGED = Path(__file__).with_name("thresholds_small_cnn_real.json")
-PACKAGED_SHA256 = ""
-"""Of that file; "": this version of fedqc brings none."""
-
-Origin = Literal["people", "phantoms", "site"]
+Origin = Literal["phantoms", "site"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +79,7 @@ class OperatingPoints:
         """Origin -> artifacts."""
         return {
             origin: own
-            for origin in ("site", "people", "phantoms")
+            for origin in ("site", "phantoms")
             if (own := tuple(name for name, point in self.patients.items() if point.origin == origin))
         }
 
@@ -97,7 +91,6 @@ def operating_points(
     model: Model,
     *,
     site: Path | None = None,
-    people: bool = True,
     cache: Path,
     say: Callable[[str], None] = lambda text: None,
 ) -> OperatingPoints:
@@ -105,13 +98,9 @@ def operating_points(
 
     Args:
         site: a site folder; its labelled training patients are used where its images are prepared.
-        people: whether points that fedqc brings are used before those of phantoms.
         cache: folder for what was found; private, as points of a site follow from patients.
     """
-    found = packaged_points(model.sha256) if people else NONE
-    if any(name not in found.patients for name in model.learned):
-        drawn = _kept(cache, f"phantoms-{model.sha256[:16]}-{model.size}", lambda: _on_phantoms(model, say))
-        found = _over(found, drawn)
+    found = _kept(cache, f"phantoms-{model.sha256[:16]}-{model.size}", lambda: _on_phantoms(model, say))
     if site is None:
         return found
     labelled = _labelled(site, model)
@@ -122,41 +111,11 @@ def operating_points(
     for array in (own.labels, own.patients, own.severities):
         key.update(np.ascontiguousarray(array).tobytes())
     name = f"site-{model.sha256[:16]}-{model.size}-{key.hexdigest()[:16]}"
-    return _over(_kept(cache, name, lambda: points_of(model, own, "site")), found)
-
-
-def _over(first: OperatingPoints, others: OperatingPoints) -> OperatingPoints:
-    """The first points, and of other artifacts the others."""
+    mine = _kept(cache, name, lambda: points_of(model, own, "site"))
     return OperatingPoints(
-        images=others.images | first.images,
-        patients=others.patients | first.patients,
-        severities=others.severities | first.severities,
-    )
-
-
-@functools.cache
-def packaged_points(model_sha256: str) -> OperatingPoints:
-    """The points that fedqc brings for this model file; none where it brings none.
-
-    Raises:
-        ConfigError: the packaged file is damaged (`damaged-installation`).
-    """
-    if not PACKAGED_SHA256:
-        return NONE
-    content = PACKAGED.read_bytes() if PACKAGED.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != PACKAGED_SHA256:
-        raise ConfigError(
-            f"{PACKAGED.name}: not the file that this version of fedqc brings",
-            code="damaged-installation",
-            hint="install fedqc again",
-        )
-    value = json.loads(content)
-    if value["model_sha256"] != model_sha256:
-        return NONE
-    return OperatingPoints(
-        images={name: Point(**point) for name, point in value["images"].items()},
-        patients={name: Point(**point) for name, point in value["patients"].items()},
-        severities=packaged_maps(model_sha256),
+        images=found.images | mine.images,
+        patients=found.patients | mine.patients,
+        severities=found.severities | mine.severities,
     )
 
 

@@ -85,8 +85,6 @@ ENGLISH: dict[str, str] = {
     "privacy.unknown": "unknown: the file does not say",
     "thresholds": "Thresholds",
     "origin-of": "{artifacts}: found on {origin}",
-    "on.people": "public people with simulated artifacts, whom the model has seen: on your images expect "
-    "more false alarms and misses",
     "on.phantoms": "{count} public phantoms, which are not patients: on your images expect other figures",
     "on.site": "this site's labelled training patients, which the model may have been trained on",
     "uncalibrated": "{artifacts}: no threshold and no calibration; scores are raw logits",
@@ -210,7 +208,6 @@ CHINESE: dict[str, str] = {
     "privacy.unknown": "不详：文件未说明",
     "thresholds": "阈值",
     "origin-of": "{artifacts}：在{origin}上求得",
-    "on.people": "公开人体图像（带模拟伪影，模型训练时见过这些人；在您的图像上误报和漏报会更多）",
     "on.phantoms": "{count} 个公开体模（不是患者，在您的图像上结果会不同）",
     "on.site": "本院有标注的训练患者（模型可能用其训练过）",
     "uncalibrated": "{artifacts}：无阈值，未校准；评分为原始 logit",
