@@ -110,9 +110,9 @@ def maps_of(case: Case, artifact: str, modality: Modality, model: Model) -> dict
 
     noise = np.random.default_rng(zlib.crc32(case.image.tobytes())).random((8, 8)).astype(np.float32)
     return {
-        "occlusion": occlusion(scores, case.image, modality, INDEX[artifact]),
-        "all_but": all_but(scores, case.image, modality, INDEX[artifact]),
-        "grad_cam": grad_cam(model.network, case.image, modality, INDEX[artifact]),
+        "occlusion": occlusion(scores, case.image, modality, model.labels.index(artifact)),
+        "all_but": all_but(scores, case.image, modality, model.labels.index(artifact)),
+        "grad_cam": grad_cam(model.network, case.image, modality, model.labels.index(artifact)),
         "middle": middle(case.image, modality),
         "random": resample(noise, len(case.image)),
     }
@@ -137,7 +137,7 @@ def deletion(found: np.ndarray, case: Case, artifact: str, modality: Modality, m
         changed[gone] = base.ravel()[gone]
         steps.append(to_stored(changed.reshape(image.shape), modality))
     codes = np.full(len(steps), MODALITIES.index(modality), np.int8)
-    logits = score(model, np.stack(steps), codes, np.arange(len(steps)))[:, INDEX[artifact]]
+    logits = score(model, np.stack(steps), codes, np.arange(len(steps)))[:, model.labels.index(artifact)]
     return float(np.mean(logits[0] - logits[1:]))
 
 
@@ -160,7 +160,7 @@ def measure(artifact: str, modality: Modality, root: Path, model: Model, people:
     codes = np.full(len(cases), MODALITIES.index(modality), np.int8)
     logits = score(model, np.stack([one.image for one in cases]), codes, np.arange(len(cases)))
     called = [
-        one for one, logit in zip(cases, logits[:, INDEX[artifact]], strict=True) if logit >= point.threshold
+        one for one, logit in zip(cases, logits[:, model.labels.index(artifact)], strict=True) if logit >= point.threshold
     ]
     values: dict[str, list[tuple[float, float, float]]] = {}
     for case in called:
@@ -253,9 +253,9 @@ def main() -> None:
         sys.exit("FEDQC_REAL_PEOPLE is not set")
     set_threads(1)
     model = find_model(START, None, exports=exported.folder(None))  # faster where it is kept
-    results = []
+    results, points = [], operating_points(model, cache=user_cache()).images
     for artifact in ARTIFACTS:
-        if artifact.name in MIN_CHANGED:
+        if artifact.name in points:
             say(artifact.name)
             people = 4 if options.quick else options.people
             results.append(measure(artifact.name, artifact.modalities[0], Path(root), model, people))

@@ -6,6 +6,7 @@ No engine is needed: `tests/helpers/containers.py` says what builds and starts i
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -312,7 +313,7 @@ def test_a_run_of_three_rounds_by_the_services_of_the_compose_files(
         hospital.run("desk", "site", "join", "kit.zip", "--fingerprint", fingerprint)
         hospital.up("agent", "node")
         for service in ("agent", "node"):
-            wait_until(lambda service=service: hospital.healthy(service), LIMIT_S, service, hospital.tell)
+            wait_until(functools.partial(hospital.healthy, service), LIMIT_S, service, hospital.tell)
         hospital.run("desk", "site", "approve", "first.yaml", "--yes")
         coordinator.exec("coordinator", *entrypoint, "run", "start", "first.yaml", "--name", "first")
 
