@@ -48,7 +48,7 @@ from client.predict.operating_point import operating_points, user_cache
 from client.simulation.real_slices import RealSlice
 from client.views.acquisition import acquisition_of, body_of
 from client.views.corruption import DRAWS, MIN_CHANGED, changed_share
-from common.artifacts import ARTIFACTS, INDEX, MODALITIES, Modality
+from common.artifacts import ARTIFACTS, MODALITIES, Modality
 from common.learning import set_threads
 from common.physics import SIMULATORS, choose
 from common.physics.acquisition import uniform
@@ -160,7 +160,9 @@ def measure(artifact: str, modality: Modality, root: Path, model: Model, people:
     codes = np.full(len(cases), MODALITIES.index(modality), np.int8)
     logits = score(model, np.stack([one.image for one in cases]), codes, np.arange(len(cases)))
     called = [
-        one for one, logit in zip(cases, logits[:, model.labels.index(artifact)], strict=True) if logit >= point.threshold
+        one
+        for one, logit in zip(cases, logits[:, model.labels.index(artifact)], strict=True)
+        if logit >= point.threshold
     ]
     values: dict[str, list[tuple[float, float, float]]] = {}
     for case in called:
