@@ -203,7 +203,9 @@ def plain(plan_file: Path, arrays: Path) -> tuple[dict[str, np.ndarray], int]:
     for folder in sorted(arrays.iterdir()):
         loaded = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "modality", "labels")]
         sites.append((folder.name, int((folder / "weight.json").read_text()), *loaded))
-    model = SmallCNN(sites[0][4].shape[1])
+    outputs = sites[0][4].shape[1]
+    state = {name: tensor[:outputs] if name.startswith("head.") else tensor for name, tensor in state.items()}
+    model = SmallCNN(outputs)
     whole = sum(site[1] for site in sites)
     for number in range(1, plan["training"]["rounds"] + 1):
         total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}

@@ -49,7 +49,7 @@ def attack_run(folder: RunFolder, data: Path) -> dict[str, Membership]:
         for arm in plan.arms:
             owner = name if ARMS[arm].owner == "site" else None
             paths[arm] = folder.arm(arm, owner).model_path if ARMS[arm].is_trained else initial
-        weights = [load_model(path, manifest) for path in paths.values()]
+        weights = [load_model(path, manifest, plan.model.labels) for path in paths.values()]
         found = patient_losses(own_patients(site_yaml, plan), plan.model, weights)
         for place, arm in enumerate(paths):
             one = PatientLosses(members=found.members[place][None], others=found.others[place][None])

@@ -236,7 +236,8 @@ def outside_the_schema(document: dict[str, Any]) -> str:
     jsonschema = pytest.importorskip("jsonschema", reason="check-jsonschema is not installed: make setup")
     schemas = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     schema = json.loads((schemas / "compose-spec.json").read_text(encoding="utf-8"))
-    error = next(jsonschema.Draft7Validator(schema).iter_errors(document), None)
+    validator = jsonschema.validators.validator_for(schema)
+    error = next(validator(schema).iter_errors(document), None)
     return "" if error is None else str(error.message)
 
 

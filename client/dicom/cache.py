@@ -452,6 +452,8 @@ def _read_headers(
     digest = store.has_slices()  # then a file that is new here may be one that was decoded under another name
     needed, free = _room(store.folder, len(todo), wanted.size)
     first = _FirstPass(wanted=wanted, goes_on=not digest and needed <= free)
+    if todo and first.goes_on:  # each file counts as a slice until it is opened
+        progress("slices", 0, len(todo))
     outcomes = workers.map(first.item(source, digest=digest) for source in todo)
     again: list[Source] = []
     long: list[tuple[Source, Outcome]] = []  # of more slices than one answer holds

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError, RunError
 from common.model_file import load_model
 from common.models import MODELS, build
@@ -197,7 +198,7 @@ def test_both_starts_are_the_files_of_their_cards_and_load(name: str, sha256: st
     assert path.stat().st_size < 2**20
     assert sha256 in path.with_suffix(".md").read_text(encoding="utf-8")
     manifest = manifest_of(build("small_cnn").state_dict())
-    flat = load_model(path, manifest)
+    flat = load_model(path, manifest, DEFAULT_LABELS)
     assert flat.shape == (manifest.size,)
     assert np.isfinite(flat).all()
 

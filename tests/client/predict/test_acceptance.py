@@ -19,7 +19,7 @@ from client.simulation.phantom_sites import write_site
 from client.site import model_in_use
 from common.artifacts import NAMES
 from common.errors import ConfigError, DataError, RefusedError
-from common.model_file import save_model
+from common.model_file import labels_said, save_model
 from common.physics.appearance import SITE_APPEARANCES
 from common.weights import flatten, manifest_of, resolve_initial
 from tests.helpers.command_line import typed
@@ -46,10 +46,11 @@ def site(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def poor(tmp_path: Path) -> Path:
     """The public start with a head that answers at random."""
-    state = find_model(START, None).network.state_dict()
+    start = find_model(START, None)
+    state = start.network.state_dict()
     state["head.weight"] = state["head.weight"].flip(1)
     path = tmp_path / "poor.safetensors"
-    save_model(path, flatten(state), manifest_of(state), {"run": "poor"})
+    save_model(path, flatten(state), manifest_of(state), {"run": "poor"} | labels_said(start.labels))
     return path
 
 

@@ -63,7 +63,7 @@ def test_a_threshold_that_raises_too_many_alarms_decides_nothing(
     labelled = slices(40, model.size)
     present = labelled.labels[:, DEFAULT_LABELS.index("motion")]
     for share, decides in ((0.0, True), (0.3, False)):
-        logits = np.zeros((40, len(DEFAULT_LABELS)), np.float32)
+        logits = np.zeros((40, len(model.labels)), np.float32)
         logits[:, DEFAULT_LABELS.index("motion")] = np.where(present == 1, 1, 0)
         logits[: int(40 * share), DEFAULT_LABELS.index("motion")] = 1
         monkeypatch.setattr(operating_point, "score", lambda *how, logits=logits: logits)
@@ -78,7 +78,7 @@ def test_a_threshold_that_raises_too_many_alarms_decides_nothing(
 def slices(patients: int, size: int) -> Slices:
     """MR noise; motion is in every second patient, metal in two."""
     rng = np.random.default_rng(5)
-    labels = np.full((patients, len(DEFAULT_LABELS)), np.nan, np.float32)
+    labels = np.full((patients, len(find_model(START, None).labels)), np.nan, np.float32)
     labels[:, DEFAULT_LABELS.index("motion")] = np.arange(patients) % 2
     labels[:, DEFAULT_LABELS.index("susceptibility")] = np.arange(patients) < 2
     return Slices(

@@ -72,10 +72,10 @@ def test_images_series_and_studies_are_judged_and_every_other_file_has_a_reason(
     folder: Path, model: Model
 ) -> None:
     found = predict(folder, model, ALARMS)
-    assert [(len(one.series), len(one.findings)) for one in found.studies] == [(2, 5), (1, 0)]
+    assert [(len(one.series), len(one.findings)) for one in found.studies] == [(2, 6), (1, 0)]
     ct, mr = found.studies[0].series
     assert [(one.modality, len(one.images), one.judged) for one in (ct, mr)] == [("CT", 4, 4), ("MR", 2, 2)]
-    assert [finding.artifact for finding in ct.findings] == ["metal", "beam_hardening"]
+    assert [finding.artifact for finding in ct.findings] == ["metal", "beam_hardening", "ct_motion"]
     assert [finding.artifact for finding in mr.images[0].findings] == list(DEFAULT_LABELS[2:])
     assert [image.outside for image in found.studies[1].series[0].images] == ["little-body"]
     assert {one.code for one in found.skipped} == {"foreign-file"}
@@ -121,10 +121,10 @@ def test_a_file_and_archives_give_what_the_folder_gives(folder: Path, tmp_path: 
         assert found.files == 8, "nothing beside the archive is read"
     one = predict(folder / "mueller" / "ct2.dcm", model, NONE)
     assert (one.files, one.images) == (1, 1)
-    assert logits_of(one) == pytest.approx(expected[4:6], abs=1e-4)
+    assert logits_of(one) == pytest.approx(expected[6:9], abs=1e-4)
     link = tmp_path / "link.dcm"
     link.symlink_to(folder / "mueller" / "ct2.dcm")
-    assert logits_of(predict(link, model, NONE)) == pytest.approx(expected[4:6], abs=1e-4)
+    assert logits_of(predict(link, model, NONE)) == pytest.approx(expected[6:9], abs=1e-4)
 
 
 def test_nothing_names_a_file_or_a_patient_unless_asked(folder: Path, model: Model) -> None:
@@ -188,14 +188,14 @@ def test_a_ct_scan_is_never_just_repeated_and_its_dose_stands_beside(folder: Pat
 def test_every_result_carries_model_epsilon_threshold_and_seconds(folder: Path, model: Model) -> None:
     found = predict(folder, model, ALARMS)
     rows = list(csv.DictReader(io.StringIO(csv_text(found, names=False))))
-    assert len(rows) == 4 * 2 + 2 * 3 + 1
+    assert len(rows) == 4 * 3 + 2 * 3 + 1
     assert {row["model_sha256"] for row in rows} == {model.sha256}
     assert {row["epsilon"] for row in rows} == {"no hospital's patients"}
     assert all(float(row["seconds"]) > 0 for row in rows)
     judged = [row for row in rows if not row["not_judged"]]
-    assert {(row["present"], row["threshold"], row["origin"]) for row in judged} == {
-        ("1", "-50.0000", "phantoms")
-    }
+    assert {
+        (row["artifact"] in DEFAULT_LABELS, row["present"], row["threshold"], row["origin"]) for row in judged
+    } == {(True, "1", "-50.0000", "phantoms"), (False, "", "", "")}, "movement in CT has no threshold"
     assert [row["not_judged"] for row in rows if row["not_judged"]] == ["little-body"]
 
 

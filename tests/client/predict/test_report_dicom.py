@@ -40,9 +40,12 @@ def test_a_report_is_read_back_with_every_artifact_of_every_series(tmp_path: Pat
     groups = document.content.get_image_measurement_groups()
     for group, series in zip(groups, found.studies[1].series, strict=True):
         said = {one.name.meaning: one.value.meaning for one in group.get_qualitative_evaluations()}
-        assert said == {one.artifact.replace("_", " "): "Present" for one in series.findings}
+        assert said == {
+            one.artifact.replace("_", " "): "Present" if one.point else "Indeterminate"
+            for one in series.findings
+        }
         values = {one.name.meaning: one.value for one in group.get_measurements()}
-        for one in series.findings:
+        for one in (finding for finding in series.findings if finding.point):
             assert values[f"probability of {one.artifact}"] == pytest.approx(one.probability, abs=1e-4)
     assert found.model.sha256 in written[0].read_bytes().decode("latin-1")
     evidence = document.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence

@@ -49,7 +49,7 @@ def test_the_list_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for number, _ in enumerate(states):
         RunFolder.create(tmp_path / str(number), tiny_plan(), {"run": "x"})
     found = iter(states)
-    monkeypatch.setattr(commands, "_state", lambda *_: next(found))
+    monkeypatch.setattr(commands, "state_of", lambda *_: next(found))
     said = CliRunner().invoke(group, ["list"])
     assert said.exception is None, said.output
     lines = fits(said.output)
