@@ -345,7 +345,7 @@ def rehearse(
             found[f"node-{answer.node}"] = Refusal(code=code, reason="no valid answer")
         else:
             found[said.site] = said
-        say(f"answered: {', '.join(sorted(found))}; {expected} sites are enrolled")
+        say(f"answered: {', '.join(sorted(found))}; enrolled: {expected}")
     return dict(sorted(found.items()))
 
 

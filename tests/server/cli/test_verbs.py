@@ -183,13 +183,13 @@ def test_a_wait_speaks(
     def look() -> bool | None:
         number = next(looks)
         if number == 3:
-            write_outcome(federation.folder, RUN, "asking", {"text": "answered: a; 2 sites are enrolled"})
+            write_outcome(federation.folder, RUN, "asking", {"text": "answered: a; enrolled: 2"})
         return True if number > 8 else None
 
     following.await_outcome(federation, RUN, look, limit_s=60)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("waiting for the ServerApp")
-    assert any(line.startswith("answered: a; 2 sites are enrolled") for line in lines)
+    assert any(line.startswith("answered: a; enrolled: 2") for line in lines)
     assert len(lines) >= 3
 
 

@@ -440,7 +440,7 @@ def test_a_rehearsal_awaits_an_agent_that_restarts_and_says_what_it_waits_for(ro
     assert all(isinstance(answer, SiteReadiness) for answer in found.values())
     assert 0 < room.clock.now < 90
     assert said[0] == "asked 3 sites"
-    assert said[-1] == "answered: a, b, c; 3 sites are enrolled"
+    assert said[-1] == "answered: a, b, c; enrolled: 3"
 
 
 def test_nobody_can_rehearse_for_another_site(room: Room) -> None:
