@@ -183,9 +183,8 @@ def spared(images: np.ndarray | StoredSlices) -> np.ndarray:
     """The same slices (`Slices.images`), to be read once: what was read of a memory map counts as memory of
     this process, though it is only a copy of a file.
     """
-    if isinstance(images, StoredSlices):
-        return StoredSlices(images.pack, images.rows, spare=True)  # type: ignore[return-value]
-    return StoredSlices(images, np.arange(len(images)), spare=True)  # type: ignore[return-value]
+    kept = images if isinstance(images, StoredSlices) else StoredSlices(images, np.arange(len(images)))
+    return StoredSlices(kept.pack, kept.rows, spare=True)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)

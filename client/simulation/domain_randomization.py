@@ -37,7 +37,7 @@ CT_NUISANCES = {"photon_starvation": 0.15, "ct_motion": 0.12, "ring": 0.08, "low
 def randomized(
     image: Tensor, modality: Modality, spacing_mm: float, seed: int, labelled: Collection[str] = ()
 ) -> tuple[Tensor, float]:
-    """A clean slice as another scanner could show it, and its pixel spacing in mm.
+    """A clean slice in another look, and its pixel spacing in mm.
 
     Args:
         image: square, HU or magnitude, float32.

@@ -16,13 +16,12 @@ from common.leave_one_out import members_of, study_plan
 from common.plan import RunPlan, read_plan
 from common.pricing import with_noise
 from server.cli import leave_one_site_out as module
-from server.federation.configure import init_federation
 from server.federation.registry import Federation
 from server.run.control_files import write_outcome
 from server.run_folder import RunFolder
 from tests.helpers.command_line import typed
 from tests.helpers.consortium import SITES, Consortium, tiny_plan
-from tests.helpers.ports import free_port
+from tests.helpers.quick_federation import quick_federation
 
 THREE = SITES[:3]
 STUDY = study_plan(with_noise(tiny_plan(training={"rounds": 1}, arms=["public", "federated"])), THREE)
@@ -31,13 +30,7 @@ RUNS = ["first-all", *(f"first-without-{site}" for site in THREE)]
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
-    return init_federation(
-        tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
-    )
+    return quick_federation(tmp_path / "fed", monkeypatch)
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ from server.cli import run as module
 from server.cli.following import run_state
 from server.cli.run import run as runs
 from server.federation import services
-from server.federation.configure import init_federation
 from server.federation.registry import Federation
 from server.run.control_files import being_run, failure_of, write_outcome
 from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
 from server.run_folder import RunFolder, write_json
 from tests.helpers.consortium import tiny_plan, write_plan
-from tests.helpers.ports import free_port
+from tests.helpers.quick_federation import quick_federation
 
 DOCS = Path(__file__).parents[3] / "docs" / "deploy.md"
 RUN = "first"
@@ -30,13 +29,7 @@ RUN = "first"
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
-    return init_federation(
-        tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
-    )
+    return quick_federation(tmp_path / "fed", monkeypatch)
 
 
 @pytest.fixture

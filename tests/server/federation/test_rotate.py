@@ -14,23 +14,17 @@ from common.errors import ConfigError
 from common.signing import load_key, public_text
 from server.cli.federation import federation as group
 from server.federation import services
-from server.federation.configure import init_federation, rotate
+from server.federation.configure import rotate
 from server.federation.registry import Federation, approve, renew_site
 from tests.helpers.enrolment import a_request
-from tests.helpers.ports import free_port
+from tests.helpers.quick_federation import quick_federation
 
 SITE = "hospital-a"
 
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
-    return init_federation(
-        tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
-    )
+    return quick_federation(tmp_path / "fed", monkeypatch)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from common.errors import FedqcError, RunError
 from server.federation import services
-from server.federation.configure import configure, init_federation, renew_server_certificate
+from server.federation.configure import configure, renew_server_certificate
 from server.federation.registry import Federation, approve, revoke
 from server.federation.services import (
     Service,
@@ -35,7 +35,7 @@ from server.federation.services import (
 )
 from tests.helpers.command_line import ROOT
 from tests.helpers.enrolment import a_request
-from tests.helpers.ports import free_port
+from tests.helpers.quick_federation import quick_federation
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin") is None,
@@ -46,13 +46,7 @@ SLEEP = (sys.executable, "-c", "import time; print('here', flush=True); time.sle
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
-    return init_federation(
-        tmp_path / "fed", name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1"
-    )
+    return quick_federation(tmp_path / "fed", monkeypatch)
 
 
 def quiet(_: str) -> None:
