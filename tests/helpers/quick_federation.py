@@ -1,4 +1,4 @@
-"""A federation on loopback without the bundle for Flower, which takes seconds to build."""
+"""A federation without the bundle for Flower, which takes seconds to build and has tests of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from server.federation.configure import init_federation
 from server.federation.registry import Federation
 from tests.helpers.ports import free_port
 
+BUNDLE_SHA = "ab" * 32
+
+
+def spare_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `write_bundle` notes, without the build."""
+
+    def write(folder: Path) -> str:
+        (folder / "bundle.sha256").write_text(f"{BUNDLE_SHA}\n")
+        return BUNDLE_SHA
+
+    monkeypatch.setattr("server.federation.configure.write_bundle", write)
+
 
 def quick_federation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda at: (at / "bundle.sha256").write_text("0" * 64),
-    )
+    """One on loopback."""
+    spare_bundle(monkeypatch)
     return init_federation(folder, name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1")

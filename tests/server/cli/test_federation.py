@@ -22,14 +22,12 @@ from server.federation.registry import Federation
 from server.run.control_files import write_outcome
 from tests.helpers.command_line import fedqc
 from tests.helpers.enrolment import a_request
+from tests.helpers.quick_federation import spare_bundle
 
 
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
+    spare_bundle(monkeypatch)
     monkeypatch.delenv("FEDQC_FEDERATION", raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -18,6 +18,7 @@ from server.federation.registry import Federation, approve, revoke
 from server.messaging.signatures import Seal
 from tests.helpers.consortium import tiny_plan
 from tests.helpers.enrolment import a_request
+from tests.helpers.quick_federation import spare_bundle
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32)
 HEADS = [f"{length}:{digit * 64}" for length, digit in ((3, "a"), (7, "b"), (12, "c"))]
@@ -25,11 +26,7 @@ HEADS = [f"{length}:{digit * 64}" for length, digit in ((3, "a"), (7, "b"), (12,
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    def write(folder: Path) -> str:
-        (folder / "bundle.sha256").write_text("ab" * 32 + "\n")
-        return "ab" * 32
-
-    monkeypatch.setattr("server.federation.configure.write_bundle", write)
+    spare_bundle(monkeypatch)
     made = init_federation(tmp_path / "fed", name="loop", host="qc.example.org", port=8443)
     request = a_request("hospital-a", signing=KEY)
     approve(made, request)

@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from server.federation.configure import init_federation
 from server.federation.nginx import (
     BODY_LIMIT_BYTES,
     CALLS_AT_ONCE,
@@ -43,6 +42,7 @@ from server.federation.nginx import (
 from server.federation.registry import Federation
 from tests.helpers.ports import free_port
 from tests.helpers.proxy_probe import TRICKS, answers, connect, head
+from tests.helpers.quick_federation import quick_federation
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -131,14 +131,6 @@ def nginx(federation: Federation, text: str, folder: Path) -> Iterator[None]:
             process.wait(10)
 
 
-def make(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
-    return init_federation(folder, name="loop", host="127.0.0.1", port=free_port(), listen="127.0.0.1")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Wall:
     federation: Federation
@@ -156,7 +148,7 @@ class Wall:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     with pytest.MonkeyPatch.context() as patch:
-        yield make(tmp_path_factory.mktemp("proxy") / "fed", patch)
+        yield quick_federation(tmp_path_factory.mktemp("proxy") / "fed", patch)
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +508,10 @@ def test_plain_http_and_a_foreign_authority_are_refused(wall: Wall) -> None:
 def test_a_superlink_that_our_authority_does_not_vouch_for_is_not_talked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, foreign = make(tmp_path / "ours", monkeypatch), make(tmp_path / "foreign", monkeypatch)
+    ours, foreign = (
+        quick_federation(tmp_path / "ours", monkeypatch),
+        quick_federation(tmp_path / "foreign", monkeypatch),
+    )
     text = nginx_configuration(ours)
     with backend_of(foreign, ours.settings.superlink_port) as noted, nginx(ours, text, tmp_path / "run"):
         assert answers(ours, head("POST", "/v1/fleet/pull-messages")) == [502]

@@ -12,16 +12,14 @@ from common.errors import ConfigError, FedqcError
 from server.cli import federation as commands
 from server.federation.certificates import is_sealed, load_ec_key
 from server.federation.registry import Federation
+from tests.helpers.quick_federation import spare_bundle
 
 WORDS = "seventeen slow herons"
 
 
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "server.federation.configure.write_bundle",
-        lambda folder: (folder / "bundle.sha256").write_text("0" * 64),
-    )
+    spare_bundle(monkeypatch)
     monkeypatch.setattr("server.federation.flower_app.is_current", lambda folder: True)
     monkeypatch.delenv(commands.CA_PASSPHRASE, raising=False)
     monkeypatch.setenv("FEDQC_FEDERATION", str(tmp_path / "fed"))

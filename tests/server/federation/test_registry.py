@@ -26,19 +26,13 @@ from server.federation.configure import configure, init_federation, renew_server
 from server.federation.notify import Notify
 from server.federation.registry import Federation, approve, renew_site, revoke, site_keys
 from tests.helpers.enrolment import a_request
-
-BUNDLE_SHA = "ab" * 32
+from tests.helpers.quick_federation import BUNDLE_SHA, spare_bundle
 
 
 @pytest.fixture(autouse=True)
 def _no_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle has its own tests, with the real `flwr build`."""
-
-    def write(folder: Path) -> str:
-        (folder / "bundle.sha256").write_text(f"{BUNDLE_SHA}\n")
-        return BUNDLE_SHA
-
-    monkeypatch.setattr("server.federation.configure.write_bundle", write)
+    spare_bundle(monkeypatch)
 
 
 @pytest.fixture
