@@ -27,6 +27,7 @@ from server.evaluation.next_hospital import (
     hospitals_expected,
     jackknife,
     mean_interval,
+    on_logit_scale,
     prediction_interval,
 )
 from server.evaluation.tables import aligned
@@ -281,7 +282,9 @@ def _unseen(scores: _Scores, half_pairs: np.ndarray) -> dict[str, Any]:
     values, errors = scores.left_out()
     scored, sites = np.isfinite(values), scores.family.hospitals
     worst = int(np.nanargmin(values)) if scored.any() else None
-    return _mean(values, scores.without()) | {
+    mean = _mean(values, scores.without())
+    mean["low"], mean["high"] = map(float, on_logit_scale(mean["value"], mean["low"], mean["high"]))
+    return mean | {
         "standard_errors": errors,
         "worst": None if worst is None else {"site": sites[worst], "value": values[worst]},
         "next": hospitals_expected(values[scored], errors[scored], half_pairs[scored])

@@ -172,6 +172,24 @@ def jackknife(values: np.ndarray, without: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def on_logit_scale(
+    means: np.ndarray | float, low: np.ndarray | float, high: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals around mean AUROCs, made symmetric in logits (delta method), so that they end within 0 and 1.
+
+    Args:
+        means, low, high: of one shape. Bounds come back as they are where a mean is 0, 1 or nan.
+    """
+    means, low, high = np.asarray(means, float), np.asarray(low, float), np.asarray(high, float)
+    slope = means * (1 - means)
+    inside = slope > 0
+    center, slope = logit(np.where(inside, means, 0.5)), np.where(inside, slope, 1)
+    return (
+        np.where(inside, expit(center - (means - low) / slope), low),
+        np.where(inside, expit(center + (high - means) / slope), high),
+    )
+
+
 def hospitals_expected(
     aurocs: np.ndarray, standard_errors: np.ndarray, half_pairs: np.ndarray
 ) -> dict[str, Any]:

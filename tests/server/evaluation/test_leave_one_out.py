@@ -114,6 +114,11 @@ def left_out(site: str) -> float:
     return auroc("federated", site, others, 7)
 
 
+def around(mean: float, half: float) -> tuple[float, float]:
+    slope = mean * (1 - mean)
+    return expit(logit(mean) - half / slope), expit(logit(mean) + half / slope)
+
+
 def test_the_prediction_interval_of_left_out_hospitals_by_hand(tmp_path: Path) -> None:
     result = compared(family(tmp_path))
     row = result["scores"]["federated"]["unseen"]
@@ -129,7 +134,7 @@ def test_the_prediction_interval_of_left_out_hospitals_by_hand(tmp_path: Path) -
     assert row["worst"] == {"site": "cedar", "value": pytest.approx(values.min())}
     assert row["next"]["random_effects"]["q"] > 0
     half = t.ppf(0.975, 4) * values.std(ddof=1) / math.sqrt(5)
-    assert (row["low"], row["high"]) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert (row["low"], row["high"]) == pytest.approx(around(values.mean(), half))
     assert row["basis"] == GIVEN
     assert json.dumps(result, allow_nan=False)
 
@@ -155,7 +160,7 @@ def test_models_of_single_hospitals_give_the_jackknife(tmp_path: Path) -> None:
         rest = [site for site in SITES if site != i]
         means.append(np.mean([auroc(f"local/{j}", h, [], 7) for h in rest for j in rest if j != h]))
     half = t.ppf(0.975, 4) * math.sqrt(4 / 5 * ((np.array(means) - np.mean(means)) ** 2).sum())
-    assert row["high"] - row["value"] == pytest.approx(half)
+    assert (row["low"], row["high"]) == pytest.approx(around(row["value"], half))
 
 
 def test_leave_two_out_gives_the_jackknife_of_shared_models(tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ def test_leave_two_out_gives_the_jackknife_of_shared_models(tmp_path: Path) -> N
             np.mean([auroc("federated", h, [j for j in SITES if j not in (h, i)], 7) for h in tested])
         )
     half = t.ppf(0.975, 3) * math.sqrt(3 / 4 * ((np.array(means) - np.mean(means)) ** 2).sum())
-    assert row["high"] - row["value"] == pytest.approx(half)
+    assert (row["low"], row["high"]) == pytest.approx(around(row["value"], half))
     assert row["per_hospital"] == alone["scores"]["federated"]["unseen"]["per_hospital"]
 
 

@@ -13,6 +13,7 @@ from server.evaluation.next_hospital import (
     hospitals_expected,
     jackknife,
     mean_interval,
+    on_logit_scale,
     prediction_interval,
     random_effects,
     to_logit,
@@ -126,3 +127,28 @@ def test_jackknife_of_scores_that_depend_on_no_training_is_the_t_interval() -> N
     found = jackknife(values, np.broadcast_to(values[:, None], (4, 4)))
     assert found == pytest.approx((values.mean() - half, values.mean() + half))
     assert mean_interval(values) == pytest.approx(found)
+
+
+@pytest.mark.parametrize(
+    ("k", "center", "spread", "symmetric", "in_logits"),
+    [(4, 1.0, 0.4, 0.946, 0.950), (5, 3.0, 1.0, 0.865, 0.914), (13, 3.0, 1.0, 0.888, 0.915)],
+)
+def test_a_mean_near_one_is_covered_more_often_in_logits(
+    k: int, center: float, spread: float, symmetric: float, in_logits: float
+) -> None:
+    generator = np.random.default_rng(1)
+    truth = expit(generator.normal(center, spread, 400_000)).mean()
+    values = expit(generator.normal(center, spread, (DRAWS, k)))
+    plain = mean_interval(values)
+    moved = on_logit_scale(values.mean(axis=1), *plain)
+    assert covered(plain, truth) == pytest.approx(symmetric, abs=0.01)
+    assert covered(moved, truth) == pytest.approx(in_logits, abs=0.01)
+    assert np.all((moved[0] >= 0) & (moved[1] <= 1))
+
+
+def test_a_perfect_or_missing_mean_keeps_its_bounds() -> None:
+    low, high = on_logit_scale(
+        np.array([1.0, np.nan, 0.5]), np.array([1.0, 0.1, 0.25]), np.array([1, 0.2, 0.75])
+    )
+    assert low == pytest.approx([1.0, 0.1, expit(-1)])
+    assert high == pytest.approx([1.0, 0.2, expit(1)])
