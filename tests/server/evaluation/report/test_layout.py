@@ -133,6 +133,9 @@ def test_words_on_the_darkest_shade_have_the_contrast_of_wcag() -> None:
     grey = re.search(r"^\.interval, \.note \{.* color: #(\w)(\w)(\w);", style, re.M)
     assert grey
     words = luminance("#" + "".join(2 * digit for digit in grey.groups()))
+    assert f"linear-gradient(90deg, #fff, {figures.shade(1.0)})" in style, (
+        "the key has the colours of the map"
+    )
     assert (luminance(figures.shade(1.0)) + 0.05) / (words + 0.05) >= 4.5
 
 
