@@ -324,7 +324,7 @@ class Counts:
         0 with fine ones, nan without both classes.
         """
         if self.bins == BINS:
-            return np.where(np.isnan(self.auroc()), np.nan, 0.0)
+            return np.where(self.n_pos * self.n_neg > 0, 0.0, np.nan)
         rows = zip(self._coarse(self.positives), self._coarse(self.negatives), strict=True)
         return np.array([coarse_bias(pos, neg) for pos, neg in rows])
 

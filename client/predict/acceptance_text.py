@@ -24,10 +24,15 @@ def comparison_text(tested: Tested) -> str:
     lines += [*table(rows, indent=""), ""]
     lines += wrapped(
         f"Both models call {found.agreement:.0%} alike; where they differ the new one is right "
-        f"{found.only_candidate_right} times, the one in use {found.only_present_right} times.",
+        f"{found.only_candidate_right} times, the one in use {found.only_present_right} times. By case: "
+        f"{found.better_cases} better, {found.worse_cases} worse (McNemar's exact test, p {_p(found.p)}).",
         "",
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def _cells(new: Mapping[str, int], old: Mapping[str, int], what: str, of: str) -> tuple[str, str]:

@@ -304,29 +304,40 @@ def _aurocs(scores: SiteScores, artifacts: int) -> _Aurocs:
         value=value,
         moved=moved,
         estimable=np.isfinite(value).all(axis=0) & np.isfinite(variance).all(axis=0),
-        covariance=_of_few(scores, moved, variance),
+        covariance=_of_few(scores, moved),
         sampling=scores.sampling,
     )
 
 
-def _of_few(scores: SiteScores, moved: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """The covariance with standard deviations of at least Hanley and McNeil's where a class has fewer than
-    `FEW` patients, and the correlations as they were sent.
+def _of_few(scores: SiteScores, moved: np.ndarray) -> np.ndarray:
+    """The covariance `raised` where a class has few patients; that of sums with noise has it already."""
+    sizes = np.full((2, *moved.shape), np.nan)
+    for row, counts in enumerate(scores.counts.values()):
+        if isinstance(counts, Counts):
+            sizes[:, row] = counts.n_pos, counts.n_neg
+    return raised(scores.covariance, moved.ravel(), *sizes.reshape(2, -1))
+
+
+def raised(covariance: np.ndarray, aurocs: np.ndarray, n_pos: np.ndarray, n_neg: np.ndarray) -> np.ndarray:
+    """The covariance of AUROCs with standard deviations of at least Hanley and McNeil's where a class has
+    fewer than `FEW` patients, and the correlations as they were sent.
 
     DeLong's variance is then a sample variance of so few components, and often far too small: with 3 of 200
     patients a logit interval from it holds the true AUROC in 80 % (docs/performance.md#intervals-of-few-
     patients).
+
+    Args:
+        covariance: (C, C).
+        aurocs: (C,), those of 0 and 1 moved by half a pair.
+        n_pos, n_neg: (C,); nan: not raised.
     """
-    factor = np.ones(moved.shape)
-    for row, counts in enumerate(scores.counts.values()):
-        if not isinstance(counts, Counts):  # its variance has Hanley and McNeil's in it
-            continue
-        for number, (m, n) in enumerate(zip(counts.n_pos, counts.n_neg, strict=True)):
-            if min(m, n) < FEW and variance[row, number] > 0:
-                least = hanley_mcneil(float(moved[row, number]), float(m), float(n))
-                factor[row, number] = math.sqrt(max(1.0, least / variance[row, number]))
-    flat = factor.ravel()
-    return scores.covariance if (flat == 1).all() else flat[:, None] * scores.covariance * flat
+    factor = np.ones(len(aurocs))
+    for cell, (theta, m, n) in enumerate(zip(aurocs, n_pos, n_neg, strict=True)):
+        variance = covariance[cell, cell]
+        if min(m, n) < FEW and variance > 0:
+            least = hanley_mcneil(float(theta), float(m), float(n))
+            factor[cell] = math.sqrt(max(1.0, least / variance))
+    return covariance if (factor == 1).all() else factor[:, None] * covariance * factor
 
 
 COMPARISONS: tuple[tuple[str, str], ...] = (

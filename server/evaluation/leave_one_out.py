@@ -21,6 +21,7 @@ from common.errors import ConfigError, DataError
 from common.leave_one_out import together_epsilon
 from common.privacy import epsilon_text
 from server.evaluation.compare import about, patient_numbers, plan_differences, privacy_line
+from server.evaluation.estimates import raised
 from server.evaluation.next_hospital import (
     FEW_HOSPITALS,
     MIN_HOSPITALS,
@@ -346,7 +347,12 @@ def _macro(
     order = [(model, name) for model in sent["models"] for name in sent["artifacts"]]
     used = [order.index((model, name)) for model in models for name in artifacts]
     covariance = np.array(sent["matrix"], float)[np.ix_(used, used)]
-    variance = float(covariance.mean())
+    aurocs, n_pos, n_neg = (
+        np.array([cell[key] for cell in cells], float) for key in ("auroc", "n_pos", "n_neg")
+    )
+    half = 0.5 / np.maximum(n_pos * n_neg, 1.0)  # nan where noise hides the numbers: nothing is raised
+    moved = np.clip(aurocs, half, 1 - half)
+    variance = float(raised(covariance, moved, n_pos, n_neg).mean())
     error = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
     return float(np.mean([cell["auroc"] for cell in cells])), error
 

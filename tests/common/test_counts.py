@@ -173,6 +173,53 @@ def test_exact_sites_have_the_auroc_of_all_pairs_whatever_the_scale_of_the_logit
     assert auroc(scale * (scores + offset), labels)[0] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("shift", "most"), [(0.0, 0.002), (1.0, 0.002), (2.0, 0.006), (4.0, 0.02)])
+def test_fine_bins_lose_more_where_scores_lie_far_off_the_public_ones(shift, most):
+    """As docs/performance.md says: below .002 up to 1 SD off, with 60 public patients."""
+    errors = []
+    for seed in range(12):
+        edges = quantile_edges(_two_classes(60, 2 * seed)[0])
+        scores, labels = _two_classes(2000, 2 * seed + 1)
+        found = Counts.of(scores + shift, labels, edges).auroc()[0]
+        errors.append(found - roc_auc_score(labels[:, 0], scores[:, 0]))
+    assert np.abs(errors).max() < most
+    assert np.mean(errors) <= 0.0001, "ties draw towards one half, here downwards"
+
+
+def test_delongs_variance_is_that_of_a_published_example():
+    """109 CT images rated 1 to 5 (Hanley & McNeil, Radiology 143:29, 1982, table I): AUROC .8932 there;
+    DeLong's standard error .0307 and interval .8330 to .9534 as Stata's manual prints them (roctab).
+    """
+    without, with_it = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
+    rating = (
+        np.concatenate([np.repeat(np.arange(5), without), np.repeat(np.arange(5), with_it)])[:, None] - 2.0
+    )
+    labels = np.repeat([0.0, 1.0], [sum(without), sum(with_it)])[:, None]
+    counts = Counts.of(rating, labels)
+    error = counts.auroc_variance()[0] ** 0.5
+    assert (counts.auroc()[0], error) == (pytest.approx(0.8932, abs=5e-5), pytest.approx(0.0307, abs=5e-5))
+    reach = NormalDist().inv_cdf(0.975) * error
+    assert counts.auroc()[0] - reach == pytest.approx(0.83295, abs=5e-5)
+    assert counts.auroc()[0] + reach == pytest.approx(0.95339, abs=5e-5)
+    assert auroc_covariance([rating], labels)[0, 0] ** 0.5 == pytest.approx(error)
+
+
+def test_the_covariance_of_two_models_is_that_of_all_pairs():
+    """DeLong's structural components, pair by pair."""
+    rng = np.random.default_rng(12)
+    labels = np.repeat([1.0, 0.0], [17, 31])[:, None]
+    first = rng.normal(labels)
+    second = 0.6 * first + rng.normal(0.5 * labels)
+    v10, v01 = [], []
+    for scores in (first, second):
+        pairs = np.heaviside(scores[:17, 0, None] - scores[None, 17:, 0], 0.5)
+        v10.append(pairs.mean(axis=1))
+        v01.append(pairs.mean(axis=0))
+    expected = np.cov(v10) / 17 + np.cov(v01) / 31
+    edges = [quantile_edges(scores) for scores in (first, second)]
+    assert auroc_covariance([first, second], labels, edges) == pytest.approx(expected, rel=0.01)
+
+
 def test_coarse_bins_are_unions_of_fine_ones_between_public_quantiles():
     public, _ = _two_classes(500, 3)
     scores, labels = _two_classes(400, 4)

@@ -651,6 +651,6 @@ def gains_by_rate(lines: Sequence[GainLine], *, chosen: tuple[float, float], wor
 
 
 def shade(value: float) -> str:
-    """Background for dark text: white at 0.5 or below, blue at 1."""
+    """Background for dark text: white at 0.5 or below, at 1 the darkest blue on which `.interval` is read."""
     share = min(max((value - 0.5) / 0.5, 0.0), 1.0)
-    return "#" + "".join(f"{round(255 + (end - 255) * share):02x}" for end in (0x7A, 0xB4, 0xE0))
+    return "#" + "".join(f"{round(255 + (end - 255) * share):02x}" for end in (0x84, 0xBB, 0xE3))

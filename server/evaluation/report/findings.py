@@ -93,14 +93,16 @@ class Answer:
 
     question: str
     lines: list[str]
+    faint: frozenset[str] = frozenset()  # of the lines, those that say little: shown grey
 
 
 def answers(reading: Reading, participation: Participation, *, trainable: str) -> list[Answer]:
     """How good at the hospitals that trained and at one that did not, what privacy cost, who was missing."""
     say = reading.say
+    gap, few = _gap(reading)
     return [
         Answer(question=say("ask.home"), lines=_at_home(reading)),
-        Answer(question=say("ask.unseen"), lines=[*headline(reading), *_gap(reading)]),
+        Answer(question=say("ask.unseen"), lines=[*headline(reading), *gap], faint=few),
         Answer(question=say("ask.privacy"), lines=_cost(reading, trainable)),
         Answer(question=say("ask.missing"), lines=_missing(reading, participation)),
     ]
@@ -165,9 +167,12 @@ def _at_point(reading: Reading, arm: str) -> list[str]:
     ]
 
 
-def _gap(reading: Reading) -> list[str]:
-    """Unseen less home of the arms that the headline speaks of, and what to expect at the next hospital."""
-    say, lines = reading.say, []
+def _gap(reading: Reading) -> tuple[list[str], frozenset[str]]:
+    """Unseen less home of the arms that the headline speaks of, and what to expect at the next hospital; and
+    the lines of so few hospitals that they say little.
+    """
+    say, few = reading.say, set()
+    lines: list[str] = []
     gaps = reading.evaluation.get("generalization_gap", {})
     arms = [arm for arm in LEADS if arm in gaps and reading.score(arm, "unseen")]
     for arm in arms[:1] + [arm for arm in arms[1:] if reading.is_private(arm)]:
@@ -180,15 +185,16 @@ def _gap(reading: Reading) -> list[str]:
             count=gap["held_out"],
         )
         if gap["next_low"] is None or gap["next_high"] is None:
-            next_one = say("answer.next.none", least=MIN_HOSPITALS)
-        else:
-            few = gap["held_out"] <= FEW_HOSPITALS
-            word = "answer.next.few" if few else "answer.next"
-            next_one = say(word, low=score(gap["next_low"]), high=score(gap["next_high"]))
-        lines.append(f"{line} {next_one}")
+            lines.append(f"{line} {say('answer.next.none', least=MIN_HOSPITALS)}")
+            continue
+        is_few = gap["held_out"] <= FEW_HOSPITALS
+        word = "answer.next.few" if is_few else "answer.next"
+        next_one = say(word, arm=reading.label(arm), low=score(gap["next_low"]), high=score(gap["next_high"]))
+        lines += [line, next_one]
+        few |= {next_one} if is_few else set()
     if not lines and reading.held_out and "generalization_gap" in reading.evaluation:
         lines.append(say("answer.gap.none"))
-    return lines
+    return lines, frozenset(few)
 
 
 def _cost(reading: Reading, trainable: str) -> list[str]:

@@ -164,11 +164,12 @@ ENGLISH: dict[str, str] = {
     ),
     "answer.gap.none": "Unseen − home is not defined: no artifact is estimable at every place.",
     "answer.next": (
-        "The next hospital's score is to be expected from {low} to {high} (95 % prediction interval)."
+        "{arm}: the next hospital's observed score, on about as many patients as these had, is to be "
+        "expected from {low} to {high} (95 % prediction interval)."
     ),
     "answer.next.few": (
-        "The next hospital's score is to be expected from {low} to {high} (95 % prediction interval); of so "
-        "few hospitals it says little."
+        "{arm}: the next hospital's observed score, on about as many patients as these had, is to be "
+        "expected from {low} to {high} (95 % prediction interval); of so few hospitals it says little."
     ),
     "answer.next.none": "Fewer than {least} give no prediction interval for the next hospital.",
     "answer.cost": "{arm} ({tag}) − {other} {where}: {difference}.",

@@ -147,9 +147,14 @@ CHINESE: dict[str, str] = {
     ),
     "answer.gap": "{arm}，未见 − 本院：{difference}，基于各处都能估计的{artifacts}；k = {count} 家留出医院。",
     "answer.gap.none": "未见 − 本院没有定义：没有一种伪影在各处都能估计。",
-    "answer.next": "下一家医院的得分预计在 {low} 至 {high} 之间（95 % 预测区间）。",
+    "answer.next": (
+        "{arm}：下一家医院在患者人数相近的测试集上观察到的得分，"
+        "预计在 {low} 至 {high} 之间（95 % 预测区间）。"
+    ),
     "answer.next.few": (
-        "下一家医院的得分预计在 {low} 至 {high} 之间（95 % 预测区间）；医院这么少，说明不了多少。"
+        "{arm}：下一家医院在患者人数相近的测试集上观察到的得分，"
+        "预计在 {low} 至 {high} 之间（95 % 预测区间）；"
+        "医院这么少，说明不了多少。"
     ),
     "answer.next.none": "少于 {least} 家，无法给出下一家医院的预测区间。",
     "answer.cost": "{arm}（{tag}）− {other}，{where}：{difference}。",

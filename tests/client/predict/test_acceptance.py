@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +14,15 @@ import numpy as np
 import pytest
 
 from client.predict import acceptance, operating_point
-from client.predict.acceptance import Answers, check_constancy, check_is_due, compare, examine, put_to_use
+from client.predict.acceptance import (
+    Answers,
+    Comparison,
+    check_constancy,
+    check_is_due,
+    compare,
+    examine,
+    put_to_use,
+)
 from client.predict.model import START, find_model
 from client.predict.operating_point import NONE
 from client.simulation.phantom_sites import write_site
@@ -186,6 +196,36 @@ def test_worse_means_less_found_or_more_alarms(calls: list[int], reasons: int) -
     assert bool(found.reasons) is bool(reasons), found.reasons
     if expected is not None:
         assert len(found.reasons) == expected
+
+
+def differing(better: int, worse: int, artifacts: int = 1) -> Comparison:
+    """Patients of whom one model alone is right, about so many artifacts each."""
+    truth = np.full((better + worse, len(NAMES)), np.nan)
+    truth[:, :artifacts] = 1
+    calls = np.repeat([True, False], [better, worse])[:, None] & (truth == 1)
+    new, old = (Answers(scores=truth, calls=one, truth=truth) for one in (calls, ~calls & (truth == 1)))
+    return compare(new, old)
+
+
+def test_two_models_are_compared_by_mcnemars_exact_test() -> None:
+    """121 against 59 differing pairs, the example of SAS that statsmodels tests with: p 4.434e-06; and by
+    hand.
+    """
+    assert (differing(121, 59).better_cases, differing(121, 59).worse_cases) == (121, 59)
+    assert differing(121, 59).p == pytest.approx(4.434449e-06, rel=1e-6)
+    for better, worse in ((6, 0), (1, 9), (5, 5)):
+        pairs = better + worse
+        tail = sum(math.comb(pairs, number) for number in range(min(better, worse) + 1)) / 2**pairs
+        assert differing(better, worse).p == pytest.approx(min(1.0, 2 * tail))
+    assert replace(differing(1, 1), better_cases=0, worse_cases=0).p == 1
+
+
+def test_artifacts_of_one_patient_are_no_independent_pairs() -> None:
+    one, three = differing(6, 2), differing(6, 2, artifacts=3)
+    assert (one.only_candidate_right, three.only_candidate_right) == (6, 18)
+    assert one.p == three.p
+    assert three.public()["p"] == pytest.approx(three.p, abs=1e-6)
+    assert three.p > 0.05
 
 
 def test_the_command_asks_who_answers(site: Path, poor: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -387,7 +387,7 @@ def test_work_grows_with_models_times_sites_and_not_faster(monkeypatch: pytest.M
     sites = {f"site-{number}": site(number, patients=10, positives=4) for number in range(24)}
     study = Study(sites=sites, training=list(sites), held_out=[], models=["federated"])
     report_numbers(study, ["federated"])
-    assert len(calls) <= 4 * 24
+    assert len(calls) <= 3 * 24
 
 
 def random_counts(models: list[str], seed: int, skill: float, patients: int = 60) -> SiteScores:

@@ -13,6 +13,7 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import t
 
+from common.counts import hanley_mcneil
 from common.errors import ConfigError, DataError
 from common.leave_one_out import together_epsilon
 from common.plan import RunPlan
@@ -149,6 +150,19 @@ def test_differences_are_paired_at_each_hospital(tmp_path: Path) -> None:
     assert (row["next"]["low"], row["next"]["high"]) == pytest.approx(
         (values.mean() - half, values.mean() + half)
     )
+
+
+def test_the_error_at_a_hospital_of_few_patients_is_raised_as_in_the_report(tmp_path: Path) -> None:
+    """DeLong's variance of 3 patients is far too small, and random effects would take it for precision."""
+    found = compared(family(tmp_path, patients=3))
+    values = [auroc("federated", site, [one for one in SITES if one != site], 7) for site in SITES]
+    expected = [math.sqrt(hanley_mcneil(value, 3, 30) / 2) for value in values]
+    row = found["scores"]["federated"]["unseen"]
+    assert row["standard_errors"] == pytest.approx(expected)
+    (other := tmp_path / "many").mkdir()
+    many = compared(family(other))["scores"]["federated"]["unseen"]
+    assert row["next"]["random_effects"]["q"] < many["next"]["random_effects"]["q"] / 3
+    assert row["next"]["low"] == many["next"]["low"]
 
 
 def test_models_of_single_hospitals_give_the_jackknife(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_unseen_less_home_is_the_gap_of_evaluation_json(whole: dict[str, Any]) -
     assert (
         f"from {gap['next_low']:.3f} to {gap['next_high']:.3f} (95 % prediction interval); of so few" in said
     )
+    assert "observed score, on about as many patients as these had" in said
+
+
+@pytest.mark.parametrize(("held_out", "grey"), [(3, 1), (4, 1), (5, 0)])
+def test_what_three_or_four_hospitals_say_of_the_next_is_grey(held_out: int, grey: int) -> None:
+    values = evaluation_of(
+        ("public", "federated"), held_out=tuple(f"seen-never-{k}" for k in range(held_out))
+    )
+    found = re.findall(r'<p class="faint">(.*?)</p>', render(values, MANIFEST, PLAN))
+    assert len(found) == grey
+    assert all("says little" in line for line in found)
 
 
 def test_the_price_of_privacy_is_parted_or_said_to_be_whole() -> None:
