@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from typing import Any
 
+from client.predict.model import Model
 from client.predict.predict import Finding, Image, Predictions, Series, Study
 from client.predict.text import next_steps
 
@@ -38,7 +39,7 @@ def csv_text(found: Predictions, *, names: bool) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, *(("file", "frame") if names else ())])
     seconds = f"{_seconds_an_image(found):.4f}"
-    tail = (found.model.sha256, found.model.privacy.text, seconds)
+    tail = ("+".join(found.model.hashes), found.model.privacy.text, seconds)
     for study in found.studies:
         for series in study.series:
             for image in series.images:
@@ -86,16 +87,7 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
         "format": FORMAT,
         "local_only": True,
         "medical_device": False,
-        "model": {
-            "sha256": model.sha256,
-            "network": model.name,
-            "image_size": model.size,
-            "origin": model.origin,
-            "start": model.start,
-            "run": model.run,
-            "arm": model.arm,
-            "privacy": vars(model.privacy),
-        },
+        "model": _model(model) | {"members": [_model(one) for one in model.members]},
         "operating_points": {
             level: {name: vars(point) for name, point in points.items()}
             for level, points in (("images", found.points.images), ("patients", found.points.patients))
@@ -136,6 +128,19 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
             }
             for step in next_steps(found.studies)
         ],
+    }
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "sha256": model.sha256,
+        "network": model.name,
+        "image_size": model.size,
+        "origin": model.origin,
+        "start": model.start,
+        "run": model.run,
+        "arm": model.arm,
+        "privacy": vars(model.privacy),
     }
 
 

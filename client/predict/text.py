@@ -133,12 +133,16 @@ def summary_text(found: Predictions, say: Say) -> str:
 
 def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
     """Which model, what it cost, where thresholds come from, how long it took."""
-    model = found.model
-    said = f"{model.name}, {say(f'origin.{model.origin}', **({'start': model.start} if model.start else {}))}"
-    if model.run:
-        said += ", " + say("of-run", run=model.run, arm=model.arm)
-    rows = [(say("model"), said), ("sha256", model.sha256)]
-    privacy = model.privacy
+    rows = []
+    if members := found.model.members:
+        rows.append((say("model"), say("origin.ensemble", count=len(members))))
+    for model in members or (found.model,):
+        of_start = {"start": model.start} if model.start else {}
+        said = f"{model.name}, {say(f'origin.{model.origin}', **of_start)}"
+        if model.run:
+            said += ", " + say("of-run", run=model.run, arm=model.arm)
+        rows += [(say("model"), said), ("sha256", model.sha256)]
+    privacy = found.model.privacy
     values = (
         {}
         if privacy.epsilon is None

@@ -297,6 +297,32 @@ def test_the_command_writes_private_files_and_opens_no_socket(
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("fedqc-predict-*/cache")), "nothing stays"
 
 
+def test_several_models_judge_together_and_every_result_names_them_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (START, "package:small_cnn_phantoms.safetensors")
+    how = [part for name in names for part in ("--model", name)]
+    out = tmp_path / "out"
+    status, said, _ = typed(capsys, "predict", folder, "--thresholds", "none", "--out", out, *how)
+    assert status == 0
+    hashes = {find_model(name, None).sha256 for name in names}
+    rows = list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+    page, content = (out / "report.html").read_text(), json.loads((out / "predictions.json").read_text())
+    assert all(set(row["model_sha256"].split("+")) == hashes for row in rows)
+    assert all(one in page and one in said for one in hashes)
+    assert {one["sha256"] for one in content["model"]["members"]} == hashes
+    logits = {}
+    for name in names:
+        text = typed(
+            capsys, "predict", folder, "--thresholds", "none", "--model", name, "--format", "json"
+        )[1]
+        logits[name] = json.loads(text)["studies"][0]["series"][0]["images"][0]["findings"][0]["logit"]
+    together = content["studies"][0]["series"][0]["images"][0]["findings"][0]["logit"]
+    assert together == pytest.approx(sum(logits.values()) / 2, abs=2e-4)
+    twice = typed(capsys, "predict", folder, "--thresholds", "none", *how[:2], *how[:2])
+    assert (twice[0], "[wrong-ensemble]" in twice[2]) == (2, True)
+
+
 def test_a_report_does_not_lie_among_the_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = typed(capsys, "predict", folder, "--thresholds", "none", "--out", folder / "out")
     assert status == 2
