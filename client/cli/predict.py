@@ -114,6 +114,7 @@ def predict_command(
     from client.predict.text import report_text
     from client.predict.words import LANGUAGES
     from client.site.config import read_site
+    from common.files import check_new
     from common.i18n import speaker
     from common.progress_bar import progress_shown
 
@@ -122,6 +123,14 @@ def predict_command(
         raise ConfigError(
             f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
         )
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file or folder",
+            code="no-such-folder",
+            hint="PATH = a DICOM file, a folder, or a zip or tar archive",
+        )
+    if out is not None:
+        check_new(out)
     if sr and out is None:
         raise ConfigError("--sr: no folder to write to", code="bad-argument", hint="add --out DIR")
     if mistakes and not (path.name == "site.yaml" or (path / "site.yaml").is_file()):

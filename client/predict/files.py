@@ -16,6 +16,8 @@ COLUMNS = (
     "series",
     "image",
     "modality",
+    "series_number",
+    "instance_number",
     "artifact",
     "logit",
     "probability",
@@ -43,7 +45,8 @@ def csv_text(found: Predictions, *, names: bool) -> str:
     for study in found.studies:
         for series in study.series:
             for image in series.images:
-                head = (study.number, series.number, image.number, series.modality)
+                at_scanner = ("" if one is None else one for one in (series.at_scanner, image.at_scanner))
+                head = (study.number, series.number, image.number, series.modality, *at_scanner)
                 named = (_safe(image.file), image.frame) if names else ()
                 if image.outside:
                     writer.writerow([*head, *[""] * len(_CELLS), image.outside, *tail, *named])
@@ -156,6 +159,7 @@ def _study(study: Study, names: bool) -> dict[str, Any]:
 def _series(series: Series, names: bool) -> dict[str, Any]:
     return {
         "series": series.number,
+        "series_number": series.at_scanner,
         "modality": series.modality,
         "findings": [
             _finding(finding) | {"images_above": series.positive_images(finding.artifact)}
@@ -169,6 +173,7 @@ def _series(series: Series, names: bool) -> dict[str, Any]:
 def _image(image: Image, names: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "image": image.number,
+        "instance_number": image.at_scanner,
         "not_judged": image.outside or None,
         "findings": [_finding(finding) for finding in image.findings],
     }

@@ -134,9 +134,9 @@ def score(model: Model, images: np.ndarray, modality: np.ndarray, rows: np.ndarr
 def ensemble(models: Sequence[Model]) -> Model:
     """Models that judge together: the logit of each artifact that all of them know is the mean of theirs.
 
-    What follows from logits (threshold, probability, severity) is found for the ensemble as for any model, so
-    that its probability is calibrated; the mean of calibrated probabilities would not be (Ranjan and Gneiting,
-    J. R. Stat. Soc. B 72:71, 2010). The order of the models does not matter.
+    What follows from logits (threshold, probability, severity) is found for the ensemble as for any model,
+    so that its probability is calibrated; the mean of calibrated probabilities would not be (Ranjan and
+    Gneiting, J. R. Stat. Soc. B 72:71, 2010). The order of the models does not matter.
 
     Raises:
         ConfigError: `wrong-ensemble`, a model stands there twice, they take slices of different sizes, or no

@@ -75,6 +75,7 @@ class Image:
     number: int  # in its series, from 1
     file: str  # relative, local: an identifier
     frame: int
+    at_scanner: int | None  # its number in the header
     outside: str  # why it is not judged, or ""
     findings: tuple[Finding, ...]  # none where it is not judged
 
@@ -82,6 +83,7 @@ class Image:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     number: int  # in its study, from 1
+    at_scanner: int | None  # its number in the header
     modality: Modality
     images: tuple[Image, ...]  # in their order
     findings: tuple[Finding, ...]  # none where no image is judged
@@ -288,6 +290,7 @@ def _studies(
                         number=image_number,
                         file=records[at].file,
                         frame=records[at].frame,
+                        at_scanner=records[at].instance_number,
                         outside=why[at],
                         findings=_findings(logits[at], points.images, points.severities),
                     )
@@ -296,6 +299,7 @@ def _studies(
             found.append(
                 Series(
                     number=series_number,
+                    at_scanner=records[own[0]].series_number,
                     modality=records[own[0]].modality,
                     images=tuple(images),
                     findings=_findings(_joined(logits[own]), points.patients, points.severities),

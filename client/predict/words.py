@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from client.data.inclusion import ADMISSION_CODES
+from client.dicom.index import QUARANTINE_CODES
+from client.dicom.refusals import EXCLUSIONS
 from common.i18n import Languages
 
+SKIPPED = "why "
+"""Before the code of a file that is not used: the key of what it means."""
+
 ENGLISH: dict[str, str] = {
+    **{SKIPPED + code: said for code, said in (QUARANTINE_CODES | EXCLUSIONS | ADMISSION_CODES).items()},
+    "why other": "left out for another reason",
     "title": "Image artifacts: what the model says",
     "not-a-device": "Research software. Not a medical device. A person decides; this page only points.",
     "local": "This page stays in the hospital: it shows images. It names no file and no patient.",
@@ -12,6 +20,8 @@ ENGLISH: dict[str, str] = {
     # what was found
     "summary": "{positive} of {studies} studies with an artifact, {none} without a finding, {unjudged} not "
     "judged",
+    "summary-open": "Studies scored: {studies}. Nothing is decided.",
+    "summary-undecided": "Not decided here, so neither found nor excluded: {artifacts}",
     "summary-images": "{judged} of {images} images judged",
     "nothing": "No image could be judged.",
     "results": "All series",
@@ -35,7 +45,7 @@ ENGLISH: dict[str, str] = {
     "unjudged-images": "{count} not judged: {why}",
     "reading": "A series or study is judged by the expected highest of three of its images, so that long "
     "series are not called more often. Above: how many images lie above the threshold for images; where "
-    "their series does not, look at them.",
+    "their series does not, look at them. In brackets: the number of the series at the scanner.",
     # why an image is not judged
     "little-body": "less than a tenth of the image is body",
     "hu-too-low": "values are no Hounsfield units: too low",
@@ -50,6 +60,7 @@ ENGLISH: dict[str, str] = {
     "no-next": "No artifact found at these thresholds. That does not show that there is none.",
     "no-threshold": "The model decides nothing here: no threshold, or none that is good enough. Compare "
     "scores only.",
+    "no-images": "None from here: there is no CT or MR image to judge. Files says why each was left out.",
     "in-studies": "studies {studies}",
     "in-study": "study {studies}",
     "repeat": "Repeating can help.",
@@ -62,7 +73,8 @@ ENGLISH: dict[str, str] = {
     # pictures
     "pictures": "Most suspicious images",
     "no-pictures": "No image lies above a threshold.",
-    "picture": "study {study}, series {series}, image {image}: {artifact}, {value}",
+    "picture": "study {study}, series {series}, image {image}{scanner}: {artifact}, {value}",
+    "scanner": " (at the scanner {series} / {image})",
     "window": "CT shown from {low} to {high} HU; MR scaled per image, in the pixels that the model sees.",
     "map": "yellow: where the model sees it",
     "no-map": "Where an artifact lies is not drawn: not asked for (--explain), or such maps did not pass "
@@ -117,12 +129,15 @@ ENGLISH: dict[str, str] = {
     "numbers": "with / without",
     "profile": "Acquisitions were compared with those of this site's training patients.",
     "no-profile": "Acquisitions were not compared: no profile of training patients is here.",
+    "made": "made",
+    "made.said": "{time}, fedqc {version}",
     "seconds": "seconds",
     "seconds.said": "reading {read}, judging {score}",
     # files
     "files": "Files",
     "files.said": "{files} files, {images} images used, {duplicates} duplicates",
     "skipped": "not used",
+    "skipped-files": "{count} (files {numbers})",
     "skipped-slices": "slices",
     "number": "file number",
     "reason": "reason",
@@ -139,11 +154,61 @@ ENGLISH: dict[str, str] = {
 }
 
 CHINESE: dict[str, str] = {
+    "why not-dicom": "没有 DICOM 前导：不是 DICOM 文件，或缺少文件元信息",
+    "why truncated": "文件在像素数据结束之前就结束了",
+    "why too-large": "超过文件、元素、图像或帧数的上限",
+    "why too-nested": "序列嵌套过深，没有扫描仪会这样写",
+    "why bad-geometry": "行、列、位数或帧数缺失、不可能或与像素数据不符",
+    "why bad-rescale": "重标定斜率或截距不是一个可用的有限数，或需要 HU 时缺失",
+    "why multi-frame": "只容一帧的对象（经典 CT 或 MR 图像）中有多帧",
+    "why unsupported-syntax": "没有已安装的解码器能解此传输语法",
+    "why non-finite": "图像含有非有限数值",
+    "why changed": "读取时文件发生了变化",
+    "why conflict": "同一 SOP 实例 UID 的文件像素不同",
+    "why unreadable": "以其他方式损坏，或当前用户无权读取",
+    "why unsafe-path": "链接、管道、套接字或设备（不跟随），或指向压缩包之外的名称",
+    "why encrypted": "压缩包内有密码保护的文件",
+    "why bad-archive": "损坏或自相矛盾的 zip、tar 或 gzip 压缩包",
+    "why empty-archive": "压缩包内没有文件",
+    "why nested-archive": "压缩包内又有压缩包",
+    "why unsupported-archive": "用 deflate 以外的方法压缩（bzip2、xz、zstd、7z、RAR），请先解压",
+    "why too-slow": "读取时间超过任何图像应需的时间",
+    "why out-of-memory": "读取所需内存超过任何图像应需的内存",
+    "why decoder-crashed": "解码进程在此文件上两次崩溃",
+    "why burned-in": "文件头说明像素中烧录了文字",
+    "why localizer": "定位像，不是诊断层面",
+    "why secondary": "二次图像：屏幕截图、重组或剂量页",
+    "why derived": "由其他图像计算得到，已不是扫描仪重建的图像",
+    "why lossy": "有损压缩会掩盖或产生伪影；cohort.yaml 中 lossy: use 可使用它们",
+    "why not-magnitude": "MR 相位、实部或虚部图像",
+    "why parameter-map": "参数图（ADC、FA、T1、T2、场图、速度、脂肪分数、灌注）",
+    "why projection": "投影（MIP、minIP）、渲染或重组的 CT 图像",
+    "why combined": "图像的和、差或平均",
+    "why spectral-map": "单能或物质 CT 图像（单能量、碘、有效原子序数、虚拟平扫）",
+    "why not-hounsfield": "RescaleType 不是 HU 的 CT 图像",
+    "why mosaic": "多层拼在一幅图像中而文件头未说明方式（西门子 MOSAIC、联影 VFRAME）",
+    "why unsupported-object": "不是 CT 或 MR 图像（报告、计划、分割、二次捕获、其他模态）",
+    "why no-modality": "SOP 类和模态都未说明是 CT 或 MR",
+    "why colour": "彩色图像",
+    "why dicomdir": "DICOMDIR，介质的目录",
+    "why foreign-file": "不是图像：患者光盘上的程序、文档、文本、数据库或视频",
+    "why picture-file": "图片（PNG、JPEG、TIFF、BMP、GIF），不是 DICOM：请以 DICOM 导出该序列",
+    "why volume-file": "体数据或数组（NIfTI、NRRD、MetaImage、NumPy、HDF5），不是 DICOM：请用其来源序列",
+    "why opted-out": "患者在退出名单上",
+    "why imported": "由 fedqc data import 从公开数据集转换而来，不是本院图像",
+    "why rule-modality": "模态与队列不符",
+    "why rule-body-part": "部位与队列不符，或未注明",
+    "why rule-date": "检查日期在队列范围之外，或不详",
+    "why rule-age": "年龄在队列范围之外，或不详",
+    "why rule-description": "队列按序列描述排除的序列",
+    "why other": "因其他原因未使用",
     "title": "图像伪影：模型的判断",
     "not-a-device": "研究软件，不是医疗器械。由人决定，本页仅作提示。",
     "local": "本页含图像，须留在院内；不含文件名和患者信息。",
     "local-named": "本页含图像及可能含患者姓名的文件名，须留在院内。",
     "summary": "{studies} 项检查中：{positive} 项有伪影，{none} 项未见，{unjudged} 项未判断",
+    "summary-open": "{studies} 项检查只有评分，未作判断。",
+    "summary-undecided": "此处未判断（既未发现也未排除）：{artifacts}",
     "summary-images": "{images} 幅图像中判断了 {judged} 幅",
     "nothing": "没有可判断的图像。",
     "results": "全部序列",
@@ -166,7 +231,7 @@ CHINESE: dict[str, str] = {
     "not-judged": "未判断",
     "unjudged-images": "{count} 幅未判断：{why}",
     "reading": "序列和检查按其中任取三幅图像的期望最高分判断，长序列不会因此更易报警。"
-    "“超阈值”为超过图像阈值的图像数；若其序列未报警，请查看这些图像。",
+    "“超阈值”为超过图像阈值的图像数；若其序列未报警，请查看这些图像。括号内为扫描仪的序列号。",
     "little-body": "人体部分不足图像的十分之一",
     "hu-too-low": "数值不是 HU：过低",
     "hu-too-high": "数值不是 HU：过高",
@@ -178,6 +243,7 @@ CHINESE: dict[str, str] = {
     "next": "下一步",
     "no-next": "按这些阈值未见伪影，但不能证明没有。",
     "no-threshold": "没有（足够好的）阈值，模型不作判断，只能比较评分。",
+    "no-images": "无：没有可判断的 CT 或 MR 图像，各文件未使用的原因见“文件”。",
     "in-studies": "检查 {studies}",
     "in-study": "检查 {studies}",
     "repeat": "重复可能有用。",
@@ -189,7 +255,8 @@ CHINESE: dict[str, str] = {
     "source": "出处",
     "pictures": "最可疑的图像",
     "no-pictures": "没有超过阈值的图像。",
-    "picture": "检查 {study}，序列 {series}，图像 {image}：{artifact}，{value}",
+    "picture": "检查 {study}，序列 {series}，图像 {image}{scanner}：{artifact}，{value}",
+    "scanner": "（扫描仪 {series} / {image}）",
     "window": "CT 显示 {low} 至 {high} HU；MR 按图像缩放。显示模型所见的像素。",
     "map": "黄线：模型所见之处",
     "no-map": "未标出伪影位置：未要求（--explain），或此类图未通过检验。",
@@ -240,11 +307,14 @@ CHINESE: dict[str, str] = {
     "numbers": "有 / 无",
     "profile": "已与本院训练患者的采集参数比较。",
     "no-profile": "未比较采集参数：这里没有训练患者的参数分布。",
+    "made": "生成",
+    "made.said": "{time}，fedqc {version}",
     "seconds": "秒数",
     "seconds.said": "读取 {read}，判断 {score}",
     "files": "文件",
     "files.said": "{files} 个文件，使用 {images} 幅图像，{duplicates} 个重复",
     "skipped": "未使用",
+    "skipped-files": "{count} 个（文件 {numbers}）",
     "skipped-slices": "层面",
     "number": "文件序号",
     "reason": "原因",
