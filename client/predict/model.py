@@ -79,6 +79,7 @@ class Model:
     unlearned: tuple[str, ...] = ()  # those of them that no training ever touched; they say nothing
     export: Path | None = None  # the file that is applied by ONNX Runtime; None: torch
     precision: str = "fp32"  # or bf16, int8
+    has_start: bool = False  # it is one of the public starts that fedqc brings, or an ensemble with one
     members: tuple[Model, ...] = ()  # of an ensemble, see `ensemble`
 
     @property
@@ -171,6 +172,7 @@ def ensemble(models: Sequence[Model]) -> Model:
         arm="",
         privacy=_together([one.privacy for one in members]),
         labels=labels,
+        has_start=any(one.has_start for one in members),
         members=members,
     )
 
@@ -273,6 +275,7 @@ def _read(path: Path, origin: Origin, exports: Path | None, start: str = "") -> 
         unlearned=unlearned,
         export=export,
         precision=about.get("precision", "fp32"),
+        has_start=is_start,
     )
 
 

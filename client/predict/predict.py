@@ -24,7 +24,7 @@ from client.dicom.cache import Slices, load_or_build, spared
 from client.dicom.index import Problem, SliceRecord
 from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
-from client.predict.outside import newest_profile, outside
+from client.predict.outside import MIN_BODY, MIN_BODY_OF_RUN, newest_profile, outside
 from client.predict.severity import Grade, SeverityMap, grade_of
 from client.site.config import read_site, site_key
 from common.artifacts import MODALITIES, NAMES, Modality, applies_to, columns_of
@@ -206,7 +206,8 @@ def predict(
         found = series_of_records(records)
         series, order = found.series, found.order
         images = spared(slices.images)
-        why = outside(records, images, slices.measures, series, profile=profile, key=key)
+        min_body = MIN_BODY if model.has_start else MIN_BODY_OF_RUN
+        why = outside(records, images, slices.measures, series, profile=profile, key=key, min_body=min_body)
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):

@@ -47,7 +47,7 @@ ENGLISH: dict[str, str] = {
     "series are not called more often. Above: how many images lie above the threshold for images; where "
     "their series does not, look at them. In brackets: the number of the series at the scanner.",
     # why an image is not judged
-    "little-body": "less than a tenth of the image is body",
+    "little-body": "too little of the image is body",
     "hu-too-low": "values are no Hounsfield units: too low",
     "hu-too-high": "values are no Hounsfield units: too high",
     "hu-wrong-sign": "values are no Hounsfield units: wrong sign",
@@ -232,7 +232,7 @@ CHINESE: dict[str, str] = {
     "unjudged-images": "{count} 幅未判断：{why}",
     "reading": "序列和检查按其中任取三幅图像的期望最高分判断，长序列不会因此更易报警。"
     "“超阈值”为超过图像阈值的图像数；若其序列未报警，请查看这些图像。括号内为扫描仪的序列号。",
-    "little-body": "人体部分不足图像的十分之一",
+    "little-body": "图像中人体部分过少",
     "hu-too-low": "数值不是 HU：过低",
     "hu-too-high": "数值不是 HU：过高",
     "hu-wrong-sign": "数值不是 HU：符号错误",

@@ -25,7 +25,7 @@ from client.data_check.profile import Acquisition
 from client.predict.files import csv_text, public
 from client.predict.model import START, Model, find_model
 from client.predict.operating_point import NONE, OperatingPoints
-from client.predict.outside import MIN_BODY, body_share, outside
+from client.predict.outside import MIN_BODY, MIN_BODY_OF_RUN, body_share, outside
 from client.predict.page import render
 from client.predict.predict import Predictions, predict
 from client.predict.text import columns_of, next_steps, report_text, wrapped
@@ -286,9 +286,24 @@ def test_little_body_is_not_judged() -> None:
     image = np.full((16, 16), -1000.0, np.float32)
     image[:4, :4] = 40
     stored = to_stored(image, "CT")[None]
-    assert outside([record], stored, [measured()], np.zeros(1, int), profile=None, key=b"k") == [
-        "little-body"
-    ]
+    how: dict[str, Any] = {"profile": None, "key": b"k"}
+    assert outside([record], stored, [measured()], np.zeros(1, int), **how) == ["little-body"]
+    of_run = outside([record], stored, [measured()], np.zeros(1, int), min_body=MIN_BODY_OF_RUN, **how)
+    assert of_run == [""], "a run trains on such slices, too"
+
+
+def test_a_model_of_a_run_judges_small_bodies_and_the_public_start_does_not(
+    tmp_path: Path, model: Model
+) -> None:
+    path = write(tmp_path / "images" / "ct.dcm", 1)
+    header = pydicom.dcmread(path)
+    image = np.full_like(header.pixel_array, -1000 - int(header.RescaleIntercept))
+    image[8:15, 8:15] += 1040
+    header.PixelData = image.tobytes()
+    header.save_as(path)
+    of_run = replace(model, has_start=False)
+    judged = {one.has_start: predict(tmp_path / "images", one, NONE).judged for one in (model, of_run)}
+    assert judged == {True: 0, False: 1}
 
 
 @pytest.mark.parametrize(
