@@ -165,6 +165,20 @@ def sync_folder(path: Path) -> None:
         os.close(directory)
 
 
+def check_new(out: Path) -> None:
+    """Raise what `whole_folder` would, before work that it would lose.
+
+    Raises:
+        ConfigError: `out` exists and is not an empty folder (code `output-exists`).
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out.absolute()}: exists and is not an empty folder",
+            code="output-exists",
+            hint="choose another folder or remove it",
+        )
+
+
 @contextmanager
 def whole_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes `out` at the end, and is removed after an error.
@@ -173,12 +187,7 @@ def whole_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
         ConfigError: `out` exists and is not empty (code `output-exists`), or cannot be written.
     """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"{out}: exists and is not an empty folder",
-            code="output-exists",
-            hint="choose another folder or remove it",
-        )
+    check_new(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

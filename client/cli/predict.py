@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,11 +42,12 @@ def predict_command(
         typer.Argument(metavar="PATH", help="DICOM file, folder, zip or tar archive, or a site folder."),
     ],
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="latest|RUN|FILE",
             help="Model: latest (that this site put to use: fedqc site use), the folder of a run, or a file. "
-            "Default: latest where there is one, else fedqc's public start.",
+            "Default: latest where there is one, else fedqc's public start. Given several times: their mean "
+            "logit (an ensemble).",
         ),
     ] = None,
     site: Annotated[
@@ -108,12 +108,13 @@ def predict_command(
     """
     from client.predict import exported
     from client.predict.files import public
-    from client.predict.model import find_model
+    from client.predict.model import ensemble, find_model, in_precision
     from client.predict.operating_point import NONE, operating_points, user_cache
     from client.predict.predict import predict as judge
     from client.predict.text import report_text
     from client.predict.words import LANGUAGES
     from client.site.config import read_site
+    from common.files import check_new
     from common.i18n import speaker
     from common.progress_bar import progress_shown
 
@@ -122,6 +123,14 @@ def predict_command(
         raise ConfigError(
             f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
         )
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file or folder",
+            code="no-such-folder",
+            hint="PATH = a DICOM file, a folder, or a zip or tar archive",
+        )
+    if out is not None:
+        check_new(out)
     if sr and out is None:
         raise ConfigError("--sr: no folder to write to", code="bad-argument", hint="add --out DIR")
     if mistakes and not (path.name == "site.yaml" or (path / "site.yaml").is_file()):
@@ -134,7 +143,10 @@ def predict_command(
         config, folder = read_site(where)
         state = folder / config.state
     bf16 = precision is Precision.bf16
-    found_model = find_model(model, state, exports=None if bf16 else exported.folder(state))
+    exports = None if bf16 else exported.folder(state)
+    wanted: list[str | None] = [*model] if model else [None]
+    models = [find_model(one, state, exports=exports) for one in wanted]
+    found_model = models[0] if len(models) == 1 else ensemble(models)
     if found_model.origin == "start":
         say(f"no model of a run: using fedqc's public start {found_model.start}")
     if state is not None and found_model.origin in ("start", "in-use"):
@@ -148,7 +160,7 @@ def predict_command(
             say=say,
         )
     if bf16:
-        found_model = replace(found_model, precision="bf16")
+        found_model = in_precision(found_model, "bf16")
     with progress_shown() as progress:
         found = judge(path, found_model, points, site=where, explain=explain, progress=progress)
     # of thousands of images it is large: only where it is written

@@ -635,7 +635,7 @@ def sent(
 @site.command()
 def use(
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(metavar="latest|RUN|FILE", help="Model; latest: the last one that the site received."),
     ] = None,
     folder: SiteOption = None,
@@ -663,7 +663,13 @@ def use(
     from client.site.config import read_site
     from client.site.model_in_use import entries, roll_back
 
-    if sum((model is not None, check, rollback, log)) != 1:
+    if model and len(model) > 1:
+        raise ConfigError(
+            f"a site uses one model, not {len(model)}",
+            code="bad-argument",
+            hint="test one after the other; fedqc predict --model A --model B lets several judge together",
+        )
+    if sum((bool(model), check, rollback, log)) != 1:
         raise ConfigError("give one of MODEL, --check, --rollback, --log", code="bad-argument")
     where = site_folder(folder)
     state = where / read_site(where)[0].state
@@ -691,8 +697,8 @@ def use(
             else constancy_text(constancy)
         )
         return 0 if constancy.is_constant else 1
-    assert model is not None
-    tested = acceptance.examine(model, where, by, new_cases=new_cases, say=say)
+    assert model
+    tested = acceptance.examine(model[0], where, by, new_cases=new_cases, say=say)
     print(json.dumps(tested.comparison.public()) if format is Format.json else comparison_text(tested))
     asked = not tested.comparison.reasons and not yes
     if asked and not typer.confirm(f"{by}: put this model to use?", err=True):

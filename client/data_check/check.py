@@ -592,7 +592,10 @@ def _cause_of_wrong_units(shares: np.ndarray) -> str:
         shares: float (slices, 4), of air, tissue, shifted and dense; see `KNOWN_POINTS_HU`.
     """
     air, tissue, shifted, dense = shares.mean(0)
-    if shares[:, 1].max() < 0.08 and air > 0.85:
+    # too low, soft tissue counts as air, and bone is all that may seem soft. A small body in a wide field is
+    # nine tenths air, too, but a fiftieth and more of it is soft tissue.
+    most = shares[:, 1].max()
+    if (most < 0.02 and air > 0.9) or (most < 0.08 and air > 0.96):
         return "hu-too-low"
     if dense > 0.15 and air < 0.02 and tissue > 0.05:
         return "hu-wrong-sign"

@@ -87,13 +87,18 @@ def _header(source: Source) -> pydicom.Dataset:
 
 
 def write_report(
-    path: Path, headers: Sequence[pydicom.Dataset], series: Sequence[SeriesSaid], *, model: str, basis: str
+    path: Path,
+    headers: Sequence[pydicom.Dataset],
+    series: Sequence[SeriesSaid],
+    *,
+    models: Sequence[str],
+    basis: str,
 ) -> None:
     """One report of one study.
 
     Args:
         headers: of the first image of each series, in the order of `series`; all of one study.
-        model: SHA-256 of the model's file. basis: where its thresholds come from, at most 64 characters.
+        models: SHA-256 of the model's file, or of each of an ensemble. basis: where thresholds come from.
     Raises:
         ConfigError: `missing-extra`.
         ImagingError: `sr-impossible`, a header lacks what a report must repeat.
@@ -107,14 +112,16 @@ def write_report(
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=generate_uid(entropy_srcs=["fedqc", model]),
+            uid=generate_uid(entropy_srcs=["fedqc", *models]),
             name="fedqc",
             manufacturer_name="fedqc: research software, not a medical device",
-            model_name=model,
+            model_name="+".join(models),
         ),
     )
     algorithm = sr.AlgorithmIdentification(
-        name="fedqc artifact classifier", version=version("fedqc"), parameters=[f"sha256 {model}", basis]
+        name="fedqc artifact classifier",
+        version=version("fedqc"),
+        parameters=[*(f"sha256 {model}" for model in models), basis],
     )
     states = {True: codes.SCT.Present, False: codes.SCT.Absent, None: codes.SCT.Indeterminate}
     groups = []

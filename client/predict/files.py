@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from typing import Any
 
+from client.predict.model import Model
 from client.predict.predict import Finding, Image, Predictions, Series, Study
 from client.predict.text import next_steps
 
@@ -15,6 +16,8 @@ COLUMNS = (
     "series",
     "image",
     "modality",
+    "series_number",
+    "instance_number",
     "artifact",
     "logit",
     "probability",
@@ -38,11 +41,12 @@ def csv_text(found: Predictions, *, names: bool) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, *(("file", "frame") if names else ())])
     seconds = f"{_seconds_an_image(found):.4f}"
-    tail = (found.model.sha256, found.model.privacy.text, seconds)
+    tail = ("+".join(found.model.hashes), found.model.privacy.text, seconds)
     for study in found.studies:
         for series in study.series:
             for image in series.images:
-                head = (study.number, series.number, image.number, series.modality)
+                at_scanner = ("" if one is None else one for one in (series.at_scanner, image.at_scanner))
+                head = (study.number, series.number, image.number, series.modality, *at_scanner)
                 named = (_safe(image.file), image.frame) if names else ()
                 if image.outside:
                     writer.writerow([*head, *[""] * len(_CELLS), image.outside, *tail, *named])
@@ -86,16 +90,7 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
         "format": FORMAT,
         "local_only": True,
         "medical_device": False,
-        "model": {
-            "sha256": model.sha256,
-            "network": model.name,
-            "image_size": model.size,
-            "origin": model.origin,
-            "start": model.start,
-            "run": model.run,
-            "arm": model.arm,
-            "privacy": vars(model.privacy),
-        },
+        "model": _model(model) | {"members": [_model(one) for one in model.members]},
         "operating_points": {
             level: {name: vars(point) for name, point in points.items()}
             for level, points in (("images", found.points.images), ("patients", found.points.patients))
@@ -139,6 +134,19 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
     }
 
 
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "sha256": model.sha256,
+        "network": model.name,
+        "image_size": model.size,
+        "origin": model.origin,
+        "start": model.start,
+        "run": model.run,
+        "arm": model.arm,
+        "privacy": vars(model.privacy),
+    }
+
+
 def _study(study: Study, names: bool) -> dict[str, Any]:
     return {
         "study": study.number,
@@ -151,6 +159,7 @@ def _study(study: Study, names: bool) -> dict[str, Any]:
 def _series(series: Series, names: bool) -> dict[str, Any]:
     return {
         "series": series.number,
+        "series_number": series.at_scanner,
         "modality": series.modality,
         "findings": [
             _finding(finding) | {"images_above": series.positive_images(finding.artifact)}
@@ -164,6 +173,7 @@ def _series(series: Series, names: bool) -> dict[str, Any]:
 def _image(image: Image, names: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "image": image.number,
+        "instance_number": image.at_scanner,
         "not_judged": image.outside or None,
         "findings": [_finding(finding) for finding in image.findings],
     }

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,14 +33,21 @@ LATEST = "latest"
 START = "package:small_cnn_real.safetensors"
 """Without a model of a run: fedqc's public start that has seen real anatomy."""
 
-Origin = Literal["in-use", "run", "file", "start"]
+Origin = Literal["in-use", "run", "file", "start", "ensemble"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
     """What the training of a model cost a patient of a hospital, as its file says."""
 
-    basis: Literal["asked by its plan", "no hospital's patients", "not private", "unknown"]
+    basis: Literal[
+        "asked by its plan",
+        "asked by their plans together",
+        "no hospital's patients",
+        "not private",
+        "unknown",
+    ]
     epsilon: float | None = None
     delta: float | None = None
 
@@ -72,6 +79,13 @@ class Model:
     unlearned: tuple[str, ...] = ()  # those of them that no training ever touched; they say nothing
     export: Path | None = None  # the file that is applied by ONNX Runtime; None: torch
     precision: str = "fp32"  # or bf16, int8
+    has_start: bool = False  # it is one of the public starts that fedqc brings, or an ensemble with one
+    members: tuple[Model, ...] = ()  # of an ensemble, see `ensemble`
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The SHA-256 of each file that it is made of."""
+        return tuple(one.sha256 for one in self.members) or (self.sha256,)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -87,6 +101,8 @@ class Model:
         """
         from common.models import build
 
+        if self.members:
+            raise ConfigError("an ensemble has no single network", code="wrong-model")
         if self.path.suffix == exported.SUFFIX:
             raise ConfigError(
                 f"{self.path}: an exported model has no network in torch",
@@ -100,12 +116,86 @@ class Model:
 
 
 def score(model: Model, images: np.ndarray, modality: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Logits of `rows` of slices as cached, float32 (len(rows), A), by ONNX Runtime or torch."""
+    """Logits of `rows` of slices as cached, float32 (len(rows), A), by ONNX Runtime or torch; of an ensemble
+    the mean of its members'.
+    """
+    if model.members:
+        parts = [
+            score(one, images, modality, rows)[:, [one.labels.index(name) for name in model.labels]]
+            for one in model.members
+        ]
+        return np.asarray(np.mean(parts, axis=0, dtype=np.float32))
     if model.export is not None:
         return exported.score(model.export, images, modality, rows)
     from client.predict.network import score as by_torch
 
     return by_torch(model.network, images, modality, rows, bf16=model.precision == "bf16")
+
+
+def ensemble(models: Sequence[Model]) -> Model:
+    """Models that judge together: the logit of each artifact that all of them know is the mean of theirs.
+
+    What follows from logits (threshold, probability, severity) is found for the ensemble as for any model,
+    so that its probability is calibrated; the mean of calibrated probabilities would not be (Ranjan and
+    Gneiting, J. R. Stat. Soc. B 72:71, 2010). The order of the models does not matter.
+
+    Raises:
+        ConfigError: `wrong-ensemble`, a model stands there twice, they take slices of different sizes, or no
+            artifact is known to all.
+    """
+    members = tuple(sorted(models, key=lambda one: one.sha256))
+    hashes, sizes = [one.sha256 for one in members], {one.size for one in members}
+    labels = tuple(name for name in members[0].labels if all(name in one.learned for one in members))
+    wrong = (
+        "the same model twice"
+        if len(set(hashes)) < len(members)
+        else f"slices of different sizes ({', '.join(map(str, sorted(sizes)))} pixels)"
+        if len(sizes) > 1
+        else "no artifact that all of them know"
+        if not labels
+        else ""
+    )
+    if wrong:
+        raise ConfigError(
+            f"--model: {wrong}",
+            code="wrong-ensemble",
+            hint="an ensemble: different models, trained on slices of one size, for the same artifacts",
+        )
+    return Model(
+        path=members[0].path,
+        name=" + ".join(one.name for one in members),
+        size=members[0].size,
+        sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        origin="ensemble",
+        start="",
+        run="",
+        arm="",
+        privacy=_together([one.privacy for one in members]),
+        labels=labels,
+        has_start=any(one.has_start for one in members),
+        members=members,
+    )
+
+
+def _together(members: Sequence[Privacy]) -> Privacy:
+    """What several trainings cost a patient who was in all of them: at most the sum (basic composition)."""
+    for basis in ("not private", "unknown"):
+        if any(one.basis == basis for one in members):
+            return Privacy(basis=basis)
+    paid = [(one.epsilon, one.delta) for one in members if one.epsilon is not None and one.delta is not None]
+    if not paid:
+        return Privacy(basis="no hospital's patients")
+    return Privacy(
+        basis="asked by its plan" if len(paid) == 1 else "asked by their plans together",
+        epsilon=sum(epsilon for epsilon, _ in paid),
+        delta=sum(delta for _, delta in paid),
+    )
+
+
+def in_precision(model: Model, precision: Precision) -> Model:
+    """The same model, applied in another precision by torch."""
+    members = tuple(in_precision(one, precision) for one in model.members)
+    return replace(model, precision=precision, members=members)
 
 
 def find_model(wanted: str | None, state: Path | None, *, exports: Path | None = None) -> Model:
@@ -185,6 +275,7 @@ def _read(path: Path, origin: Origin, exports: Path | None, start: str = "") -> 
         unlearned=unlearned,
         export=export,
         precision=about.get("precision", "fp32"),
+        has_start=is_start,
     )
 
 

@@ -24,6 +24,10 @@ from common.preprocess import from_stored
 WORD_FIELDS = ("vendor", "field_strength_t", "kvp")
 NUMBER_FIELDS = ("slice_thickness_mm", "pixel_spacing_mm", "echo_time_ms", "repetition_time_ms")
 MIN_BODY, CT_BODY_HU = 0.1, -400.0  # as client.views.acquisition
+MIN_BODY_OF_RUN = 0.03
+"""The public starts saw views of at least `MIN_BODY`; a run trains on every slice of its hospitals, also at
+the ends of a stack and of a small body in a wide field.
+"""
 _SPREAD = 1  # among the measures of a slice: standard deviation, 0 where it is blank
 _SHARES = 4  # the first of the shares
 
@@ -47,6 +51,7 @@ def outside(
     *,
     profile: Profile | None,
     key: bytes,
+    min_body: float = MIN_BODY,
 ) -> list[str]:
     """For each slice the reason why it is not judged, or "": `little-body`; a code of wrong values of its
     series (`hu-too-low`, ...); `field FIELD`, a FIELD that no training patient of the site had.
@@ -55,6 +60,7 @@ def outside(
         images: int16 (n, S, S) as cached. series: int64 (n,).
         profile: of this site's training patients; None: acquisition is not compared.
         key: the site's, which names words that are not in the vocabulary.
+        min_body: share of a slice that must be body.
     """
     found = [""] * len(records)
     numbers = np.array([[one[_SPREAD], *one[_SHARES:]] for one in measures], np.float64)
@@ -70,7 +76,7 @@ def outside(
             found[at] = _unseen(acquisition, at, record, profile)
         if not found[at]:
             image = from_stored(np.asarray(images[at]), record.modality)
-            if body_share(image, record.modality) < MIN_BODY:
+            if body_share(image, record.modality) < min_body:
                 found[at] = "little-body"
     return found
 

@@ -45,6 +45,7 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
         names=names,
         found=found,
         summary=text.summary_text(found, say),
+        open=text.open_text(found, say),
         columns=text.columns(found, say),
         rows=text.series_rows(found, say),
         unjudged=[
@@ -70,6 +71,7 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
             }
             for step in text.next_steps(found.studies)
         ],
+        no_step=text.no_step_text(found, say),
         pictures=[
             (
                 _png(picture),
@@ -83,18 +85,21 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
         basis=text.basis_rows(found, say),
         points=text.point_rows(found, say),
         share=f"{100 * LEAST_FOUND:g}",
-        skipped=text.skipped_rows(found, names=names),
+        skipped=text.skipped_rows(found, say, names=names),
         limits=text.limits(found, say),
         present=text.presence_texts(say),
     )
 
 
 def _caption(picture: Picture, found: Predictions, say: Say) -> str:
+    own = found.studies[picture.study - 1].series[picture.series - 1]
+    series, image = own.at_scanner, own.images[picture.image - 1].at_scanner
     said = say(
         "picture",
         study=picture.study,
         series=picture.series,
         image=picture.image,
+        scanner=say("scanner", series=series, image=image) if None not in (series, image) else "",
         artifact=text.artifact_text(picture.finding.artifact, say),
         value=text.value_text(picture.finding),
     )

@@ -24,7 +24,7 @@ from client.dicom.cache import Slices, load_or_build, spared
 from client.dicom.index import Problem, SliceRecord
 from client.predict.model import Model, score
 from client.predict.operating_point import OperatingPoints, Point
-from client.predict.outside import newest_profile, outside
+from client.predict.outside import MIN_BODY, MIN_BODY_OF_RUN, newest_profile, outside
 from client.predict.severity import Grade, SeverityMap, grade_of
 from client.site.config import read_site, site_key
 from common.artifacts import MODALITIES, NAMES, Modality, applies_to, columns_of
@@ -75,6 +75,7 @@ class Image:
     number: int  # in its series, from 1
     file: str  # relative, local: an identifier
     frame: int
+    at_scanner: int | None  # its number in the header
     outside: str  # why it is not judged, or ""
     findings: tuple[Finding, ...]  # none where it is not judged
 
@@ -82,6 +83,7 @@ class Image:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     number: int  # in its study, from 1
+    at_scanner: int | None  # its number in the header
     modality: Modality
     images: tuple[Image, ...]  # in their order
     findings: tuple[Finding, ...]  # none where no image is judged
@@ -204,7 +206,8 @@ def predict(
         found = series_of_records(records)
         series, order = found.series, found.order
         images = spared(slices.images)
-        why = outside(records, images, slices.measures, series, profile=profile, key=key)
+        min_body = MIN_BODY if model.has_start else MIN_BODY_OF_RUN
+        why = outside(records, images, slices.measures, series, profile=profile, key=key, min_body=min_body)
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):
@@ -288,6 +291,7 @@ def _studies(
                         number=image_number,
                         file=records[at].file,
                         frame=records[at].frame,
+                        at_scanner=records[at].instance_number,
                         outside=why[at],
                         findings=_findings(logits[at], points.images, points.severities),
                     )
@@ -296,6 +300,7 @@ def _studies(
             found.append(
                 Series(
                     number=series_number,
+                    at_scanner=records[own[0]].series_number,
                     modality=records[own[0]].modality,
                     images=tuple(images),
                     findings=_findings(_joined(logits[own]), points.patients, points.severities),

@@ -49,7 +49,7 @@ def write_reports(found: Predictions, path: Path, out: Path) -> tuple[list[Path]
                 target,
                 [headers[one.file] for one in said],
                 said,
-                model=found.model.sha256,
+                models=found.model.hashes,
                 basis=f"thresholds {basis}",
             )
             written.append(target)

@@ -6,11 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
 
 from client.data_check.text import table
 from client.predict.operating_point import MAX_ALARMS, PHANTOMS, Point
 from client.predict.predict import Finding, Predictions, Series, Study
 from client.predict.severity import GRADES
+from client.predict.words import ENGLISH, SKIPPED
 from common.artifacts import ARTIFACTS, INDEX, NAMES
 from common.i18n import Say
 from common.operating_point import LEAST_FOUND
@@ -120,6 +123,10 @@ def unjudged_text(series: Series, say: Say) -> str:
 
 def summary_text(found: Predictions, say: Say) -> str:
     """One line for the top."""
+    if not found.judged:
+        return say("nothing")
+    if not found.decides:
+        return say("summary-open", studies=len(found.studies))
     positive = sum(bool(study.positive) for study in found.studies)
     unjudged = sum(not study.findings for study in found.studies)
     return say(
@@ -131,14 +138,31 @@ def summary_text(found: Predictions, say: Say) -> str:
     )
 
 
+def open_text(found: Predictions, say: Say) -> str:
+    """Which artifacts that can occur here are not decided; "" where all are, or none is."""
+    left = {
+        one.artifact
+        for study in found.studies
+        for series in study.series
+        for one in series.findings
+        if one.positive is None
+    }
+    names = ", ".join(artifact_text(name, say) for name in NAMES if name in left)
+    return say("summary-undecided", artifacts=names) if names and found.decides else ""
+
+
 def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
     """Which model, what it cost, where thresholds come from, how long it took."""
-    model = found.model
-    said = f"{model.name}, {say(f'origin.{model.origin}', **({'start': model.start} if model.start else {}))}"
-    if model.run:
-        said += ", " + say("of-run", run=model.run, arm=model.arm)
-    rows = [(say("model"), said), ("sha256", model.sha256)]
-    privacy = model.privacy
+    rows = []
+    if members := found.model.members:
+        rows.append((say("model"), say("origin.ensemble", count=len(members))))
+    for model in members or (found.model,):
+        of_start = {"start": model.start} if model.start else {}
+        said = f"{model.name}, {say(f'origin.{model.origin}', **of_start)}"
+        if model.run:
+            said += ", " + say("of-run", run=model.run, arm=model.arm)
+        rows += [(say("model"), said), ("sha256", model.sha256)]
+    privacy = found.model.privacy
     values = (
         {}
         if privacy.epsilon is None
@@ -161,7 +185,8 @@ def basis_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
         rows.append((say("thresholds"), say("undecided", artifacts=names, share=f"{100 * MAX_ALARMS:g}")))
     rows += severity_rows(found, say)
     seconds = say("seconds.said", read=f"{found.seconds.read:.1f}", score=f"{found.seconds.score:.1f}")
-    return [*rows, (say("seconds"), seconds)]
+    made = say("made.said", time=f"{datetime.now():%Y-%m-%d %H:%M}", version=version("fedqc"))
+    return [*rows, (say("seconds"), seconds), (say("made"), made)]
 
 
 def severity_rows(found: Predictions, say: Say) -> list[tuple[str, str]]:
@@ -211,21 +236,28 @@ def _point(point: Point) -> tuple[str, ...]:
     )
 
 
-def skipped_rows(found: Predictions, *, names: bool) -> list[tuple[str, str]]:
-    """Code -> the files that are left out for it, by number or, with `names`, by path."""
+def skipped_rows(found: Predictions, say: Say, *, names: bool) -> list[tuple[str, str, str]]:
+    """Code, what it means, and the files that are left out for it, by number or, with `names`, by path; or
+    how many slices are, of files of which others are used.
+    """
     codes: dict[str, list[str]] = {}
     for problem in found.skipped:
         said = problem.detail.partition(": ")[0] if names else str(problem.number)
         codes.setdefault(problem.code, []).append(said)
-    return [
-        (
-            code,
-            f"{len(own)} × "
-            + ", ".join(own[:SHOWN_FILES])
-            + (f", … ({len(own)})" if len(own) > SHOWN_FILES else ""),
-        )
-        for code, own in sorted(codes.items())
+    rows = []
+    for code, own in sorted(codes.items()):
+        numbers = ", ".join(own[:SHOWN_FILES]) + (", …" if len(own) > SHOWN_FILES else "")
+        rows.append((code, _why(code, say), say("skipped-files", count=len(own), numbers=numbers)))
+    rows += [
+        (code, _why(code, say), f"{count} {say('skipped-slices')}")
+        for code, count in sorted(found.skipped_slices.items())
     ]
+    return rows
+
+
+def _why(code: str, say: Say) -> str:
+    """What a code means; a worker that a file has taken over may answer with one that is not ours."""
+    return say(SKIPPED + (code if SKIPPED + code in ENGLISH else "other"))
 
 
 def limits(found: Predictions, say: Say) -> list[str]:
@@ -249,24 +281,35 @@ def series_rows(found: Predictions, say: Say) -> list[list[tuple[str, ...]]]:
     for study in found.studies:
         number = str(study.number)
         for one in study.series:
-            head = (number, str(one.number), one.modality, str(len(one.images)))
-            rows = _rows(head, one.findings, (one,), say)
+            head = (number, _numbered(one), one.modality, str(len(one.images)))
+            rows = _rows(found, head, one.findings, (one,), say)
             groups.append(rows or [(*head, say("not-judged"), "", "", "")])
         if len(study.series) > 1 and study.findings:
             images = str(sum(len(one.images) for one in study.series))
-            groups.append(_rows((number, say("whole"), "", images), study.findings, study.series, say))
+            head = (number, say("whole"), "", images)
+            groups.append(_rows(found, head, study.findings, study.series, say))
     return groups
 
 
+def _numbered(series: Series) -> str:
+    """Its number here and, in brackets, at the scanner."""
+    return str(series.number) if series.at_scanner is None else f"{series.number} ({series.at_scanner})"
+
+
 def _rows(
-    head: tuple[str, ...], findings: Sequence[Finding], series: Sequence[Series], say: Say
+    found: Predictions,
+    head: tuple[str, ...],
+    findings: Sequence[Finding],
+    series: Sequence[Series],
+    say: Say,
 ) -> list[tuple[str, ...]]:
-    """One row a finding; what they share stands in the first."""
+    """One row a finding; what they share stands in the first. A logit does not stand among probabilities."""
+    only_probabilities = _calibrated(found)
     return [
         (
             *(head if place == 0 else ("",) * len(head)),
             artifact_text(finding.artifact, say),
-            value_text(finding),
+            "–" if only_probabilities and finding.probability is None else value_text(finding),
             decision_text(finding, say),
             str(sum(one.positive_images(finding.artifact) for one in series)),
         )
@@ -274,10 +317,20 @@ def _rows(
     ]
 
 
+def no_step_text(found: Predictions, say: Say) -> str:
+    """Why there is no next step."""
+    if not found.judged:
+        return say("no-images")
+    return say("no-next" if found.decides else "no-threshold")
+
+
+def _calibrated(found: Predictions) -> bool:
+    return any(point.slope > 0 for point in found.points.patients.values())
+
+
 def columns(found: Predictions, say: Say) -> tuple[str, ...]:
     """The head of `series_rows`."""
-    calibrated = any(point.slope > 0 for point in found.points.patients.values())
-    value = say("probability" if calibrated else "logit")
+    value = say("probability" if _calibrated(found) else "logit")
     names = ("study", "series", "modality", "images", "artifact")
     return (*map(say, names), value, say("present"), say("images-above"))
 
@@ -288,7 +341,8 @@ def report_text(found: Predictions, say: Say, *, names: bool = False) -> str:
     Args:
         names: show paths of files that are left out.
     """
-    lines = [summary_text(found, say) if found.judged else say("nothing")]
+    lines = [summary_text(found, say)]
+    lines += wrapped(open_text(found, say), "")
     lines += wrapped(say("not-a-device"), "")
     lines.append("")
     rows = series_rows(found, say)
@@ -297,6 +351,7 @@ def report_text(found: Predictions, say: Say, *, names: bool = False) -> str:
         lines += table([columns(found, say), *shown], indent="")
         if len(rows) > SHOWN_SERIES:
             lines.append(say("more-series", count=len(rows) - SHOWN_SERIES))
+        lines += wrapped(say("reading"), "  ")
         for study in found.studies[:SHOWN_SERIES]:
             for series in study.series:
                 if said := unjudged_text(series, say):
@@ -313,23 +368,22 @@ def report_text(found: Predictions, say: Say, *, names: bool = False) -> str:
         for one in step.remedy.steps("en" if say("artifact") == "artifact" else "zh"):
             lines += wrapped(f"- {one}", "    ")
     if not steps:
-        lines += wrapped(say("no-next" if found.decides else "no-threshold"), "  ")
-    lines += ["", say("basis")]
-    for name, said in basis_rows(found, say):
-        lines += wrapped(f"{name}: {said}", "  ")
-    if points := point_rows(found, say):
-        head = tuple(map(say, ("artifact", "of", "threshold", "found", "alarms", "numbers")))
-        lines += table([head, *points])
-        lines += wrapped(say("rule", share=f"{LEAST_FOUND:.0%}".rstrip("%")), "  ")
-    lines += wrapped(say("profile" if found.has_profile else "no-profile"), "  ")
+        lines += wrapped(no_step_text(found, say), "  ")
+    if found.judged:
+        lines += ["", say("basis")]
+        for name, said in basis_rows(found, say):
+            lines += wrapped(f"{name}: {said}", "  ")
+        if points := point_rows(found, say):
+            head = tuple(map(say, ("artifact", "of", "threshold", "found", "alarms", "numbers")))
+            lines += table([head, *points])
+            lines += wrapped(say("rule", share=f"{LEAST_FOUND:.0%}".rstrip("%")), "  ")
+        lines += wrapped(say("profile" if found.has_profile else "no-profile"), "  ")
     lines += [
         "",
         say("files.said", files=found.files, images=found.images, duplicates=found.duplicates),
     ]
-    for code, said in skipped_rows(found, names=names):
-        lines += wrapped(f"{say('skipped')}: {code}: {said}", "  ")
-    for code, count in sorted(found.skipped_slices.items()):
-        lines += wrapped(f"{say('skipped')}: {code}: {count} {say('skipped-slices')}", "  ")
+    for code, meaning, said in skipped_rows(found, say, names=names):
+        lines += wrapped(f"{say('skipped')}: {code}, {said}: {meaning}", "  ")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -352,7 +406,8 @@ def _words(text: str) -> list[str]:
     pieces: list[str] = []
     for letter in text:
         wide = unicodedata.east_asian_width(letter) in "WF"
-        if letter == " " or wide or not pieces or columns_of(pieces[-1][-1]) == 2:
+        closes = wide and unicodedata.category(letter) in ("Po", "Pe")  # no line begins with it
+        if not pieces or (not closes and (letter == " " or wide or columns_of(pieces[-1][-1]) == 2)):
             pieces.append(letter)
         else:
             pieces[-1] += letter

@@ -756,6 +756,7 @@ def body(seed: int) -> np.ndarray:
     [
         (lambda hu: hu, None),
         (lambda hu: hu - 1024, "hu-too-low"),  # rescaled twice
+        (lambda hu: np.pad(hu[::2, ::2], 24, constant_values=-1000), None),  # a small body in a wide field
         (lambda hu: hu + 1024, "hu-too-high"),  # the offset was added, and is not subtracted
         (lambda hu: hu + 2048, "hu-too-high"),
         (lambda hu: np.where(hu < 0, hu + 4096, hu), "hu-wrong-sign"),  # 12 bits with a sign, read without

@@ -235,6 +235,8 @@ def test_the_command_asks_who_answers(site: Path, poor: Path, capsys: pytest.Cap
     assert (status, "frozen cases" in said, "in use since" in err) == (0, True, True)
     status, said, err = typed(capsys, "site", "use", poor, *where, "--yes", "--approver", "Dr. Weber")
     assert (status, "[worse-model]" in err) == (4, True)
+    status, _, err = typed(capsys, "site", "use", GOOD, poor, *where, "--yes", "--approver", "Dr. Weber")
+    assert (status, "a site uses one model, not 2" in err) == (2, True)
     assert typed(capsys, "site", "use", "--check", *where, "--yes", "--approver", "Dr. Berg")[0] == 0
     assert typed(capsys, "site", "use", "--rollback", *where, "--yes", "--approver", "Dr. Berg")[0] == 0
     status, said, _ = typed(capsys, "site", "use", "--log", *where, "--format", "json")

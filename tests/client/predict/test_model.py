@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from client.predict.model import START, find_model, privacy_of
+from client.predict.model import START, Model, Privacy, ensemble, find_model, in_precision, privacy_of, score
 from client.site import model_in_use
 from common.errors import ConfigError
 from common.lineage import KEY, NO_DATA
@@ -93,3 +95,71 @@ def test_an_epsilon_counts_only_where_no_ancestor_saw_patients_without_noise() -
     assert privacy_of(about | {KEY: protected.text()}).epsilon == 2.0
     assert privacy_of({"arm": "federated", **described(plan(), "federated")}).basis == "not private"
     assert privacy_of({"arm": "federated"}).basis == "unknown", "a file of an earlier version"
+
+
+# --- several models together
+
+
+def members(tmp_path: Path, **second: str) -> tuple[Model, Model]:
+    """Two networks of other weights."""
+    paths = []
+    for number, about in enumerate(({}, second)):
+        torch.manual_seed(number)
+        paths.append(saved(tmp_path / f"{number}.safetensors", **about))
+    return find_model(str(paths[0]), None), find_model(str(paths[1]), None)
+
+
+def test_an_ensemble_scores_the_mean_logit_of_its_members_in_any_order(tmp_path: Path) -> None:
+    one, other = members(tmp_path)
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 900, (3, 128, 128)).astype(np.int16)
+    modality, rows = np.array([0, 1, 1], np.int8), np.arange(3)
+    apart = [score(model, images, modality, rows) for model in (one, other)]
+    together = score(ensemble([one, other]), images, modality, rows)
+    assert np.abs(apart[0] - apart[1]).max() > 0.001
+    np.testing.assert_allclose(together, (apart[0] + apart[1]) / 2, rtol=1e-6)
+    assert ensemble([one, other]) == ensemble([other, one])
+    assert set(ensemble([one, other]).hashes) == {one.sha256, other.sha256}
+    assert ensemble([one, other]).sha256 not in {one.sha256, other.sha256}, "it has thresholds of its own"
+    assert {model.precision for model in in_precision(ensemble([one, other]), "bf16").members} == {"bf16"}
+
+
+def test_an_ensemble_knows_what_all_of_its_members_know(tmp_path: Path) -> None:
+    start, (other, _) = find_model(START, None), members(tmp_path)
+    fewer = replace(other, labels=other.labels, unlearned=("metal",))
+    found = ensemble([start, fewer])
+    assert found.learned == tuple(name for name in start.learned if name in fewer.learned)
+    assert "metal" not in found.learned
+    rows = np.arange(1)
+    images, modality = np.zeros((1, 128, 128), np.int16), np.zeros(1, np.int8)
+    logits = score(found, images, modality, rows)
+    place = found.labels.index("motion")
+    expected = [score(one, images, modality, rows)[0, one.labels.index("motion")] for one in (start, fewer)]
+    assert logits[0, place] == pytest.approx(np.mean(expected))
+
+
+def test_models_that_cannot_judge_together_are_refused(tmp_path: Path) -> None:
+    one, other = members(tmp_path)
+    for wrong in (
+        [one, one],
+        [one, replace(other, size=64)],
+        [one, replace(other, unlearned=other.labels)],
+    ):
+        with pytest.raises(ConfigError) as caught:
+            ensemble(wrong)
+        assert caught.value.code == "wrong-ensemble"
+
+
+def test_the_epsilons_of_an_ensemble_add_up_and_an_open_member_voids_them(tmp_path: Path) -> None:
+    private = Privacy(basis="asked by its plan", epsilon=2.0, delta=1e-5)
+    public = Privacy(basis="no hospital's patients")
+    one, other = members(tmp_path)
+
+    def of(*two: Privacy) -> Privacy:
+        return ensemble([replace(one, privacy=two[0]), replace(other, privacy=two[1])]).privacy
+
+    assert of(private, private) == Privacy(basis="asked by their plans together", epsilon=4.0, delta=2e-5)
+    assert of(private, public) == private
+    assert of(public, public) == public
+    assert of(private, Privacy(basis="unknown")).basis == "unknown"
+    assert of(Privacy(basis="unknown"), Privacy(basis="not private")).basis == "not private"

@@ -25,10 +25,10 @@ from client.data_check.profile import Acquisition
 from client.predict.files import csv_text, public
 from client.predict.model import START, Model, find_model
 from client.predict.operating_point import NONE, OperatingPoints
-from client.predict.outside import MIN_BODY, body_share, outside
+from client.predict.outside import MIN_BODY, MIN_BODY_OF_RUN, body_share, outside
 from client.predict.page import render
 from client.predict.predict import Predictions, predict
-from client.predict.text import columns_of, next_steps, report_text
+from client.predict.text import columns_of, next_steps, report_text, wrapped
 from client.predict.words import LANGUAGES
 from client.views import acquisition
 from common.artifacts import DEFAULT_LABELS
@@ -42,6 +42,9 @@ from tests.helpers.translations import assert_same_sentences
 
 REAL, PEOPLE = os.environ.get("FEDQC_REAL_DATA"), os.environ.get("FEDQC_REAL_PEOPLE")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDQC_REAL_DATA is not set")
+
+
+EN = speaker("en", LANGUAGES)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,44 @@ def test_the_page_asks_nobody_for_anything_and_says_what_it_is(
     assert page.count("<img") == 5 * 2, "two images of each artifact"
 
 
+def test_every_reason_why_a_file_is_not_used_is_said_in_words(folder: Path, model: Model) -> None:
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    found = predict(folder, model, ALARMS)
+    for language, words in LANGUAGES.items():
+        page, text = render(found, language), report_text(found, speaker(language, LANGUAGES))
+        for code in ("foreign-file", "picture-file"):
+            assert words[f"why {code}"] in page
+            assert words[f"why {code}"].replace(" ", "") in "".join(text.split())
+    odd = replace(found, skipped=(replace(found.skipped[0], code="of-a-worker"),))
+    assert "of-a-worker" in render(odd, "en"), "a code that is not ours"
+
+
+def test_a_series_and_an_image_have_the_numbers_that_the_scanner_gave_them(
+    folder: Path, model: Model
+) -> None:
+    for number, path in enumerate(sorted((folder / "mueller").glob("ct*.dcm"))):
+        header = pydicom.dcmread(path)
+        header.SeriesNumber, header.InstanceNumber = 301, 40 + number
+        header.save_as(path)
+    found = predict(folder, model, ALARMS)
+    ct, mr = found.studies[0].series
+    assert (ct.at_scanner, mr.at_scanner) == (301, 1)
+    assert sorted(image.at_scanner or 0 for image in ct.images) == [40, 41, 42, 43]
+    assert re.search(r"study 1, series 1, image \d \(at the scanner 301 / 4\d\): metal", render(found, "en"))
+    assert "1 (301)" in report_text(found, speaker("en", LANGUAGES))
+    rows = list(csv.DictReader(io.StringIO(csv_text(found, names=False))))
+    assert {(row["modality"], row["series_number"]) for row in rows if row["study"] == "1"} == {
+        ("CT", "301"),
+        ("MR", "1"),
+    }
+
+
+def test_no_line_begins_with_a_closing_sign() -> None:
+    lines = wrapped("在八十列的终端上换行，标点（右括号）不在行首。" * 20, "  ")
+    assert max(map(columns_of, lines)) <= 80
+    assert not [line for line in lines if line.strip()[0] in "，。）"]
+
+
 def test_the_languages_have_the_same_sentences() -> None:
     assert_same_sentences(LANGUAGES)
 
@@ -206,6 +247,8 @@ def test_without_thresholds_there_are_scores_and_no_decision(folder: Path, model
     text = report_text(found, speaker("en", LANGUAGES))
     assert "no threshold and no calibration" in " ".join(text.split())
     assert "The model decides nothing" in text
+    assert text.startswith("Studies scored: 2. Nothing is decided.")
+    assert 'class="verdict none"' in render(found, "en"), "neither clear nor with an artifact"
     assert not next_steps(found.studies)
 
 
@@ -243,9 +286,24 @@ def test_little_body_is_not_judged() -> None:
     image = np.full((16, 16), -1000.0, np.float32)
     image[:4, :4] = 40
     stored = to_stored(image, "CT")[None]
-    assert outside([record], stored, [measured()], np.zeros(1, int), profile=None, key=b"k") == [
-        "little-body"
-    ]
+    how: dict[str, Any] = {"profile": None, "key": b"k"}
+    assert outside([record], stored, [measured()], np.zeros(1, int), **how) == ["little-body"]
+    of_run = outside([record], stored, [measured()], np.zeros(1, int), min_body=MIN_BODY_OF_RUN, **how)
+    assert of_run == [""], "a run trains on such slices, too"
+
+
+def test_a_model_of_a_run_judges_small_bodies_and_the_public_start_does_not(
+    tmp_path: Path, model: Model
+) -> None:
+    path = write(tmp_path / "images" / "ct.dcm", 1)
+    header = pydicom.dcmread(path)
+    image = np.full_like(header.pixel_array, -1000 - int(header.RescaleIntercept))
+    image[8:15, 8:15] += 1040
+    header.PixelData = image.tobytes()
+    header.save_as(path)
+    of_run = replace(model, has_start=False)
+    judged = {one.has_start: predict(tmp_path / "images", one, NONE).judged for one in (model, of_run)}
+    assert judged == {True: 0, False: 1}
 
 
 @pytest.mark.parametrize(
@@ -297,6 +355,32 @@ def test_the_command_writes_private_files_and_opens_no_socket(
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("fedqc-predict-*/cache")), "nothing stays"
 
 
+def test_several_models_judge_together_and_every_result_names_them_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (START, "package:small_cnn_phantoms.safetensors")
+    how = [part for name in names for part in ("--model", name)]
+    out = tmp_path / "out"
+    status, said, _ = typed(capsys, "predict", folder, "--thresholds", "none", "--out", out, *how)
+    assert status == 0
+    hashes = {find_model(name, None).sha256 for name in names}
+    rows = list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+    page, content = (out / "report.html").read_text(), json.loads((out / "predictions.json").read_text())
+    assert all(set(row["model_sha256"].split("+")) == hashes for row in rows)
+    assert all(one in page and one in said for one in hashes)
+    assert {one["sha256"] for one in content["model"]["members"]} == hashes
+    logits = {}
+    for name in names:
+        text = typed(capsys, "predict", folder, "--thresholds", "none", "--model", name, "--format", "json")[
+            1
+        ]
+        logits[name] = json.loads(text)["studies"][0]["series"][0]["images"][0]["findings"][0]["logit"]
+    together = content["studies"][0]["series"][0]["images"][0]["findings"][0]["logit"]
+    assert together == pytest.approx(sum(logits.values()) / 2, abs=2e-4)
+    twice = typed(capsys, "predict", folder, "--thresholds", "none", *how[:2], *how[:2])
+    assert (twice[0], "[wrong-ensemble]" in twice[2]) == (2, True)
+
+
 def test_a_report_does_not_lie_among_the_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = typed(capsys, "predict", folder, "--thresholds", "none", "--out", folder / "out")
     assert status == 2
@@ -311,8 +395,33 @@ def test_a_folder_without_an_image_that_can_be_judged_says_so(
     status, said, _ = typed(capsys, "predict", tmp_path / "images", "--thresholds", "none")
     assert status == 2
     assert said.startswith("No image could be judged.")
-    assert "foreign-file" in said
-    assert typed(capsys, "predict", tmp_path / "nowhere", "--thresholds", "none")[0] == 2
+    assert "there is no CT or MR image to judge" in said
+    assert "The model decides nothing" not in said, "that is not why"
+    assert "foreign-file, 1 (files 1): no image" in said
+    status, _, err = typed(capsys, "predict", tmp_path / "nowhere")
+    assert (status, "[no-such-folder]" in err) == (2, True)
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_judged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter").write_text("mine")
+    monkeypatch.setattr("client.predict.model.find_model", lambda *a, **b: pytest.fail("too late"))
+    status, _, err = typed(capsys, "predict", folder, "--out", tmp_path / "out")
+    assert (status, "[output-exists]" in err) == (2, True)
+
+
+def test_what_is_not_decided_stands_at_the_top(folder: Path, model: Model) -> None:
+    found = predict(folder, model, ALARMS)
+    said = "Not decided here, so neither found nor excluded: ct_motion"
+    assert report_text(found, EN).splitlines()[1] == said
+    assert f"<p>{said}</p>" in render(found, "en")
+
+
+def test_a_logit_does_not_stand_among_probabilities(folder: Path, model: Model) -> None:
+    rows = [line.split() for line in report_text(predict(folder, model, ALARMS), EN).splitlines()]
+    assert [row[1] for row in rows if row[:1] == ["ct_motion"]] == ["–"] * 2, "no threshold"
 
 
 def test_a_site_is_read_from_its_cache(folder: Path, tmp_path: Path, model: Model) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from client.predict.model import START, find_model
+from client.predict.model import START, ensemble, find_model
 from client.predict.predict import predict
 from client.predict.report_dicom import write_reports
 from tests.helpers.command_line import typed
@@ -52,6 +52,16 @@ def test_a_report_is_read_back_with_every_artifact_of_every_series(tmp_path: Pat
     assert {one.SeriesInstanceUID for one in evidence} == {
         pydicom.dcmread(folder / name).SeriesInstanceUID for name in ("ct0.dcm", "mr0.dcm")
     }
+
+
+def test_a_report_of_an_ensemble_names_each_model(tmp_path: Path) -> None:
+    write(tmp_path / "images" / "ct.dcm", 1)
+    names = (START, "package:small_cnn_phantoms.safetensors")
+    found = predict(tmp_path / "images", ensemble([find_model(name, None) for name in names]), ALARMS)
+    written, _ = write_reports(found, tmp_path / "images", tmp_path / "sr")
+    assert len(highdicom_sr.srread(written[0]).content.get_image_measurement_groups()) == 1
+    said = written[0].read_bytes().decode("latin-1")
+    assert all(f"sha256 {find_model(name, None).sha256}" in said for name in names)
 
 
 def test_a_report_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
