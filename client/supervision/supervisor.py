@@ -27,6 +27,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 from common.files import sweep, write_as_owner
 from common.processes import Child, Ended, StopRequest, Supervisor, stop_requests, wait_for
+from common.progress_bar import SPEAK_S
 
 PID_FILE, AFTER_ROUND, BUSY = "supervisor.pid", "stop-after-round", "busy"
 """In run/. `busy` is kept by the agent while it works on a job."""
@@ -220,9 +221,8 @@ class _Watch:
         self, stop: StopRequest, *, is_up: Callable[[], bool], give_up_s: float, settle_s: float
     ) -> int:
         """Keep the children running until a stop is asked for. Arguments and exit status: see `supervise`."""
-        began = last_busy = time.monotonic()
+        began = spoke = last_busy = time.monotonic()
         was_up = up = False
-        wait_reported = False
         while True:
             if ended := self.children.tend():
                 up = False
@@ -238,9 +238,9 @@ class _Watch:
                 )
                 up = was_up = True
                 self._outage_reported = False
-            elif not up and not wait_reported and time.monotonic() - began > 10:
-                self._say("waiting for the coordinator; Ctrl-C stops")
-                wait_reported = True
+            elif not was_up and time.monotonic() - spoke >= SPEAK_S and spoke - began < GIVE_UP_S:
+                spoke = time.monotonic()
+                self._say(f"waiting for agent and coordinator; Ctrl-C stops  ({spoke - began:.0f} s)")
             is_busy = (self._run / BUSY).exists()
             if is_busy:
                 last_busy = time.monotonic()

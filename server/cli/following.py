@@ -14,7 +14,7 @@ from common.cli import INTERRUPTED, Format
 from common.errors import ConfigError, NetworkError, RunError
 from common.plan import RunPlan
 from common.privacy import epsilon_text
-from common.progress_bar import ProgressLine, duration, say
+from common.progress_bar import SPEAK_S, ProgressLine, duration, say, speaking
 from common.terminal import print
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ PARTIAL = 6
 INTERRUPTED_RUN = "interrupted"
 CONNECTION = "fedqc"
 POLL_S = 1.0
-SPEAK_S = 8.0
-"""A wait says so this often at least."""
 MAX_NAME_BYTES = 192
 """Of a run's name: files are named after it, and 255 is the most that a file system takes."""
 
@@ -117,17 +115,16 @@ def await_superlink(federation: Federation, wait_s: float) -> None:
     """
     from server.federation.services import superlink_answers
 
-    until, told = time.monotonic() + wait_s, False
-    while not superlink_answers(federation):
-        if time.monotonic() >= until:
-            hint = "fedqc federation start"
-            raise NetworkError(
-                f"the SuperLink does not answer, in {wait_s:g} s", code="no-superlink", hint=hint
-            )
-        if not told:
-            say(f"waiting for the SuperLink, for at most {wait_s:g} s")
-        told = True
-        time.sleep(POLL_S)
+    until = time.monotonic() + wait_s
+    if superlink_answers(federation):
+        return
+    with speaking(f"waiting for the SuperLink, for at most {wait_s:g} s"):
+        while time.monotonic() < until:
+            time.sleep(POLL_S)
+            if superlink_answers(federation):
+                return
+    hint = "fedqc federation start"
+    raise NetworkError(f"the SuperLink does not answer, in {wait_s:g} s", code="no-superlink", hint=hint)
 
 
 def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> str:
@@ -138,13 +135,13 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> st
     from server.run_folder import write_json
 
     await_superlink(federation, order.wait_s)
-    say(f"{name}: handing over the plan")
     forget_outcomes(federation.folder, name)
     write_order(federation.folder, name, order)
     values = {"plan": plan.canonical_json(), "run-dir": str(federation.runs / name)}
     config = federation.state / "orders" / f"{name}.toml"
     write_bytes(config, "".join(f"{key} = {toml_string(text)}\n" for key, text in values.items()).encode())
-    said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
+    with speaking(f"{name}: handing over the plan"):
+        said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
     flower_id = str(said["run-id"])
     say(f"{name}: handed to the SuperLink, which starts its ServerApp; then the sites are asked")
     write_json(flower_file(federation, name), {"run-id": flower_id})
@@ -163,7 +160,8 @@ def continue_run(federation: Federation, found: RunFolder, order: Order) -> None
     folder = found.path
     sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
     await_superlink(federation, order.wait_s)
-    with suppress(RunError):  # it has ended there too, or was never heard of
+    with suppress(RunError), speaking(f"{folder.name}: ending what is left of it at the SuperLink"):
+        # it has ended there too, or was never heard of
         # else nodes wait for the rest of what was being sent
         flower(federation, "stop", flower_id(federation, folder.name), CONNECTION)
     submit(federation, found.plan, folder.name, order)

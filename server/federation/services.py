@@ -30,6 +30,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, FedqcError, NetworkError, RunError
 from common.files import is_locked, locked, rotate, sweep, write_bytes
 from common.processes import LOOPBACK, Child, Ended, Supervisor, port_error, stop_requests, wait_for
+from common.progress_bar import speaking
 from server.federation.certificates import WARN_DAYS
 from server.federation.configure import configure
 from server.federation.flower_app import find_program, search_path
@@ -82,7 +83,8 @@ def serve(federation: Federation, *, proxy: bool = True, say: Callable[[str], No
         with stop_requests() as request:
             keeper = _Keeper(federation, services, request.event, say)
             try:
-                keeper.start()
+                with speaking(f"starting {', '.join(service.name for service in services)}", say):
+                    keeper.start()
                 if not request.event.is_set():
                     settings = federation.settings
                     where = (

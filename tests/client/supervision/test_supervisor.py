@@ -154,6 +154,18 @@ def test_success_is_said_only_when_both_are_up(site: Path) -> None:
     assert sorted(path.name for path in (site / "run").iterdir()) == []
 
 
+def test_a_start_says_again_and_again_what_it_waits_for(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SPEAK_S", 0.05)
+    looked: list[int] = []
+
+    def is_up() -> bool:
+        looked.append(1)
+        return len(looked) > 4
+
+    _, said = watch(site, [part(site, "agent", STAYS)], is_up=is_up, stop_when="connected")
+    assert sum(text.startswith("waiting for agent and coordinator") for text in said) >= 2
+
+
 def test_a_part_that_dies_is_started_again_and_that_is_said_once(site: Path) -> None:
     node = part(site, "node", DIES + STAYS, 3, 1)
     status, said = watch(

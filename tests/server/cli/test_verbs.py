@@ -22,6 +22,7 @@ from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
 from server.run_folder import RunFolder, write_json
 from tests.helpers.consortium import tiny_plan, write_plan
 from tests.helpers.quick_federation import quick_federation
+from tests.helpers.spies import slow_until_spoken
 
 DOCS = Path(__file__).parents[3] / "docs" / "deploy.md"
 RUN = "first"
@@ -122,6 +123,25 @@ def test_stop_ends_what_runs_and_says_of_the_rest_that_it_does_not(
     assert asked == ["stop"]
     assert f"fedqc run resume {RUN}" in said
     assert run_state(federation, RUN) == ("unknown" if state == "ordered" else "stopped")
+
+
+def test_stop_says_that_it_waits(
+    federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into("interrupted", federation, held)
+    told = slow_until_spoken(monkeypatch, services, "flower", {})
+    typed(federation, "stop", tmp_path)
+    assert sum(line.startswith(f"{RUN}: stopping") for line in told) >= 3
+
+
+def test_handing_over_a_plan_says_that_it_waits(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: True)
+    monkeypatch.setattr(module, "follow_start", lambda *words, **more: 0)
+    told = slow_until_spoken(monkeypatch, services, "flower", {"run-id": 7})
+    typed(federation, "start", tmp_path)
+    assert sum(line.startswith(f"{RUN}: handing over the plan") for line in told) >= 3
 
 
 @pytest.mark.parametrize("state", STATES)
