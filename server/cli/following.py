@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from common.cli import INTERRUPTED, Format
-from common.errors import ConfigError, NetworkError, RunError
+from common.errors import ConfigError, NetworkError, RunError, denied_by_machine
 from common.plan import RunPlan
 from common.privacy import epsilon_text
 from common.progress_bar import SPEAK_S, ProgressLine, duration, say, speaking
@@ -211,6 +213,20 @@ def _raise_failure(federation: Federation, name: str) -> None:
     )
 
 
+def _raise_unwritable(run: Path) -> None:
+    """Raises RunError (`disk-full`, `not-writable`): nothing more can be written into the folder of a run."""
+    try:
+        with tempfile.TemporaryFile(dir=run) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        denied = denied_by_machine(error)
+        if denied is not None:
+            hint = f"{denied.hint}; fedqc run resume {run.name} continues the run"
+            raise RunError(f"{run}: {denied.message}", code=denied.code, hint=hint) from None
+
+
 @contextmanager
 def run_goes_on(name: str) -> Iterator[None]:
     """A signal ends the watching, not the run: say so, and leave with the status of the signal."""
@@ -281,6 +297,7 @@ def follow(
             elif (quiet_s := time.monotonic() - changed) >= SPEAK_S:
                 waiting.note(f"{duration(quiet_s)} without news; the run goes on")
             if state["status"] == INTERRUPTED_RUN:
+                _raise_unwritable(plan_file.parent)  # it could not report that
                 hint = f"fedqc run resume {name} continues from the last finished round"
                 raise RunError(
                     f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint

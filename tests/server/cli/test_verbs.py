@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import FedqcError, RefusedError, RunError
+from common.errors import FedqcError, NetworkError, RefusedError, RunError
 from server.cli import following
 from server.cli import run as module
 from server.cli.following import run_state
@@ -221,3 +221,17 @@ def test_a_start_after_a_kill_waits_for_the_ports(
     assert len(said) == 1
     services._await_ports([("127.0.0.1", 1)], said.append)
     assert len(said) == 1, "nothing is said where nothing is waited for"
+
+
+def test_a_superlink_that_hangs_is_no_bug(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "flwr"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: True)
+    monkeypatch.setattr(services, "find_program", lambda name: str(program))
+    monkeypatch.setattr(services, "FLOWER_S", 0.1)
+    with pytest.raises(NetworkError) as caught:
+        services.flower_nodes(federation)
+    assert caught.value.code == "no-superlink"
