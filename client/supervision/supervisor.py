@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 from client.site.config import read_site
 from client.site.enrolment import coordinator_of
-from client.supervision.preflight import contact, coordinator_address
+from client.supervision.preflight import check_enrolment, contact, coordinator_address
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 from common.files import sweep, write_as_owner
@@ -69,7 +70,8 @@ def start(
         return run_node(site, require_isolation=require_isolation)
     config, folder = read_site(site)
     # an agent that never joined has no coordinator's key to verify tasks with
-    if coordinator_of(folder / config.state) is None:
+    pinned = coordinator_of(folder / config.state)
+    if pinned is None:
         raise ConfigError(
             f"{site}: has not joined a federation",
             code="not-joined",
@@ -79,6 +81,9 @@ def start(
         from client.agent.server import run_agent
 
         return run_agent(site, require_isolation=require_isolation)
+    enrolled = check_enrolment(pinned, date.today())
+    if enrolled.problem:
+        say(f"enrolment: {enrolled.problem}; {enrolled.fix}")
     _knock(site, say)
     again = [sys.executable, "-P", "-m", "common.cli", "site", "start", "--site", str(site.absolute())]
     again += ["--require-isolation"] if require_isolation else []

@@ -280,9 +280,8 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
         f"the server's certificate expires in {left} days"
         + (": fedqc federation renew" if left <= WARN_DAYS else "")
     )
-    for row in rows:
-        if row["status"] == "active" and row["enrolment_days"] <= WARN_DAYS:
-            say(f"{row['site']}: its enrolment expires soon: fedqc federation renew {row['site']}")
+    for line in opened.enrolments_to_renew():
+        say(line)
     if status:
         say("the SuperLink does not answer: fedqc federation start")
     return status

@@ -136,6 +136,8 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> st
     from server.run.control_files import forget_outcomes, write_order
     from server.run_folder import write_json
 
+    for line in federation.enrolments_to_renew():
+        say(line)
     await_superlink(federation, order.wait_s)
     forget_outcomes(federation.folder, name)
     write_order(federation.folder, name, order)

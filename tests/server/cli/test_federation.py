@@ -317,6 +317,10 @@ def test_an_enrolment_that_ran_out_is_told(fed: Federation, monkeypatch: pytest.
         registry.approve(fed, a_request("hospital-a"))
     row = rows(fed)["hospital-a"]
     assert (row["status"], row["enrolment_days"]) == ("expired", -35)
+    said = (
+        "hospital-a: its enrolment has expired, and the site takes no part: fedqc federation renew hospital-a"
+    )
+    assert said in type_in("sites", "--federation", fed.folder).output.splitlines()
 
 
 def test_where_the_federation_is_looked_for(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:

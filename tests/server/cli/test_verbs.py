@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from server.cli import following
 from server.cli import run as module
 from server.cli.following import run_state
 from server.cli.run import run as runs
-from server.federation import services
-from server.federation.registry import Federation
+from server.federation import registry, services
+from server.federation.registry import Federation, approve
 from server.run.control_files import being_run, failure_of, write_outcome
 from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
 from server.run_folder import RunFolder, write_json
 from tests.helpers.consortium import tiny_plan, write_plan
+from tests.helpers.enrolment import a_request
 from tests.helpers.quick_federation import quick_federation
 from tests.helpers.spies import slow_until_spoken
 
@@ -142,6 +144,19 @@ def test_handing_over_a_plan_says_that_it_waits(
     told = slow_until_spoken(monkeypatch, services, "flower", {"run-id": 7})
     typed(federation, "start", tmp_path)
     assert sum(line.startswith(f"{RUN}: handing over the plan") for line in told) >= 3
+
+
+def test_a_run_begins_with_a_word_on_enrolments_that_have_expired(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may go on without such a site, and it is nobody's refusal."""
+    approve(federation, a_request("hospital-a"), days=100)
+    _, before = typed(federation, "start", tmp_path)
+    monkeypatch.setattr(registry, "today", lambda: date.today() + timedelta(days=101))
+    _, after = typed(federation, "start", tmp_path)
+    assert "enrolment" not in before
+    assert "hospital-a: its enrolment has expired" in after
+    assert "fedqc federation renew hospital-a" in after
 
 
 @pytest.mark.parametrize("state", STATES)
