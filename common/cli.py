@@ -4,7 +4,6 @@ version are fast.
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import io
@@ -23,7 +22,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from common.errors import FedqcError
+from common.errors import FedqcError, denied_by_machine
 from common.terminal import ReaderGone, escaped, print
 
 SILENT = {
@@ -207,10 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if "--debug" in words:
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if denied := denied_by_machine(error):
             _drop_output()
-            where = f"{error.filename}: " if error.filename else ""
-            _fail("disk-full", f"{where}no space is left on the disk", "free some space and run it again", 1)
+            _fail(denied.code, denied.message, denied.hint, denied.exit_status)
         _fail(
             "bug",
             f"{type(error).__name__}: {error}",

@@ -15,6 +15,8 @@ A finished but partial run is not an error; the command line reports it with exi
 
 from __future__ import annotations
 
+import errno
+
 MAX_MESSAGE = 2000
 """Characters of a message: what it quotes of a foreign file may be of any length."""
 
@@ -93,3 +95,34 @@ class RunError(FedqcError):
 class InternalError(FedqcError):
     exit_status = 5
     code = "internal"
+
+
+_FULL = ("disk-full", "no space is left on the disk", "free some space and run it again")
+_CLOSED = (
+    "not-writable",
+    "cannot be opened or written",
+    "check its permissions, and whether the disk is read-only",
+)
+_TOO_MANY = (
+    "too-many-files",
+    "this process may open no more files",
+    "raise the limit and start again: ulimit -n 1024, or LimitNOFILE= of systemd",
+)
+_DENIED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
+}
+
+
+def denied_by_machine(error: BaseException | None) -> RunError | None:
+    """What to report where this machine denied somebody a file, and that caused `error`: `disk-full`,
+    `not-writable` or `too-many-files`. None for any other error.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DENIED:
+            code, message, hint = _DENIED[error.errno]
+            where = f"{error.filename}: " if error.filename else ""
+            return RunError(f"{where}{message}", code=code, hint=hint)
+        error = error.__cause__
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from common.terminal import print
 
 STAGES = {"headers": "reading headers", "slices": "decoding slices", "verify": "verifying the cache"}
-SECONDS_BETWEEN_LINES = 10.0
+SPEAK_S = 8.0
+"""A wait says so this often at least."""
 _ERASE_LINE = "\r\033[K"
 QUIET_S = 1.0  # shorter work prints nothing
 
@@ -25,6 +27,25 @@ def silent(stage: str, done: int, total: int) -> None:
 def say(text: str) -> None:
     """Print a progress message on stderr, at once."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def speaking(text: str, say: Callable[[str], None] = say) -> Iterator[None]:
+    """Say what is waited for: at once, and every `SPEAK_S` seconds again until the wait is over."""
+    began, over = time.monotonic(), threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(SPEAK_S):
+            say(f"{text}  ({time.monotonic() - began:.0f} s)")
+
+    say(text)
+    speaker = threading.Thread(target=repeat, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 @contextmanager
@@ -63,7 +84,7 @@ def _lines() -> Progress:
         now = time.monotonic()
         start = began.setdefault(stage, now)
         waited = now - printed_at.setdefault(stage, now)
-        if 0 < done < total and waited >= SECONDS_BETWEEN_LINES:
+        if 0 < done < total and waited >= SPEAK_S:
             printed_at[stage] = now
             say(
                 f"{STAGES.get(stage, stage)}: {done} of {total}, "

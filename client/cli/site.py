@@ -16,7 +16,7 @@ from common.arms import ARMS
 from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, DataError, RefusedError
 from common.names import SITE_KINDS
-from common.progress_bar import say
+from common.progress_bar import say, speaking
 from common.terminal import print, wrapped
 
 if TYPE_CHECKING:
@@ -568,7 +568,10 @@ def stop(
     """Stop the agent and the node that `fedqc site start` runs."""
     from client.supervision.supervisor import stop as end
 
-    say(end(site_folder(folder), after_round=after_round))
+    where = site_folder(folder)
+    with speaking(f"{where}: stopping"):
+        ended = end(where, after_round=after_round)
+    say(ended)
 
 
 @site.command()

@@ -17,16 +17,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 from client.site.config import read_site
 from client.site.enrolment import coordinator_of
-from client.supervision.preflight import contact, coordinator_address
+from client.supervision.preflight import check_enrolment, contact, coordinator_address
 from common.cli import SILENT
 from common.errors import ConfigError, NetworkError
 from common.files import sweep, write_as_owner
 from common.processes import Child, Ended, StopRequest, Supervisor, stop_requests, wait_for
+from common.progress_bar import SPEAK_S
 
 PID_FILE, AFTER_ROUND, BUSY = "supervisor.pid", "stop-after-round", "busy"
 """In run/. `busy` is kept by the agent while it works on a job."""
@@ -68,7 +70,8 @@ def start(
         return run_node(site, require_isolation=require_isolation)
     config, folder = read_site(site)
     # an agent that never joined has no coordinator's key to verify tasks with
-    if coordinator_of(folder / config.state) is None:
+    pinned = coordinator_of(folder / config.state)
+    if pinned is None:
         raise ConfigError(
             f"{site}: has not joined a federation",
             code="not-joined",
@@ -78,6 +81,9 @@ def start(
         from client.agent.server import run_agent
 
         return run_agent(site, require_isolation=require_isolation)
+    enrolled = check_enrolment(pinned, date.today())
+    if enrolled.problem:
+        say(f"enrolment: {enrolled.problem}; {enrolled.fix}")
     _knock(site, say)
     again = [sys.executable, "-P", "-m", "common.cli", "site", "start", "--site", str(site.absolute())]
     again += ["--require-isolation"] if require_isolation else []
@@ -220,9 +226,8 @@ class _Watch:
         self, stop: StopRequest, *, is_up: Callable[[], bool], give_up_s: float, settle_s: float
     ) -> int:
         """Keep the children running until a stop is asked for. Arguments and exit status: see `supervise`."""
-        began = last_busy = time.monotonic()
+        began = spoke = last_busy = time.monotonic()
         was_up = up = False
-        wait_reported = False
         while True:
             if ended := self.children.tend():
                 up = False
@@ -238,9 +243,9 @@ class _Watch:
                 )
                 up = was_up = True
                 self._outage_reported = False
-            elif not up and not wait_reported and time.monotonic() - began > 10:
-                self._say("waiting for the coordinator; Ctrl-C stops")
-                wait_reported = True
+            elif not was_up and time.monotonic() - spoke >= SPEAK_S and spoke - began < GIVE_UP_S:
+                spoke = time.monotonic()
+                self._say(f"waiting for agent and coordinator; Ctrl-C stops  ({spoke - began:.0f} s)")
             is_busy = (self._run / BUSY).exists()
             if is_busy:
                 last_busy = time.monotonic()

@@ -14,7 +14,7 @@ import typer
 
 from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, FedqcError, RefusedError
-from common.progress_bar import say
+from common.progress_bar import say, speaking
 from common.terminal import print, wrapped
 
 if TYPE_CHECKING:
@@ -77,17 +77,19 @@ def init(
     from server.federation.configure import init_federation
     from server.federation.notify import Notify
 
-    made = init_federation(
-        folder or Path(name),
-        name=name,
-        host=host,
-        port=port,
-        superlink_port=superlink_port,
-        health_port=health_port,
-        listen=listen,
-        notify=Notify(webhook=webhook),
-        passphrase=_passphrase(new=True) if passphrase else b"",
-    )
+    secret = _passphrase(new=True) if passphrase else b""
+    with speaking(f"making {folder or name}: keys, certificates, the app bundle"):
+        made = init_federation(
+            folder or Path(name),
+            name=name,
+            host=host,
+            port=port,
+            superlink_port=superlink_port,
+            health_port=health_port,
+            listen=listen,
+            notify=Notify(webhook=webhook),
+            passphrase=secret,
+        )
     show(
         format,
         {"folder": str(made.folder), "address": made.settings.address, "fingerprint": made.fingerprint},
@@ -177,7 +179,8 @@ def renew(
     ]
     is_new = not is_current(opened.folder)
     if is_new:
-        write_bundle(opened.folder)
+        with speaking("building the app bundle"):
+            write_bundle(opened.folder)
         digits = opened.bundle_sha256[:16]
         lines += [f"the bundle is new ({digits}…); each site needs a new kit before its next run:"]
         lines += _renewals(opened)
@@ -265,7 +268,8 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
     from server.federation.certificates import WARN_DAYS
 
     opened = open_federation(federation)
-    rows = site_rows(opened)
+    with speaking("asking the SuperLink"):
+        rows = site_rows(opened)
     status = NO_SUPERLINK if any(row["connection"] == "unknown" for row in rows) else 0
     if format is Format.json:
         print(json.dumps(rows, ensure_ascii=False))
@@ -276,9 +280,8 @@ def sites(federation: FederationOption = None, format: FormatOption = Format.tex
         f"the server's certificate expires in {left} days"
         + (": fedqc federation renew" if left <= WARN_DAYS else "")
     )
-    for row in rows:
-        if row["status"] == "active" and row["enrolment_days"] <= WARN_DAYS:
-            say(f"{row['site']}: its enrolment expires soon: fedqc federation renew {row['site']}")
+    for line in opened.enrolments_to_renew():
+        say(line)
     if status:
         say("the SuperLink does not answer: fedqc federation start")
     return status
@@ -312,7 +315,8 @@ def stop(federation: FederationOption = None, format: FormatOption = Format.text
     from server.federation.services import stop as end
 
     opened = open_federation(federation)
-    end(opened)
+    with speaking(f"{opened.name}: stopping"):
+        end(opened)
     show(format, {"federation": opened.name, "status": "stopped"}, f"{opened.name}: stopped")
     return 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from common.cli import INTERRUPTED, Format
-from common.errors import ConfigError, NetworkError, RunError
+from common.errors import ConfigError, NetworkError, RunError, denied_by_machine
 from common.plan import RunPlan
 from common.privacy import epsilon_text
-from common.progress_bar import ProgressLine, duration, say
+from common.progress_bar import SPEAK_S, ProgressLine, duration, say, speaking
 from common.terminal import print
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ PARTIAL = 6
 INTERRUPTED_RUN = "interrupted"
 CONNECTION = "fedqc"
 POLL_S = 1.0
-SPEAK_S = 8.0
-"""A wait says so this often at least."""
 MAX_NAME_BYTES = 192
 """Of a run's name: files are named after it, and 255 is the most that a file system takes."""
 
@@ -117,17 +117,16 @@ def await_superlink(federation: Federation, wait_s: float) -> None:
     """
     from server.federation.services import superlink_answers
 
-    until, told = time.monotonic() + wait_s, False
-    while not superlink_answers(federation):
-        if time.monotonic() >= until:
-            hint = "fedqc federation start"
-            raise NetworkError(
-                f"the SuperLink does not answer, in {wait_s:g} s", code="no-superlink", hint=hint
-            )
-        if not told:
-            say(f"waiting for the SuperLink, for at most {wait_s:g} s")
-        told = True
-        time.sleep(POLL_S)
+    until = time.monotonic() + wait_s
+    if superlink_answers(federation):
+        return
+    with speaking(f"waiting for the SuperLink, for at most {wait_s:g} s"):
+        while time.monotonic() < until:
+            time.sleep(POLL_S)
+            if superlink_answers(federation):
+                return
+    hint = "fedqc federation start"
+    raise NetworkError(f"the SuperLink does not answer, in {wait_s:g} s", code="no-superlink", hint=hint)
 
 
 def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> str:
@@ -137,14 +136,16 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> st
     from server.run.control_files import forget_outcomes, write_order
     from server.run_folder import write_json
 
+    for line in federation.enrolments_to_renew():
+        say(line)
     await_superlink(federation, order.wait_s)
-    say(f"{name}: handing over the plan")
     forget_outcomes(federation.folder, name)
     write_order(federation.folder, name, order)
     values = {"plan": plan.canonical_json(), "run-dir": str(federation.runs / name)}
     config = federation.state / "orders" / f"{name}.toml"
     write_bytes(config, "".join(f"{key} = {toml_string(text)}\n" for key, text in values.items()).encode())
-    said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
+    with speaking(f"{name}: handing over the plan"):
+        said = flower(federation, "run", str(federation.bundle), CONNECTION, "--run-config", str(config))
     flower_id = str(said["run-id"])
     say(f"{name}: handed to the SuperLink, which starts its ServerApp; then the sites are asked")
     write_json(flower_file(federation, name), {"run-id": flower_id})
@@ -163,7 +164,8 @@ def continue_run(federation: Federation, found: RunFolder, order: Order) -> None
     folder = found.path
     sweep(*(path for path in (folder, *folder.rglob("*")) if path.is_dir()))
     await_superlink(federation, order.wait_s)
-    with suppress(RunError):  # it has ended there too, or was never heard of
+    with suppress(RunError), speaking(f"{folder.name}: ending what is left of it at the SuperLink"):
+        # it has ended there too, or was never heard of
         # else nodes wait for the rest of what was being sent
         flower(federation, "stop", flower_id(federation, folder.name), CONNECTION)
     submit(federation, found.plan, folder.name, order)
@@ -211,6 +213,20 @@ def _raise_failure(federation: Federation, name: str) -> None:
     raise kinds.get(failure["exit_status"], errors.RunError)(
         failure["message"], code=failure["code"], hint=failure["hint"]
     )
+
+
+def _raise_unwritable(run: Path) -> None:
+    """Raises RunError (`disk-full`, `not-writable`): nothing more can be written into the folder of a run."""
+    try:
+        with tempfile.TemporaryFile(dir=run) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        denied = denied_by_machine(error)
+        if denied is not None:
+            hint = f"{denied.hint}; fedqc run resume {run.name} continues the run"
+            raise RunError(f"{run}: {denied.message}", code=denied.code, hint=hint) from None
 
 
 @contextmanager
@@ -283,6 +299,7 @@ def follow(
             elif (quiet_s := time.monotonic() - changed) >= SPEAK_S:
                 waiting.note(f"{duration(quiet_s)} without news; the run goes on")
             if state["status"] == INTERRUPTED_RUN:
+                _raise_unwritable(plan_file.parent)  # it could not report that
                 hint = f"fedqc run resume {name} continues from the last finished round"
                 raise RunError(
                     f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint

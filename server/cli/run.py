@@ -16,8 +16,8 @@ from common.cli import Format, FormatOption, show
 from common.errors import ConfigError, RunError
 from common.leave_one_out import members_of, price_text
 from common.plan import RunPlan, read_plan
-from common.processes import usable_cores
-from common.progress_bar import progress_shown, say
+from common.processes import usable_cores, wait_for
+from common.progress_bar import progress_shown, say, speaking
 from common.terminal import print, table_row
 from server.cli.federation import FederationOption, open_federation
 from server.cli.following import (
@@ -310,15 +310,13 @@ def stop(run: RunArgument, federation: FederationOption = None, format: FormatOp
     opened = open_federation(folder.parent.parent)
     folder = _present(opened, folder)
     _admit("stop", opened, folder.name)
-    say(f"{folder.name}: stopping; sites finish their present task")
-    try:
-        flower(opened, "stop", flower_id(opened, folder.name), CONNECTION)
-    except RunError:
-        if is_being_run(opened.folder, folder.name):
-            raise  # else it ended meanwhile, and Flower knows that already
-    until = time.monotonic() + STOP_S
-    while is_being_run(opened.folder, folder.name) and time.monotonic() < until:
-        time.sleep(0.1)
+    with speaking(f"{folder.name}: stopping; sites finish their present task"):
+        try:
+            flower(opened, "stop", flower_id(opened, folder.name), CONNECTION)
+        except RunError:
+            if is_being_run(opened.folder, folder.name):
+                raise  # else it ended meanwhile, and Flower knows that already
+        wait_for(lambda: not is_being_run(opened.folder, folder.name), STOP_S)
     forget_outcomes(opened.folder, folder.name, ("failure",))  # that it was ended is none
     # else it ended before it began; the ServerApp was ended, and can no longer say so itself
     if (folder / "plan.yaml").is_file():

@@ -35,7 +35,7 @@ from common.files import locked, write_bytes
 from common.names import SITE_NAME
 from common.signing import load_key, parse_public, public_text
 from common.strict import StrictModel, describe_validation, describe_yaml, read_yaml
-from server.federation.certificates import SITE_DAYS, certificate_days, today
+from server.federation.certificates import SITE_DAYS, WARN_DAYS, certificate_days, today
 from server.federation.flower_app import BUNDLE, BUNDLE_HASH
 from server.federation.notify import Notify
 
@@ -251,6 +251,18 @@ class Federation:
         raise ConfigError(
             f"{name!r}: no such site in {self.name}", code="unknown-site", hint=f"known: {known}"
         )
+
+    def enrolments_to_renew(self) -> list[str]:
+        """The enrolments that have expired, or will within `WARN_DAYS`: a line each, with the command."""
+        lines = []
+        for enrolment in self.sites():
+            days = (enrolment.expires - today()).days
+            if enrolment.status == "active" and days <= WARN_DAYS:
+                what = f"expires in {days} days" if days >= 0 else "has expired, and the site takes no part"
+                lines.append(
+                    f"{enrolment.site}: its enrolment {what}: fedqc federation renew {enrolment.site}"
+                )
+        return lines
 
     def set_node(self, site: str, node_key: str, node_id: int) -> None:
         """Store the number of a site's node at the SuperLink, unless the site has another key by now."""

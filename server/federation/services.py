@@ -30,6 +30,7 @@ from common.cli import SILENT
 from common.errors import ConfigError, FedqcError, NetworkError, RunError
 from common.files import is_locked, locked, rotate, sweep, write_bytes
 from common.processes import LOOPBACK, Child, Ended, Supervisor, port_error, stop_requests, wait_for
+from common.progress_bar import speaking
 from server.federation.certificates import WARN_DAYS
 from server.federation.configure import configure
 from server.federation.flower_app import find_program, search_path
@@ -48,6 +49,8 @@ LOOK_AT_LOGS_S = 1.0
 """A log may outgrow its limit by what is written in this time."""
 RETRY_S = 15.0
 """Between two attempts to register sites at the SuperLink."""
+FLOWER_S = 120.0
+"""How long a command of Flower may take; on a busy machine its imports alone take ten seconds."""
 EXEC_POLL_S = "0.5"
 """How often SuperExec asks the SuperLink for a run to start; each request costs both about 10 ms of CPU."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(128 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
@@ -82,7 +85,8 @@ def serve(federation: Federation, *, proxy: bool = True, say: Callable[[str], No
         with stop_requests() as request:
             keeper = _Keeper(federation, services, request.event, say)
             try:
-                keeper.start()
+                with speaking(f"starting {', '.join(service.name for service in services)}", say):
+                    keeper.start()
                 if not request.event.is_set():
                     settings = federation.settings
                     where = (
@@ -254,15 +258,22 @@ def flower(federation: Federation, *words: str) -> dict[str, Any]:
             "the SuperLink does not answer", code="no-superlink", hint="fedqc federation start"
         )
     command = [find_program("flwr"), *words, "--format", "json"]
-    result = subprocess.run(
-        command,
-        env=environment(federation),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=120,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            command,
+            env=environment(federation),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=FLOWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NetworkError(
+            f"the SuperLink gave no answer in {FLOWER_S:g} s",
+            code="no-superlink",
+            hint="read state/superlink.log; stop and start the services, then again",
+        ) from None
     try:
         answer: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])
     except ValueError:
@@ -375,8 +386,9 @@ class _Keeper:
         )
 
     def _write_pids(self, children: Mapping[str, int]) -> None:
-        for name, pid in children.items():
-            write_bytes(self._federation.state / f"{name}.pid", f"{pid}\n".encode())
+        with suppress(OSError):  # a full disk stops no service
+            for name, pid in children.items():
+                write_bytes(self._federation.state / f"{name}.pid", f"{pid}\n".encode())
 
     def _enrolment_changed(self) -> bool:
         try:

@@ -6,7 +6,7 @@ import flwr.serverapp
 import httpx
 from flwr.supercore.run import RunNotRunningException
 
-from common.errors import FedqcError, InternalError, RunError
+from common.errors import FedqcError, InternalError, RunError, denied_by_machine
 
 Grid = flwr.serverapp.Grid
 
@@ -18,11 +18,15 @@ def as_fedqc_error(error: BaseException, run: str) -> FedqcError:
     """The error to report to the coordinator for an exception that ended `run`.
 
     Returns:
-        `error` itself if it is ours; `run-ended` if the SuperLink ended the run; `no-superlink` if it cannot
-        be reached; else an InternalError that names the type only, as texts of others may hold paths.
+        `error` itself if it is ours; `disk-full` and the like if this machine denied a file; `run-ended` if
+        the SuperLink ended the run; `no-superlink` if it cannot be reached; else an InternalError that names
+        the type only, as texts of others may hold paths.
     """
     if isinstance(error, FedqcError):
         return error
+    if denied := denied_by_machine(error):
+        hint = f"{denied.hint}; fedqc run resume {run} continues the run"
+        return RunError(denied.message, code=denied.code, hint=hint)
     if isinstance(error, RunNotRunningException):
         return RunError(
             "the SuperLink ended the run: it was stopped, or sent no heartbeat for a minute",

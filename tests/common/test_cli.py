@@ -276,6 +276,17 @@ def test_a_full_disk_is_said_and_is_no_bug() -> None:
     assert len(ended.stderr.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [("EROFS", "not-writable"), ("EACCES", "not-writable"), ("EMFILE", "too-many-files")]
+)
+def test_a_file_that_the_machine_denies_is_no_bug(number: str, code: str) -> None:
+    body = f"raise OSError(errno.{number}, 'denied', 'runs/a')"
+    ended = subprocess.run(command(body), capture_output=True, text=True, timeout=60, check=False)
+    lines = ended.stderr.splitlines()
+    assert (ended.returncode, len(lines)) == (1, 2)
+    assert lines[0].startswith(f"fedqc: error [{code}]: runs/a: ")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_help_and_results_are_shown_on_a_terminal_that_lacks_their_letters(encoding: str) -> None:
     for words in (["site", "budget", "--help"], ["explain", "budget-exhausted"]):

@@ -23,6 +23,7 @@ from client.site.config import read_site
 from client.site.run_data import DataDigests, bind_data
 from client.site.sent_log import note_sent
 from client.site.site_ledger import LEDGER, open_ledger
+from client.supervision import supervisor
 from common.enrolment import Kit, read_request, write_kit
 from common.errors import DataError, FedqcError
 from common.leave_one_out import members_of
@@ -34,6 +35,7 @@ from tests.helpers.command_line import ROOT
 from tests.helpers.command_line import typed as type_fedqc
 from tests.helpers.consortium import write_plan
 from tests.helpers.own_slices import write as write_image
+from tests.helpers.spies import slow_until_spoken
 
 STEPS = GaussianSteps(noise_multiplier=20.0, sample_rate=1.0, steps=10)
 
@@ -590,6 +592,12 @@ def exit_status_of(*words: object) -> int:
         [str(word) for word in words], prog_name="site", standalone_mode=False
     )
     return status if isinstance(status, int) else 0
+
+
+def test_stop_says_that_it_waits(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = slow_until_spoken(monkeypatch, supervisor, "stop", "stopped")
+    assert exit_status_of("stop", "--site", site) == 0
+    assert sum(line.startswith(f"{site}: stopping") for line in told) >= 3
 
 
 def test_exit_statuses(

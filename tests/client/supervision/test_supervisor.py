@@ -154,6 +154,18 @@ def test_success_is_said_only_when_both_are_up(site: Path) -> None:
     assert sorted(path.name for path in (site / "run").iterdir()) == []
 
 
+def test_a_start_says_again_and_again_what_it_waits_for(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SPEAK_S", 0.05)
+    looked: list[int] = []
+
+    def is_up() -> bool:
+        looked.append(1)
+        return len(looked) > 4
+
+    _, said = watch(site, [part(site, "agent", STAYS)], is_up=is_up, stop_when="connected")
+    assert sum(text.startswith("waiting for agent and coordinator") for text in said) >= 2
+
+
 def test_a_part_that_dies_is_started_again_and_that_is_said_once(site: Path) -> None:
     node = part(site, "node", DIES + STAYS, 3, 1)
     status, said = watch(
@@ -307,8 +319,8 @@ def test_flowers_sixty_seconds_are_outlasted() -> None:
     assert supervisor.GRACE_S < 10
 
 
-def join_in_name(site: Path, address: str = "127.0.0.1:9") -> None:
-    values = {"federation": "north", "coordinator_key": "", "fingerprint": "", "expires": "2999-01-01"}
+def join_in_name(site: Path, address: str = "127.0.0.1:9", expires: str = "2999-01-01") -> None:
+    values = {"federation": "north", "coordinator_key": "", "fingerprint": "", "expires": expires}
     (site / "state" / "coordinator.json").write_text(json.dumps(values), encoding="utf-8")
     (site / "node" / "node.yaml").write_text(f"address: {address}\n", encoding="utf-8")
 
@@ -352,3 +364,15 @@ def test_a_coordinator_who_is_away_is_waited_for(site: Path, monkeypatch: pytest
     assert "timeout" in said[0]
     assert [one.name for one in started] == ["agent", "node"]
     assert all("--require-isolation" in one.command and str(site) in one.command for one in started)
+
+
+def test_a_site_whose_enrolment_has_expired_is_told_at_its_start(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "contact", lambda *_, **__: None)
+    monkeypatch.setattr(supervisor, "supervise", lambda *_, **__: 0)
+    for expires, told in (("2020-01-01", True), ("2999-01-01", False)):
+        said: list[str] = []
+        join_in_name(site, expires=expires)
+        start(site, say=said.append)
+        assert any("expired on 2020-01-01" in line and "renewed kit" in line for line in said) is told

@@ -17,12 +17,13 @@ from common.errors import ConfigError, FedqcError, NetworkError, RefusedError
 from common.signing import public_text
 from server.cli.federation import federation as group
 from server.cli.federation import sites_table
-from server.federation import registry, services
+from server.federation import flower_app, registry, services
 from server.federation.registry import Federation
 from server.run.control_files import write_outcome
 from tests.helpers.command_line import fedqc
 from tests.helpers.enrolment import a_request
 from tests.helpers.quick_federation import spare_bundle
+from tests.helpers.spies import slow_until_spoken
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +315,10 @@ def test_an_enrolment_that_ran_out_is_told(fed: Federation, monkeypatch: pytest.
         registry.approve(fed, a_request("hospital-a"))
     row = rows(fed)["hospital-a"]
     assert (row["status"], row["enrolment_days"]) == ("expired", -35)
+    said = (
+        "hospital-a: its enrolment has expired, and the site takes no part: fedqc federation renew hospital-a"
+    )
+    assert said in type_in("sites", "--federation", fed.folder).output.splitlines()
 
 
 def test_where_the_federation_is_looked_for(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,3 +353,19 @@ def test_stop_of_what_does_not_run(fed: Federation) -> None:
 
 def test_the_kinds_of_errors_have_the_exit_status_that_people_expect() -> None:
     assert (ConfigError.exit_status, NetworkError.exit_status, RefusedError.exit_status) == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("verb", "where", "name", "result", "said"),
+    [
+        ("renew", flower_app, "write_bundle", None, "building the app bundle"),
+        ("stop", services, "stop", None, "loop: stopping"),
+        ("sites", services, "flower_nodes", [], "asking the SuperLink"),
+    ],
+)
+def test_what_takes_long_says_so_again_and_again(
+    verb: str, where: Any, name: str, result: Any, said: str, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = slow_until_spoken(monkeypatch, where, name, result)
+    type_in(verb, "--federation", fed.folder)
+    assert sum(line.startswith(said) for line in told) >= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from common.cli import Format
 from common.errors import ConfigError, RefusedError, RunError
 from server.cli import following
 from server.cli.following import toml_string, watch_line
+from server.messaging.flower import as_fedqc_error
 from server.run.control_files import (
     Order,
     being_run,
@@ -187,6 +189,34 @@ def test_a_run_whose_serverapp_was_killed_is_not_watched_for_ever(one: Any) -> N
         following.follow(one, "one", Format.text)
     assert caught.value.code == "run-interrupted"
     assert "resume one" in caught.value.hint
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk-full"), (errno.EROFS, "not-writable")])
+def test_a_serverapp_that_could_not_even_report_its_end_is_explained_by_the_disk(
+    number: int, code: str, one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_outcome(one.folder, "one", "check", {})
+
+    def denied(**where: Any) -> Any:
+        raise OSError(number, "denied")
+
+    monkeypatch.setattr("server.cli.following.tempfile.TemporaryFile", denied)
+    with pytest.raises(RunError) as caught:
+        following.follow(one, "one", Format.text)
+    assert caught.value.code == code
+    assert "fedqc run resume one" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, "disk-full"), (errno.EROFS, "not-writable"), (errno.EMFILE, "too-many-files")],
+)
+def test_what_the_coordinators_machine_denies_ends_a_run_with_its_name(number: int, code: str) -> None:
+    error = as_fedqc_error(OSError(number, "denied"), "one")
+    assert isinstance(error, RunError)
+    assert error.code == code
+    assert "fedqc run resume one" in error.hint
+    assert as_fedqc_error(ValueError("ours"), "one").code == "internal"
 
 
 class Terminal(io.StringIO):

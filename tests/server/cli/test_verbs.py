@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import FedqcError, RefusedError, RunError
+from common.errors import FedqcError, NetworkError, RefusedError, RunError
 from server.cli import following
 from server.cli import run as module
 from server.cli.following import run_state
 from server.cli.run import run as runs
-from server.federation import services
-from server.federation.registry import Federation
+from server.federation import registry, services
+from server.federation.registry import Federation, approve
 from server.run.control_files import being_run, failure_of, write_outcome
 from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
 from server.run_folder import RunFolder, write_json
 from tests.helpers.consortium import tiny_plan, write_plan
+from tests.helpers.enrolment import a_request
 from tests.helpers.quick_federation import quick_federation
+from tests.helpers.spies import slow_until_spoken
 
 DOCS = Path(__file__).parents[3] / "docs" / "deploy.md"
 RUN = "first"
@@ -124,6 +127,38 @@ def test_stop_ends_what_runs_and_says_of_the_rest_that_it_does_not(
     assert run_state(federation, RUN) == ("unknown" if state == "ordered" else "stopped")
 
 
+def test_stop_says_that_it_waits(
+    federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into("interrupted", federation, held)
+    told = slow_until_spoken(monkeypatch, services, "flower", {})
+    typed(federation, "stop", tmp_path)
+    assert sum(line.startswith(f"{RUN}: stopping") for line in told) >= 3
+
+
+def test_handing_over_a_plan_says_that_it_waits(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: True)
+    monkeypatch.setattr(module, "follow_start", lambda *words, **more: 0)
+    told = slow_until_spoken(monkeypatch, services, "flower", {"run-id": 7})
+    typed(federation, "start", tmp_path)
+    assert sum(line.startswith(f"{RUN}: handing over the plan") for line in told) >= 3
+
+
+def test_a_run_begins_with_a_word_on_enrolments_that_have_expired(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may go on without such a site, and it is nobody's refusal."""
+    approve(federation, a_request("hospital-a"), days=100)
+    _, before = typed(federation, "start", tmp_path)
+    monkeypatch.setattr(registry, "today", lambda: date.today() + timedelta(days=101))
+    _, after = typed(federation, "start", tmp_path)
+    assert "enrolment" not in before
+    assert "hospital-a: its enrolment has expired" in after
+    assert "fedqc federation renew hospital-a" in after
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_watch_ends_with_what_became_of_it(
     state: State, federation: Federation, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,3 +236,17 @@ def test_a_start_after_a_kill_waits_for_the_ports(
     assert len(said) == 1
     services._await_ports([("127.0.0.1", 1)], said.append)
     assert len(said) == 1, "nothing is said where nothing is waited for"
+
+
+def test_a_superlink_that_hangs_is_no_bug(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "flwr"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: True)
+    monkeypatch.setattr(services, "find_program", lambda name: str(program))
+    monkeypatch.setattr(services, "FLOWER_S", 0.1)
+    with pytest.raises(NetworkError) as caught:
+        services.flower_nodes(federation)
+    assert caught.value.code == "no-superlink"
