@@ -245,8 +245,8 @@ def _exported(folder: RunFolder, format: ReportFormat, language: str) -> str:
         return report_csv(reading)
     participation = participation_of(folder)
     if format is ReportFormat.md:
-        return report_markdown(reading, participation, trainable=trainable)
-    found = report_json(reading, participation, trainable=trainable)
+        return report_markdown(reading, participation, trainable=trainable, cohorts=folder.cohorts)
+    found = report_json(reading, participation, trainable=trainable, cohorts=folder.cohorts)
     return json.dumps(without_nan(found), ensure_ascii=False) + "\n"
 
 
