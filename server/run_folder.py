@@ -1,7 +1,7 @@
 """The run folder: read and write plan, manifest, rounds, checkpoints, models and evaluation.
 
     runs/<run>/  plan.yaml  manifest.json  evaluation.json  model.safetensors  model_card.md  report.html
-                 [tuning.json]  [simulation.json]
+                 [tuning.json]  [simulation.json]  [cohorts.json]
                  answers/evaluation/<site>.answer
                  [arms/<arm>[/<site>]/]  rounds.jsonl  checkpoints/round-0007.safetensors  model.safetensors
                                          answers/round-0007/<site>.answer
@@ -28,6 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 from common.arms import clips
+from common.cohort_table import CohortTable, checked_tables
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.model_file import load_model, save_model
@@ -69,6 +70,9 @@ def without_nan(values: object) -> Any:
         return None
     return values
 
+
+COHORTS = "cohorts.json"
+"""Table 1 and flow of the sites of a simulation that are no hospitals, by name."""
 
 TUNING = "tuning.json"
 """How the settings of the private arms were chosen, where the plan left them to `auto`."""
@@ -339,6 +343,16 @@ class RunFolder:
         if not isinstance(found, dict):
             raise bad_tuning(f"{path}: not JSON, or no mapping")
         return found
+
+    @property
+    def cohorts(self) -> dict[str, CohortTable]:
+        """Site -> its Table 1 and flow; empty for a run on real nodes, and for a run of an earlier version.
+
+        Raises:
+            ConfigError: the file is damaged (code `damaged-run`).
+        """
+        path = self.path / COHORTS
+        return checked_tables(_json_of(path), str(path)) if path.is_file() else {}
 
     def update_manifest(self, **values: object) -> None:
         write_json(self.path / MANIFEST, self.manifest | values)

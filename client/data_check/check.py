@@ -30,6 +30,7 @@ from client.data.cohort import (
 )
 from client.data.inclusion import OptOuts, has_old_age_keys
 from client.data_check import screening
+from client.data_check.cohort_table import cohort_table
 from client.data_check.profile import (
     Acquisition,
     Move,
@@ -55,6 +56,7 @@ from client.site.policy import missing_ethics
 from client.site.site_ledger import found_elsewhere
 from client.site.split import SiteSplit, split_of_site
 from common.artifacts import MODALITIES, NAMES, Modality, applies_to
+from common.cohort_table import CohortTable
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.plan import Split
 from common.preprocess import DEFAULT_SIZE
@@ -157,6 +159,20 @@ class Readiness:
         """File number of each slice, int64."""
         return np.array([record.number for record in self.subject.slices.intake.records], np.int64)
 
+    @cached_property
+    def table(self) -> CohortTable:
+        """Table 1 and the flow; of a folder without site.yaml one column and no parts."""
+        site = self.subject.site
+        return cohort_table(
+            site.name if site else "folder",
+            self.subject.slices.intake.records,
+            self.intake,
+            self.parts if self.intake.patients_by_part else None,
+            self.subject.key,
+            NAMES,
+            scored="test",
+        )
+
     @property
     def months(self) -> tuple[str, str] | None:
         """The first and the last month of which there are studies."""
@@ -224,6 +240,7 @@ class Readiness:
                 "is_complete": duplicates.is_complete,
             },
             "trends": [_trend(trend) for trend in self.trends],
+            "cohort": self.table,
             "against_training": None if self.drift is None else _drift(self.drift),
         }
 

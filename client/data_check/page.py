@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from client.data_check.profile import ACQUISITION, MEASURES, Numbers
 from client.data_check.words import LANGUAGES
 from client.dicom.index import PARTS
 from common.artifacts import ARTIFACTS, INDEX
+from common.cohort_table import CohortTable, num_scored, table_rows
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.i18n import Say, counted, speaker
@@ -33,6 +35,7 @@ SHOWN = 16  # slices of a contact sheet
 SHOWN_TRENDS = 30
 INK, MUTED, RULE, BLUE, RED = "#1a1a1a", "#555555", "#d9d9d9", "#0063a3", "#a80000"
 WIDTH, ROW = 420, 54
+FLOW_WIDTH, FLOW_MAIN, FLOW_SIDE = 400, 180, 200  # of the flow: the boxes, and those of what was lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ def write_page(path: Path, found: Readiness, language: str) -> None:
 def render(found: Readiness, language: str) -> str:
     """The page as one string. Every value is escaped; the only markup is the template's and the drawings'."""
     say = speaker(language, LANGUAGES)
+    table = found.table
     environment = Environment(
         loader=PackageLoader("client.data_check", "."),
         autoescape=True,
@@ -84,7 +88,12 @@ def render(found: Readiness, language: str) -> str:
         intake=found.subject.slices.intake,
         finding_text=lambda finding: text.finding_text(finding.code, finding.values, say),
         left_out=text.left_out(found, say),
-        flow=flow_figure(found, say),
+        flow=flow_figure(table, say),
+        cohort_columns=list(table["columns"]),
+        cohort_rows=groupby(
+            table_rows(list(table["columns"].values()), say, chinese=language == "zh"),
+            key=lambda row: row.group,
+        ),
         populations=[
             (
                 modality,
@@ -193,49 +202,107 @@ def _png(found: Readiness, slices: np.ndarray, numbers: Sequence[int]) -> str:
 # drawings
 
 
-def flow_figure(found: Readiness, say: Say) -> Markup:
-    """Boxes from what was found to what is used, and beside each arrow what was lost there."""
-    steps = found.subject.slices.intake.flow
-    width, height, gap = 178, 88, 34
-    parts = []
-    for place, step in enumerate(steps):
-        left = place * (width + gap)
-        lost = steps[place - 1].files - step.files if place else 0
-        if place:
-            parts.append(_line(left - gap + 3, height / 2, left - 5, height / 2, MUTED, 2))
-            arrow = Markup('<path d="M{:.0f} {:.0f} l-8 -5 v10 z" fill="{}"/>')
-            parts.append(arrow.format(left - 2, height / 2, MUTED))
+def flow_figure(table: CohortTable, say: Say) -> Markup:
+    """Boxes downwards from the files found to those used, beside each what was lost there; then the parts, of
+    which one is scored.
+    """
+    gap, line = 22, 16
+    drawn: list[Markup] = []
+    top = 1
+    for step in table["files"]:
+        lost = [f"−{count} {code}" for code, count in step["lost"].items()]
+        lost += [
+            say("cohort.flow.slices_of", count=count, code=code)
+            for code, count in step["lost_slices"].items()
+        ]
+        height = max(62, line * len(lost) + 12)
+        if top > 1:
+            drawn.append(_arrow(FLOW_MAIN / 2, top - gap, top))
         if lost:
-            parts.append(_text(left - gap / 2, height + 18, f"−{lost}", anchor="middle", colour=RED))
-        parts.append(
-            Markup('<rect x="{}" y="1" width="{}" height="{}" rx="4" fill="#eef4fa" stroke="{}"/>').format(
-                left + 1, width - 2, height - 2, BLUE
-            )
+            middle = top + height / 2
+            drawn.append(_line(FLOW_MAIN, middle, FLOW_SIDE, middle, MUTED, 2))
+            drawn.append(_box(FLOW_SIDE, top, FLOW_WIDTH - FLOW_SIDE - 1, height, "#fff8f6", RED))
+            first = middle - line * (len(lost) - 1) / 2 + 4
+            drawn += [
+                _text(FLOW_SIDE + 8, first + line * number, words, anchor="start", size=12)
+                for number, words in enumerate(lost)
+            ]
+        under = say("cohort.flow.under", slices=step["slices"], patients=step["patients"])
+        words: tuple[str, ...] = (
+            say(f"cohort.flow.step.{step['step']}"),
+            say("cohort.flow.box", files=step["files"]),
+            under,
         )
-        name = _wrapped(say(f"step.{step.name}"), 24)
-        for line, words in enumerate(name):
-            parts.append(
-                _text(left + width / 2, 18 + 14 * line, words, anchor="middle", colour=MUTED, size=12)
-            )
-        parts.append(
+        drawn.append(_titled_box(1, top, FLOW_MAIN - 1, height, words))
+        top += height + gap
+    parts = [part for part in PARTS if part in table["parts"]]
+    tall = 84 + 18 * (1 + any(flow["unlabelled"] for flow in table["parts"].values()))
+    tall += 18 * any(flow["disputed"] for flow in table["parts"].values())
+    width = (FLOW_WIDTH - 2 - 8 * (len(parts) - 1)) / max(len(parts), 1)
+    if parts and table["left_out"]:
+        drawn.append(
             _text(
-                left + width / 2, 58, counted(say, step.files, "files"), anchor="middle", size=15, weight=600
+                FLOW_MAIN / 2 + 14,
+                top - 5,
+                f"−{table['left_out']} {say('cohort.flow.left_out')}",
+                anchor="start",
+                size=12,
+                colour=RED,
             )
         )
-        under = f"{counted(say, step.slices, 'slices')} · {counted(say, step.patients, 'patients')}"
-        parts.append(_text(left + width / 2, 77, under, anchor="middle", size=12))
-    total = len(steps) * (width + gap) - gap
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="figure">{}</svg>').format(
-        total, height + 26, say("flow"), Markup("").join(parts)
+        top += 8
+    for place, part in enumerate(parts):
+        flow, left = table["parts"][part], 1 + place * (width + 8)
+        if not place:
+            drawn.append(_arrow(FLOW_MAIN / 2, top - gap - (8 if table["left_out"] else 0), top))
+        words = (
+            say(f"cohort.column.{part}"),
+            say("cohort.flow.part_box", patients=flow["patients"]),
+            say("cohort.flow.part_under", slices=flow["slices"]),
+            *(
+                say(f"cohort.flow.{what}", count=flow[what])
+                for what in ("unlabelled", "disputed")
+                if flow[what]
+            ),
+            say("cohort.flow.labelled", count=flow["labelled"]),
+            *([f"→ {say('cohort.flow.scored')}: {num_scored(table)}"] if part == table["scored"] else []),
+        )
+        drawn.append(_titled_box(left, top, width, tall, words))
+    height = top + (tall if parts else -gap) + 2
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="figure flow">{}</svg>').format(
+        FLOW_WIDTH, height, say("cohort.flow.title"), Markup("").join(drawn)
     )
 
 
-def _wrapped(words: str, most: int) -> list[str]:
-    """At most two lines."""
-    if len(words) <= most or " " not in words:
-        return [words]
-    break_at = words.rfind(" ", 0, most + 1)
-    return [words[:break_at], words[break_at + 1 :]] if break_at > 0 else [words]
+def _box(x: float, y: float, width: float, height: float, fill: str, stroke: str) -> Markup:
+    return Markup(
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="4" fill="{}" stroke="{}"/>'
+    ).format(x, y, width, height, fill, stroke)
+
+
+def _titled_box(x: float, y: float, width: float, height: float, words: Sequence[str]) -> Markup:
+    """A title, a number below it, and small print."""
+    parts = [_box(x, y, width, height, "#eef4fa", BLUE)]
+    for line, said in enumerate(words):
+        size, weight = (15, 600) if line == 1 else (12, 400)
+        at = y + 17 + 19 * min(line, 1) + 18 * max(line - 1, 0)
+        parts.append(
+            _text(
+                x + width / 2,
+                at,
+                said,
+                anchor="middle",
+                colour=INK if line else MUTED,
+                size=size,
+                weight=weight,
+            )
+        )
+    return Markup("").join(parts)
+
+
+def _arrow(x: float, top: float, bottom: float) -> Markup:
+    head = Markup('<path d="M{:.1f} {:.1f} l-5 -8 h10 z" fill="{}"/>').format(x, bottom - 1, MUTED)
+    return _line(x, top, x, bottom - 8, MUTED, 2) + head
 
 
 def histogram(numbers: Numbers) -> Markup:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from client.data_check.check import Readiness
 from client.data_check.profile import ACQUISITION, MEASURES, Numbers, Population
 from client.data_check.vocabulary import MISSING
 from client.labels.spreadsheet import SheetProblem
+from common.cohort_table import flow_rows, table_rows
 from common.i18n import Say, counted
 
 SHOWN = 8  # file or row numbers, words of a field
@@ -23,6 +25,7 @@ def report_text(found: Readiness, say: Say) -> str:
         _verdict(found, say),
         _problems(found.problems, say),
         _flow(found, say),
+        _cohort(found, say),
         _labels(found, say),
         _acquisition(found, say),
         _time(found, say),
@@ -156,6 +159,22 @@ def _flow(found: Readiness, say: Say) -> list[str]:
     ]
     rows = left_out(found, say)
     return [say("flow"), *table([heads, *steps]), *(table(rows) if rows else [])]
+
+
+def _cohort(found: Readiness, say: Say) -> list[str]:
+    """Table 1, and who of each part is labelled."""
+    if not found.subject.slices.intake.records:
+        return []
+    columns = found.table["columns"]
+    rows = table_rows(list(columns.values()), say)
+    rows += [row for row in flow_rows([found.table], say) if row.group == say("cohort.flow.patients")]
+    heads = ("", *(say(f"cohort.column.{name}") for name in columns))
+    cells = [(row.label, *row.cells, *[""] * (len(columns) - len(row.cells))) for row in rows]
+    aligned = iter(table([heads, *cells], indent="    "))
+    lines = [say("cohort.table.title"), next(aligned)]
+    for group, of_group in groupby(rows, key=lambda row: row.group):
+        lines += [f"  {group}", *(next(aligned) for _ in of_group)]
+    return lines
 
 
 def _labels(found: Readiness, say: Say) -> list[str]:

@@ -282,6 +282,24 @@ _SEQUENCE_TERMS = frozenset(
     {"SE", "IR", "GR", "EP", "RM", "SK", "MTC", "SS", "TRSS", "SP", "MP", "OSP", "TOF", "NONE"}
 )
 
+# BodyPartExamined (0018,0015): terms of PS3.16 Annex L, and common ones
+_BODY_PARTS = """
+    ABDOMEN ABDOMENPELVIS ANKLE AORTA ARM BLADDER BRAIN BREAST CALCANEUS CAROTID CERVIX CHEST
+    CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX COLON CSPINE EAR ELBOW EXTREMITY EYE
+    FACE FEMUR FINGER FOOT FOREARM GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS IAC JAW KIDNEY
+    KNEE LEG LIVER LSPINE LUNG MANDIBLE MAXILLA MEDIASTINUM NECK NECKCHEST NECKCHESTABDOMEN
+    NECKCHESTABDPELV NOSE ORBIT PANCREAS PELVIS PROSTATE RECTUM RIB SCAPULA SELLA SHOULDER SINUS
+    SKULL SPINE SPLEEN SSPINE STERNUM TESTIS THIGH THORAX THUMB THYROID TLSPINE TMJ TOE TSPINE
+    UTERUS WHOLEBODY WRIST ZYGOMA PHANTOM
+"""
+BODY_PARTS = frozenset(re.findall(r"[A-Z]+", _BODY_PARTS))
+
+
+def body_part(text: str) -> str | None:
+    """The body part, where it is a term of the standard; in upper case, without blanks."""
+    squeezed = _squeezed(text).upper()
+    return squeezed if squeezed in BODY_PARTS else None
+
 
 def vendor(text: str) -> str | None:
     """The maker's short name; None where the text is none that we know."""

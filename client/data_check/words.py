@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common import cohort_table
 from common.i18n import Languages
 
 ENGLISH: dict[str, str] = {
@@ -520,4 +521,4 @@ CHINESE: dict[str, str] = {
     "none": "未注明",
 }
 
-LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": cohort_table.ENGLISH | ENGLISH, "zh": cohort_table.CHINESE | CHINESE}

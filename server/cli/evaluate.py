@@ -192,6 +192,10 @@ def report_command(
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
     ] = None,
+    mlflow: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also export the run into this local MLflow store: fedqc[mlflow]."),
+    ] = None,
     paper: Annotated[
         bool,
         typer.Option(
@@ -234,6 +238,10 @@ def report_command(
         if figures is not None:
             written = write_figures(folder.evaluation, figures, language)
             print(f"{figures}: {len(written)} files", file=sys.stderr)
+        if mlflow is not None:
+            from server.evaluation.mlflow_export import export_run
+
+            print(f"{mlflow}: MLflow run {export_run(folder, mlflow)}", file=sys.stderr)
 
 
 def _exported(folder: RunFolder, format: ReportFormat, language: str) -> str:
@@ -245,8 +253,8 @@ def _exported(folder: RunFolder, format: ReportFormat, language: str) -> str:
         return report_csv(reading)
     participation = participation_of(folder)
     if format is ReportFormat.md:
-        return report_markdown(reading, participation, trainable=trainable)
-    found = report_json(reading, participation, trainable=trainable)
+        return report_markdown(reading, participation, trainable=trainable, cohorts=folder.cohorts)
+    found = report_json(reading, participation, trainable=trainable, cohorts=folder.cohorts)
     return json.dumps(without_nan(found), ensure_ascii=False) + "\n"
 
 

@@ -152,6 +152,7 @@ def simulated(
     from common.learning import set_threads
     from common.progress_bar import say
     from server.run.conduct import check_names, check_sites, conduct
+    from server.run_folder import COHORTS, write_json
     from server.simulation.local_grid import named
 
     set_threads(threads)
@@ -159,6 +160,7 @@ def simulated(
         say(f"training runs on {describe(where)}")
     site_yamls = find_sites(data)
     read_site, prepare = named("client.site.config:read_site"), named("client.agent.tasks:prepare")
+    table_of_cohort, tables = named("client.data_check.cohort_table:table_of_cohort"), {}
     names = {path: read_site(path)[0].name for path in site_yamls}
     check_names(plan)
     if plan.evaluate is None:
@@ -172,7 +174,10 @@ def simulated(
             if refusal.code != "too-many-quarantined" or not confirmed(refusal):
                 raise
             cohort = prepare(path, plan, accept_quarantine=True)
-        say(f"{cohort.site.name}: {cohort.report.summary()}")
+        name = cohort.site.name
+        say(f"{name}: {cohort.report.summary()}")
+        if table := table_of_cohort(cohort, everyone=plan.scores_everyone_at(name)):
+            tables[name] = table
         if run:
             check_data = named("client.agent.tasks:check_run_data")
             if changes := check_data(cohort, run, plan, accept=accept_changed_data):
@@ -181,7 +186,7 @@ def simulated(
     config = {"plan": plan.canonical_json(), "run-dir": str(out.absolute())}
     load = loads(plan, nodes, names={str(path): name for path, name in names.items()})
     with _grid(plan, nodes, config, jobs=jobs, threads=threads, device=device, load=load) as grid:
-        return conduct(
+        folder = conduct(
             grid,
             plan,
             out,
@@ -192,6 +197,8 @@ def simulated(
             released=released,
             asked=asked,
         )
+    write_json(folder.path / COHORTS, tables)
+    return folder
 
 
 def shown(folder: RunFolder, format: Format) -> int:

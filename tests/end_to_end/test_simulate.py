@@ -261,3 +261,16 @@ def test_images_stay_where_they_are(finished: Finished, told: dict[str, Any], ti
                     assert (
                         finished.data / path.relative_to(tiny_consortium)
                     ).read_bytes() == path.read_bytes()
+
+
+def test_the_cohorts_beside_the_scores_count_the_same_patients(
+    finished: Finished, written: dict[str, Any]
+) -> None:
+    tables = json.loads((finished.out / "cohorts.json").read_text(encoding="utf-8"))
+    assert set(tables) == set(SITES)
+    for site, table in tables.items():
+        assert table["scored"] == ("all" if site in HELD_OUT else "test")
+        column = table["columns"][table["scored"]]
+        for artifact, row in written["metrics"]["federated"][site].items():
+            found = column["artifacts"].get(artifact, {"present": 0, "assessed": 0})
+            assert (found["present"], found["assessed"]) == (row["n_pos"], row["n_pos"] + row["n_neg"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from common.cohort_table import CohortTable
 from common.i18n import speaker
 from server.evaluation.participation import Participation
 from server.evaluation.report import decisions, findings
+from server.evaluation.report.cohorts import cohorts_view, text_rows
 from server.evaluation.report.numerals import score
 from server.evaluation.report.paper import as_csv, as_markdown, plain_text, scores_table
 from server.evaluation.report.reading import Reading
@@ -38,8 +41,16 @@ def reading_of(evaluation: Evaluation, language: str) -> Reading:
     return Reading(evaluation, speaker(language, LANGUAGES), language)
 
 
-def report_json(reading: Reading, participation: Participation, *, trainable: str) -> dict[str, Any]:
-    """The answers in words, the scores, and every row at an operating point with its counts."""
+def report_json(
+    reading: Reading,
+    participation: Participation,
+    *,
+    trainable: str,
+    cohorts: Mapping[str, CohortTable] | None = None,
+) -> dict[str, Any]:
+    """The answers in words, the scores, every row at an operating point with its counts, and the cohorts of
+    which the run folder has the tables.
+    """
     found: dict[str, Any] = dict(reading.evaluation)
     answers = findings.answers(reading, participation, trainable=trainable)
     return {
@@ -58,6 +69,7 @@ def report_json(reading: Reading, participation: Participation, *, trainable: st
             }
             for arm, rows in participation.items()
         },
+        "cohorts": dict(cohorts or {}),
         "operating": [
             {"arm": line.arm, "model": line.model, "site": line.site, "artifact": line.artifact}
             | line.found.to_json()
@@ -72,8 +84,14 @@ def report_csv(reading: Reading) -> str:
     return as_csv([scores_table(reading)])
 
 
-def report_markdown(reading: Reading, participation: Participation, *, trainable: str) -> str:
-    """The privacy banner, the four answers, scores by arm and the lead arm's decisions."""
+def report_markdown(
+    reading: Reading,
+    participation: Participation,
+    *,
+    trainable: str,
+    cohorts: Mapping[str, CohortTable] | None = None,
+) -> str:
+    """The privacy banner, the four answers, scores by arm, the lead arm's decisions, Table 1 and flow."""
     say, evaluation = reading.say, reading.evaluation
     banner = findings.privacy_banner(reading)
     lines = [
@@ -98,6 +116,14 @@ def report_markdown(reading: Reading, participation: Participation, *, trainable
     lead = decisions.lead_of(reading)
     if reading.has_points and lead is not None:
         lines += [f"## {say('operating.section')}", "", as_markdown(_decisions(reading, lead))]
+    view = cohorts_view(reading, cohorts or {})
+    lines += [f"## {say('cohorts.section')}", ""]
+    if view.sites:
+        lines += [f"### {say('cohort.table.title')}", "", as_markdown(text_rows(view.table, view.labels))]
+        lines += [plain_text(say("cohort.table.note")), ""]
+        lines += [f"### {say('cohort.flow.title')}", "", as_markdown(text_rows(view.flow, view.sites))]
+    if view.absent:
+        lines += [plain_text(say("cohorts.absent", sites=reading.listing(view.absent))), ""]
     lines += [f"## {say('not.section')}", ""]
     lines += [f"- {plain_text(line)}" for line in findings.not_measured(reading)]
     return "\n".join(lines) + "\n"

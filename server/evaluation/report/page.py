@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from common.arms import is_private
 from common.artifacts import ARTIFACTS
+from common.cohort_table import CohortTable
 from common.counts import Counts
 from common.files import write_bytes
 from common.i18n import Say, speaker
@@ -23,6 +24,7 @@ from common.privacy import epsilon_text
 from server.evaluation.operating import GROUPS, STATED_PREVALENCES
 from server.evaluation.participation import Participation, participation_of
 from server.evaluation.report import decisions, figures, findings
+from server.evaluation.report.cohorts import cohorts_view
 from server.evaluation.report.numerals import Number, plain, score, signed
 from server.evaluation.report.reading import Reading
 from server.evaluation.report.tuning import tuning_view
@@ -66,6 +68,7 @@ def write_report(folder: RunFolder, language: str = "en") -> Path:
         folder.tuning,
         language=language,
         participation=participation_of(folder),
+        cohorts=folder.cohorts,
     )
     write_bytes(path, page.encode())
     return path
@@ -79,6 +82,7 @@ def render(
     *,
     language: str = "en",
     participation: Participation | None = None,
+    cohorts: Mapping[str, CohortTable] | None = None,
 ) -> str:
     """The page as one string of HTML. Every value is escaped; the only markup is the template's and the
     figures'.
@@ -87,6 +91,7 @@ def render(
         tuning: content of tuning.json; None: the plan stated its settings.
         language: `en` or `zh`.
         participation: from the records of the rounds; None: they are not there.
+        cohorts: Table 1 and flow of the sites whose the run folder has.
     Raises:
         ConfigError: `tuning` is not what fedqc writes (code `bad-tuning`); there is no such language
             (`bad-argument`).
@@ -118,6 +123,7 @@ def render(
         artifact_tables=artifact_tables(reading),
         operating=operating_view(reading, plan),
         participation=participation,
+        cohorts=cohorts_view(reading, cohorts or {}),
         roc=roc_figures(reading),
         unseen_tables=unseen_tables(reading),
         curves=curve_figure(reading),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common import cohort_table
 from common.arms import FEDERATED_CLIPPED, FEDERATED_DP, LOCAL_CLIPPED, LOCAL_DP
 from common.i18n import Languages
 from server.evaluation.report.words_zh import CHINESE
@@ -280,6 +281,10 @@ ENGLISH: dict[str, str] = {
     "participation.caption": "Rounds whose sum holds an update of the site, of the rounds of the arm.",
     "participation.rounds": "{counted} of {rounds}",
     "participation.none": "The records of the rounds are not in this folder.",
+    # cohorts
+    "cohorts.section": "Who is in the cohorts",
+    "cohorts.absent": "Not here: {sites}. Nothing that describes the patients of a site leaves it; there, "
+    "fedqc data check shows its Table 1 and flow.",
     # headline
     "headline.section": "Four answers",
     "headline.site": "{site} ({kind})",
@@ -606,4 +611,4 @@ ENGLISH: dict[str, str] = {
 }
 
 
-LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": cohort_table.ENGLISH | ENGLISH, "zh": cohort_table.CHINESE | CHINESE}

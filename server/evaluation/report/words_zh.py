@@ -251,6 +251,10 @@ CHINESE: dict[str, str] = {
     "participation.caption": "各训练组中，总和包含该站点更新的轮数。",
     "participation.rounds": "{counted} / {rounds}",
     "participation.none": "该文件夹中没有各轮的记录。",
+    # cohorts
+    "cohorts.section": "各队列的构成",
+    "cohorts.absent": "此处没有：{sites}。描述站点患者的内容不会离开站点；"
+    "在站点用 fedqc data check 可查看其表 1 和流程。",
     # headline
     "headline.section": "四个回答",
     "headline.site": "{site}（{kind}）",
