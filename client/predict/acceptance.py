@@ -102,7 +102,7 @@ class Comparison:
         Reference: McNemar, Psychometrika 12:153, 1947; of matched cases with several answers each, the sign
         test of their differences.
         """
-        from scipy.stats import binomtest  # half a CPU-second, and only here
+        from scipy.stats import binomtest  # needed only here
 
         differing = self.better_cases + self.worse_cases
         return float(binomtest(self.better_cases, differing).pvalue) if differing else 1.0

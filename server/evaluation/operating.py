@@ -178,7 +178,7 @@ class Performance:
 
 def wilson(count: int, of: int) -> Share:
     """A share of counted patients with its interval. Ours because scipy's binomtest computes a p value with
-    it: 0.8 CPU-ms each, and a page of eight hospitals and eight arms has thousands.
+    it, which takes most of a CPU-ms a share.
 
     Args:
         of: above 0.
