@@ -24,6 +24,7 @@ from scipy.stats import norm, t
 
 from common.arms import ARMS
 from common.errors import ConfigError
+from common.plan import CHOSEN
 from common.privacy import epsilon_text
 from server.evaluation.inference import LEVEL, expit, holm, two_sided
 from server.evaluation.tables import noised_sites
@@ -84,9 +85,16 @@ def _refuse_repeats(names: Sequence[str]) -> None:
 
 
 def plan_differences(folders: Sequence[RunFolder]) -> list[str]:
-    """Dotted keys, apart from `seed`, in which the plans differ."""
+    """Dotted keys, apart from `seed`, in which the plans differ. Settings that `auto` found for each seed by
+    itself are no difference: the same was asked.
+    """
     plans = [dict(_leaves(folder.plan.model_dump(mode="json", exclude={"seed"}))) for folder in folders]
-    return [key for key in plans[0] if any(plan[key] != plans[0][key] for plan in plans)]
+    keys = dict.fromkeys(key for plan in plans for key in plan)
+    different = [key for key in keys if any(plan.get(key) != plans[0].get(key) for plan in plans)]
+    if all(str(plan.get("privacy.origin", "")).startswith("auto:") for plan in plans):
+        found = {f"privacy.{key}" for key in (*CHOSEN, "noise_multiplier", "origin")}
+        return [key for key in different if key not in found]
+    return different
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
-from common.plan import RunPlan
+from common.plan import Privacy, RunPlan
 from server.evaluation.compare import compare_runs, compare_table, pooled, pooled_scores
 from server.run_folder import EVALUATION, RunFolder, write_json
 from tests.helpers.evaluations import empty_evaluation
@@ -347,3 +347,31 @@ def test_macro_scores_of_other_artifacts_are_not_compared(tmp_path: Path) -> Non
     assert (found["home"], found["birch"]) == (None, None)
     assert found["alder"] == found["unseen"] == pytest.approx(0.02)
     assert "averages other artifacts" in compare_table(result)
+
+
+def test_settings_that_auto_found_for_each_seed_are_no_difference_of_plans(tmp_path: Path) -> None:
+    """The first leaves out a key that the second states: a mean over one round is the default."""
+    found: list[dict[str, Any]] = [
+        {"learning_rate": 10.0, "average_rounds": 4, "noise_multiplier": 6.0},
+        {"learning_rate": 30.0},
+    ]
+    for origin, differs in (
+        ("auto: worst gain +0.02", []),
+        ("", ["privacy.average_rounds", "privacy.learning_rate", "privacy.noise_multiplier"]),
+    ):
+        runs = [
+            folder(
+                tmp_path,
+                evaluation(seed),
+                PLAN.model_copy(
+                    update={
+                        "seed": seed,
+                        "privacy": Privacy(**settings, origin=origin and f"{origin} {seed}"),
+                    }
+                ),
+            )
+            for seed, settings in enumerate(found)
+        ]
+        result = compare_runs(runs)
+        assert sorted(result["plan_differs"]) == differs
+        assert result["kind"] == ("plans" if differs else "seeds")
