@@ -82,6 +82,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 INTERRUPTED = 130
+_OF_WHO_NAMED_THE_FILE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+)
+"""Errors of the system that a file or folder has, not fedqc."""
 _SUGGESTED_AGAIN = re.compile(r"( Did you mean [^?]*\?).*Did you mean.*$")
 """Click and Typer both add what a mistyped command may be."""
 
@@ -119,6 +123,16 @@ def load(name: str) -> Any:
 
 class LazyGroup(TyperGroup):
     """Commands that are imported on first use."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:  # click looks for what is meant among `commands`
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=COMMANDS, ctx=ctx
+            ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -213,6 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _drop_output()
             where = f"{error.filename}: " if error.filename else ""
             _fail("disk-full", f"{where}no space is left on the disk", "free some space and run it again", 1)
+        if isinstance(error, OSError) and error.filename and error.errno in _OF_WHO_NAMED_THE_FILE:
+            hint = "name another file or folder, or change its permissions"
+            _fail("no-access", f"{error.filename}: {error.strerror}", hint, 2)
         _fail(
             "bug",
             f"{type(error).__name__}: {error}",
