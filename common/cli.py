@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
@@ -118,6 +119,16 @@ def load(name: str) -> Any:
 class LazyGroup(TyperGroup):
     """Commands that are imported on first use."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:  # click looks for what is meant among `commands`
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=COMMANDS, ctx=ctx
+            ) from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -179,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # help and prompts, which others print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning if "--debug" in words else _hide_warning
     try:
         status: Any = typer.main.get_command(root).main(words, prog_name="fedqc", standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a closed pipe is known for what it is
@@ -223,6 +235,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             INTERRUPTED,
         )
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+) -> None:
+    """A library's warning quotes what it reads, a DICOM header for one, and Python prints it as it is."""
+    print(f"{filename}:{lineno}: {category.__name__}: {message}", file=sys.stderr)
+
+
+def _hide_warning(*_: object) -> None:
+    """For whoever runs fedqc, what is to be known is said by fedqc."""
 
 
 def _leave_closed_pipe() -> NoReturn:

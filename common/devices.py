@@ -29,6 +29,25 @@ class _Process:
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
+def device_of(choice: str, *, spread: int = 0) -> torch.device:
+    """The device that a choice means on this machine; arguments and errors as `use_device`."""
+    if not re.fullmatch(DEVICE_CHOICE, choice):
+        raise ConfigError(
+            f"device {choice!r}: unknown", code="no-such-device", hint="auto, cpu, cuda, cuda:N"
+        )
+    count = torch.cuda.device_count() if choice != "cpu" and torch.cuda.is_available() else 0
+    if choice == "cpu" or (choice == "auto" and not count):
+        return _CPU
+    _, _, number = choice.partition(":")
+    if int(number or 0) >= count:
+        raise ConfigError(
+            f"device {choice}: {_what_there_is(count)}",
+            code="no-such-device",
+            hint="auto or cpu; a GPU needs its driver and a PyTorch with CUDA: make setup TORCH_INDEX=…",
+        )
+    return torch.device("cuda", int(number) if number else spread % count)
+
+
 def use_device(choice: str, *, spread: int = 0) -> torch.device:
     """Compute on this device from now on, deterministically.
 
@@ -40,24 +59,10 @@ def use_device(choice: str, *, spread: int = 0) -> torch.device:
     Raises:
         ConfigError: this machine, or this build of torch, has no such GPU (code `no-such-device`).
     """
-    if not re.fullmatch(DEVICE_CHOICE, choice):
-        raise ConfigError(
-            f"device {choice!r}: unknown", code="no-such-device", hint="auto, cpu, cuda, cuda:N"
-        )
-    count = torch.cuda.device_count() if choice != "cpu" and torch.cuda.is_available() else 0
-    if choice == "cpu" or (choice == "auto" and not count):
-        _Process.device = _CPU
-        return _CPU
-    _, _, number = choice.partition(":")
-    if int(number or 0) >= count:
-        raise ConfigError(
-            f"device {choice}: {_what_there_is(count)}",
-            code="no-such-device",
-            hint="auto or cpu; a GPU needs its driver and a PyTorch with CUDA: make setup TORCH_INDEX=…",
-        )
-    _compute_alike()
-    _Process.device = torch.device("cuda", int(number) if number else spread % count)
-    torch.cuda.set_device(_Process.device)
+    _Process.device = device_of(choice, spread=spread)
+    if _Process.device.type != "cpu":
+        _compute_alike()
+        torch.cuda.set_device(_Process.device)
     return _Process.device
 
 

@@ -101,16 +101,24 @@ _FULL = ("disk-full", "no space is left on the disk", "free some space and run i
 _CLOSED = (
     "not-writable",
     "cannot be opened or written",
-    "check its permissions, and whether the disk is read-only",
+    "check its name and permissions, and whether the disk is read-only",
 )
 _TOO_MANY = (
     "too-many-files",
     "this process may open no more files",
     "raise the limit and start again: ulimit -n 1024, or LimitNOFILE= of systemd",
 )
+_WITHOUT_ACCESS = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
 _DENIED = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
+    **dict.fromkeys(_WITHOUT_ACCESS, _CLOSED),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
 }
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from common.errors import PlanError
 from common.names import ONE_LINE
+from common.terminal import escaped, is_plain
 
 MAX_SHOWN = 200
 """Characters of a wrong value in a message."""
@@ -58,6 +59,26 @@ def _describe_problem(problem: Any) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def hidden_text(values: object) -> str | None:
+    """What is wrong with the first key or text of a tree of JSON that is more than one line, or holds what
+    `ONE_LINE` refuses; None where each is one line. The line feed behind a `question` stays.
+    """
+    waiting: list[object] = [values]
+    while waiting:
+        match waiting.pop():
+            case dict() as mapping:
+                waiting += mapping
+                for key, value in mapping.items():
+                    is_block = key == "question" and isinstance(value, str)
+                    waiting.append(value.removesuffix("\n") if is_block else value)
+            case list() as items:
+                waiting += items
+            case str() as text if not is_plain(text):
+                shown = escaped(_shortened(text)).replace("\n", "\\n").replace("\t", "\\t")
+                return f"a text is not one line of letters that can be seen: {shown}"
+    return None
 
 
 Scalar = bool | int | float | str

@@ -33,6 +33,11 @@ def escaped(text: str, encoding: str = "utf-8") -> str:
     return "".join(one if _is_safe(one, encoding) else _code(one) for one in text)
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text is one line in which nothing hides or reorders (`common.names.ONE_LINE`)."""
+    return text.isprintable() or not any(unicodedata.category(one) in UNSAFE for one in text)
+
+
 def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """As Python's, and `escaped`; written in one piece, so that Ctrl-C cannot part a line from its end.
 

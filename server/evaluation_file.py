@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from common.artifacts import DEFAULT_LABELS
 from common.errors import ConfigError
-from common.strict import describe_validation
+from common.strict import describe_validation, hidden_text
 
 SCHEMA = 2
 """1, unwritten, was without `schema`: macro scores of whatever artifacts had an AUROC, with Wald intervals.
@@ -253,10 +253,13 @@ def checked(values: object, where: str) -> Evaluation:
         )
     try:
         _ADAPTER.validate_python(values)
+        wrong = hidden_text(values)
     except ValidationError as error:
+        wrong = describe_validation(error)
+    if wrong:
         raise ConfigError(
-            f"{where}: {describe_validation(error)}",
+            f"{where}: {wrong}",
             code="wrong-evaluation",
             hint="restore the file as fedqc wrote it; fedqc verify RUN checks a run",
-        ) from None
+        )
     return cast(Evaluation, values)

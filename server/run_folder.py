@@ -33,7 +33,7 @@ from common.errors import ConfigError
 from common.files import write_bytes
 from common.model_file import load_model, save_model
 from common.plan import RunPlan, read_plan
-from common.strict import dump_yaml
+from common.strict import dump_yaml, hidden_text
 from common.weights import Manifest
 from server.evaluation_file import Evaluation, checked
 from server.run_records import checked_manifest, checked_round, damaged
@@ -342,6 +342,8 @@ class RunFolder:
             found = None
         if not isinstance(found, dict):
             raise bad_tuning(f"{path}: not JSON, or no mapping")
+        if hidden := hidden_text(found):
+            raise bad_tuning(f"{path}: {hidden}")
         return found
 
     @property

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from common.errors import ConfigError
 from common.names import SITE_NAME, SiteKind
-from common.strict import describe_validation
+from common.strict import describe_validation, hidden_text
 
 DAMAGED = "damaged-run"
 _STRICT = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
@@ -95,5 +95,7 @@ def _checked(adapter: TypeAdapter[Any], values: object, where: str) -> dict[str,
         adapter.validate_python(values)
     except ValidationError as error:
         raise damaged(f"{where}: {describe_validation(error)}") from None
+    if hidden := hidden_text(values):
+        raise damaged(f"{where}: {hidden}")
     assert isinstance(values, dict)
     return values

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hmac
 import re
 import unicodedata
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol
@@ -314,7 +315,9 @@ def _declared(data: bytes, charset: str) -> str | None:
     if not charset.strip():
         return None
     try:
-        text: str = decode_bytes(data, convert_encodings(charset.split("\\")), set())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the header
+            text: str = decode_bytes(data, convert_encodings(charset.split("\\")), set())
     except Exception:  # pydicom lets anything through that an unknown character set provokes
         return None
     return None if "�" in text or "\x1b" in text else text

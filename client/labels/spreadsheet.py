@@ -12,6 +12,7 @@ import io
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -29,6 +30,8 @@ MAX_TAGS = 8 << 20  # of all pages: two million cells
 MAX_OTHER_TAGS = 200_000  # of styles, names and the like, each of which becomes an object
 MAX_ROWS = 1 << 20  # what Excel holds
 MAX_CELLS = 20 << 20  # a hostile row may claim 16 384 cells each
+MAX_CHARACTERS = MAX_BYTES  # of all cells: those of a workbook may all point at one long text
+MAX_LINES = 4 << 20  # of a CSV: an empty one takes 64 bytes of memory
 # of what is read as a stream, or not at all
 _OF_CELLS = ("xl/worksheets/", "xl/sharedStrings", "xl/drawings/")
 _LONG_TEXT = re.compile(rb"[^<]{%d}" % MAX_TEXT_BYTES)
@@ -207,8 +210,8 @@ def _pages_of(content: bytes, path: Path) -> dict[str, Grid]:
                 io.BytesIO(content), read_only=True, data_only=False, keep_links=False, keep_vba=False
             )
             try:
-                budget = [MAX_CELLS]
-                return {page.title: list(_rows_of(page, budget, path)) for page in workbook.worksheets} or {
+                left = Counter(cells=MAX_CELLS, characters=MAX_CHARACTERS)
+                return {page.title: list(_rows_of(page, left, path)) for page in workbook.worksheets} or {
                     "": []
                 }
             finally:
@@ -242,12 +245,13 @@ def _check_xml(text: IO[bytes], most_tags: int, path: Path) -> int:
     return tags
 
 
-def _rows_of(page: Any, budget: list[int], path: Path) -> Iterator[list[Cell]]:
+def _rows_of(page: Any, left: Counter[str], path: Path) -> Iterator[list[Cell]]:
     page.reset_dimensions()  # what the file claims about its size may be wrong
     for number, cells in enumerate(page.iter_rows(), start=1):
-        budget[0] -= len(cells) + 1
-        if number > MAX_ROWS or budget[0] < 0:
-            raise _not_a_sheet(path, f"holds more than {MAX_ROWS} rows or {MAX_CELLS} cells")
+        left["cells"] -= len(cells) + 1
+        left["characters"] -= sum(len(cell.value) for cell in cells if isinstance(cell.value, str))
+        if number > MAX_ROWS or min(left.values()) < 0:
+            raise _too_much(path, MAX_ROWS)
         row = [_cell_of(cell) for cell in cells]
         while row and row[-1] == "":
             row.pop()
@@ -276,6 +280,9 @@ def _csv_of(content: bytes, path: Path, found: Found, encoding: str | None = Non
     text = content.decode(encoding or _encodings(content, path)[0])
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)  # the first of them where none occurs
+    lines = text.count("\n") + text.count("\r") - text.count("\r\n")
+    if lines > MAX_LINES or lines + text.count(delimiter) > MAX_CELLS:
+        raise _too_much(path, MAX_LINES)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: Grid = []
     try:
@@ -325,6 +332,11 @@ def _is_text(content: bytes, encoding: str) -> bool:
         return _CONTROL.search(content.decode(encoding)) is None
     except UnicodeDecodeError:
         return False
+
+
+def _too_much(path: Path, rows: int) -> DataError:
+    most = f"{rows} rows, {MAX_CELLS} cells or {MAX_CHARACTERS} characters in all cells"
+    return _not_a_sheet(path, f"holds more than {most}")
 
 
 def _not_a_sheet(path: Path, found: str) -> DataError:

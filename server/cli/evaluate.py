@@ -22,7 +22,7 @@ from common.progress_bar import progress_shown
 from common.strict import strict_yaml
 from common.terminal import print
 from server.run_folder import RunFolder, intact, without_nan
-from server.simulation.simulate import run_simulation
+from server.simulation.simulate import refuse_early, run_simulation
 
 simulate = typer.Typer(add_completion=False)
 report = typer.Typer(add_completion=False)
@@ -93,7 +93,6 @@ def simulate_command(
     """
     from server.run.released import evaluation_plan_refused
     from server.run.tune import resolved
-    from server.run_folder import refuse_existing
     from server.simulation.sweep import is_sweep, parse_sweep, run_sweep
 
     values, replaced = plan_values(plan), _changes(changes or [])
@@ -130,11 +129,11 @@ def simulate_command(
             device=device,
             accept_quarantine=accept_quarantine,
         )
+    refuse_early(run_plan, data, out, device)
     with progress_shown() as progress:
         run_plan, tuning = resolved(run_plan, jobs=jobs or usable_cores(), progress=progress)
     if seed is not None:
         run_plan = run_plan.model_copy(update={"seed": seed})
-    refuse_existing(out)
     return run_simulation(
         run_plan,
         data,

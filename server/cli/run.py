@@ -88,11 +88,12 @@ def check(
 def tune(
     plan: Annotated[Path, typer.Argument(help="Plan file.")],
     sites: Annotated[
-        int | None, typer.Option(min=1, help="Sites that will train. Default: privacy.expected_sites.")
+        int | None,
+        typer.Option(min=1, max=1000, help="Sites that will train. Default: privacy.expected_sites."),
     ] = None,
     patients: Annotated[
         int | None,
-        typer.Option(min=1, help="Nominal patients of each. Default: privacy.expected_patients."),
+        typer.Option(min=1, max=10**6, help="Nominal patients of each. Default: privacy.expected_patients."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the plan with the chosen settings and its noise here.")

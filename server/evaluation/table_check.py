@@ -35,6 +35,7 @@ MAX_N, MAX_N_STATED = 10_000, 1_000_000
 """Largest n of a row: all matrices of it are tried; and where it states how many are positive."""
 UNBOUNDED = 2**40
 CHUNK = 2_000_000
+MAX_BYTES = 1 << 20  # of a file: a published table is a page
 """Pairs of positives and true positives that are looked at together."""
 SHOWN = 6
 """Of several possible numbers of positives, so many are named."""
@@ -147,7 +148,11 @@ def read_table(path: Path) -> list[Row]:
             is no number (`bad-table`).
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _bad(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _bad(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -157,7 +162,7 @@ def read_table(path: Path) -> list[Row]:
             hint="correct the path",
         ) from None
     try:
-        lines = list(csv.reader(io.StringIO(text), strict=True))
+        lines = list(csv.reader(io.StringIO(text, newline=None), strict=True))
     except csv.Error as error:
         raise _bad(f"{path}: not CSV ({error})") from None
     filled = [(number, line) for number, line in enumerate(lines, start=1) if any(map(str.strip, line))]

@@ -283,6 +283,24 @@ def loads(
     return found
 
 
+def refuse_early(plan: RunPlan, data: Path, out: Path, device: str) -> None:
+    """Raise now what `simulated` would raise of its arguments after `auto` has rehearsed for minutes.
+
+    Raises:
+        ConfigError: OUT is not free, there are no sites or not those that the plan names, or no such device.
+    """
+    from common.devices import device_of
+    from server.run.conduct import check_names, check_sites
+    from server.run_folder import refuse_existing
+    from server.simulation.local_grid import named
+
+    refuse_existing(out)
+    device_of(device)
+    check_names(plan)
+    read_site = named("client.site.config:read_site")
+    check_sites(plan, [read_site(path)[0].name for path in find_sites(data)])
+
+
 def find_sites(data: Path) -> list[Path]:
     """The site.yaml of each direct subfolder that has one, absolute, sorted by folder name.
 

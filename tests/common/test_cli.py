@@ -195,6 +195,30 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
             cli.main(["--debug", "x"])
 
 
+WARNING_COMMAND = """
+import warnings
+from common import cli
+class Command:
+    def main(self, *_, **__):
+        warnings.warn("unknown encoding '\x1b[2Jforged\x9b'")
+cli.typer.main.get_command = lambda _: Command()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_warning_of_a_library_forges_no_line(debug: bool) -> None:
+    """Python would print what it quotes of a foreign file as it is."""
+    done = subprocess.run(
+        [sys.executable, "-c", WARNING_COMMAND, *["--debug"] * debug],
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert b"\x1b" not in done.stderr
+    assert (b"\\u001b[2Jforged\\u009b" in done.stderr) is debug
+
+
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     raising(monkeypatch, KeyboardInterrupt())
     assert status_of("x") == 130
@@ -255,6 +279,21 @@ def command(body: str) -> list[str]:
         "cli.COMMANDS['probe'] = ('__main__:app', ''); cli.main(['probe'])"
     )
     return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize("number", ["EACCES", "EROFS", "ENAMETOOLONG", "ENOTDIR"])
+def test_a_file_that_the_system_refuses_is_said_and_is_no_bug(number: str) -> None:
+    """As the report of a run in a folder of somebody else."""
+    body = f"raise OSError(errno.{number}, 'Not allowed', 'runs/a/report.html')"
+    ended = subprocess.run(command(body), capture_output=True, timeout=60, check=False, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("fedqc: error [not-writable]: runs/a/report.html: cannot be opened or ")
+
+
+def test_a_name_too_long_is_no_bug() -> None:
+    words = [sys.executable, "-m", "common.cli", "report", "x" * 300]
+    ended = subprocess.run(words, capture_output=True, timeout=120, check=False, text=True)
+    assert ended.returncode in (1, 2), ended.stderr
 
 
 def test_a_full_disk_is_said_and_is_no_bug() -> None:
@@ -335,7 +374,9 @@ def test_every_command_knows_the_short_help(words: list[str], capsys: pytest.Cap
     assert "--help" in said
 
 
-@pytest.mark.parametrize("words", [["run", "strat"], ["site", "statu"], ["run", "start", "--nam", "x"]])
+@pytest.mark.parametrize(
+    "words", [["simulat"], ["run", "strat"], ["site", "statu"], ["run", "start", "--nam", "x"]]
+)
 def test_a_suggestion_is_made_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, _, said = typed(capsys, *words)
     assert status == 2

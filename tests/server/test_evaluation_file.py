@@ -31,6 +31,7 @@ def test_what_a_run_writes_is_taken_as_it_is() -> None:
     assert WHOLE["schema"] == SCHEMA
     assert checked(WHOLE, "evaluation.json") is WHOLE
     assert checked(WHOLE | {"a_later_key": 1}, "evaluation.json")
+    assert checked(WHOLE | {"question": "ε, or more? 某次\u00a0run\n"}, "evaluation.json")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,12 @@ def test_what_a_run_writes_is_taken_as_it_is() -> None:
         (changed("sites", 0, "role", value="guest"), "sites.0.role"),
         ({key: value for key, value in WHOLE.items() if key != "worst"}, "`worst` is missing"),
         ([], "dictionary"),
+        (changed("sites", 0, "version", value="1\nok    evaluation"), "one line"),
+        (changed("plan", value="\u202eabc"), "one line"),
+        (changed("counts", "a\nok    evaluation", value={}), "one line"),
+        (changed("incomplete", value=["\x1b[2J"]), "one line"),
+        (WHOLE | {"a_later_key": [{"x": "a\u2028b"}]}, "one line"),
+        (changed("question", value="two\n\nlines\n"), "one line"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(values: Any, says: str) -> None:
@@ -49,6 +56,7 @@ def test_a_damaged_file_is_refused_in_one_line(values: Any, says: str) -> None:
         checked(values, "evaluation.json")
     assert caught.value.code == "wrong-evaluation"
     assert says in caught.value.message
+    assert len(caught.value.message) < 400
     assert "\n" not in caught.value.message
 
 

@@ -39,6 +39,9 @@ def damaged(call: Any) -> str:
         b'{"sites": [{}]}',
         b'{"versions": 1}',
         b'{"keys": {"a": 1}}',
+        b'{"run": "a\\nok    evaluation"}',
+        b'{"versions": {"a\\u001b[2J": "1"}}',
+        b'{"sites": [], "later": [{"words": "\\u202e"}]}',
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
@@ -69,6 +72,8 @@ def test_a_record_of_a_round_with_a_wrong_value_is_named_and_a_torn_line_left_ou
         {"round": "1"},
         good | {"weights": {"a": "50"}},
         good | {"claims": {"a": 1}},
+        good | {"failed": {"a": "x\ny"}},
+        good | {"claims": {"a": {"void": "\u2028"}}},
     ]
     for wrong in wrongs:
         path.write_bytes(json.dumps(good).encode() + b"\n" + json.dumps(wrong).encode())

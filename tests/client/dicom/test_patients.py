@@ -171,3 +171,13 @@ def test_iso_2022_is_read_as_declared() -> None:
     assert readings("\x1b$)A\x0e" + "ID", "ISO 2022 IR 58")
     japanese = "\x1b$B;3ED\x1b(B1"
     assert readings(japanese, "\\ISO 2022 IR 87")[0] == "山田1"
+
+
+@pytest.mark.parametrize(
+    "charset", ["X\x1b[2J\x1b]0;x\x07", "iso-ir-1\nfedqc: error", "ISO 2022 IR 13\\\x1b[8m"]
+)
+def test_a_character_set_that_nobody_knows_is_not_quoted(
+    charset: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    assert readings("M\xfcller", charset)
+    assert not recwarn.list

@@ -495,6 +495,48 @@ def test_a_workbook_of_one_huge_cell_or_of_endless_tags_is_refused_in_little_mem
             tracemalloc.stop()
 
 
+def test_cells_that_share_one_long_text_are_refused_in_little_memory(tmp_path: Path) -> None:
+    """Two kilobytes of a workbook: each cell without its blank was a quarter of a megabyte of its own."""
+    space = b"xmlns='http://schemas.openxmlformats.org/spreadsheetml/2006/main'"
+    text = b"x" * 250_000
+    shared = b"<sst %s><si><t>file</t></si><si><t xml:space='preserve'>%s </t></si></sst>" % (space, text)
+    cells = b"<row><c t='s'><v>1</v></c></row>" * 2000
+    page = b"<worksheet %s><sheetData>%s</sheetData></worksheet>" % (space, cells)
+    path = workbook(tmp_path, [["file", "metal"], ["a", 1]])
+    with zipfile.ZipFile(path) as archive:
+        types = archive.read("[Content_Types].xml")
+    declared = (
+        b'<Override PartName="/xl/sharedStrings.xml" ContentType="application/'
+        b'vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"/></Types>'
+    )
+    members = {
+        "xl/sharedStrings.xml": shared,
+        "xl/worksheets/sheet1.xml": page,
+        "[Content_Types].xml": types.replace(b"</Types>", declared),
+    }
+    path = repacked(path, **members)
+    tracemalloc.start()
+    try:
+        assert "characters" in refusal(path).message
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", [b"\n" * (5 << 20), b"\r" * (5 << 20), b"," * (21 << 20)])
+def test_a_csv_of_nothing_but_rows_or_cells_is_refused_in_little_memory(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"file,metal\n" + content)
+    tracemalloc.start()
+    try:
+        assert "cells" in refusal(path).message
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_long_note_in_a_cell_is_read(tmp_path: Path) -> None:
     note = "&<ε" * 10_000  # Excel's own limit is 32 767 characters
     rows = client.labels.spreadsheet.read_grid(

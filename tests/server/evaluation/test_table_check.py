@@ -258,6 +258,8 @@ def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path: Path) -> N
     (tmp_path / "t.csv").write_bytes(b"n,accuracy\n5,\xff\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_table(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="larger than 1 MiB"):
+        read_table(Path("/dev/zero"))
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ from client.site.enrolment import LEVELS
 from client.site.site_ledger import open_ledger
 from common.cli import Format
 from common.errors import DataError, RefusedError
+from common.strict import dump_yaml
 from server.cli.run import run as run_commands
 from server.run_folder import RunFolder
 from server.simulation.parallel_grid import places
 from server.simulation.simulate import loads, node_configs, resume_simulation, run_simulation
-from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.command_line import typed
+from tests.helpers.consortium import HELD_OUT, TRAINING, Consortium, settle, tiny_plan, tiny_values
 
 A, B, C = TRAINING
 
@@ -123,6 +125,39 @@ def test_a_simulation_keeps_how_its_settings_were_chosen_from_its_start(data: Pa
     with pytest.raises(RefusedError):
         run_simulation(tiny_plan(), data, tmp_path / "run", 1, Format.json, tuning={"epsilon": 2.0})
     assert RunFolder.open(tmp_path / "run").tuning == {"epsilon": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ({"--data": "elsewhere"}, "no-such-folder"),
+        ({"--out": "taken"}, "run-exists"),
+        ({"--device": "cuda:99"}, "no-such-device"),
+        ({"--device": "\x1b[2J"}, "no-such-device"),
+        ({"--set": "held_out=[hospital-z]"}, "unknown-site"),
+    ],
+)
+def test_wrong_words_are_refused_before_settings_are_rehearsed(
+    words: dict[str, str],
+    code: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`privacy.settings: auto` takes minutes."""
+    monkeypatch.setattr("server.run.tune.resolved", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    values = tiny_values() | {"held_out": [HELD_OUT]}
+    (tmp_path / "plan.yaml").write_text(dump_yaml(values), encoding="utf-8")
+    given = {"--data": str(data), "--out": "run"} | words
+    status, _, said = typed(
+        capsys, "simulate", "plan.yaml", *(word for pair in given.items() for word in pair)
+    )
+    assert status == 2
+    assert f"error [{code}]" in said
 
 
 def test_what_pools_has_a_process_that_no_training_site_waits_for() -> None:
