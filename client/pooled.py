@@ -1,7 +1,8 @@
-"""The pooled baseline of a simulation: one node that trains on the images of several sites.
+"""What nodes of a simulation do and hospitals do not: train on the images of several sites, fit baselines.
 
 `app` answers for every node of a simulation: for a node with `pooled-sites` in its config it trains on all of
-them together, any other node is a hospital's `client.app`. No hospital loads this module.
+them together, any other node is a hospital's `client.app`, which with `baseline-sites` in its config also
+scores the baselines of those sites (client/baselines.py). No hospital loads this module.
 """
 
 from __future__ import annotations
@@ -41,13 +42,23 @@ from common.wire import (
 
 MEMBERS = "pooled-sites"
 """Key of the node config: paths of site.yaml files, joined by the path separator."""
+BASELINES = "baseline-sites"
+"""Key of the node config of a site: the paths of those that train, joined likewise."""
 NAME = POOLED
 """Of the pooled site: that of its arm."""
 
 
 def app(message: Message, context: Context) -> Message:
     """Answer a message as the node of `context`."""
-    if MEMBERS not in context.node_config:
+    config = context.node_config
+    if BASELINES in config:
+        from client.baselines import baseline_scores  # scikit-learn: an extra, and a second of CPU
+
+        plan = plan_of(str(context.run_config["plan"]))
+        agent = agent_for(str(config["site-config"]), plan)
+        training = tuple(str(config[BASELINES]).split(os.pathsep))
+        agent.score_baselines = functools.partial(baseline_scores, agent, plan, training)
+    if MEMBERS not in config:
         return hospital_app(message, context)
     return answer(message, context, _ask)
 
@@ -116,7 +127,7 @@ class PooledSites:
         base = self._models.receive(task)
         changed = [agent.bind_data(task.run) for agent in self._agents]  # every site, not up to the first
         for agent in self._agents:
-            agent.record_non_private(task)
+            agent.record_non_private(task.run, task.arm)
         steps = train_without_noise(self._plan, task, base, NAME, self._slices(task.run), Job())
         owner = UpdateOwner(name=NAME, nominal_patients=self._num_patients)
         return site_update(self._plan, task, base, steps, owner, data_changed=any(changed))

@@ -3,6 +3,10 @@
 A *control* is trained as the private arm of the same trainer, with noise 0: the same part, steps, clip, grid,
 sampling, divisor and mean over rounds. What the private arm does worse, the noise cost. It is not private,
 and exists in simulations only.
+
+A *baseline* is what each site gets without a network, from the image-quality metrics of its own training
+slices (common/iqm.py). It is fitted where it is scored, has no weights and no rounds, and exists in
+simulations only.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ Trainer = Literal["none", "each site", "all sites", "pooled site"]
 """Who trains an arm: no site, each training site by itself, all training sites together, or one site that
 holds the images of all of them (simulation only).
 """
+Classifier = Literal["logistic regression", "random forest"]
 Owner = Literal["public", "site", "federation"]
 
 HEAD = "head."
@@ -28,8 +33,12 @@ ArmName = Literal[
     "federated_dp",
     "federated_clipped",
     "pooled",
+    "iqm_logistic",
+    "iqm_forest",
 ]
-PUBLIC, LOCAL, LOCAL_DP, LOCAL_CLIPPED, FEDERATED, FEDERATED_DP, FEDERATED_CLIPPED, POOLED = get_args(ArmName)
+_NAMES = get_args(ArmName)
+PUBLIC, LOCAL, LOCAL_DP, LOCAL_CLIPPED, FEDERATED, FEDERATED_DP, FEDERATED_CLIPPED, POOLED = _NAMES[:8]
+BASELINES = IQM_LOGISTIC, IQM_FOREST = _NAMES[8:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,7 @@ class Arm:
     owner: Owner
     private: bool = False  # trained under differential privacy; what part, says `common.trainable`
     control: bool = False  # trained as the private arm of this trainer, with noise 0; simulations only
+    baseline: Classifier | None = None  # what is fitted to image-quality metrics in place of a network
 
     @property
     def is_trained(self) -> bool:
@@ -51,9 +61,19 @@ class Arm:
         return self.private or self.control
 
     @property
+    def by_rounds(self) -> bool:
+        """Whether it is a network that is trained round by round."""
+        return self.is_trained and self.baseline is None
+
+    @property
     def at_hospitals(self) -> bool:
         """Whether the sites are asked to train it, each its own images."""
-        return self.trainer in ("each site", "all sites")
+        return self.by_rounds and self.trainer in ("each site", "all sites")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it exists only in simulations of sites that are no hospital."""
+        return self.control or self.baseline is not None
 
 
 ARMS: dict[str, Arm] = {
@@ -65,6 +85,8 @@ ARMS: dict[str, Arm] = {
     FEDERATED_DP: Arm(trainer="all sites", owner="federation", private=True),
     FEDERATED_CLIPPED: Arm(trainer="all sites", owner="federation", control=True),
     POOLED: Arm(trainer="pooled site", owner="federation"),
+    IQM_LOGISTIC: Arm(trainer="each site", owner="site", baseline="logistic regression"),
+    IQM_FOREST: Arm(trainer="each site", owner="site", baseline="random forest"),
 }
 
 FINAL_ARMS = (FEDERATED_DP, FEDERATED, POOLED)
@@ -79,6 +101,11 @@ def is_private(arm: str) -> bool:
 def is_control(arm: str) -> bool:
     """Whether `arm` is known and the control of a private arm."""
     return arm in ARMS and ARMS[arm].control
+
+
+def is_baseline(model: str) -> bool:
+    """Whether a model's name, `arm` or `arm/site`, is that of a baseline."""
+    return model.partition("/")[0] in BASELINES
 
 
 def clips(arm: str) -> bool:

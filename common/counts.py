@@ -34,6 +34,11 @@ CROWDED = 0.2
 
 _A_QUANTILE = BINS // QUANTILES
 
+PROBABILITY_EDGES = np.log(np.arange(1, QUANTILES) / np.arange(QUANTILES - 1, 0, -1)).astype(np.float32)
+"""(EDGES,) logits of the probabilities 1/40 ... 39/40: the edges of a baseline, which sees no public patient
+and whose scores are logits of fitted probabilities.
+"""
+
 
 def quantile_edges(scores: np.ndarray) -> np.ndarray:
     """The quantiles 1/40 ... 39/40 of the given scores.

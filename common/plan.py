@@ -449,8 +449,9 @@ class RunPlan(StrictModel):
             raise ValueError("arms is empty")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
-        if all(ARMS[arm].control for arm in self.arms):
-            raise ValueError(f"arms names only controls, such as {self.arms[0]}, whose model no run hands on")
+        if all(ARMS[arm].simulated for arm in self.arms):
+            what = "controls" if ARMS[self.arms[0]].control else "baselines"
+            raise ValueError(f"arms names only {what}, such as {self.arms[0]}, whose model no run hands on")
         if unasked := sorted(set(self.training.class_weights) - set(self.model.labels)):
             raise ValueError(
                 f"training.class_weights: {unasked[0]!r} is not among model.labels: "
@@ -478,6 +479,13 @@ class RunPlan(StrictModel):
                 "steps, and augments views of training.inject only: state inject, or leave augment out"
             )
         of_series = "model.name = study" if self.model.name == STUDY else "model.args.neighbours"
+        baseline = next((arm for arm in self.arms if ARMS[arm].baseline), None)
+        if baseline and (of_measures or self.model.name == STUDY or self.model.neighbours):
+            seen = of_series if not of_measures else f"model.name = {self.model.name}"
+            raise ValueError(
+                f"arms: {baseline} takes the metrics of single slices, and {seen} sees others: "
+                "leave it out, or name a network of slices"
+            )
         if self.model.name == STUDY or self.model.neighbours:
             if self.training.inject is not None:
                 raise ValueError(
@@ -518,9 +526,9 @@ class RunPlan(StrictModel):
         return next((key for key, is_asked in asked.items() if is_asked), "")
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """Its arms that exist in simulations only, as controls of private ones."""
-        return tuple(arm for arm in self.scored_arms if ARMS[arm].control)
+    def simulated_arms(self) -> tuple[str, ...]:
+        """Its arms that exist only in simulations of sites that are no hospital."""
+        return tuple(arm for arm in self.scored_arms if ARMS[arm].simulated)
 
     @property
     def scored_arms(self) -> tuple[str, ...]:

@@ -157,8 +157,8 @@ def to_channels(stored: np.ndarray, modality: np.ndarray, *, rfft2: Transform | 
     is_ct = np.asarray(modality) == MODALITIES.index("CT")
     if is_ct.any():
         hu = stored[is_ct].astype(np.float32)
-        out[is_ct, 0] = _window(hu, *SOFT_TISSUE_WINDOW_HU)
-        out[is_ct, 1] = _window(hu, *WIDE_WINDOW_HU)
+        out[is_ct, 0] = window(hu, *SOFT_TISSUE_WINDOW_HU)
+        out[is_ct, 1] = window(hu, *WIDE_WINDOW_HU)
     if not is_ct.all():
         scaled = from_stored(stored[~is_ct], "MR")
         out[~is_ct, 0] = scaled
@@ -166,7 +166,8 @@ def to_channels(stored: np.ndarray, modality: np.ndarray, *, rfft2: Transform | 
     return out
 
 
-def _window(hu: np.ndarray, low: float, high: float) -> np.ndarray:
+def window(hu: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 at `low` and below, 1 at `high` and above, same shape."""
     return np.clip((hu - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
 
 

@@ -285,14 +285,17 @@ def _none(dtype: type, *shape: int) -> Any:
 
 
 class EvaluateTask(WireMessage):
-    """Coordinator to site: score these models on your test patients. Holds nothing of any patient."""
+    """Coordinator to site: score these models on your test patients. Holds nothing of any patient.
+
+    Baselines (`common.arms`), which a simulation alone asks for, come last and have no weights.
+    """
 
     run: RunName
     models: tuple[Name, ...]
     # on all patients instead: for a public or synthetic site that never trains; a hospital refuses it
     everyone: bool
     final: Name = ""  # which of them the run hands on; a hospital keeps it for its own use
-    weights: np.ndarray  # float32 (models, parameters)
+    weights: np.ndarray  # float32 (models with weights, parameters)
     # float32 (models, artifacts, common.counts.EDGES): quantiles of each model's scores of the coordinator's
     # public images, between which patients are counted; a site that answers with noise needs them
     edges: np.ndarray = _none(np.float32, 0, 0)

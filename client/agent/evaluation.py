@@ -20,7 +20,7 @@ from client.dicom.index import PARTS
 from client.dp.coins import Coins
 from client.dp.release import noise_deviation, release
 from client.dp.sampler import rows_by_patient
-from common.arms import ARMS, PUBLIC
+from common.arms import ARMS, PUBLIC, is_baseline
 from common.counts import (
     BINS,
     DISCLOSED_BINS,
@@ -145,8 +145,13 @@ def admit_models(plan: RunPlan, task: EvaluateTask) -> None:
     Raises:
         RefusedError: `crafted-model`, `foreign-model`.
     """
-    manifest = _manifest(plan)
-    if task.weights.shape != (len(task.models), manifest.size) or not np.isfinite(task.weights).all():
+    networks = [name for name in task.models if not is_baseline(name)]
+    baselines = task.models[len(networks) :]
+    if not all(name.partition("/")[0] in plan.arms for name in baselines if is_baseline(name)):
+        raise _foreign("the plan has no such arm")
+    if tuple(networks) + baselines != task.models:
+        raise _foreign("a baseline has no weights and comes last")
+    if task.weights.shape != (len(networks), _manifest(plan).size) or not np.isfinite(task.weights).all():
         raise RefusedError(
             "models of another shape",
             code="crafted-model",

@@ -84,7 +84,7 @@ from client.site.run_data import (
 )
 from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
-from common.arms import ARMS, HEAD, is_control
+from common.arms import ARMS, HEAD, is_baseline, is_control
 from common.devices import on_device
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
 from common.estimability import nominal_tested
@@ -154,6 +154,8 @@ class Agent:
         self._features = _NO_FEATURES
         self._views = OwnViews(plan)
         self._models = ReceivedModels(plan)
+        # of a simulation: (P, A) scores of the baselines that a task names, for the patients that it scores
+        self.score_baselines: Callable[[EvaluateTask], list[np.ndarray]] | None = None
 
     @property
     def policy(self) -> SitePolicy:
@@ -290,7 +292,7 @@ class Agent:
                 `simulation-only`.
             ConfigError: `split-fixed`.
         """
-        self._admit_controls()
+        self._admit_simulated()
         if not self.site.assesses and self._plan.training.inject is None:
             raise RefusedError(
                 f"{self.name}: site.yaml declares that no artifact was assessed, and the plan injects none",
@@ -316,15 +318,16 @@ class Agent:
         if private and self._is_void():
             admit_void(self.policy)
 
-    def _admit_controls(self) -> None:
-        """Raises RefusedError (code `simulation-only`): a hospital is asked for the control of a private arm;
-        it refuses the whole plan.
+    def _admit_simulated(self) -> None:
+        """Raises RefusedError (code `simulation-only`): a hospital is asked for the control of a private arm,
+        or for a baseline; it refuses the whole plan.
         """
-        if self._plan.controls and self.site.kind == "hospital":
+        if (arms := self._plan.simulated_arms) and self.site.kind == "hospital":
+            what = "trains a private arm without its noise" if ARMS[arms[0]].control else "fits a baseline"
             raise RefusedError(
-                f"{self.name}: arm {self._plan.controls[0]} is for simulations",
+                f"{self.name}: arm {arms[0]} is for simulations",
                 code="simulation-only",
-                public_reason="the plan trains a private arm without its noise, which is for simulations",
+                public_reason=f"the plan {what}, which is for simulations",
             )
 
     def check_ancestor(self, head: str) -> None:
@@ -394,9 +397,9 @@ class Agent:
             return training_slices(self._samples())
         return self._views.expanded(self.cohort(), run, inject, lambda: tick(0))
 
-    def record_non_private(self, task: TrainTask) -> None:
+    def record_non_private(self, run: str, arm: str) -> None:
         """Record training without noise in the ledger, before it begins, of a site that may hold patients."""
-        self._record_non_private(charge_name(task.run, task.arm), task.arm)
+        self._record_non_private(charge_name(run, arm), arm)
 
     def _record_non_private(self, request: str, purpose: str) -> None:
         if self._may_hold_patients:
@@ -544,7 +547,7 @@ class Agent:
         self.admit(private=False)
         base = self._models.receive(task)
         has_changed = self.admit_data(task.run)
-        self.record_non_private(task)
+        self.record_non_private(task.run, task.arm)
         if is_control(task.arm):
             part = private_part(self._plan)
             steps = self._clipped_steps(task, base, 0.0, job)
@@ -579,9 +582,10 @@ class Agent:
         calls them, before they are scored.
         """
         size = manifest_of(network_of(self._plan.model).state_dict()).size
-        if not self._plan.trained_at(self.name) or task.weights.shape != (len(task.models), size):
+        networks = [name for name in task.models if not is_baseline(name)]
+        if not self._plan.trained_at(self.name) or task.weights.shape != (len(networks), size):
             return
-        for name, flat in zip(task.models, task.weights, strict=True):
+        for name, flat in zip(networks, task.weights, strict=True):
             if is_trained_without_noise(name, self.name):
                 self._note_trained([flat], name.partition("/")[0])
 
@@ -724,7 +728,7 @@ class Agent:
             RefusedError: the policy does not permit it; `nothing-assessed`, a hospital without a label sheet;
                 `simulation-only`.
         """
-        self._admit_controls()
+        self._admit_simulated()
         policy, privacy = self.policy, self._plan.privacy
         mode = evaluation_mode(policy, self.site.kind, privacy.evaluation_noise_multiplier)
         if mode != "synthetic" and not self.site.has_sheet:
@@ -783,14 +787,23 @@ class Agent:
         self, task: EvaluateTask, job: Job, *, alone: bool = False
     ) -> tuple[list[np.ndarray], np.ndarray]:
         samples = self._samples()
-        return score_patients(
+        scores, truth = score_patients(
             samples,
             self._plan.model,
             task.weights,
             patients_scored(samples, everyone=task.everyone),
             alone=alone,
-            tick=job.ticker("model", len(task.models)),
+            tick=job.ticker("model", len(task.weights)),
         )
+        if len(task.weights) < len(task.models):
+            if self.score_baselines is None:
+                raise RefusedError(
+                    f"{self.name}: the task names a baseline, which is for simulations",
+                    code="simulation-only",
+                    public_reason="the task names a baseline, which is for simulations",
+                )
+            scores += self.score_baselines(task)
+        return scores, truth
 
     def _evaluate_hospital(self, task: EvaluateTask, mode: EvaluationMode, job: Job) -> SiteEvaluation:
         """The one answer of a run about a hospital's test patients: stored before it is sent, and the same

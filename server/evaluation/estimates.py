@@ -20,6 +20,7 @@ import numpy as np
 
 from common.arms import (
     ARMS,
+    BASELINES,
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
@@ -352,6 +353,8 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     (LOCAL_DP, LOCAL_CLIPPED),
     (LOCAL_CLIPPED, LOCAL),
     (POOLED, FEDERATED),
+    # does a network pay? Of the local one all but the method is the same
+    *((network, baseline) for network in (FEDERATED, FEDERATED_DP, LOCAL) for baseline in BASELINES),
 )
 OVERALL = ("home", "elsewhere", "unseen")
 

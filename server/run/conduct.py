@@ -468,7 +468,7 @@ def check_sites(plan: RunPlan, names: Sequence[str]) -> None:
 
 
 def check_controls(plan: RunPlan, sites: Sequence[Site] | None = None) -> None:
-    """Refuse the control of a private arm where real patients could train it without noise.
+    """Refuse the control of a private arm, or a baseline, where real patients could train it without noise.
 
     Args:
         sites: of a simulation; None: the run is deployed.
@@ -476,13 +476,13 @@ def check_controls(plan: RunPlan, sites: Sequence[Site] | None = None) -> None:
         PlanError: the run is deployed, or a simulated site is a hospital (code `simulation-only`).
     """
     hospitals = [site.name for site in sites or () if site.description.kind == "hospital"]
-    if not plan.controls or (sites is not None and not hospitals):
+    if not plan.simulated_arms or (sites is not None and not hospitals):
         return
     why = f": {hospitals[0]} is a hospital" if hospitals else ""
     raise PlanError(
-        f"arm `{plan.controls[0]}` exists in simulations of sites that are no hospital only{why}",
+        f"arm `{plan.simulated_arms[0]}` exists in simulations of sites that are no hospital only{why}",
         code="simulation-only",
-        hint=f"leave {', '.join(plan.controls)} out of arms",
+        hint=f"leave {', '.join(plan.simulated_arms)} out of arms",
     )
 
 
@@ -556,6 +556,8 @@ def _stages(plan: RunPlan, sites: Sequence[Site], folder: RunFolder) -> list[Sta
     stages: list[Stage] = []
     groups: list[tuple[str, str | None, list[Site]]]
     for arm in plan.arms:
+        if not ARMS[arm].by_rounds:
+            continue
         match ARMS[arm].trainer:
             case "each site":
                 groups = [(f"{arm}/{site.name}", site.name, [site]) for site in training]

@@ -170,11 +170,11 @@ class _Stage:
 
 
 def _stages(folder: RunFolder, about: Mapping[str, Mapping[str, Any]]) -> Iterator[_Stage]:
-    for arm in folder.plan.arms:
+    for arm in (arm for arm in folder.plan.arms if ARMS[arm].by_rounds):
         if ARMS[arm].trainer == "each site":
             for site in sorted(name for name, one in about.items() if one["role"] == "training"):
                 yield _Stage(arm=arm, name=f"{arm}/{site}", folder=folder.arm(arm, site))
-        elif ARMS[arm].is_trained:
+        else:
             yield _Stage(arm=arm, name=arm, folder=folder.arm(arm))
 
 

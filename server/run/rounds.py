@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.arms import ARMS, Arm
-from common.counts import BINS, DISCLOSED_BINS, Counts, noise_deviation
+from common.counts import BINS, DISCLOSED_BINS, PROBABILITY_EDGES, Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
 from common.estimability import Estimability, estimability
 from common.lineage import Lineage
@@ -509,13 +509,16 @@ def score_sites(
         RunError: no site answered.
     """
     plan = context.plan
-    names = tuple(models)
-    weights = np.stack([models[name] for name in names])
+    training = [site.name for site in hospitals if plan.trains_at(site.name)]
+    baselines = [f"{arm}/{site}" for arm in plan.arms if ARMS[arm].baseline for site in training]
+    names = (*models, *baselines)
+    weights = np.stack(list(models.values()))
     scored: dict[str, SiteScores] = {}
     data_changed: set[str] = set()
     absent = {site.name: "no-answer" for site in hospitals}
     bins = [context.public_bins(flat) for flat in weights]
-    edges = np.stack([edges for edges, _ in bins])
+    probabilities = np.tile(PROBABILITY_EDGES, (len(plan.model.labels), 1))
+    edges = np.stack([*(edges for edges, _ in bins), *(probabilities for _ in baselines)])
     for everyone in (False, True):
         asked = {site.node: site for site in hospitals if _scores_everyone(site, plan) == everyone}
         if not asked:
@@ -564,7 +567,7 @@ def score_sites(
             for model, rows in zip(names, edges, strict=True)
         },
         public_counts={
-            model: counts.to_json(plan.model.labels) for model, (_, counts) in zip(names, bins, strict=True)
+            model: counts.to_json(plan.model.labels) for model, (_, counts) in zip(models, bins, strict=True)
         },
     )
 

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,7 @@ def simulated(
     table_of_cohort, tables = named("client.data_check.cohort_table:table_of_cohort"), {}
     names = {path: read_site(path)[0].name for path in site_yamls}
     check_names(plan)
+    check_extra(plan)
     if plan.evaluate is None:
         check_sites(plan, list(names.values()))
     else:
@@ -201,6 +203,17 @@ def simulated(
     return folder
 
 
+def check_extra(plan: RunPlan) -> None:
+    """Raises ConfigError (code `missing-extra`): an arm is a baseline, and scikit-learn is not installed."""
+    arms = [arm for arm in plan.arms if ARMS[arm].baseline]
+    if arms and find_spec("sklearn") is None:
+        raise ConfigError(
+            f"arm `{arms[0]}` needs scikit-learn, which is not installed",
+            code="missing-extra",
+            hint="pip install 'fedqc[baseline]'; in a checkout: .venv/bin/pip install -e '.[baseline]'",
+        )
+
+
 def shown(folder: RunFolder, format: Format) -> int:
     """Print the results of a run.
 
@@ -222,16 +235,19 @@ def node_configs(
     plan: RunPlan, site_yamls: Sequence[Path], *, names: Sequence[str]
 ) -> dict[int, dict[str, str]]:
     """Node id -> node config: one node a site, and one that pools the training sites if an arm needs it.
+    Where an arm is a baseline, each site's node names the training sites, whose baselines it scores.
 
     Args:
         names: of the sites, in the order of `site_yamls`.
     """
     nodes = {number: {"site-config": str(path)} for number, path in enumerate(site_yamls, start=1)}
+    training = os.pathsep.join(
+        str(path) for path, name in zip(site_yamls, names, strict=True) if name not in plan.held_out
+    )
+    if any(ARMS[arm].baseline for arm in plan.arms):
+        nodes = {number: config | {"baseline-sites": training} for number, config in nodes.items()}
     if any(ARMS[arm].trainer == "pooled site" for arm in plan.arms):
-        training = [
-            str(path) for path, name in zip(site_yamls, names, strict=True) if name not in plan.held_out
-        ]
-        nodes[len(nodes) + 1] = {"pooled-sites": os.pathsep.join(training)}
+        nodes[len(nodes) + 1] = {"pooled-sites": training}
     return nodes
 
 
@@ -271,7 +287,7 @@ def loads(
     Args:
         names: site.yaml -> name of the site.
     """
-    whole = [arm for arm in plan.arms if ARMS[arm].is_trained and not ARMS[arm].clips]
+    whole = [arm for arm in plan.arms if ARMS[arm].by_rounds and not ARMS[arm].clips]
     pooled = [arm for arm in whole if ARMS[arm].trainer == "pooled site"]
     found: dict[int, float] = {}
     for node, config in nodes.items():

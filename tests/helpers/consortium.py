@@ -14,6 +14,7 @@ from flwr.app import Error, Message
 
 from client.site.config import read_site
 from client.site.site_ledger import init_ledger
+from common.arms import ARMS
 from common.plan import RunPlan, parse_plan
 
 SITES, PATIENTS, SIZE = ("hospital-a", "hospital-b", "hospital-c", "hospital-d"), 14, 32
@@ -98,12 +99,14 @@ class Consortium:
 
         nodes = node_configs(self.data, self.names)
         names = dict(enumerate(self.names, start=1))
+        members = os.pathsep.join(
+            nodes[number]["site-config"] for number, name in names.items() if name not in plan.held_out
+        )
+        if any(ARMS[arm].baseline for arm in plan.arms):
+            nodes = {number: config | {"baseline-sites": members} for number, config in nodes.items()}
         if "pooled" in plan.arms:
-            members = [
-                nodes[number]["site-config"] for number, name in names.items() if name not in plan.held_out
-            ]
             names[len(nodes) + 1] = "pooled"
-            nodes[len(nodes) + 1] = {"pooled-sites": os.pathsep.join(members)}
+            nodes[len(nodes) + 1] = {"pooled-sites": members}
         consortium = self
 
         def answering(message: Message, context: Any) -> Message:

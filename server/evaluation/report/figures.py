@@ -17,6 +17,8 @@ from common.arms import (
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
+    IQM_FOREST,
+    IQM_LOGISTIC,
     LOCAL,
     LOCAL_CLIPPED,
     LOCAL_DP,
@@ -49,6 +51,8 @@ STYLES: dict[str, Style] = {
     FEDERATED_DP: Style(colour="#007f5c", marker="diamond", dash="10 3 2 3"),
     FEDERATED_CLIPPED: Style(colour="#111111", marker="diamond", dash="5 2"),
     POOLED: Style(colour="#a3478a", marker="square", dash="4 2"),
+    IQM_LOGISTIC: Style(colour="#5b3f8c", marker="cross", dash="6 2"),
+    IQM_FOREST: Style(colour="#7a1f1f", marker="square", dash="1 2"),
 }
 OTHER = Style(colour="#333333", marker="circle", dash="1 3")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.arms import (
+    BASELINES,
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
@@ -302,6 +303,30 @@ def private_gain(reading: Reading) -> list[str]:
     return [reading.say(word, control=LOCAL_DP, other=difference_text(reading, control), **said)]
 
 
+def against_baseline(reading: Reading) -> list[str]:
+    """Whether each network beats every baseline of the run, a sentence a network: at the unseen sites where
+    some were held out, else at home.
+    """
+    lines = []
+    for arm in (FEDERATED, FEDERATED_DP, LOCAL):
+        where = next(
+            (at for at in ("unseen", "home") for one in BASELINES if reading.contrast(arm, one, at)), "home"
+        )
+        found = {one: row for one in BASELINES if (row := reading.contrast(arm, one, where)) is not None}
+        if not found:
+            continue
+        ways = [verdict(row) for row in found.values()]
+        way = "worse" if "lower" in ways else "better" if set(ways) == {"higher"} else "not_shown"
+        differences = [
+            reading.say("baseline.difference", baseline=one, difference=difference_text(reading, row))
+            for one, row in found.items()
+        ]
+        place = _place(reading, where) if where == "unseen" else reading.say("baseline.home")
+        said = {"where": place, "differences": reading.listing(differences)}
+        lines.append(reading.say(f"baseline.{way}", arm=arm, **said))
+    return lines
+
+
 def _place(reading: Reading, where: str) -> str:
     return (
         reading.say("gain.unseen", sites=reading.listing([reading.name(site) for site in reading.held_out]))
@@ -349,7 +374,7 @@ def remarks(reading: Reading) -> list[str]:
         count = len(reading.held_out)
         lines.append(say("headline.one_site") if count == 1 else say("headline.few_sites", count=count))
         lines += _at_chance(reading)
-    lines += [*private_gain(reading), *_unlearned(reading)]
+    lines += [*against_baseline(reading), *private_gain(reading), *_unlearned(reading)]
     for arm, other in ((FEDERATED, LOCAL), (FEDERATED_DP, PUBLIC)):
         found = {site: reading.contrast(arm, other, site) for site in reading.training}
         known = {site: difference for site, difference in found.items() if difference is not None}

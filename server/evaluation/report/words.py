@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from common import cohort_table
-from common.arms import FEDERATED_CLIPPED, FEDERATED_DP, LOCAL_CLIPPED, LOCAL_DP
+from common.arms import (
+    FEDERATED_CLIPPED,
+    FEDERATED_DP,
+    IQM_FOREST,
+    IQM_LOGISTIC,
+    LOCAL_CLIPPED,
+    LOCAL_DP,
+)
 from common.i18n import Languages
 from server.evaluation.report.words_zh import CHINESE
 
@@ -118,6 +125,8 @@ ENGLISH: dict[str, str] = {
     f"arm.{LOCAL_CLIPPED}": f"as {LOCAL_DP}, with noise 0",
     f"arm.{FEDERATED_CLIPPED}": f"as {FEDERATED_DP}, with noise 0",
     "arm.pooled": "all images in one place (simulation only)",
+    f"arm.{IQM_LOGISTIC}": "each site alone: logistic regression on image-quality metrics, no network",
+    f"arm.{IQM_FOREST}": "each site alone: random forest on image-quality metrics, no network",
     "arm.other": "",
     "who.public": "the starting weights",
     "who.local": "sites training alone",
@@ -127,6 +136,8 @@ ENGLISH: dict[str, str] = {
     f"who.{LOCAL_CLIPPED}": "sites training alone as in private, with noise 0",
     f"who.{FEDERATED_CLIPPED}": "the same training with noise 0",
     "who.pooled": "the pooled model",
+    f"who.{IQM_LOGISTIC}": "logistic regression on image-quality metrics",
+    f"who.{IQM_FOREST}": "random forests on image-quality metrics",
     "who.other": "{arm}",
     "arm.no_model": "no model: did not run",
     "arm.refused": "no model: refused",
@@ -367,6 +378,13 @@ ENGLISH: dict[str, str] = {
         "Private training gains {difference} over the starting weights {where}, and over {control}, each "
         "hospital alone in private, {other}."
     ),
+    "baseline.better": "{arm} beats a cheap baseline, on the same patients, {where}: {differences}.",
+    "baseline.not_shown": (
+        "{arm} is not shown to beat a cheap baseline, on the same patients, {where}: {differences}."
+    ),
+    "baseline.worse": "{arm} is worse than a cheap baseline, on the same patients, {where}: {differences}.",
+    "baseline.home": "at the training sites",
+    "baseline.difference": "over {baseline} {difference}",
     "gain.unseen": "at {sites}, which no model saw",
     "gain.home": "at the training sites, whose patients the starting weights did not see",
     "headline.at_chance": "At {site}, {arm} is not distinguishable from chance on {artifacts}: the "

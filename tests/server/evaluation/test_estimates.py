@@ -218,6 +218,8 @@ def test_every_comparison_of_arms_that_exist_is_told_everywhere() -> None:
         "federated_dp",
         "federated_clipped",
         "pooled",
+        "iqm_logistic",
+        "iqm_forest",
     }
     assert next(row for row in found if row["where"] == "unseen")["value"] == 0.75
 
