@@ -174,6 +174,17 @@ class CurvePoint(TypedDict):
 
 
 @_STRICT
+class AnyArtifact(TypedDict):
+    """Patients with any of some artifacts, see common/any_artifact.py; sites that did not count them are
+    missing.
+    """
+
+    artifacts: list[str]  # that are combined; none: fewer than two
+    counts: dict[str, dict[str, Any]]  # site -> model
+    matrix: dict[str, dict[str, ArtifactRow]]  # model -> site
+
+
+@_STRICT
 class Evaluation(TypedDict):
     """All of evaluation.json."""
 
@@ -212,6 +223,8 @@ class Evaluation(TypedDict):
     contrasts: list[Contrast]
     below_chance: list[BelowChance]
     generalization_gap: NotRequired[dict[str, GeneralizationGap]]  # arm ->
+    any_artifact: NotRequired[AnyArtifact]
+    any_public: NotRequired[dict[str, dict[str, Any]]]  # model -> edges, counts of the public set
     looks: Looks
     labels: NotRequired[str]
     evaluates: NotRequired[dict[str, Any]]  # of an evaluation by itself: run, models by digest, who trained
@@ -220,7 +233,7 @@ class Evaluation(TypedDict):
     alternatives: NotRequired[bool]
 
 
-LATER_KEYS = ("generalization_gap",)
+LATER_KEYS = ("generalization_gap", "any_artifact")
 """Keys that follow from the counts, and that a file of an earlier version may lack."""
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from common.any_artifact import ANY, combined
 from common.arms import (
     ARMS,
     FEDERATED,
@@ -61,6 +62,8 @@ class SiteScores:
     scoring: Mapping[str, Any] = field(
         default_factory=lambda: {"mode": "synthetic"}
     )  # mode; of noise, its price
+    # of one row: patients with and without any artifact; none where the site was not asked
+    any_counts: Mapping[str, Counts] = field(default_factory=dict)
 
     @property
     def upper_covariance(self) -> np.ndarray:
@@ -531,6 +534,24 @@ def site_metrics(
     return found
 
 
+def any_numbers(study: Study) -> dict[str, Any]:
+    """Any artifact: which are combined, and of each site that counted patients with any of them the counts
+    and the row of each model. It is no artifact, and in no mean over artifacts.
+    """
+    sites = {site: scores.any_counts for site, scores in study.sites.items() if scores.any_counts}
+    return {
+        "artifacts": [study.artifacts[place] for place in combined(study.artifacts)],
+        "counts": {
+            site: {model: counts.to_json([ANY])[ANY] for model, counts in of_models.items()}
+            for site, of_models in sites.items()
+        },
+        "matrix": {
+            model: {site: site_metrics(of_models[model], [ANY])[ANY] for site, of_models in sites.items()}
+            for model in study.models
+        },
+    }
+
+
 def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
     """The parts of evaluation.json that follow from the counts alone."""
     everywhere = [*study.training, *study.held_out]
@@ -596,4 +617,5 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         "below_chance": below,
         "generalization_gap": generalization_gap(study, arms),
         "looks": families | {"below_chance": tested},
+        "any_artifact": any_numbers(study),
     }

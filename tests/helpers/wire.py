@@ -71,6 +71,7 @@ LEAVES_A_HOSPITAL = {
         "noised": DP,
         "histograms": DISCLOSED,
         "covariance": DISCLOSED,
+        "any_histograms": DISCLOSED,
     },
     "Refusal": {"site": PUBLIC, "run": PUBLIC, "code": PUBLIC, "reason": PUBLIC, "incident": PUBLIC},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from common.i18n import speaker
@@ -62,8 +63,11 @@ def report_json(reading: Reading, participation: Participation, *, trainable: st
             {"arm": line.arm, "model": line.model, "site": line.site, "artifact": line.artifact}
             | line.found.to_json()
             for arm in reading.arms
-            for line in decisions.lines_of(reading, arm)
+            for line in chain(decisions.lines_of(reading, arm), decisions.any_lines(reading, arm))
         ],
+        "any_artifact": {name: found["any_artifact"][name] for name in ("artifacts", "matrix")}
+        if "any_artifact" in found
+        else None,
     }
 
 
@@ -98,6 +102,8 @@ def report_markdown(reading: Reading, participation: Participation, *, trainable
     lead = decisions.lead_of(reading)
     if reading.has_points and lead is not None:
         lines += [f"## {say('operating.section')}", "", as_markdown(_decisions(reading, lead))]
+        if reading.any_artifacts:
+            lines += [plain_text(say("any.note", artifacts=reading.any_artifacts)), ""]
     lines += [f"## {say('not.section')}", ""]
     lines += [f"- {plain_text(line)}" for line in findings.not_measured(reading)]
     return "\n".join(lines) + "\n"

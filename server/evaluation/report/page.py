@@ -490,6 +490,7 @@ def operating_view(reading: Reading, plan: RunPlan) -> dict[str, Any] | None:
         "calibration": decisions.calibration_figures(reading),
         "decision": decisions.decision_figures(reading),
         "drawn": [arm for arm in decisions.DRAWN if reading.models_of(arm)],
+        "any": reading.any_artifacts,
     }
 
 

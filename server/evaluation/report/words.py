@@ -212,6 +212,13 @@ ENGLISH: dict[str, str] = {
         "the site's prevalence; alarms are per 100 scans there. Intervals are Wilson's. Few public patients "
         "choose a threshold badly: public_set.patients of the plan gives more."
     ),
+    "any.title": "any artifact",
+    "any.note": (
+        "Any artifact ({artifacts}): patients in whom every artifact that can occur in their modality was "
+        "assessed, with one of them or without all. Their score is the highest of the model's scores on a "
+        "scale of public quantiles (Gumbel), less the logarithm of their number; so is the threshold. It is "
+        "in no mean over artifacts."
+    ),
     "operating.grey": "Grey: the counts allow no number, or lie in few coarse bins.",
     "operating.no_point": "too few public patients",
     "operating.noise": "not estimable at this n and ε",
@@ -560,8 +567,17 @@ ENGLISH: dict[str, str] = {
         "follow from."
     ),
     "not.any": (
-        "“Any artifact” is not reported: sites send the counts of each artifact by itself, from which the "
+        "“Any artifact” is not reported: sites sent the counts of each artifact by itself, from which the "
         "patients with any of them cannot be counted."
+    ),
+    "not.any.noised": (
+        "Any artifact at {sites}: not asked. Scored with noise, it would be one more row, and the noise of "
+        "all others would rise."
+    ),
+    "not.any.unasked": "Any artifact at {sites}: not counted; the answer is of an earlier version.",
+    "not.any.blank": (
+        "Any artifact at {sites}: nobody is counted. In nobody was every artifact assessed, or exact numbers "
+        "would tell of few patients."
     ),
     "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
     "not.severity": "Severity and place of an artifact are not scored; a patient's score is the expected "

@@ -210,6 +210,38 @@ def test_sums_that_no_patients_give_are_refused(changes: dict[str, Any], claim: 
     assert caught.value.message.startswith("hospital-a: ")
 
 
+ANY = np.zeros((2, 2, BINS), np.int64)
+ANY[:, 0, 250], ANY[:, 1, 230] = 30, 40
+
+
+def test_counts_of_any_artifact_pass_where_the_plan_has_several() -> None:
+    check_evaluation(disclosed(any_histograms=ANY), QUESTION, SITE, SCORING)
+    check_evaluation(disclosed(any_histograms=ANY, mode="synthetic"), QUESTION, PUBLIC, SCORING)
+    alone = tiny_plan(arms=["federated"], model={"labels": ["metal"]})
+    histograms, covariance = sums()
+    cut = {"histograms": histograms[:, :, :1], "covariance": covariance[::5, ::5]}
+    check_evaluation(disclosed(**cut), QUESTION, SITE, alone)
+    with pytest.raises(RunError, match="any artifact"):
+        check_evaluation(disclosed(**cut, any_histograms=ANY), QUESTION, SITE, alone)
+
+
+@pytest.mark.parametrize(
+    ("sent", "claim"),
+    [
+        (ANY[:1], "any artifact"),
+        (ANY[..., :-1], "any artifact"),
+        (ANY.astype(np.float64), "kind"),
+        (-ANY, "no patients give"),
+        (ANY * 10**7, "no patients give|too many"),
+        (np.stack([ANY[0], ANY[0] + (ANY[0] > 0)]), "differ between models"),
+        (ANY * 10, "more patients with or without"),
+    ],
+)
+def test_counts_of_any_artifact_that_no_patients_give_are_refused(sent: np.ndarray, claim: str) -> None:
+    with pytest.raises(RunError, match=claim):
+        check_evaluation(disclosed(any_histograms=sent, mode="synthetic"), QUESTION, PUBLIC, SCORING)
+
+
 BOUND = 12 * NOISE * np.sqrt(2 * len(DEFAULT_LABELS))
 
 
