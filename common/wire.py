@@ -288,7 +288,7 @@ def _none(dtype: type, *shape: int) -> Any:
 class EvaluateTask(WireMessage):
     """Coordinator to site: score these models on your test patients. Holds nothing of any patient."""
 
-    LATER_FLAGS = ("any_edges",)
+    LATER_FLAGS = ("any_edges", "subgroups")
 
     run: RunName
     models: tuple[Name, ...]
@@ -302,6 +302,8 @@ class EvaluateTask(WireMessage):
     # float32 (models, common.counts.EDGES): the same of `common.any_artifact.any_score`; asks sites that are
     # scored exactly for one more row, and sites that answer with noise for nothing
     any_edges: np.ndarray = _none(np.float32, 0)
+    # asks public and synthetic sites for the same counts by subgroup, and hospitals for nothing
+    subgroups: bool = False
 
 
 class SiteDescription(WireMessage):
@@ -388,7 +390,7 @@ class SiteEvaluation(WireMessage):
     An answer with noise has no exact sum: the arrays of the other kind are empty.
     """
 
-    LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta", "any_histograms")
+    LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta", "any_histograms", "subgroups")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[RunName, PUBLIC]
@@ -409,11 +411,16 @@ class SiteEvaluation(WireMessage):
     # int64 (models, 2, common.counts.BINS), of the patients with and without any artifact. DISCLOSED, as the
     # artifacts' own, under the same policy: with noise it would be a further row that all others pay for
     any_histograms: Annotated[np.ndarray, DISCLOSED] = _none(np.int64, 2, 0)
+    # int32 (models, 2, artifacts, len(common.subgroups.LEVELS), common.counts.DISCLOSED_BINS). Of public and
+    # synthetic sites alone: a hospital sends none, whatever its policy
+    subgroups: Annotated[np.ndarray, DISCLOSED] = _none(np.int32, 2, 0, 0, 0)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> SiteEvaluation:
         if self.mode == "dp" and (self.histograms.size or self.covariance.size or self.any_histograms.size):
             raise ValueError("exact sums beside those with noise")
+        if self.mode != "synthetic" and self.subgroups.size:
+            raise ValueError("subgroups of a hospital")
         if self.mode != "dp" and self.noised.size:
             raise ValueError("sums with noise beside exact ones")
         return self

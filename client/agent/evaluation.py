@@ -30,6 +30,7 @@ from common.counts import (
     auroc_covariance,
     count_between,
     per_patient,
+    to_bins,
 )
 from common.errors import RefusedError, RunError
 from common.learning import score
@@ -150,6 +151,25 @@ def any_sums(
         counts = Counts.of(any_score(one, could, row)[:, None], labels[:, None], any_row[None], bins=bins)
         found.append(np.concatenate([counts.positives, counts.negatives]))
     return np.stack(found)
+
+
+def subgroup_sums(
+    scores: Sequence[np.ndarray], truth: np.ndarray, member: np.ndarray, edges: np.ndarray
+) -> np.ndarray:
+    """Patients in `DISCLOSED_BINS` bins by subgroup, int32 (K, 2, A, levels, bins), positives first.
+
+    Args:
+        scores, truth: as `score_patients` gives them.
+        member: bool (P, A, levels) of `client.data.subgroups.subgroups_of`.
+        edges: (K, A, EDGES), public.
+    """
+    found = np.zeros((len(scores), 2, *member.shape[1:], DISCLOSED_BINS), np.int32)
+    for model, (one, row) in enumerate(zip(scores, edges, strict=True)):
+        places = to_bins(one, row, bins=DISCLOSED_BINS)
+        for number, value in enumerate((1, 0)):
+            patient, artifact, level = np.nonzero(member & (truth == value)[:, :, None])
+            np.add.at(found[model, number], (artifact, level, places[patient, artifact]), 1)
+    return found
 
 
 def _shows_few(truth: np.ndarray, labels: np.ndarray, minimum_cell: int) -> bool:

@@ -33,6 +33,7 @@ from client.agent.evaluation import (
     public_digest,
     query_digest,
     score_patients,
+    subgroup_sums,
 )
 from client.agent.failures import refusal_for
 from client.agent.job import Job
@@ -51,6 +52,7 @@ from client.agent.training import (
 )
 from client.data.cohort import Cohort, admit_assessed, data_digests, load_cohort
 from client.data.studies import CohortSamples, cohort_samples
+from client.data.subgroups import subgroups_of
 from client.dicom.cache import is_prepared
 from client.dp.sampler import rows_by_patient
 from client.site.answer_store import AnswerKey, Outbox
@@ -781,6 +783,7 @@ class Agent:
             histograms=histograms,
             covariance=covariance,
             any_histograms=self._any_sums(task, scores, truth),
+            subgroups=self._subgroup_sums(task, scores, truth),
             data_changed=has_changed,
         )
 
@@ -810,6 +813,15 @@ class Agent:
         could = possible(samples.patients[rows], samples.modality[rows], labels)[:, places]
         of_each = [one[:, places] for one in scores]
         return any_sums(of_each, truth[:, places], could, task.edges[:, places], task.any_edges, **how)
+
+    def _subgroup_sums(self, task: EvaluateTask, scores: list[np.ndarray], truth: np.ndarray) -> np.ndarray:
+        """Patients by subgroup, where the task asks for them; of sites without patients to protect."""
+        if not task.subgroups or not task.edges.size or not len(truth):
+            return np.zeros((0, 2, 0, 0, 0), np.int32)
+        cohort = self.cohort()
+        rows = patients_scored(cohort, everyone=task.everyone)
+        member = subgroups_of(cohort, rows, site_key(self.state))
+        return subgroup_sums(scores, truth, member, task.edges)
 
     def _evaluate_hospital(self, task: EvaluateTask, mode: EvaluationMode, job: Job) -> SiteEvaluation:
         """The one answer of a run about a hospital's test patients: stored before it is sent, and the same

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from common.any_artifact import combined
-from common.counts import BINS, NOISED_BINS, Counts, noise_deviation
+from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts, noise_deviation
 from common.errors import ConfigError, RunError
 from common.names import MAX_PATIENTS
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon
 from common.privacy import GaussianSteps, epsilon_of, rdp_epsilon
+from common.subgroups import LEVELS
 from common.weights import LIMIT, decode_steps, dequantize_int8, int8_variance
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
@@ -111,6 +112,12 @@ def check_evaluation(
             "covariance": (answer.covariance.shape, (cells, cells)),
             "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
         }
+        if answer.subgroups.size:
+            shape = (models, 2, artifacts, len(LEVELS), DISCLOSED_BINS)
+            claims |= {
+                "subgroups": (answer.subgroups.shape, shape),
+                "their kind": (str(answer.subgroups.dtype), "int32"),
+            }
         if answer.any_histograms.size:
             has_any = bool(len(combined(plan.model.labels)))
             claims |= {
@@ -133,7 +140,11 @@ def check_evaluation(
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
     if answer.mode == "dp":
         return
-    if wrong := _wrong_sums(answer.histograms, answer.covariance) or _wrong_any(answer):
+    if (
+        wrong := _wrong_sums(answer.histograms, answer.covariance)
+        or _wrong_any(answer)
+        or _wrong_subgroups(answer)
+    ):
         raise RunError(f"{site.site}: {wrong}", code="bad-evaluation")
 
 
@@ -181,6 +192,19 @@ def _wrong_any(answer: SiteEvaluation) -> str:
     most = answer.histograms[0].sum(axis=(1, 2))
     if answer.mode == "synthetic" and (numbers[0] > most).any():
         return "more patients with or without any artifact than with or without each of them"
+    return ""
+
+
+def _wrong_subgroups(answer: SiteEvaluation) -> str:
+    """What counts by subgroup cannot be beside those of all patients; "" where all is well."""
+    found = answer.subgroups
+    if not found.size:
+        return ""
+    numbers = found.sum(axis=-1, dtype=np.int64)
+    if found.min() < 0 or (numbers != numbers[:1]).any():
+        return "the numbers of patients in subgroups differ between models, or are below zero"
+    if (numbers[0] > answer.histograms[0].sum(axis=-1)[..., None]).any():
+        return "more patients in a subgroup than in all"
     return ""
 
 

@@ -449,6 +449,7 @@ def scores_of(evaluation: SiteEvaluation, expected: Estimability | None = None) 
                 name: Counts(positives=h[:1], negatives=h[1:], bins=bins)
                 for name, h in zip(evaluation.models, evaluation.any_histograms, strict=False)
             },
+            subgroups=dict(zip(evaluation.models, evaluation.subgroups, strict=False)),
         )
     models, _, artifacts, _ = evaluation.noised.shape
     deviation = noise_deviation(evaluation.noise_multiplier, models, artifacts)
@@ -535,6 +536,7 @@ def score_sites(
             weights=weights,
             edges=edges,
             any_edges=any_edges,
+            subgroups=True,
         )
         answers = ask(
             context.grid,

@@ -47,6 +47,7 @@ MESSAGES: tuple[WireMessage, ...] = (
         everyone=True,
         weights=np.ones((1, 7), np.float32),
         any_edges=np.linspace(-1, 4, 39, dtype=np.float32)[None],
+        subgroups=True,
     ),
     DescribeTask(run="r", rehearse=True),
     SiteDescription(
@@ -150,8 +151,8 @@ def test_an_array_that_came_later_travels_only_where_it_says_something() -> None
     task, answer = (
         next(one for one in MESSAGES if type(one) is kind) for kind in (EvaluateTask, SiteEvaluation)
     )
-    assert b"any_edges" not in task.to_bytes()
-    assert b"any_histograms" not in answer.to_bytes()
+    assert not [name for name in (b"any_edges", b"subgroups") if name in task.to_bytes()]
+    assert not [name for name in (b"any_histograms", b"subgroups") if name in answer.to_bytes()]
     text, arrays = answer._parts()
     for lacks in ("histograms", "covariance"):
         with pytest.raises(RunError):

@@ -72,6 +72,7 @@ LEAVES_A_HOSPITAL = {
         "histograms": DISCLOSED,
         "covariance": DISCLOSED,
         "any_histograms": DISCLOSED,
+        "subgroups": DISCLOSED,
     },
     "Refusal": {"site": PUBLIC, "run": PUBLIC, "code": PUBLIC, "reason": PUBLIC, "incident": PUBLIC},
 }

@@ -25,6 +25,7 @@ from server.evaluation.participation import Participation, participation_of
 from server.evaluation.report import decisions, figures, findings
 from server.evaluation.report.numerals import Number, plain, score, signed
 from server.evaluation.report.reading import Reading
+from server.evaluation.report.subgroups import subgroup_tables
 from server.evaluation.report.tuning import tuning_view
 from server.evaluation.report.words import LANGUAGES
 from server.evaluation_file import Contrast, Evaluation, Interval
@@ -117,6 +118,7 @@ def render(
         model_rows=model_rows(reading),
         artifact_tables=artifact_tables(reading),
         operating=operating_view(reading, plan),
+        subgroups=subgroup_tables(reading),
         participation=participation,
         roc=roc_figures(reading),
         unseen_tables=unseen_tables(reading),

@@ -464,6 +464,63 @@ ENGLISH: dict[str, str] = {
     "curves.table": "Loss and macro AUROC on the public set after each round; round 0 is the start.",
     "curves.none": "No arm was trained, so there is no curve.",
     "curves.private": "The curve of {arm} carries {tag}.",
+    # subgroups
+    "subgroups.section": "By subgroup of patients",
+    "subgroups.lead": (
+        "AUROC with its 95 % interval, patients with / without the artifact below it; counted in 20 bins "
+        "at public and synthetic sites, nothing at hospitals. A patient is in a level that all of the "
+        "patient’s slices that say anything agree on. A severity has its own patients with the artifact, "
+        "and all without."
+    ),
+    "subgroups.caption": "{arm} at {sites}.",
+    "subgroups.column": "Subgroup",
+    "subgroups.level": "{subgroup}: {level}",
+    "subgroups.not_estimable": "not estimable",
+    "subgroups.tested": (
+        "Differences between two levels of a subgroup, Holm-corrected over this arm: {tested} tested, "
+        "{beyond} below .05."
+    ),
+    "subgroups.difference": "{place}, {artifact}: {one} less {other} is {value} ({low} to {high}), p {p}.",
+    "subgroups.home": "training sites",
+    "subgroups.unseen": "held-out sites",
+    "subgroup.vendor": "vendor",
+    "subgroup.field_strength": "field strength",
+    "subgroup.tube_voltage": "tube voltage",
+    "subgroup.body_part": "body part",
+    "subgroup.sex": "sex",
+    "subgroup.age": "age",
+    "subgroup.severity": "severity",
+    "level.siemens": "Siemens",
+    "level.ge": "GE",
+    "level.philips": "Philips",
+    "level.canon": "Canon",
+    "level.united_imaging": "United Imaging",
+    "level.vendor.other": "other",
+    "level.1.5_t": "1.5 T",
+    "level.3_t": "3 T",
+    "level.field_strength.other": "other",
+    "level.to_90_kv": "up to 90 kV",
+    "level.91_to_110_kv": "91 to 110 kV",
+    "level.111_to_130_kv": "111 to 130 kV",
+    "level.over_130_kv": "over 130 kV",
+    "level.head": "head",
+    "level.neck": "neck",
+    "level.chest": "chest",
+    "level.abdomen": "abdomen",
+    "level.pelvis": "pelvis",
+    "level.spine": "spine",
+    "level.limb": "limb",
+    "level.body_part.other": "other",
+    "level.female": "female",
+    "level.male": "male",
+    "level.under_20": "under 20",
+    "level.20_to_39": "20 to 39",
+    "level.40_to_59": "40 to 59",
+    "level.60_to_79": "60 to 79",
+    "level.80_and_over": "80 and over",
+    "level.mild": "mild",
+    "level.moderate": "moderate",
+    "level.severe": "severe",
     # contrasts
     "contrasts.section": "Which differences exceed chance",
     "contrasts.caption": "Differences of macro AUROC, paired over the same test patients and over the same "

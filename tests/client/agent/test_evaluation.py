@@ -34,6 +34,7 @@ from common.errors import RunError
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges
 from common.privacy import epsilon_of
+from common.subgroups import PLACE, SUBGROUPS
 from common.wire import DescribeTask, EvaluateTask, SiteEvaluation, SiteReadiness, WireMessage
 from tests.helpers.consortium import HELD_OUT, settle, tiny_plan
 from tests.helpers.site_agent import BASE, HEAD, A, agent, ledger, refusal_of, rows
@@ -658,6 +659,38 @@ def test_any_artifact_tells_of_no_few_patients(case: str) -> None:
     assert bool(found.any()) == may
     assert len(np.flatnonzero(found.sum((0, 1)))) <= DISCLOSED_BINS
     assert any_sums(scores, truth, could, edges, any_edges).any(), "exact sites have no smallest cell"
+
+
+def with_subgroups(task: EvaluateTask) -> EvaluateTask:
+    return task.model_copy(update={"subgroups": True})
+
+
+def test_a_public_site_counts_its_patients_by_subgroup(data: Path) -> None:
+    plan = dp_plan()
+    cohort = load_cohort(data / HELD_OUT, size=plan.image_size, plan_split=plan.split_at(HELD_OUT))
+    answer = scored(agent(data, HELD_OUT, plan).evaluate(with_subgroups(evaluate_task(everyone=True))))
+    found = answer.subgroups
+    assert found.shape == (2, 2, ARTIFACTS, len(PLACE), DISCLOSED_BINS)
+    total = answer.histograms.sum(-1)
+    by_level = found.sum(-1)
+    assert (by_level <= total[..., None]).all()
+    assert all(record.manufacturer for record in cohort.records)
+    vendors = [PLACE["vendor", level] for level in SUBGROUPS["vendor"]]
+    assert np.array_equal(by_level[..., vendors].sum(-1), total), "each patient has one vendor"
+    severities = [PLACE["severity", level] for level in SUBGROUPS["severity"]]
+    assert np.array_equal(by_level[:, 0][..., severities].sum(-1), total[:, 0]), "each present one has one"
+    assert (by_level[:, 1][..., severities] == total[:, 1][..., None]).all(), "all have those without"
+
+
+@pytest.mark.parametrize("mode", ["dp", "disclosed"])
+def test_a_hospital_sends_no_subgroups_whoever_asks(data: Path, mode: Any) -> None:
+    hospital(data, evaluation=mode)
+    answer = scored(agent(data, plan=dp_plan()).evaluate(with_subgroups(evaluate_task())))
+    assert (answer.mode, answer.subgroups.size) == (mode, 0)
+    with pytest.raises(ValueError, match="subgroups of a hospital"):
+        SiteEvaluation(
+            site="a", run="r", models=("m",), mode=mode, subgroups=np.ones((1, 2, 5, 3, 20), np.int32)
+        )
 
 
 def test_edges_of_any_artifact_that_do_not_fit_are_refused(data: Path) -> None:

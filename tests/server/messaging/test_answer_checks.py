@@ -14,6 +14,7 @@ from common.errors import RunError
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon
 from common.privacy import epsilon_of
+from common.subgroups import LEVELS
 from common.weights import LIMIT, encode_steps, int8_variance, quantize_int8
 from common.wire import EvaluateTask, SiteEvaluation
 from server.messaging.answer_checks import check_evaluation, check_update
@@ -240,6 +241,31 @@ def test_counts_of_any_artifact_pass_where_the_plan_has_several() -> None:
 def test_counts_of_any_artifact_that_no_patients_give_are_refused(sent: np.ndarray, claim: str) -> None:
     with pytest.raises(RunError, match=claim):
         check_evaluation(disclosed(any_histograms=sent, mode="synthetic"), QUESTION, PUBLIC, SCORING)
+
+
+def by_subgroup(**changes: Any) -> SiteEvaluation:
+    histograms, covariance = sums(coarse=False)
+    found = np.zeros((2, 2, len(DEFAULT_LABELS), len(LEVELS), DISCLOSED_BINS), np.int32)
+    found[:, 0, 0, :, 4], found[:, 1, 0, :, 3] = 5, 6
+    values = {"histograms": histograms, "covariance": covariance, "subgroups": found}
+    return disclosed(mode="synthetic", **values | changes)
+
+
+def test_counts_by_subgroup_are_checked_beside_those_of_all() -> None:
+    check_evaluation(by_subgroup(), QUESTION, PUBLIC, SCORING)
+    sent = by_subgroup().subgroups
+    one = sent.copy()
+    one[1, 0, 0, 0, 0] += 1
+    for wrong, claim in (
+        (sent[..., :-1], "subgroups"),
+        (sent[:, :, :, :-1], "subgroups"),
+        (sent.astype(np.int64), "kind"),
+        (-sent, "below zero"),
+        (one, "differ between models"),
+        (sent * 20, "more patients in a subgroup"),
+    ):
+        with pytest.raises(RunError, match=claim):
+            check_evaluation(by_subgroup(subgroups=wrong), QUESTION, PUBLIC, SCORING)
 
 
 BOUND = 12 * NOISE * np.sqrt(2 * len(DEFAULT_LABELS))

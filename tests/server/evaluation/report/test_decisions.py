@@ -182,6 +182,28 @@ def test_who_says_nothing_of_any_artifact_is_named_with_the_reason(whole: dict[s
     assert findings._without_any(Reading(alone, SAY)) == []
 
 
+def test_subgroups_are_a_section_with_what_cannot_be_estimated_and_holms_count(
+    whole: dict[str, Any], page: str
+) -> None:
+    shown = text_of(section(page, "subgroups"))
+    rows = whole["subgroups"]["rows"]["federated"]
+    wanted = ("home", "motion", "siemens")
+    (row,) = [one for one in rows if (one["place"], one["artifact"], one["level"]) == wanted]
+    assert row["sites"] == list(TRAINING)
+    assert f"{row['auroc']:.3f}" in shown
+    assert f"{row['n_pos']} / {row['n_neg']}" in shown
+    assert "vendor: Siemens" in shown
+    assert "not estimable" in shown, "of two women"
+    tested = whole["subgroups"]["differences"]["federated"]
+    assert f"{len(tested)} tested" in shown
+    changed = copy.deepcopy(whole)
+    changed["subgroups"]["differences"]["federated"][0]["p_holm"] = 0.001
+    told = text_of(section(render(changed, MANIFEST, PLAN), "subgroups"))
+    assert "vendor: Siemens less vendor: GE is" in told
+    old = {key: value for key, value in whole.items() if key != "subgroups"}
+    assert 'id="subgroups"' not in render(old, MANIFEST, PLAN)
+
+
 def test_the_origin_of_the_threshold_is_printed(page: str, whole: dict[str, Any]) -> None:
     assert "Origin: 60 public phantoms, drawn from seed 20261." in text_of(section(page, "operating"))
     plan = PLAN.model_copy(update={"public_set": PublicSet(file="/x/public.npz", sha256="ab" * 32)})
