@@ -362,9 +362,11 @@ class Counts:
         }
 
     @staticmethod
-    def from_json(values: Mapping[str, dict[str, list[list[int]]]]) -> Counts:
+    def from_json(
+        values: Mapping[str, dict[str, list[list[int]]]], vocabulary: Sequence[str] = NAMES
+    ) -> Counts:
         """From what `to_json` gave, rows in the order of the vocabulary."""
-        names = [name for name in NAMES if name in values]
+        names = [name for name in vocabulary if name in values]
         counts = Counts.empty(len(names))
         for artifact, name in enumerate(names):
             for kind, rows in (("positives", counts.positives), ("negatives", counts.negatives)):

@@ -75,9 +75,10 @@ class WireMessage(BaseModel):
         )
 
     def _parts(self) -> tuple[str, dict[str, np.ndarray]]:
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.array_fields()}
-        absent = {name for name in self.LATER_FLAGS if not getattr(self, name)}
-        scalars = self.model_dump(mode="json", exclude=set(arrays) | absent)
+        every = {name: np.ascontiguousarray(getattr(self, name)) for name in self.array_fields()}
+        arrays = {name: one for name, one in every.items() if one.size or name not in self.LATER_FLAGS}
+        absent = {name for name in self.LATER_FLAGS if name not in every and not getattr(self, name)}
+        scalars = self.model_dump(mode="json", exclude=set(every) | absent)
         return json.dumps({"type": type(self).__name__, **scalars}, sort_keys=True), arrays
 
     @classmethod
@@ -87,7 +88,7 @@ class WireMessage(BaseModel):
             if (
                 not isinstance(values, dict)
                 or values.pop("type", None) != cls.__name__
-                or set(arrays) != set(cls.array_fields())
+                or not set(arrays) <= set(cls.array_fields()) <= {*arrays, *cls.LATER_FLAGS}
             ):
                 raise RunError(f"expected a {cls.__name__}", code="bad-message")
             return cls.model_validate(values | arrays)
@@ -290,6 +291,8 @@ class EvaluateTask(WireMessage):
     Baselines (`common.arms`), which a simulation alone asks for, come last and have no weights.
     """
 
+    LATER_FLAGS = ("any_edges", "subgroups")
+
     run: RunName
     models: tuple[Name, ...]
     # on all patients instead: for a public or synthetic site that never trains; a hospital refuses it
@@ -299,6 +302,11 @@ class EvaluateTask(WireMessage):
     # float32 (models, artifacts, common.counts.EDGES): quantiles of each model's scores of the coordinator's
     # public images, between which patients are counted; a site that answers with noise needs them
     edges: np.ndarray = _none(np.float32, 0, 0)
+    # float32 (models, common.counts.EDGES): the same of `common.any_artifact.any_score`; asks sites that are
+    # scored exactly for one more row, and sites that answer with noise for nothing
+    any_edges: np.ndarray = _none(np.float32, 0)
+    # asks public and synthetic sites for the same counts by subgroup, and hospitals for nothing
+    subgroups: bool = False
 
 
 class SiteDescription(WireMessage):
@@ -385,7 +393,7 @@ class SiteEvaluation(WireMessage):
     An answer with noise has no exact sum: the arrays of the other kind are empty.
     """
 
-    LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta")
+    LATER_FLAGS = ("data_changed", "noise_multiplier", "epsilon", "delta", "any_histograms", "subgroups")
 
     site: Annotated[str, PUBLIC] = Field(pattern=SITE_NAME)
     run: Annotated[RunName, PUBLIC]
@@ -403,11 +411,19 @@ class SiteEvaluation(WireMessage):
     histograms: Annotated[np.ndarray, DISCLOSED] = _none(np.int64, 2, 0, 0)
     # float64 (models * artifacts, models * artifacts)
     covariance: Annotated[np.ndarray, DISCLOSED] = _none(np.float64, 0)
+    # int64 (models, 2, common.counts.BINS), of the patients with and without any artifact. DISCLOSED, as the
+    # artifacts' own, under the same policy: with noise it would be a further row that all others pay for
+    any_histograms: Annotated[np.ndarray, DISCLOSED] = _none(np.int64, 2, 0)
+    # int32 (models, 2, artifacts, len(common.subgroups.LEVELS), common.counts.DISCLOSED_BINS). Of public and
+    # synthetic sites alone: a hospital sends none, whatever its policy
+    subgroups: Annotated[np.ndarray, DISCLOSED] = _none(np.int32, 2, 0, 0, 0)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> SiteEvaluation:
-        if self.mode == "dp" and (self.histograms.size or self.covariance.size):
+        if self.mode == "dp" and (self.histograms.size or self.covariance.size or self.any_histograms.size):
             raise ValueError("exact sums beside those with noise")
+        if self.mode != "synthetic" and self.subgroups.size:
+            raise ValueError("subgroups of a hospital")
         if self.mode != "dp" and self.noised.size:
             raise ValueError("sums with noise beside exact ones")
         return self

@@ -174,6 +174,61 @@ class CurvePoint(TypedDict):
 
 
 @_STRICT
+class AnyArtifact(TypedDict):
+    """Patients with any of some artifacts, see common/any_artifact.py; sites that did not count them are
+    missing.
+    """
+
+    artifacts: list[str]  # that are combined; none: fewer than two
+    counts: dict[str, dict[str, Any]]  # site -> model
+    matrix: dict[str, dict[str, ArtifactRow]]  # model -> site
+
+
+@_STRICT
+class SubgroupRow(TypedDict):
+    """An AUROC in one level of a subgroup."""
+
+    place: str  # home or unseen: `sites` together; else the site
+    sites: list[str]
+    artifact: str
+    subgroup: str
+    level: str
+    n_pos: int
+    n_neg: int
+    auroc: Number
+    low: Number
+    high: Number
+    reason: NotRequired[str]
+
+
+@_STRICT
+class SubgroupDifference(TypedDict):
+    """`level` less `other` of a subgroup, at the sites of a place together."""
+
+    place: str
+    artifact: str
+    subgroup: str
+    level: str
+    other: str
+    value: float
+    low: float
+    high: float
+    p: Number
+    p_holm: Number  # over all of the arm
+
+
+@_STRICT
+class Subgroups(TypedDict):
+    """Scores in subgroups of patients, see server/evaluation/subgroups.py. The sums that they follow from are
+    in the answers of the sites.
+    """
+
+    sites: list[str]  # that counted them
+    rows: dict[str, list[SubgroupRow]]  # arm ->
+    differences: dict[str, list[SubgroupDifference]]  # arm ->
+
+
+@_STRICT
 class Evaluation(TypedDict):
     """All of evaluation.json."""
 
@@ -212,6 +267,9 @@ class Evaluation(TypedDict):
     contrasts: list[Contrast]
     below_chance: list[BelowChance]
     generalization_gap: NotRequired[dict[str, GeneralizationGap]]  # arm ->
+    any_artifact: NotRequired[AnyArtifact]
+    subgroups: NotRequired[Subgroups]
+    any_public: NotRequired[dict[str, dict[str, Any]]]  # model -> edges, counts of the public set
     looks: Looks
     labels: NotRequired[str]
     evaluates: NotRequired[dict[str, Any]]  # of an evaluation by itself: run, models by digest, who trained
@@ -220,7 +278,7 @@ class Evaluation(TypedDict):
     alternatives: NotRequired[bool]
 
 
-LATER_KEYS = ("generalization_gap",)
+LATER_KEYS = ("generalization_gap", "any_artifact", "subgroups")
 """Keys that follow from the counts, and that a file of an earlier version may lack."""
 
 

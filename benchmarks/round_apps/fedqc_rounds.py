@@ -23,6 +23,7 @@ from common.weights import Manifest
 from server.federation.registry import Federation, site_keys
 from server.messaging.requests import describe_sites
 from server.messaging.signatures import Seal
+from server.public_model.public_set import PublicBins
 from server.run.observers import Event, RoundClosed
 from server.run.rounds import RunContext, Stage, run_rounds
 from server.run_folder import ArmFolder
@@ -64,7 +65,12 @@ def main(grid: Grid, context: Context) -> None:
         initial=initial,
         strategy=strategy_named(plan.training.strategy),
         score_public=lambda flat: {},
-        public_bins=lambda flat: (np.zeros((0, 0), np.float32), Counts.empty()),
+        public_bins=lambda flat: PublicBins(
+            edges=np.zeros((0, 0), np.float32),
+            counts=Counts.empty(),
+            any_edges=np.zeros(0, np.float32),
+            any_counts=Counts.empty(0),
+        ),
         observe=observe,
     )
     folder = ArmFolder(path=Path(str(config["run-dir"])))

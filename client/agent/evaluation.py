@@ -20,6 +20,7 @@ from client.dicom.index import PARTS
 from client.dp.coins import Coins
 from client.dp.release import noise_deviation, release
 from client.dp.sampler import rows_by_patient
+from common.any_artifact import any_label, any_score, combined
 from common.arms import ARMS, PUBLIC, is_baseline
 from common.counts import (
     BINS,
@@ -29,6 +30,7 @@ from common.counts import (
     auroc_covariance,
     count_between,
     per_patient,
+    to_bins,
 )
 from common.errors import RefusedError, RunError
 from common.learning import score
@@ -118,6 +120,67 @@ def exact_sums(
     counted = [Counts.of(one, truth, row, bins=bins) for one, row in zip(scores, rows, strict=True)]
     histograms = np.stack([np.stack([counts.positives, counts.negatives]) for counts in counted])
     return histograms, auroc_covariance(scores, truth, edges, bins=bins)
+
+
+def any_sums(
+    scores: Sequence[np.ndarray],
+    truth: np.ndarray,
+    could: np.ndarray,
+    edges: np.ndarray,
+    any_edges: np.ndarray,
+    *,
+    minimum_cell: int = 0,
+    coarse: bool = False,
+) -> np.ndarray:
+    """Histograms of patients with and without any artifact (`common.any_artifact`), int64 (K, 2, BINS).
+
+    Args:
+        scores, truth: as `score_patients` gives them, of the A artifacts that are combined.
+        could: bool (P, A) of `common.any_artifact.possible`.
+        edges: (K, A, EDGES) and any_edges (K, EDGES), public.
+        minimum_cell, coarse: as in `exact_sums`. Nobody is counted, too, where a difference to the counts of
+            an artifact would show fewer: of the patients with, without or in all, or of those with several
+            artifacts.
+    """
+    labels = any_label(truth, could)
+    if _shows_few(truth, labels, minimum_cell):
+        labels = np.full(len(labels), np.nan)
+    bins = DISCLOSED_BINS if coarse else BINS
+    found = []
+    for one, row, any_row in zip(scores, edges, any_edges, strict=True):
+        counts = Counts.of(any_score(one, could, row)[:, None], labels[:, None], any_row[None], bins=bins)
+        found.append(np.concatenate([counts.positives, counts.negatives]))
+    return np.stack(found)
+
+
+def subgroup_sums(
+    scores: Sequence[np.ndarray], truth: np.ndarray, member: np.ndarray, edges: np.ndarray
+) -> np.ndarray:
+    """Patients in `DISCLOSED_BINS` bins by subgroup, int32 (K, 2, A, levels, bins), positives first.
+
+    Args:
+        scores, truth: as `score_patients` gives them.
+        member: bool (P, A, levels) of `client.data.subgroups.subgroups_of`.
+        edges: (K, A, EDGES), public.
+    """
+    found = np.zeros((len(scores), 2, *member.shape[1:], DISCLOSED_BINS), np.int32)
+    for model, (one, row) in enumerate(zip(scores, edges, strict=True)):
+        places = to_bins(one, row, bins=DISCLOSED_BINS)
+        for number, value in enumerate((1, 0)):
+            patient, artifact, level = np.nonzero(member & (truth == value)[:, :, None])
+            np.add.at(found[model, number], (artifact, level, places[patient, artifact]), 1)
+    return found
+
+
+def _shows_few(truth: np.ndarray, labels: np.ndarray, minimum_cell: int) -> bool:
+    """Whether the numbers of patients with and without any artifact, alone or with those of the artifacts,
+    tell of fewer than `minimum_cell` patients.
+    """
+    own, each = ([np.nansum(one == value, axis=0) for value in (1, 0)] for one in (labels, truth))
+    pairs = [(own[0], each[0]), (own[1], each[1]), (own[0] + own[1], each[0] + each[1])]
+    differences = np.concatenate([*(one - every for one, every in pairs), [each[0].sum() - own[0]]])
+    hides = (differences == 0) | (np.abs(differences) >= minimum_cell)
+    return min(own) < minimum_cell or not hides.all()
 
 
 def noised_counts(
@@ -216,6 +279,25 @@ def admit_edges(task: EvaluateTask, artifacts: int) -> None:
         raise RunError(f"edges of shape {edges.shape}, expected float32 {shape}", code="bad-message")
     if not np.isfinite(edges).all() or (np.diff(edges, axis=2) < 0).any():
         raise RunError("edges are not finite, or decrease", code="bad-message")
+
+
+def given_any(task: EvaluateTask, labels: Sequence[str]) -> np.ndarray | None:
+    """The outputs to be combined for the row of any artifact that a task asks for; None where it asks for
+    none.
+
+    Raises:
+        RunError: `bad-message`.
+    """
+    edges, places = task.any_edges, combined(labels)
+    if not edges.size:
+        return None
+    if edges.shape != (len(task.weights), EDGES) or edges.dtype != np.float32:
+        raise RunError(f"edges of shape {edges.shape} for any artifact", code="bad-message")
+    if not np.isfinite(edges).all() or (np.diff(edges, axis=1) < 0).any():
+        raise RunError("edges for any artifact are not finite, or decrease", code="bad-message")
+    if not len(places) or not task.edges.size:
+        raise RunError("any artifact of fewer than two, or without their edges", code="bad-message")
+    return places
 
 
 def given_edges(task: EvaluateTask, artifacts: int) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -23,7 +23,9 @@ from client.agent.evaluation import (
     admit_edges,
     admit_models,
     admit_run_models,
+    any_sums,
     exact_sums,
+    given_any,
     given_edges,
     model_digests,
     noised_counts,
@@ -31,6 +33,7 @@ from client.agent.evaluation import (
     public_digest,
     query_digest,
     score_patients,
+    subgroup_sums,
 )
 from client.agent.failures import refusal_for
 from client.agent.job import Job
@@ -49,6 +52,7 @@ from client.agent.training import (
 )
 from client.data.cohort import Cohort, admit_assessed, data_digests, load_cohort
 from client.data.studies import CohortSamples, cohort_samples
+from client.data.subgroups import subgroups_of
 from client.dicom.cache import is_prepared
 from client.dp.sampler import rows_by_patient
 from client.site.answer_store import AnswerKey, Outbox
@@ -84,6 +88,7 @@ from client.site.run_data import (
 )
 from client.site.site_ledger import has_ledger, open_ledger
 from client.site.split import SiteSplit, fix_split, split_of_site
+from common.any_artifact import possible
 from common.arms import ARMS, HEAD, is_baseline, is_control
 from common.devices import on_device
 from common.errors import ConfigError, DataError, FedqcError, RefusedError
@@ -772,7 +777,8 @@ class Agent:
         has_changed = self.bind_data(task.run)
         self._record_non_private(charge_name(task.run, EVALUATION), "evaluate")
         edges = given_edges(task, self._artifacts)
-        histograms, covariance = exact_sums(*self._score(task, job), edges)
+        scores, truth = self._score(task, job)
+        histograms, covariance = exact_sums(scores, truth, edges)
         return SiteEvaluation(
             site=self.name,
             run=task.run,
@@ -780,6 +786,8 @@ class Agent:
             mode=mode,
             histograms=histograms,
             covariance=covariance,
+            any_histograms=self._any_sums(task, scores, truth),
+            subgroups=self._subgroup_sums(task, scores, truth),
             data_changed=has_changed,
         )
 
@@ -805,6 +813,30 @@ class Agent:
             scores += self.score_baselines(task)
         return scores, truth
 
+    def _any_sums(
+        self, task: EvaluateTask, scores: list[np.ndarray], truth: np.ndarray, **how: Any
+    ) -> np.ndarray:
+        """Patients with and without any artifact, where the task asks for them."""
+        labels = self._plan.model.labels
+        places = given_any(task, labels)
+        if places is None:
+            return np.zeros((0, 2, 0), np.int64)
+        samples = self._samples()
+        rows = patients_scored(samples, everyone=task.everyone)
+        could = possible(samples.patients[rows], samples.modality[rows], labels)[:, places]
+        of_each = [one[:, places] for one in scores[: len(task.weights)]]  # baselines have no such row
+        edges = task.edges[: len(of_each), places]
+        return any_sums(of_each, truth[:, places], could, edges, task.any_edges, **how)
+
+    def _subgroup_sums(self, task: EvaluateTask, scores: list[np.ndarray], truth: np.ndarray) -> np.ndarray:
+        """Patients by subgroup, where the task asks for them; of sites without patients to protect."""
+        if not task.subgroups or not task.edges.size or not len(truth):
+            return np.zeros((0, 2, 0, 0, 0), np.int32)
+        cohort = self.cohort()
+        rows = patients_scored(cohort, everyone=task.everyone)
+        member = subgroups_of(cohort, rows, site_key(self.state))
+        return subgroup_sums(scores, truth, member, task.edges)
+
     def _evaluate_hospital(self, task: EvaluateTask, mode: EvaluationMode, job: Job) -> SiteEvaluation:
         """The one answer of a run about a hospital's test patients: stored before it is sent, and the same
         whenever it is asked for again.
@@ -813,6 +845,7 @@ class Agent:
             admit_edges(task, self._artifacts)
         else:
             given_edges(task, self._artifacts)
+            given_any(task, self._plan.model.labels)
             admit_run_models(self._plan, task)
         outbox = Outbox(self.state / "outbox")
         if data_of_run(self.state, task.run) is not None:
@@ -917,6 +950,7 @@ class Agent:
             mode="disclosed",
             histograms=histograms,
             covariance=covariance,
+            any_histograms=self._any_sums(task, scores, truth, minimum_cell=MINIMUM_CELL, coarse=True),
         )
 
     def _nominal_tested(self) -> int:

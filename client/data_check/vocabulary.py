@@ -10,28 +10,10 @@ from __future__ import annotations
 import re
 
 from client.dicom.index import SliceRecord, pseudonym
+from client.dicom.vendors import plain, vendor
 
 MISSING = "not stated"
 OTHER = "other"
-
-VENDORS: dict[str, tuple[str, ...]] = {  # how the manufacturer's text begins, upper case
-    "Siemens": ("SIEMENS",),
-    "GE": ("GE MEDICAL", "GE HEALTHCARE", "GENERAL ELECTRIC"),
-    "Philips": ("PHILIPS", "MARCONI", "PICKER"),
-    "Canon": ("CANON", "TOSHIBA"),
-    "Fujifilm": ("FUJIFILM", "HITACHI"),
-    "United Imaging": ("UIH", "UNITED IMAGING", "SHANGHAI UNITED IMAGING"),
-    "Neusoft": ("NEUSOFT", "PHILIPS AND NEUSOFT", "PHILIPS-NEUSOFT"),
-    "Samsung": ("SAMSUNG", "NEUROLOGICA"),
-    "Shimadzu": ("SHIMADZU",),
-    "Esaote": ("ESAOTE",),
-    "Hyperfine": ("HYPERFINE",),
-    "MinFound": ("MINFOUND",),
-    "Anke": ("ANKE", "SHENZHEN ANKE"),
-    "Alltech": ("ALLTECH",),
-    "Wandong": ("WANDONG", "WDM", "BEIJING WANDONG"),
-    "fedqc": ("FEDQC",),
-}
 
 MODELS: tuple[str, ...] = (  # a model is the longest of these that its text begins with
     *(
@@ -301,18 +283,6 @@ def body_part(text: str) -> str | None:
     return squeezed if squeezed in BODY_PARTS else None
 
 
-def vendor(text: str) -> str | None:
-    """The maker's short name; None where the text is none that we know."""
-    upper = _plain(text).upper()
-    found = [
-        (len(start), name)
-        for name, starts in VENDORS.items()
-        for start in starts
-        if upper == "GE" or upper.startswith(start)
-    ]
-    return "GE" if upper == "GE" else max(found)[1] if found else None
-
-
 def model(text: str) -> str | None:
     """The longest known model name that the text begins with."""
     squeezed = _squeezed(text)
@@ -321,11 +291,11 @@ def model(text: str) -> str | None:
 
 
 def kernel(text: str) -> str | None:
-    plain = _plain(text)
-    if plain.upper() in KERNELS:
-        return plain.upper()
+    said = plain(text)
+    if said.upper() in KERNELS:
+        return said.upper()
     for family, word in _KERNEL_FAMILIES:
-        if found := family.fullmatch(plain):
+        if found := family.fullmatch(said):
             return found.expand(word)
     return None
 
@@ -334,7 +304,7 @@ def sequence(text: str) -> str | None:
     """Scanning sequence and variant, as far as they are terms of the standard: `GR/IR SP/MP`."""
     words = [
         "/".join(part for part in word.split("\\") if part in _SEQUENCE_TERMS)
-        for word in _plain(text).split(" ")[:2]
+        for word in plain(text).split(" ")[:2]
     ]
     return " ".join(filter(None, words)) or None
 
@@ -360,10 +330,6 @@ def shown(text: str, word: str | None, key: bytes) -> str:
     if word is not None:
         return word
     return f"{OTHER}-{pseudonym(f'word:{text}', key)[:4]}" if text.strip() else MISSING
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _squeezed(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from common.any_artifact import ANY, combined
 from common.arms import (
     ARMS,
     BASELINES,
@@ -42,6 +43,7 @@ from server.evaluation.inference import (
     two_sided,
 )
 from server.evaluation.noised import NoisedCounts
+from server.evaluation.subgroups import subgroup_differences, subgroup_rows
 
 Cell = tuple[str, str]
 """(site, model)"""
@@ -62,6 +64,10 @@ class SiteScores:
     scoring: Mapping[str, Any] = field(
         default_factory=lambda: {"mode": "synthetic"}
     )  # mode; of noise, its price
+    # of one row: patients with and without any artifact; none where the site was not asked
+    any_counts: Mapping[str, Counts] = field(default_factory=dict)
+    # (2, A, levels, DISCLOSED_BINS) of each model, see `server/evaluation/subgroups.py`; none where not asked
+    subgroups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def upper_covariance(self) -> np.ndarray:
@@ -545,6 +551,47 @@ def site_metrics(
     return found
 
 
+def any_numbers(study: Study) -> dict[str, Any]:
+    """Any artifact: which are combined, and of each site that counted patients with any of them the counts
+    and the row of each model. It is no artifact, and in no mean over artifacts.
+    """
+    sites = {site: scores.any_counts for site, scores in study.sites.items() if scores.any_counts}
+    return {
+        "artifacts": [study.artifacts[place] for place in combined(study.artifacts)],
+        "counts": {
+            site: {model: counts.to_json([ANY])[ANY] for model, counts in of_models.items()}
+            for site, of_models in sites.items()
+        },
+        "matrix": {
+            model: {site: site_metrics(of_models[model], [ANY])[ANY] for site, of_models in sites.items()}
+            for model in study.models
+            if all(model in of_models for of_models in sites.values())  # baselines are not
+        },
+    }
+
+
+def subgroup_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
+    """By arm the AUROCs in subgroups at each site, with the model that the site would use, and of a shared
+    model at the training and at the held-out sites together; there also the differences between levels.
+    """
+    sums = {site: scores.subgroups for site, scores in study.sites.items() if scores.subgroups}
+    found: dict[str, Any] = {"sites": list(sums), "rows": {}, "differences": {}}
+    for arm in arms:
+        places = {
+            site: [(site, model)] for site in sums if (model := study.model_at_home(arm, site)) is not None
+        }
+        groups = {"home": study.training, "unseen": study.held_out}
+        together = {
+            where: cells
+            for where, sites in groups.items()
+            if arm in study.models and (cells := [(site, arm) for site in sites if site in sums])
+        }
+        if places:
+            found["rows"][arm] = subgroup_rows(together | places, sums, study.artifacts)
+            found["differences"][arm] = subgroup_differences(together, sums, study.artifacts)
+    return found
+
+
 def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
     """The parts of evaluation.json that follow from the counts alone."""
     everywhere = [*study.training, *study.held_out]
@@ -610,4 +657,6 @@ def report_numbers(study: Study, arms: Sequence[str]) -> dict[str, Any]:
         "below_chance": below,
         "generalization_gap": generalization_gap(study, arms),
         "looks": families | {"below_chance": tested},
+        "any_artifact": any_numbers(study),
+        "subgroups": subgroup_numbers(study, arms),
     }

@@ -78,7 +78,7 @@ def model_card(evaluation: Evaluation, arm: str, model: dict[str, Any]) -> str:
         *_gap(evaluation, arm),
         *_points(evaluation, arm),
         (
-            "- Not measured: any artifact at once, agreement with radiologists. report.html has calibration, "
+            "- Not measured: agreement with radiologists. report.html has calibration, any artifact at once, "
             "and what the thresholds give at each site. Not a medical device; not for diagnosis."
         ),
     ]

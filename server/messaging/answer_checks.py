@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.counts import BINS, NOISED_BINS, Counts, noise_deviation
+from common.any_artifact import combined
+from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts, noise_deviation
 from common.errors import ConfigError, RunError
 from common.names import MAX_PATIENTS
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon
 from common.privacy import GaussianSteps, epsilon_of, rdp_epsilon
+from common.subgroups import LEVELS
 from common.weights import LIMIT, decode_steps, dequantize_int8, int8_variance
 from common.wire import EvaluateTask, SiteDescription, SiteEvaluation, SiteUpdate, TrainTask
 
@@ -110,6 +112,21 @@ def check_evaluation(
             "covariance": (answer.covariance.shape, (cells, cells)),
             "kinds": ((str(answer.histograms.dtype), str(answer.covariance.dtype)), ("int64", "float64")),
         }
+        if answer.subgroups.size:
+            shape = (models, 2, artifacts, len(LEVELS), DISCLOSED_BINS)
+            claims |= {
+                "subgroups": (answer.subgroups.shape, shape),
+                "their kind": (str(answer.subgroups.dtype), "int32"),
+            }
+        if answer.any_histograms.size:
+            has_any = bool(len(combined(plan.model.labels)))
+            claims |= {
+                "any artifact": (
+                    answer.any_histograms.shape,
+                    (len(task.weights), 2, BINS) if has_any else (0, 2, 0),
+                ),
+                "its kind": (str(answer.any_histograms.dtype), "int64"),
+            }
     for claim, (value, expected) in claims.items():
         if value != expected:
             raise RunError(f"{site.site}: {claim} is {value!r}, expected {expected!r}", code="bad-evaluation")
@@ -124,7 +141,13 @@ def check_evaluation(
         _check_no_claim(answer, code="bad-evaluation")
     if counts.min() < -beyond or counts.max() > MAX_COUNT + beyond:
         raise RunError(f"{site.site}: counts that no patients give", code="bad-evaluation")
-    if answer.mode != "dp" and (wrong := _wrong_sums(answer.histograms, answer.covariance)):
+    if answer.mode == "dp":
+        return
+    if (
+        wrong := _wrong_sums(answer.histograms, answer.covariance)
+        or _wrong_any(answer)
+        or _wrong_subgroups(answer)
+    ):
         raise RunError(f"{site.site}: {wrong}", code="bad-evaluation")
 
 
@@ -155,6 +178,36 @@ def _wrong_sums(histograms: np.ndarray, covariance: np.ndarray) -> str:
         return "the covariance is not symmetric"
     if len(correlation) and np.linalg.eigvalsh(correlation).min() < -CLOSE * len(correlation):
         return "the covariance is not positive semidefinite"
+    return ""
+
+
+def _wrong_any(answer: SiteEvaluation) -> str:
+    """What the counts of patients with any artifact cannot be beside those of each; "" where all is well."""
+    found = answer.any_histograms
+    if not found.size:
+        return ""
+    if found.min() < 0 or found.max() > MAX_COUNT:
+        return "counts of any artifact that no patients give"
+    numbers = found.sum(axis=-1)
+    if (numbers != numbers[:1]).any() or numbers[0].sum() > MAX_PATIENTS:
+        return "the numbers of patients with any artifact differ between models, or are too many"
+    # a hospital may count an artifact of few patients as not assessed, and them here all the same
+    most = answer.histograms[0].sum(axis=(1, 2))
+    if answer.mode == "synthetic" and (numbers[0] > most).any():
+        return "more patients with or without any artifact than with or without each of them"
+    return ""
+
+
+def _wrong_subgroups(answer: SiteEvaluation) -> str:
+    """What counts by subgroup cannot be beside those of all patients; "" where all is well."""
+    found = answer.subgroups
+    if not found.size:
+        return ""
+    numbers = found.sum(axis=-1, dtype=np.int64)
+    if found.min() < 0 or (numbers != numbers[:1]).any():
+        return "the numbers of patients in subgroups differ between models, or are below zero"
+    if (numbers[0] > answer.histograms[0].sum(axis=-1)[..., None]).any():
+        return "more patients in a subgroup than in all"
     return ""
 
 

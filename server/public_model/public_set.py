@@ -7,11 +7,13 @@ Curves over rounds and every choice (epoch, hyper-parameters) come from here, ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from common.any_artifact import any_label, any_score, combined, possible
 from common.artifacts import DEFAULT_LABELS, MODALITIES
 from common.counts import Counts, auroc, per_patient, quantile_edges
 from common.learning import score
@@ -83,12 +85,25 @@ def measure(model: nn.Module, samples: Slices | Samples, loss: PerSampleLoss) ->
     return {"loss": float(losses.mean()), "auroc": float(defined.mean()) if len(defined) else float("nan")}
 
 
-def public_bins(model: nn.Module, samples: Slices | Samples) -> tuple[np.ndarray, Counts]:
-    """The bins in which sites count, and the public patients in them.
+@dataclass(frozen=True, kw_only=True)
+class PublicBins:
+    """The bins in which sites count, and the public patients in them."""
 
-    Returns:
-        float32 (artifacts, common.counts.EDGES): quantiles of the model's scores of public patients, with and
-        without each artifact alike; and how many of each lie in which of the fine bins.
+    # float32 (artifacts, common.counts.EDGES): quantiles of the model's scores of public patients, with and
+    # without each artifact alike
+    edges: np.ndarray
+    counts: Counts  # how many lie in which of the fine bins
+    any_edges: np.ndarray  # float32 (EDGES,), of `common.any_artifact.any_score`; (0,) where there is none
+    any_counts: Counts  # of one row, or none
+
+
+def public_bins(
+    model: nn.Module, samples: Slices | Samples, labels: Sequence[str] = DEFAULT_LABELS
+) -> PublicBins:
+    """The bins of a model's scores.
+
+    Args:
+        labels: the outputs of the model.
     """
     rows = np.arange(len(samples.images))
     logits = score(model, samples.images, samples.modality, rows)
@@ -98,4 +113,14 @@ def public_bins(model: nn.Module, samples: Slices | Samples) -> tuple[np.ndarray
     else:
         scores, truth = per_patient(*decisions(logits, samples, rows))
     edges = quantile_edges(scores)
-    return edges, Counts.of(scores, truth, edges)
+    counts, places = Counts.of(scores, truth, edges), combined(labels)
+    if not len(places):
+        return PublicBins(
+            edges=edges, counts=counts, any_edges=np.zeros(0, np.float32), any_counts=Counts.empty(0)
+        )
+    could = possible(samples.patients, samples.modality, labels)[:, places]
+    of_any = any_score(scores[:, places], could, edges[places])[:, None]
+    with_any = any_label(truth[:, places], could)[:, None]
+    any_edges = quantile_edges(np.where(np.isnan(with_any), np.nan, of_any))
+    any_counts = Counts.of(of_any, with_any, any_edges)
+    return PublicBins(edges=edges, counts=counts, any_edges=any_edges[0], any_counts=any_counts)

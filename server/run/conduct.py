@@ -16,7 +16,6 @@ import numpy as np
 from torch import nn
 
 from common.arms import ARMS, FINAL_ARMS, PUBLIC, is_control
-from common.counts import Counts
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
 from common.learning import get_threads, set_threads
@@ -37,6 +36,7 @@ from server.messaging.flower import Grid
 from server.messaging.requests import Site, describe_sites
 from server.messaging.signatures import Seal
 from server.public_model.public_set import (
+    PublicBins,
     measure,
     public_bins,
     public_measures,
@@ -275,6 +275,7 @@ def _evaluation(
         **({"unlearned": unlearned} if (unlearned := _unlearned(context, trained)) else {}),
         "edges": scored.edges,
         "public_counts": scored.public_counts,
+        **({"any_public": scored.any_public} if scored.any_public else {}),
         **report_numbers(scored.study, plan.scored_arms),
     }
 
@@ -297,7 +298,7 @@ def _public_slices(plan: RunPlan) -> Slices:
 
 def _on_public_set(
     plan: RunPlan, manifest: Manifest
-) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], tuple[np.ndarray, Counts]]]:
+) -> tuple[Callable[[np.ndarray], dict[str, float]], Callable[[np.ndarray], PublicBins]]:
     """The measurement of a flat model on the coordinator's public set, and the bins that follow from it."""
     network = network_of(plan.model)
     public = public_samples(_public_slices(plan), plan.model)
@@ -309,7 +310,7 @@ def _on_public_set(
     def score_public(flat: np.ndarray) -> dict[str, float]:
         return measure(load(flat), public, loss_of(plan.training, labels=plan.model.labels))
 
-    return score_public, lambda flat: public_bins(load(flat), public)
+    return score_public, lambda flat: public_bins(load(flat), public, plan.model.labels)
 
 
 def initial_lineage(plan: RunPlan) -> Lineage | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common.any_artifact import ANY
 from common.arms import ARMS, Arm
 from common.counts import BINS, DISCLOSED_BINS, PROBABILITY_EDGES, Counts, noise_deviation
 from common.errors import FedqcError, RefusedError, RunError
@@ -30,6 +31,7 @@ from server.messaging.answer_checks import check_evaluation, check_update
 from server.messaging.flower import Grid
 from server.messaging.requests import Answer, Site, ask
 from server.messaging.signatures import Question, Seal
+from server.public_model.public_set import PublicBins
 from server.run.choice import MEAN, choice_of
 from server.run.observers import (
     Observer,
@@ -55,8 +57,8 @@ class RunContext:
     initial: np.ndarray  # float32 (parameters,): where every arm starts
     strategy: Strategy
     score_public: Callable[[np.ndarray], dict[str, float]]  # the coordinator's own measurement of a model
-    # between which scores of a model patients are counted, float32 (artifacts, common.counts.EDGES)
-    public_bins: Callable[[np.ndarray], tuple[np.ndarray, Counts]]
+    # between which scores of a model patients are counted
+    public_bins: Callable[[np.ndarray], PublicBins]
     observe: Observer
     lineage: Lineage | None = None  # of `initial`; None: unknown
 
@@ -443,6 +445,11 @@ def scores_of(evaluation: SiteEvaluation, expected: Estimability | None = None) 
             counts=counts,
             covariance=_with_bias(evaluation.covariance, list(counts.values())),
             scoring=scoring,
+            any_counts={
+                name: Counts(positives=h[:1], negatives=h[1:], bins=bins)
+                for name, h in zip(evaluation.models, evaluation.any_histograms, strict=False)
+            },
+            subgroups=dict(zip(evaluation.models, evaluation.subgroups, strict=False)),
         )
     models, _, artifacts, _ = evaluation.noised.shape
     deviation = noise_deviation(evaluation.noise_multiplier, models, artifacts)
@@ -489,6 +496,7 @@ class Scored:
     data_changed: set[str]  # the sites whose data changed during the run, which their operators accepted
     edges: dict[str, dict[str, list[float]]]  # model -> artifact -> the public quantiles between the bins
     public_counts: dict[str, dict[str, Any]]  # model -> the coordinator's public patients in fine bins
+    any_public: dict[str, dict[str, Any]]  # model -> edges and counts of the same for any artifact
 
 
 def score_sites(
@@ -518,13 +526,21 @@ def score_sites(
     absent = {site.name: "no-answer" for site in hospitals}
     bins = [context.public_bins(flat) for flat in weights]
     probabilities = np.tile(PROBABILITY_EDGES, (len(plan.model.labels), 1))
-    edges = np.stack([*(edges for edges, _ in bins), *(probabilities for _ in baselines)])
+    edges = np.stack([*(one.edges for one in bins), *(probabilities for _ in baselines)])
+    any_edges = np.stack([one.any_edges for one in bins])
     for everyone in (False, True):
         asked = {site.node: site for site in hospitals if _scores_everyone(site, plan) == everyone}
         if not asked:
             continue
         task = EvaluateTask(
-            run=context.run, models=names, everyone=everyone, final=final, weights=weights, edges=edges
+            run=context.run,
+            models=names,
+            everyone=everyone,
+            final=final,
+            weights=weights,
+            edges=edges,
+            any_edges=any_edges,
+            subgroups=True,
         )
         answers = ask(
             context.grid,
@@ -567,7 +583,15 @@ def score_sites(
             for model, rows in zip(names, edges, strict=True)
         },
         public_counts={
-            model: counts.to_json(plan.model.labels) for model, (_, counts) in zip(models, bins, strict=True)
+            model: one.counts.to_json(plan.model.labels) for model, one in zip(models, bins, strict=True)
+        },
+        any_public={
+            model: {
+                "edges": one.any_edges.astype(float).tolist(),
+                "counts": one.any_counts.to_json([ANY])[ANY],
+            }
+            for model, one in zip(models, bins, strict=True)
+            if one.any_edges.size
         },
     )
 

@@ -41,6 +41,14 @@ MESSAGES: tuple[WireMessage, ...] = (
         edges=np.linspace(-1, 1, 2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7),
     ),
     EvaluateTask(run="r", models=("public",), everyone=True, weights=np.ones((1, 7), np.float32)),
+    EvaluateTask(
+        run="r",
+        models=("public",),
+        everyone=True,
+        weights=np.ones((1, 7), np.float32),
+        any_edges=np.linspace(-1, 4, 39, dtype=np.float32)[None],
+        subgroups=True,
+    ),
     DescribeTask(run="r", rehearse=True),
     SiteDescription(
         site="hospital-a",
@@ -72,6 +80,15 @@ MESSAGES: tuple[WireMessage, ...] = (
         mode="synthetic",
         histograms=np.arange(2 * 5 * 4).reshape(1, 2, 5, 4),
         covariance=np.full((5, 5), np.nan),
+    ),
+    SiteEvaluation(
+        site="hospital-a",
+        run="r",
+        models=("public",),
+        mode="disclosed",
+        histograms=np.arange(2 * 5 * 4).reshape(1, 2, 5, 4),
+        covariance=np.full((5, 5), np.nan),
+        any_histograms=np.arange(8).reshape(1, 2, 4),
     ),
     SiteEvaluation(
         site="hospital-a",
@@ -127,6 +144,21 @@ def test_every_outgoing_field_has_a_class() -> None:
 
 def test_every_message_of_the_wall_is_a_task_or_in_the_list() -> None:
     assert set(WireMessage.__subclasses__()) == {DescribeTask, TrainTask, EvaluateTask, *OUTGOING}
+
+
+def test_an_array_that_came_later_travels_only_where_it_says_something() -> None:
+    """So that messages without it are, byte for byte, those of an earlier version, and those are read."""
+    task, answer = (
+        next(one for one in MESSAGES if type(one) is kind) for kind in (EvaluateTask, SiteEvaluation)
+    )
+    assert not [name for name in (b"any_edges", b"subgroups") if name in task.to_bytes()]
+    assert not [name for name in (b"any_histograms", b"subgroups") if name in answer.to_bytes()]
+    text, arrays = answer._parts()
+    for lacks in ("histograms", "covariance"):
+        with pytest.raises(RunError):
+            SiteEvaluation._join(text, {name: one for name, one in arrays.items() if name != lacks})
+    with pytest.raises(RunError):
+        SiteEvaluation._join(text, arrays | {"scores": np.zeros(2)})
 
 
 def test_an_unclassified_field_would_be_seen() -> None:

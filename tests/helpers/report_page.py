@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from client.agent.evaluation import subgroup_sums
+from common.any_artifact import ANY, any_label, any_score
 from common.arms import is_private
 from common.artifacts import DEFAULT_LABELS, can_occur
-from common.counts import Counts, auroc_covariance
+from common.counts import EDGES, Counts, auroc_covariance
 from common.plan import RunPlan
+from common.subgroups import LEVELS, PLACE
 from server.evaluation.estimates import SiteScores, Study, report_numbers
 from server.evaluation_file import SCHEMA
 from server.run_folder import without_nan
@@ -28,6 +31,8 @@ SKILL = {
     "federated_dp": 0.95,
     "pooled": 1.8,
 }
+EVEN = np.tile(np.linspace(-3, 3, EDGES), (len(DEFAULT_LABELS), 1))
+ANY_EDGES = np.linspace(-1, 5, EDGES)
 STAND_IN = "one computed phantom stands for one patient"
 REFUSAL = {"code": "epsilon-cap", "reason": "the policy allows epsilon 3 a run"}
 HOSTILE = "<script>alert('x')</script>&\"{{ 7 * 7 }}{plan}"
@@ -51,15 +56,38 @@ def site_scores(
     for model in models:
         skill = SKILL[model.partition("/")[0]] + rng.normal(0, 0.15)
         logits.append(np.nan_to_num(labels) * skill + common + rng.normal(0, 0.5, labels.shape))
+    could = np.array([[can_occur(name, "CT" if ct else "MR") for name in DEFAULT_LABELS] for ct in is_ct])
+    of_any, edges = any_label(labels, could)[:, None], EVEN
+    member = np.zeros((*labels.shape, len(LEVELS)), bool)
+    for place in range(2):
+        member[place::2, :, place] = True  # Siemens or GE
+    member[:2, :, PLACE["sex", "female"]] = True
     return SiteScores(
         counts={model: Counts.of(scores, labels) for model, scores in zip(models, logits, strict=True)},
         covariance=auroc_covariance(logits, labels),
+        subgroups={
+            model: subgroup_sums([scores], labels, member, EVEN[None])[0]
+            for model, scores in zip(models, logits, strict=True)
+        },
+        any_counts={
+            model: Counts.of(any_score(scores, could, edges)[:, None], of_any, ANY_EDGES[None])
+            for model, scores in zip(models, logits, strict=True)
+        },
     )
 
 
 def public_counts(models: list[str], seed: int) -> dict[str, Any]:
     """The coordinator's public patients by model."""
     return {model: counts.to_json() for model, counts in site_scores(models, seed + 90, 300).counts.items()}
+
+
+def any_public(models: list[str], seed: int) -> dict[str, Any]:
+    """The same patients with and without any artifact."""
+    found = site_scores(models, seed + 90, 300).any_counts
+    return {
+        model: {"edges": ANY_EDGES.tolist(), "counts": counts.to_json([ANY])[ANY]}
+        for model, counts in found.items()
+    }
 
 
 def evaluation_of(
@@ -156,7 +184,11 @@ def evaluation_of(
         "chosen_rounds": dict.fromkeys(curves, 6),
         "refusals": [f"federated_dp: refused: {REFUSAL['reason']}"] if set(refused) == set(training) else [],
         "incomplete": [f"federated_dp: {site} refused" for site in refused] if private else [],
-        **({"public_counts": public_counts(models, seed)} if public else {}),
+        **(
+            {"public_counts": public_counts(models, seed), "any_public": any_public(models, seed)}
+            if public
+            else {}
+        ),
         **numbers,
         "cpu_seconds": 182.4,
         "seconds": 101.0,

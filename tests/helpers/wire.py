@@ -71,6 +71,8 @@ LEAVES_A_HOSPITAL = {
         "noised": DP,
         "histograms": DISCLOSED,
         "covariance": DISCLOSED,
+        "any_histograms": DISCLOSED,
+        "subgroups": DISCLOSED,
     },
     "Refusal": {"site": PUBLIC, "run": PUBLIC, "code": PUBLIC, "reason": PUBLIC, "incident": PUBLIC},
 }

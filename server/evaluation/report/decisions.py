@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC
+from common.any_artifact import ANY
+from common.arms import FEDERATED, FEDERATED_DP, LOCAL, POOLED, PUBLIC, is_baseline
 from common.counts import hanley_mcneil
 from common.i18n import Say
 from common.plan import PublicSet
@@ -56,14 +58,22 @@ def lines_of(reading: Reading, arm: str) -> Iterator[Line]:
     """Every artifact and scored site of an arm, with the model that the site would use; at a held-out site,
     one line for each model of a single site.
     """
+    scored = [row["site"] for row in reading.sites if reading.is_scored(row["site"])]
     for artifact in reading.artifacts:
-        for site in (row["site"] for row in reading.sites):
-            if not reading.is_scored(site):
-                continue
-            home = reading.model_at(arm, site)
-            for model in [home] if home else reading.models_of(arm) if site in reading.held_out else []:
-                found = reading.performance(model, site, artifact)
-                yield Line(arm=arm, model=model, site=site, artifact=artifact, found=found)
+        yield from _lines_at(reading, arm, scored, artifact)
+
+
+def any_lines(reading: Reading, arm: str) -> Iterator[Line]:
+    """The same of any artifact, at the sites that counted it; a baseline has no such score."""
+    return _lines_at(reading, arm, [] if is_baseline(arm) else reading.any_sites, ANY)
+
+
+def _lines_at(reading: Reading, arm: str, sites: Iterable[str], artifact: str) -> Iterator[Line]:
+    for site in sites:
+        home = reading.model_at(arm, site)
+        for model in [home] if home else reading.models_of(arm) if site in reading.held_out else []:
+            found = reading.performance(model, site, artifact)
+            yield Line(arm=arm, model=model, site=site, artifact=artifact, found=found)
 
 
 def origin(reading: Reading, settings: PublicSet) -> str:
@@ -96,7 +106,7 @@ def operating_tables(reading: Reading) -> list[dict[str, Any]]:
 
 def _groups(reading: Reading, arm: str) -> list[tuple[str, list[dict[str, Any]]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
-    for line in lines_of(reading, arm):
+    for line in chain(lines_of(reading, arm), any_lines(reading, arm)):
         if line.found.reason != "n0":
             groups.setdefault(reading.with_modality(line.artifact), []).append(_row(reading, line))
     return list(groups.items())
@@ -116,7 +126,7 @@ def _row(reading: Reading, line: Line) -> dict[str, Any]:
         "held_out": line.site in reading.held_out,
         "n": f"{about}{found.n} ({found.positives})",
         "prevalence": _number(found.prevalence),
-        "auroc": _number(reading.evaluation["matrix"][line.model][line.site][line.artifact]["auroc"]),
+        "auroc": _number(reading.auroc_row(line.model, line.site, line.artifact)["auroc"]),
         "ap": _number(found.average_precision),
         "sensitivity": _share(found.sensitivity),
         "specificity": _share(found.specificity),
@@ -163,7 +173,7 @@ def point_rows(reading: Reading) -> list[dict[str, str]]:
     if lead is None:
         return []
     kinds = sorted({reading.bins(site["site"]) for site in reading.sites if reading.is_scored(site["site"])})
-    for artifact in reading.artifacts:
+    for artifact in [*reading.artifacts, *([ANY] if reading.any_sites else [])]:
         model = reading.models_of(lead)[0]
         for bins in reversed(kinds):
             point = reading.point(model, artifact, bins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from common.cohort_table import CohortTable
@@ -13,6 +14,7 @@ from server.evaluation.report.cohorts import cohorts_view, text_rows
 from server.evaluation.report.numerals import score
 from server.evaluation.report.paper import as_csv, as_markdown, plain_text, scores_table
 from server.evaluation.report.reading import Reading
+from server.evaluation.report.subgroups import subgroup_tables
 from server.evaluation.report.words import LANGUAGES
 from server.evaluation_file import Evaluation
 
@@ -74,8 +76,12 @@ def report_json(
             {"arm": line.arm, "model": line.model, "site": line.site, "artifact": line.artifact}
             | line.found.to_json()
             for arm in reading.arms
-            for line in decisions.lines_of(reading, arm)
+            for line in chain(decisions.lines_of(reading, arm), decisions.any_lines(reading, arm))
         ],
+        "subgroups": found.get("subgroups"),
+        "any_artifact": {name: found["any_artifact"][name] for name in ("artifacts", "matrix")}
+        if "any_artifact" in found
+        else None,
     }
 
 
@@ -116,6 +122,14 @@ def report_markdown(
     lead = decisions.lead_of(reading)
     if reading.has_points and lead is not None:
         lines += [f"## {say('operating.section')}", "", as_markdown(_decisions(reading, lead))]
+        if reading.any_artifacts:
+            lines += [plain_text(say("any.note", artifacts=reading.any_artifacts)), ""]
+    for table in subgroup_tables(reading)[:1]:
+        lines += [f"## {say('subgroups.section')}", "", plain_text(say("subgroups.lead")), ""]
+        for place in table["places"]:
+            lines += [plain_text(say("subgroups.caption", arm=table["arm"], sites=place["title"])), ""]
+            lines += [as_markdown(_subgroups(say("subgroups.column"), place))]
+        lines += [f"- {plain_text(line)}" for line in table["differences"]["lines"]] + [""]
     view = cohorts_view(reading, cohorts or {})
     lines += [f"## {say('cohorts.section')}", ""]
     if view.sites:
@@ -127,6 +141,17 @@ def report_markdown(
     lines += [f"## {say('not.section')}", ""]
     lines += [f"- {plain_text(line)}" for line in findings.not_measured(reading)]
     return "\n".join(lines) + "\n"
+
+
+def _subgroups(column: str, place: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {column: row["name"]}
+        | {
+            name: f"{cell['text']} ({cell['interval'] or '–'}), n {cell['n']}" if cell["n"] else cell["text"]
+            for name, cell in zip(place["columns"], row["cells"], strict=True)
+        }
+        for row in place["rows"]
+    ]
 
 
 def _score(reading: Reading, arm: str, place: str) -> str:

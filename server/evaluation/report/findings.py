@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.any_artifact import ANY
 from common.arms import (
     BASELINES,
     FEDERATED,
@@ -491,7 +492,7 @@ def _at_chance(reading: Reading) -> list[str]:
 
 
 def privacy_banner(reading: Reading) -> Banner:
-    """Loud where no private arm ran, or where the private arm has a hole; never silent about the other
+    """Loud where no private arm ran, or where the private arm has a hole; never known about the other
     arms.
     """
     say = reading.say
@@ -602,10 +603,28 @@ def not_measured(reading: Reading) -> list[str]:
         lines.append(say("not.data_changed", sites=reading.listing(changed)))
     if not reading.has_points:
         lines.append(say("not.points"))
-    lines += [say("not.any"), say("not.readers"), say("not.severity")]
+    lines += [*_without_any(reading), say("not.readers"), say("not.severity")]
     if evaluation["private_arms"]:
         lines.append(say("not.audit"))
     return lines
+
+
+def _without_any(reading: Reading) -> list[str]:
+    """Sites that say nothing of any artifact, and why."""
+    found = reading.evaluation.get("any_artifact")
+    if found is None:
+        return [reading.say("not.any")]
+    if not found["artifacts"]:
+        return []
+    first, known = reading.models[0], {*reading.any_sites, *reading.noised}
+    groups = {
+        "noised": list(reading.noised),
+        "unasked": [site for site in reading.evaluation["counts"] if site not in known],
+        "blank": [site for site in reading.any_sites if not reading.performance(first, site, ANY).n],
+    }
+    return [
+        reading.say(f"not.any.{key}", sites=reading.listing(sites)) for key, sites in groups.items() if sites
+    ]
 
 
 def _gaps(reading: Reading) -> list[str]:

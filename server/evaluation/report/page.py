@@ -27,6 +27,7 @@ from server.evaluation.report import decisions, figures, findings
 from server.evaluation.report.cohorts import cohorts_view
 from server.evaluation.report.numerals import Number, plain, score, signed
 from server.evaluation.report.reading import Reading
+from server.evaluation.report.subgroups import subgroup_tables
 from server.evaluation.report.tuning import tuning_view
 from server.evaluation.report.words import LANGUAGES
 from server.evaluation_file import Contrast, Evaluation, Interval
@@ -122,6 +123,7 @@ def render(
         model_rows=model_rows(reading),
         artifact_tables=artifact_tables(reading),
         operating=operating_view(reading, plan),
+        subgroups=subgroup_tables(reading),
         participation=participation,
         cohorts=cohorts_view(reading, cohorts or {}),
         roc=roc_figures(reading),
@@ -496,6 +498,7 @@ def operating_view(reading: Reading, plan: RunPlan) -> dict[str, Any] | None:
         "calibration": decisions.calibration_figures(reading),
         "decision": decisions.decision_figures(reading),
         "drawn": [arm for arm in decisions.DRAWN if reading.models_of(arm)],
+        "any": reading.any_artifacts,
     }
 
 

@@ -10,13 +10,14 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import chi2_contingency, fisher_exact, ttest_ind
 
 from common.errors import ConfigError
-from server.evaluation.report.decisions import Line, lines_of
+from server.evaluation.report.decisions import Line, any_lines, lines_of
 from server.evaluation.report.reading import Reading
 
 Table = list[dict[str, str]]
@@ -33,7 +34,7 @@ def scores_table(reading: Reading) -> Table:
     return [
         _row(reading, line)
         for arm in reading.arms
-        for line in lines_of(reading, arm)
+        for line in chain(lines_of(reading, arm), any_lines(reading, arm))
         if line.found.tp is not None
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.any_artifact import ANY
 from common.arms import ARMS
 from common.artifacts import ARTIFACTS, INDEX, modality_text
 from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts
@@ -19,7 +20,17 @@ from server.evaluation.noised import NoisedCounts
 from server.evaluation.operating import Performance, Point, noised_performance, performance, point_of
 from server.evaluation.report.numerals import plain
 from server.evaluation.report.words import ENGLISH
-from server.evaluation_file import Claim, Contrast, Evaluation, Gap, Score, SiteRow, Worst, artifacts_of
+from server.evaluation_file import (
+    ArtifactRow,
+    Claim,
+    Contrast,
+    Evaluation,
+    Gap,
+    Score,
+    SiteRow,
+    Worst,
+    artifacts_of,
+)
 
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.is_trained)
 """Arms that learn from sites' patients."""
@@ -190,11 +201,10 @@ class Reading:
         """
         key = model, artifact, bins
         if key not in self._points:
-            public = self.evaluation.get("public_counts", {}).get(model)
-            edges = self.evaluation.get("edges", {}).get(model, {}).get(artifact)
+            public, edges = self._public(model, artifact)
             between = None if edges is None else np.array(edges)
             self._points[key] = (
-                point_of(self._public(model), self.number(artifact), between, bins) if public else None
+                None if public is None else point_of(public, self.number(artifact), between, bins)
             )
         return self._points[key]
 
@@ -202,25 +212,56 @@ class Reading:
     def _points(self) -> dict[tuple[str, str, int], Point | None]:
         return {}
 
-    def _public(self, model: str) -> Counts:
+    def _public(self, model: str, artifact: str) -> tuple[Counts | None, list[float] | None]:
+        """The public patients, and the quantiles of their scores; None where they were not kept."""
+        if artifact == ANY:
+            kept = self.evaluation.get("any_public", {}).get(model)
+            return (Counts.from_json({ANY: kept["counts"]}, [ANY]), kept["edges"]) if kept else (None, None)
+        if model not in self.evaluation.get("public_counts", {}):
+            return None, None
         if model not in self._public_counts:
             self._public_counts[model] = Counts.from_json(self.evaluation["public_counts"][model])
-        return self._public_counts[model]
+        return self._public_counts[model], self.evaluation.get("edges", {}).get(model, {}).get(artifact)
 
     @cached_property
     def _public_counts(self) -> dict[str, Counts]:
         return {}
+
+    @property
+    def any_sites(self) -> list[str]:
+        """Sites that counted the patients with any artifact, in the order of the page."""
+        counted = self.evaluation.get("any_artifact", {}).get("counts", {})
+        return [site["site"] for site in self.sites if site["site"] in counted]
+
+    @property
+    def any_artifacts(self) -> str:
+        """Which artifacts are combined, where a site counted the patients with any; else empty."""
+        names = self.evaluation["any_artifact"]["artifacts"] if self.any_sites else []
+        return self.listing([self.title(name) for name in names], "or") if names else ""
+
+    def any_counts(self, site: str, model: str) -> Counts:
+        """Patients with and without any artifact, one row."""
+        kept = self.evaluation["any_artifact"]["counts"][site][model]
+        return replace(Counts.from_json({ANY: kept}, [ANY]), bins=self.bins(site))
+
+    def auroc_row(self, model: str, site: str, artifact: str) -> ArtifactRow:
+        """The AUROC of an artifact, or of any, with its interval."""
+        if artifact == ANY:
+            return self.evaluation["any_artifact"]["matrix"][model][site]
+        return self.evaluation["matrix"][model][site][artifact]
 
     def performance(self, model: str, site: str, artifact: str) -> Performance:
         """What a model does at a scored site at its operating point."""
         key = model, site, artifact
         if key not in self._performances:
             point = self.point(model, artifact, self.bins(site))
-            self._performances[key] = (
-                noised_performance(self.noised_counts(site, model), self.number(artifact), point)
-                if site in self.noised
-                else performance(self.counts(site, model), self.number(artifact), point)
-            )
+            if artifact == ANY:
+                found = performance(self.any_counts(site, model), 0, point)
+            elif site in self.noised:
+                found = noised_performance(self.noised_counts(site, model), self.number(artifact), point)
+            else:
+                found = performance(self.counts(site, model), self.number(artifact), point)
+            self._performances[key] = found
         return self._performances[key]
 
     @cached_property
@@ -405,11 +446,15 @@ class Reading:
 
     def title(self, artifact: str) -> str:
         """`chemical_shift` as a person writes it."""
+        if artifact == ANY:
+            return self.say("any.title")
         if self.language == "zh" and artifact in INDEX:
             return ARTIFACTS[INDEX[artifact]].chinese
         return artifact.replace("_", " ")
 
     def with_modality(self, artifact: str) -> str:
+        if artifact == ANY:
+            return self.title(artifact)
         return f"{self.title(artifact)} ({modality_text(artifact)})"
 
     # artifacts
@@ -432,8 +477,8 @@ class Reading:
         return [name for name in self.outputs if name in known]
 
     def number(self, artifact: str) -> int:
-        """Its place among a model's outputs."""
-        return self.outputs.index(artifact)
+        """Its place among a model's outputs; any artifact has counts of its own, of one row."""
+        return 0 if artifact == ANY else self.outputs.index(artifact)
 
     @cached_property
     def missing(self) -> list[Gap]:

@@ -225,6 +225,13 @@ ENGLISH: dict[str, str] = {
         "the site's prevalence; alarms are per 100 scans there. Intervals are Wilson's. Few public patients "
         "choose a threshold badly: public_set.patients of the plan gives more."
     ),
+    "any.title": "any artifact",
+    "any.note": (
+        "Any artifact ({artifacts}): patients in whom every artifact that can occur in their modality was "
+        "assessed, with one of them or without all. Their score is the highest of the model's scores on a "
+        "scale of public quantiles (Gumbel), less the logarithm of their number; so is the threshold. It is "
+        "in no mean over artifacts."
+    ),
     "operating.grey": "Grey: the counts allow no number, or lie in few coarse bins.",
     "operating.no_point": "too few public patients",
     "operating.noise": "not estimable at this n and ε",
@@ -481,6 +488,63 @@ ENGLISH: dict[str, str] = {
     "curves.table": "Loss and macro AUROC on the public set after each round; round 0 is the start.",
     "curves.none": "No arm was trained, so there is no curve.",
     "curves.private": "The curve of {arm} carries {tag}.",
+    # subgroups
+    "subgroups.section": "By subgroup of patients",
+    "subgroups.lead": (
+        "AUROC with its 95 % interval, patients with / without the artifact below it; counted in 20 bins "
+        "at public and synthetic sites, nothing at hospitals. A patient is in a level that all of the "
+        "patient’s slices that say anything agree on. A severity has its own patients with the artifact, "
+        "and all without."
+    ),
+    "subgroups.caption": "{arm} at {sites}.",
+    "subgroups.column": "Subgroup",
+    "subgroups.level": "{subgroup}: {level}",
+    "subgroups.not_estimable": "not estimable",
+    "subgroups.tested": (
+        "Differences between two levels of a subgroup, Holm-corrected over this arm: {tested} tested, "
+        "{beyond} below .05."
+    ),
+    "subgroups.difference": "{place}, {artifact}: {one} less {other} is {value} ({low} to {high}), p {p}.",
+    "subgroups.home": "training sites",
+    "subgroups.unseen": "held-out sites",
+    "subgroup.vendor": "vendor",
+    "subgroup.field_strength": "field strength",
+    "subgroup.tube_voltage": "tube voltage",
+    "subgroup.body_part": "body part",
+    "subgroup.sex": "sex",
+    "subgroup.age": "age",
+    "subgroup.severity": "severity",
+    "level.siemens": "Siemens",
+    "level.ge": "GE",
+    "level.philips": "Philips",
+    "level.canon": "Canon",
+    "level.united_imaging": "United Imaging",
+    "level.vendor.other": "other",
+    "level.1.5_t": "1.5 T",
+    "level.3_t": "3 T",
+    "level.field_strength.other": "other",
+    "level.to_90_kv": "up to 90 kV",
+    "level.91_to_110_kv": "91 to 110 kV",
+    "level.111_to_130_kv": "111 to 130 kV",
+    "level.over_130_kv": "over 130 kV",
+    "level.head": "head",
+    "level.neck": "neck",
+    "level.chest": "chest",
+    "level.abdomen": "abdomen",
+    "level.pelvis": "pelvis",
+    "level.spine": "spine",
+    "level.limb": "limb",
+    "level.body_part.other": "other",
+    "level.female": "female",
+    "level.male": "male",
+    "level.under_20": "under 20",
+    "level.20_to_39": "20 to 39",
+    "level.40_to_59": "40 to 59",
+    "level.60_to_79": "60 to 79",
+    "level.80_and_over": "80 and over",
+    "level.mild": "mild",
+    "level.moderate": "moderate",
+    "level.severe": "severe",
     # contrasts
     "contrasts.section": "Which differences exceed chance",
     "contrasts.caption": "Differences of macro AUROC, paired over the same test patients and over the same "
@@ -584,8 +648,17 @@ ENGLISH: dict[str, str] = {
         "follow from."
     ),
     "not.any": (
-        "“Any artifact” is not reported: sites send the counts of each artifact by itself, from which the "
+        "“Any artifact” is not reported: sites sent the counts of each artifact by itself, from which the "
         "patients with any of them cannot be counted."
+    ),
+    "not.any.noised": (
+        "Any artifact at {sites}: not asked. Scored with noise, it would be one more row, and the noise of "
+        "all others would rise."
+    ),
+    "not.any.unasked": "Any artifact at {sites}: not counted; the answer is of an earlier version.",
+    "not.any.blank": (
+        "Any artifact at {sites}: nobody is counted. In nobody was every artifact assessed, or exact numbers "
+        "would tell of few patients."
     ),
     "not.readers": "No reader study: scores are against the sites' labels; no human reader was compared.",
     "not.severity": "Severity and place of an artifact are not scored; a patient's score is the expected "

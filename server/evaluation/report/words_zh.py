@@ -190,6 +190,12 @@ CHINESE: dict[str, str] = {
         "n：评分的患者或检查数（有伪影者）。精确率即该站点患病率下的阳性预测值；报警数按该站点每 100 "
         "次扫描计。区间为 Wilson 区间。公开患者少则阈值选得差：方案的 public_set.patients 可给出更多。"
     ),
+    "any.title": "任一伪影",
+    "any.note": (
+        "任一伪影（{artifacts}）：只计其模态中可能出现的每种伪影都已评估的患者，有其中任何一种，或一种也没有。"
+        "其得分是模型各得分在公开分位数尺度（Gumbel）上的最高者，减去伪影种数的对数；阈值也在该尺度上。"
+        "它不进入任何对伪影的平均。"
+    ),
     "operating.grey": "灰色：计数不足以给出数值，或集中在少数粗分箱中。",
     "operating.no_point": "公开患者太少",
     "operating.noise": "在该 n 和 ε 下不可估计",
@@ -416,6 +422,60 @@ CHINESE: dict[str, str] = {
     "curves.table": "每轮之后公开数据集上的损失和宏平均 AUROC；第 0 轮为起点。",
     "curves.none": "没有训练组受过训练，因此没有曲线。",
     "curves.private": "{arm} 的曲线带有 {tag}。",
+    # subgroups
+    "subgroups.section": "按患者亚组",
+    "subgroups.lead": (
+        "AUROC 及其 95 % 区间，下方为有 / 无该伪影的患者数；在公开和合成站点用 20 "
+        "个分箱计数，医院不送任何亚组数字。患者所在的层级，是其所有有记录的层面一致给出的层级。每个程度层级包含该程度的有伪影患者和全部无伪影患者。"
+    ),
+    "subgroups.caption": "{arm}，站点 {sites}。",
+    "subgroups.column": "亚组",
+    "subgroups.level": "{subgroup}：{level}",
+    "subgroups.not_estimable": "无法估计",
+    "subgroups.tested": (
+        "同一亚组两个层级之间的差别，在该训练组内作 Holm 校正：检验 {tested} 个，{beyond} 个低于 .05。"
+    ),
+    "subgroups.difference": "{place}，{artifact}：{one} 减 {other} 为 {value}（{low} 至 {high}），p {p}。",
+    "subgroups.home": "训练站点",
+    "subgroups.unseen": "留出站点",
+    "subgroup.vendor": "厂商",
+    "subgroup.field_strength": "场强",
+    "subgroup.tube_voltage": "管电压",
+    "subgroup.body_part": "部位",
+    "subgroup.sex": "性别",
+    "subgroup.age": "年龄",
+    "subgroup.severity": "程度",
+    "level.siemens": "西门子",
+    "level.ge": "GE",
+    "level.philips": "飞利浦",
+    "level.canon": "佳能",
+    "level.united_imaging": "联影",
+    "level.vendor.other": "其他",
+    "level.1.5_t": "1.5 T",
+    "level.3_t": "3 T",
+    "level.field_strength.other": "其他",
+    "level.to_90_kv": "90 kV 及以下",
+    "level.91_to_110_kv": "91 至 110 kV",
+    "level.111_to_130_kv": "111 至 130 kV",
+    "level.over_130_kv": "130 kV 以上",
+    "level.head": "头部",
+    "level.neck": "颈部",
+    "level.chest": "胸部",
+    "level.abdomen": "腹部",
+    "level.pelvis": "盆腔",
+    "level.spine": "脊柱",
+    "level.limb": "四肢",
+    "level.body_part.other": "其他",
+    "level.female": "女",
+    "level.male": "男",
+    "level.under_20": "20 岁以下",
+    "level.20_to_39": "20 至 39 岁",
+    "level.40_to_59": "40 至 59 岁",
+    "level.60_to_79": "60 至 79 岁",
+    "level.80_and_over": "80 岁及以上",
+    "level.mild": "轻",
+    "level.moderate": "中",
+    "level.severe": "重",
     # contrasts
     "contrasts.section": "哪些差别超出机遇",
     "contrasts.caption": "宏平均 AUROC 的差别，在相同测试患者和相同伪影上配对。",
@@ -501,6 +561,9 @@ CHINESE: dict[str, str] = {
     "not.arm_absent": "没有训练组 {arm}（{what}）：没有与它的比较。",
     "not.points": "工作点和校准：该文件不含所需的公开患者得分。",
     "not.any": "不报告“任一伪影”：站点分别送来每种伪影的计数，由此数不出有任一伪影的患者。",
+    "not.any.noised": "{sites} 的任一伪影：未询问。加噪声评分时它是多出的一行，会使其余各行的噪声增大。",
+    "not.any.unasked": "{sites} 的任一伪影：未计数；该答复来自较早的版本。",
+    "not.any.blank": "{sites} 的任一伪影：无人被计入。没有患者的每种伪影都已评估，或精确数字会透露少数患者。",
     "not.readers": "没有阅片者研究：得分以站点的标签为准；没有与人比较。",
     "not.severity": "伪影的程度和位置不评分；患者的得分是其三个层面中最高者的期望。",
     "not.audit": "保证是计算出来的，未经攻击检验：本次运行不含经验性隐私审计。",

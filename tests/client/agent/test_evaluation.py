@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.agent import evaluation
-from client.agent.evaluation import MAX_SITE_MODELS, exact_sums, noised_counts
+from client.agent.evaluation import MAX_SITE_MODELS, any_sums, exact_sums, noised_counts
 from client.agent.tasks import Agent
 from client.data.cohort import load_cohort
 from client.site.enrolment import LEVELS
@@ -34,6 +34,7 @@ from common.errors import RunError
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges
 from common.privacy import epsilon_of
+from common.subgroups import PLACE, SUBGROUPS
 from common.wire import DescribeTask, EvaluateTask, SiteEvaluation, SiteReadiness, WireMessage
 from tests.helpers.consortium import HELD_OUT, settle, tiny_plan
 from tests.helpers.site_agent import BASE, HEAD, A, agent, ledger, refusal_of, rows
@@ -556,6 +557,155 @@ def test_disclosed_histograms_have_twenty_bins_and_no_small_cell_whatever_the_ed
         for one, present in zip(histograms[0, :, artifact], (1, 0), strict=True):
             counted_in = np.bincount(places[truth[order, artifact] == present], minlength=DISCLOSED_BINS)
             assert np.array_equal(one.reshape(DISCLOSED_BINS, -1).sum(1), counted_in)
+
+
+def with_any(task: EvaluateTask) -> EvaluateTask:
+    """The same task, which asks for any artifact, too."""
+    between = np.linspace(-1, 4, EDGES, dtype=np.float32)
+    return task.model_copy(update={"any_edges": np.tile(between, (len(task.models), 1))})
+
+
+def any_of(data: Path, name: str, plan: RunPlan, part: int | None = None) -> list[int]:
+    """How many patients of a folder of sites have any artifact, and none, counted from the cohort."""
+    cohort = load_cohort(data / name, size=plan.image_size, plan_split=plan.split_at(name))
+    rows = np.flatnonzero(cohort.part >= 0 if part is None else cohort.part == part)
+    found = {
+        patient: np.nansum(cohort.labels[rows[cohort.patients[rows] == patient]]) > 0
+        for patient in set(cohort.patients[rows].tolist())
+    }
+    return [sum(found.values()), len(found) - sum(found.values())]
+
+
+def test_a_public_site_counts_those_with_any_artifact_in_every_model_alike(data: Path) -> None:
+    plan = dp_plan()
+    answer = scored(agent(data, HELD_OUT, plan).evaluate(with_any(evaluate_task(everyone=True))))
+    assert answer.any_histograms.shape == (2, 2, BINS)
+    expected = any_of(data, HELD_OUT, plan)
+    assert min(expected) > 0
+    assert answer.any_histograms.sum(-1).tolist() == [expected, expected]
+    plain = scored(agent(data, HELD_OUT, plan).evaluate(evaluate_task("s", everyone=True)))
+    assert plain.any_histograms.size == 0, "an earlier coordinator does not ask"
+    assert np.array_equal(plain.histograms, answer.histograms)
+
+
+def test_who_is_not_assessed_for_one_artifact_is_left_out_of_any(data: Path) -> None:
+    plan, sheet = dp_plan(), data / HELD_OUT / "labels.csv"
+    with sheet.open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        row["motion"] = row["motion_severity"] = ""
+    with sheet.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    before = sum(any_of(data, HELD_OUT, plan))
+    cohort = load_cohort(data / HELD_OUT, size=plan.image_size, plan_split=plan.split_at(HELD_OUT))
+    of_mr = set(cohort.patients[cohort.modality == 1].tolist())
+    assert of_mr
+    answer = scored(agent(data, HELD_OUT, plan).evaluate(with_any(evaluate_task(everyone=True))))
+    assert answer.any_histograms[0].sum() == before - len(of_mr)
+
+
+def test_with_noise_any_artifact_is_not_counted_whoever_asks(data: Path) -> None:
+    """A further row would raise the noise of all others; the charge and the vector are those without it."""
+    hospital(data)
+    answer = scored(agent(data, plan=dp_plan()).evaluate(with_any(evaluate_task())))
+    assert (answer.mode, answer.any_histograms.size) == ("dp", 0)
+    assert answer.noised.shape == (2, 2, ARTIFACTS, NOISED_BINS)
+    assert rows(data) == [("reserve", "", 1), ("commit", EVALUATION, 1)]
+
+
+def test_any_artifact_is_in_no_question_so_that_an_earlier_answer_stays_valid(data: Path) -> None:
+    hospital(data, evaluation="disclosed")
+    asked = agent(data, plan=dp_plan())
+    first = scored(asked.evaluate(evaluate_task()))
+    again = scored(asked.evaluate(with_any(evaluate_task())))
+    assert again.to_bytes() == first.to_bytes()
+
+
+def few(patients: int = 200) -> dict[str, tuple[np.ndarray, bool]]:
+    """Labels of two artifacts of as many patients, and whether any artifact may be counted."""
+    none, nan = np.zeros((patients, 2)), np.nan
+    none[:60, 0], none[40:100, 1] = 1, 1  # 20 have both
+    overlap, within, missing, rare = none.copy(), none.copy(), none.copy(), none.copy()
+    overlap[40:53, 0] = 0  # 7 have both
+    within[57:100, 1] = 0  # ... and 40 .. 57 stay within the first
+    within[60:65, 1] = 1  # 5 have the second alone
+    missing[195:, 1] = nan  # 5 are not whole
+    rare[:, 0] = rare[:, 1] = 0
+    rare[:9] = 1
+    alike = none.copy()
+    alike[:, 1] = alike[:, 0]
+    return {
+        "many": (none, True),
+        "nobody has both": (np.where(np.arange(patients)[:, None] < 60, [1.0, 0.0], none * [0, 1]), True),
+        "few have both": (overlap, False),
+        "few have the second alone": (within, False),
+        "few are not whole": (missing, False),
+        "few have any": (rare, False),
+        "the same": (alike, True),
+    }
+
+
+@pytest.mark.parametrize("case", few())
+def test_any_artifact_tells_of_no_few_patients(case: str) -> None:
+    """Neither by itself nor as a difference to what the artifacts' own counts say."""
+    truth, may = few()[case]
+    rng = np.random.default_rng(6)
+    scores, could = [rng.normal(truth == 1)], np.ones(truth.shape, bool)
+    edges = np.stack([quantile_edges(scores[0])])
+    any_edges = np.linspace(-1, 4, EDGES)[None]
+    found = any_sums(scores, truth, could, edges, any_edges, minimum_cell=10, coarse=True)
+    assert bool(found.any()) == may
+    assert len(np.flatnonzero(found.sum((0, 1)))) <= DISCLOSED_BINS
+    assert any_sums(scores, truth, could, edges, any_edges).any(), "exact sites have no smallest cell"
+
+
+def with_subgroups(task: EvaluateTask) -> EvaluateTask:
+    return task.model_copy(update={"subgroups": True})
+
+
+def test_a_public_site_counts_its_patients_by_subgroup(data: Path) -> None:
+    plan = dp_plan()
+    cohort = load_cohort(data / HELD_OUT, size=plan.image_size, plan_split=plan.split_at(HELD_OUT))
+    answer = scored(agent(data, HELD_OUT, plan).evaluate(with_subgroups(evaluate_task(everyone=True))))
+    found = answer.subgroups
+    assert found.shape == (2, 2, ARTIFACTS, len(PLACE), DISCLOSED_BINS)
+    total = answer.histograms.sum(-1)
+    by_level = found.sum(-1)
+    assert (by_level <= total[..., None]).all()
+    assert all(record.manufacturer for record in cohort.records)
+    vendors = [PLACE["vendor", level] for level in SUBGROUPS["vendor"]]
+    assert np.array_equal(by_level[..., vendors].sum(-1), total), "each patient has one vendor"
+    severities = [PLACE["severity", level] for level in SUBGROUPS["severity"]]
+    assert np.array_equal(by_level[:, 0][..., severities].sum(-1), total[:, 0]), "each present one has one"
+    assert (by_level[:, 1][..., severities] == total[:, 1][..., None]).all(), "all have those without"
+
+
+@pytest.mark.parametrize("mode", ["dp", "disclosed"])
+def test_a_hospital_sends_no_subgroups_whoever_asks(data: Path, mode: Any) -> None:
+    hospital(data, evaluation=mode)
+    answer = scored(agent(data, plan=dp_plan()).evaluate(with_subgroups(evaluate_task())))
+    assert (answer.mode, answer.subgroups.size) == (mode, 0)
+    with pytest.raises(ValueError, match="subgroups of a hospital"):
+        SiteEvaluation(
+            site="a", run="r", models=("m",), mode=mode, subgroups=np.ones((1, 2, 5, 3, 20), np.int32)
+        )
+
+
+def test_edges_of_any_artifact_that_do_not_fit_are_refused(data: Path) -> None:
+    hospital(data, evaluation="disclosed")
+    asked = with_any(evaluate_task())
+    for update in (
+        {"any_edges": asked.any_edges[:, :-1]},
+        {"any_edges": asked.any_edges[:1]},
+        {"any_edges": asked.any_edges[:, ::-1]},
+        {"any_edges": asked.any_edges * np.float32(np.nan)},
+        {"any_edges": asked.any_edges.astype(np.float64)},
+        {"edges": np.zeros((0, 0, 0), np.float32)},
+    ):
+        said = refusal_of(agent(data, plan=dp_plan()).evaluate(asked.model_copy(update=update)))
+        assert said.code == "bad-message", update
 
 
 def test_a_public_site_is_scored_as_before(data: Path) -> None:

@@ -14,6 +14,7 @@ from common.errors import RunError
 from common.plan import RunPlan
 from common.pricing import EVALUATION, charges, plan_epsilon
 from common.privacy import epsilon_of
+from common.subgroups import LEVELS
 from common.weights import LIMIT, encode_steps, int8_variance, quantize_int8
 from common.wire import EvaluateTask, SiteEvaluation
 from server.messaging.answer_checks import check_evaluation, check_update
@@ -208,6 +209,63 @@ def test_sums_that_no_patients_give_are_refused(changes: dict[str, Any], claim: 
     assert caught.value.code == "bad-evaluation"
     assert "\n" not in caught.value.message
     assert caught.value.message.startswith("hospital-a: ")
+
+
+ANY = np.zeros((2, 2, BINS), np.int64)
+ANY[:, 0, 250], ANY[:, 1, 230] = 30, 40
+
+
+def test_counts_of_any_artifact_pass_where_the_plan_has_several() -> None:
+    check_evaluation(disclosed(any_histograms=ANY), QUESTION, SITE, SCORING)
+    check_evaluation(disclosed(any_histograms=ANY, mode="synthetic"), QUESTION, PUBLIC, SCORING)
+    alone = tiny_plan(arms=["federated"], model={"labels": ["metal"]})
+    histograms, covariance = sums()
+    cut = {"histograms": histograms[:, :, :1], "covariance": covariance[::5, ::5]}
+    check_evaluation(disclosed(**cut), QUESTION, SITE, alone)
+    with pytest.raises(RunError, match="any artifact"):
+        check_evaluation(disclosed(**cut, any_histograms=ANY), QUESTION, SITE, alone)
+
+
+@pytest.mark.parametrize(
+    ("sent", "claim"),
+    [
+        (ANY[:1], "any artifact"),
+        (ANY[..., :-1], "any artifact"),
+        (ANY.astype(np.float64), "kind"),
+        (-ANY, "no patients give"),
+        (ANY * 10**7, "no patients give|too many"),
+        (np.stack([ANY[0], ANY[0] + (ANY[0] > 0)]), "differ between models"),
+        (ANY * 10, "more patients with or without"),
+    ],
+)
+def test_counts_of_any_artifact_that_no_patients_give_are_refused(sent: np.ndarray, claim: str) -> None:
+    with pytest.raises(RunError, match=claim):
+        check_evaluation(disclosed(any_histograms=sent, mode="synthetic"), QUESTION, PUBLIC, SCORING)
+
+
+def by_subgroup(**changes: Any) -> SiteEvaluation:
+    histograms, covariance = sums(coarse=False)
+    found = np.zeros((2, 2, len(DEFAULT_LABELS), len(LEVELS), DISCLOSED_BINS), np.int32)
+    found[:, 0, 0, :, 4], found[:, 1, 0, :, 3] = 5, 6
+    values = {"histograms": histograms, "covariance": covariance, "subgroups": found}
+    return disclosed(mode="synthetic", **values | changes)
+
+
+def test_counts_by_subgroup_are_checked_beside_those_of_all() -> None:
+    check_evaluation(by_subgroup(), QUESTION, PUBLIC, SCORING)
+    sent = by_subgroup().subgroups
+    one = sent.copy()
+    one[1, 0, 0, 0, 0] += 1
+    for wrong, claim in (
+        (sent[..., :-1], "subgroups"),
+        (sent[:, :, :, :-1], "subgroups"),
+        (sent.astype(np.int64), "kind"),
+        (-sent, "below zero"),
+        (one, "differ between models"),
+        (sent * 20, "more patients in a subgroup"),
+    ):
+        with pytest.raises(RunError, match=claim):
+            check_evaluation(by_subgroup(subgroups=wrong), QUESTION, PUBLIC, SCORING)
 
 
 BOUND = 12 * NOISE * np.sqrt(2 * len(DEFAULT_LABELS))

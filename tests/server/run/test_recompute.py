@@ -107,6 +107,20 @@ def test_a_file_of_a_version_without_the_gap_is_recomputed(folder: RunFolder) ->
         _ = folder.evaluation
 
 
+def test_any_artifact_is_recomputed_and_a_file_without_it_is_of_an_earlier_version(folder: RunFolder) -> None:
+    path = folder.path / "evaluation.json"
+    kept = json.loads(path.read_text())
+    assert set(kept["any_artifact"]["counts"]) == set(SITES)
+    assert set(kept["any_public"]) == set(kept["matrix"])
+    changed = json.loads(path.read_text())
+    changed["any_artifact"]["matrix"]["federated"][HELD_OUT]["auroc"] = 0.999
+    path.write_text(json.dumps(changed))
+    assert "any_artifact" in failed(folder)["evaluation"]
+    del kept["any_artifact"], kept["any_public"]
+    path.write_text(json.dumps(kept))
+    assert "evaluation" not in failed(folder)
+
+
 def test_the_command_prints_a_line_a_check_and_fails_where_one_does(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

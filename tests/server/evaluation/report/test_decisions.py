@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.any_artifact import ANY
 from common.artifacts import INDEX
 from common.counts import BINS, DISCLOSED_BINS, Counts
 from common.i18n import speaker
@@ -19,6 +20,7 @@ from server.evaluation.report.numerals import signed
 from server.evaluation.report.page import render
 from server.evaluation.report.reading import Reading
 from server.evaluation.report.words import LANGUAGES
+from server.evaluation_file import artifacts_of
 from tests.helpers.report_page import MANIFEST, PLAN, TRAINING, evaluation_of, section, tables, text_of
 
 SAY = speaker("en", LANGUAGES)
@@ -144,6 +146,75 @@ def test_a_row_at_the_operating_point_is_counted_from_the_histograms(
     assert row["AUROC"] == f"{whole['matrix']['federated']['dune']['motion']['auroc']:.3f}"
 
 
+def test_any_artifact_is_a_group_of_its_own_beside_the_artifacts(whole: dict[str, Any], page: str) -> None:
+    reading = Reading(whole, SAY)
+    counts = reading.any_counts("dune", "federated")
+    row = whole["any_artifact"]["matrix"]["federated"]["dune"]
+    assert row["auroc"] == pytest.approx(float(counts.auroc()[0]))
+    assert row["low"] < row["auroc"] < row["high"]
+    point = reading.point("federated", ANY, BINS)
+    assert point is not None
+    tp, n_pos = int(counts.positives[0, point.place :].sum()), int(counts.n_pos[0])
+    (line,) = [one for one in decisions.any_lines(reading, "federated") if one.site == "dune"]
+    assert (line.found.tp, line.found.positives) == (tp, n_pos)
+    shown = text_of(section(page, "operating"))
+    assert "any artifact" in shown
+    assert "Any artifact (metal, beam hardening, motion, susceptibility or chemical shift): patients" in shown
+    table = next(table for table in tables(section(page, "operating")) if "Balanced accuracy" in table[0])
+    last = [dict(zip(table[0], row, strict=True)) for row in table if row[0] == "dune †"][-1]
+    assert last["AUROC"] == f"{row['auroc']:.3f}"
+    assert last["Sensitivity"].split()[0] == f"{tp / n_pos:.3f}"
+
+
+def test_no_mean_over_artifacts_and_no_artifact_of_the_run_is_any(whole: dict[str, Any]) -> None:
+    assert ANY not in artifacts_of(whole)  # type: ignore[arg-type]
+    without = {key: value for key, value in whole.items() if key not in ("any_artifact", "any_public")}
+    assert ANY not in json.dumps(without)
+
+
+def test_who_says_nothing_of_any_artifact_is_named_with_the_reason(whole: dict[str, Any]) -> None:
+    changed = copy.deepcopy(whole)
+    del changed["any_artifact"]["counts"]["alder"]
+    for rows in changed["any_artifact"]["matrix"].values():
+        del rows["alder"]
+    for counts in changed["any_artifact"]["counts"]["birch"].values():
+        counts["positives"], counts["negatives"] = [], []
+    changed["scoring"]["cedar"] = {"mode": "dp", "epsilon": 1.0, "deviation": 3.0}
+    said = findings._without_any(Reading(changed, SAY))
+    assert [line.partition(":")[0] for line in said] == [
+        "Any artifact at cedar",
+        "Any artifact at alder",
+        "Any artifact at birch",
+    ]
+    old = {key: value for key, value in whole.items() if key not in ("any_artifact", "any_public")}
+    assert findings._without_any(Reading(old, SAY)) == [SAY("not.any")]
+    assert "any artifact" not in text_of(section(render(old, MANIFEST, PLAN), "operating"))
+    alone = copy.deepcopy(old) | {"any_artifact": {"artifacts": [], "counts": {}, "matrix": {}}}
+    assert findings._without_any(Reading(alone, SAY)) == []
+
+
+def test_subgroups_are_a_section_with_what_cannot_be_estimated_and_holms_count(
+    whole: dict[str, Any], page: str
+) -> None:
+    shown = text_of(section(page, "subgroups"))
+    rows = whole["subgroups"]["rows"]["federated"]
+    wanted = ("home", "motion", "siemens")
+    (row,) = [one for one in rows if (one["place"], one["artifact"], one["level"]) == wanted]
+    assert row["sites"] == list(TRAINING)
+    assert f"{row['auroc']:.3f}" in shown
+    assert f"{row['n_pos']} / {row['n_neg']}" in shown
+    assert "vendor: Siemens" in shown
+    assert "not estimable" in shown, "of two women"
+    tested = whole["subgroups"]["differences"]["federated"]
+    assert f"{len(tested)} tested" in shown
+    changed = copy.deepcopy(whole)
+    changed["subgroups"]["differences"]["federated"][0]["p_holm"] = 0.001
+    told = text_of(section(render(changed, MANIFEST, PLAN), "subgroups"))
+    assert "vendor: Siemens less vendor: GE is" in told
+    old = {key: value for key, value in whole.items() if key != "subgroups"}
+    assert 'id="subgroups"' not in render(old, MANIFEST, PLAN)
+
+
 def test_the_origin_of_the_threshold_is_printed(page: str, whole: dict[str, Any]) -> None:
     assert "Origin: 60 public phantoms, drawn from seed 20261." in text_of(section(page, "operating"))
     plan = PLAN.model_copy(update={"public_set": PublicSet(file="/x/public.npz", sha256="ab" * 32)})
@@ -185,13 +256,14 @@ def test_coarse_bins_use_their_own_edges_and_crowded_ones_are_grey(whole: dict[s
 
 def test_an_earlier_file_says_what_it_lacks(whole: dict[str, Any]) -> None:
     values = evaluation_of(public=False)
-    del values["generalization_gap"]
+    del values["generalization_gap"], values["any_artifact"]
     shown = render(values, MANIFEST, PLAN)
     assert "no threshold was chosen" in text_of(section(shown, "operating"))
     assert 'id="calibration"' not in shown
     assert "unseen − home" not in shown
     assert "does not hold the scores of public patients" in text_of(section(shown, "not"))
-    assert "“Any artifact” is not reported" in text_of(section(render(whole, MANIFEST, PLAN), "not"))
+    assert "“Any artifact” is not reported" in text_of(section(shown, "not"))
+    assert "“Any artifact” is not reported" not in text_of(section(render(whole, MANIFEST, PLAN), "not"))
 
 
 def test_labels_that_no_site_has_are_not_shown(whole: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from common.any_artifact import ANY
 from common.errors import ConfigError
 from common.verify import verify_command
 from server.cli.evaluate import report
@@ -23,7 +24,7 @@ from server.evaluation.report.export import reading_of, report_json, report_mark
 from server.evaluation.report.figure_files import write_figures
 from server.evaluation.table_check import check_table, read_table
 from server.run_folder import EVALUATION, RunFolder, write_json
-from tests.helpers.report_page import HOSTILE, MANIFEST, PLAN, evaluation_of
+from tests.helpers.report_page import HELD_OUT, HOSTILE, MANIFEST, PLAN, TRAINING, evaluation_of
 
 COMMAND = "=cmd|' /C calc'!A0"
 ESCAPE = "\x1b[31mred\x1b]0;title\x07"
@@ -146,6 +147,16 @@ def test_json_holds_the_counts_behind_every_rate(run: Path, whole: dict[str, Any
     for row in found["operating"]:
         if row["tp"] is not None and row["positives"]:
             assert row["sensitivity"]["value"] == pytest.approx(row["tp"] / row["positives"])
+
+
+def test_any_artifact_stands_in_every_format(run: Path, whole: dict[str, Any]) -> None:
+    lines = json.loads(invoked(run, "--format", "json").stdout)
+    assert lines["any_artifact"]["matrix"] == whole["any_artifact"]["matrix"]
+    assert {line["site"] for line in lines["operating"] if line["artifact"] == ANY} == {*TRAINING, *HELD_OUT}
+    for words in (["--format", "csv"], ["--paper", "--format", "csv"]):
+        rows = list(csv.DictReader(io.StringIO(invoked(run, *words).stdout)))
+        assert sum(row["row"] == f"federated {ANY} dune" for row in rows) == 1
+    assert "任一伪影" in invoked(run, "--format", "md", "--lang", "zh").stdout
 
 
 def test_markdown_has_the_answers_and_is_chinese_on_demand(run: Path) -> None:
