@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from common.privacy import epsilon_text
 from common.remedies import Remedy, remedies
 
 WIDTH = 80
-SHOWN_SERIES, SHOWN_FILES = 40, 8
+SHOWN_SERIES, SHOWN_FILES, SHOWN_STUDIES = 40, 8, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,21 @@ class NextStep:
             return say("no-dose")
         return say(
             "dose",
-            doses=", ".join(f"{dose:.3g}" for dose in self.doses.values()),
-            studies=", ".join(map(str, self.doses)),
+            doses=_first(f"{dose:.3g}" for dose in self.doses.values()),
+            studies=_first(map(str, self.doses)),
         )
 
     def where(self, say: Say) -> str:
         """The studies, in words."""
         return say(
-            "in-study" if len(self.studies) == 1 else "in-studies", studies=", ".join(map(str, self.studies))
+            "in-study" if len(self.studies) == 1 else "in-studies", studies=_first(map(str, self.studies))
         )
+
+
+def _first(words: Iterable[str]) -> str:
+    """Some of them, and how many there are; the table and predictions.json have all."""
+    every = list(words)
+    return ", ".join(every[:SHOWN_STUDIES]) + (f", … ({len(every)})" if len(every) > SHOWN_STUDIES else "")
 
 
 def next_steps(studies: Sequence[Study]) -> list[NextStep]:
@@ -286,8 +292,8 @@ def series_rows(found: Predictions, say: Say) -> list[list[tuple[str, ...]]]:
             groups.append(rows or [(*head, say("not-judged"), "", "", "")])
         if len(study.series) > 1 and study.findings:
             images = str(sum(len(one.images) for one in study.series))
-            head = (number, say("whole"), "", images)
-            groups.append(_rows(found, head, study.findings, study.series, say))
+            whole = (number, say("whole"), "", images)
+            groups.append(_rows(found, whole, study.findings, study.series, say))
     return groups
 
 

@@ -222,6 +222,8 @@ def test_a_ct_scan_is_never_just_repeated_and_its_dose_stands_beside(folder: Pat
     assert "12.5 mGy (study 1)" in steps["metal"].dose(say)
     assert steps["motion"].advice(say) == "Repeating can help."
     assert steps["motion"].dose(say) == ""
+    many = replace(steps["metal"], studies=tuple(range(1, 41)))
+    assert many.where(say) == "studies 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, … (40)"
     without = replace(steps["metal"], doses={})
     assert "no CTDIvol" in without.dose(say)
 
