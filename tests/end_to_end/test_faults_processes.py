@@ -8,8 +8,11 @@ here in which they do.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import re
 import signal
 import socket
 import ssl
@@ -35,7 +38,7 @@ from server.federation.registry import Federation
 from server.run.control_files import is_being_run
 from tests.helpers.faulty import A, B, C, Faulty, one_error, plan_of
 from tests.helpers.ports import free_port
-from tests.helpers.rig import LIMIT_S, NGINX, wait_until
+from tests.helpers.rig import LIMIT_S, NGINX, born, descendants, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,6 +100,10 @@ def charges(deployment: Faulty, run: str) -> dict[str, list[float]]:
 
 def answered(deployment: Faulty, run: str) -> list[list[str]]:
     return [record["answered"] for record in deployment.records(run)]
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def thaw(pid: int) -> None:
@@ -352,6 +359,62 @@ def test_f4_a_private_round_that_is_asked_again_by_a_resumed_run_is_charged_once
     assert len({line["sha256"] for line in sent(deployment, A, run)}) == 2
     cost = charges(deployment, run)
     assert [len(cost[name]) for name in ALL] == [1, 1, 1]
+
+
+# ---- F1 and F4 together: a storm
+
+
+STORM = {"agent": 15, "node": 12, "superlink": 6, "serverapp": 6, "superexec": 3, "proxy": 3}
+"""How often a process of each kind is killed: 45 times in all."""
+
+
+def test_a_storm_of_45_kills_over_all_roles_ends_in_the_same_models(deployment: Faulty) -> None:
+    """The next is killed up to six seconds later, while others are still on their way back. A run that this
+    interrupts is resumed at once, as often as it takes.
+    """
+    plan, rng = plan_of("federated", rounds=5, epochs=8), random.Random(18)
+    deployment.begin(plan, "calm")
+    deployment.outcome("calm")
+    victims = [part for part, times in STORM.items() for _ in range(times)]
+    rng.shuffle(victims)
+    sites = {part: itertools.cycle(ALL) for part in ("agent", "node")}
+
+    def alive(part: str) -> int:
+        """The number of such a process, 0 while there is none. A number may be another's by now."""
+        with suppress(OSError, ValueError, KeyError, IndexError):
+            if part == "serverapp":
+                mine = descendants(deployment.pid("federation", "superexec"))
+                pid = next((pid for pid in mine if b"flwr-serverapp" in command_of(pid)), 0)
+            else:
+                pid = deployment.pid(next(sites[part]) if part in sites else "federation", part)
+            return pid if (pid, born(pid)) in deployment.processes() else 0
+        return 0
+
+    run, said, killed = "storm", Counter[str](), Counter[str]()
+    deployment.begin(plan, run)
+    deployment.await_rounds(run, 1)
+    again_at = 0.0
+    process = deployment.started(f"run-{run}")
+    while victims or process.poll() != 0:
+        if victims and time.monotonic() >= again_at:
+            number = next((n for n, part in enumerate(victims) if alive(part)), None)
+            if number is not None and (pid := alive(victims[number])):
+                deployment.kill_pid(pid)
+                killed[victims.pop(number)] += 1
+                again_at = time.monotonic() + rng.uniform(0, 6)
+        if process.poll():
+            (code,) = re.findall(r"^fedqc: error \[([a-z-]+)\]", deployment.log(f"run-{run}"), re.MULTILINE)
+            one_error(deployment.log(f"run-{run}"), code)
+            said[code] += 1
+            deployment.resume(run)
+            process = deployment.started(f"run-{run}")
+        assert not victims or process.poll() != 0, "the run was over before the storm"
+        time.sleep(0.1)
+    assert killed == STORM
+    assert sum(killed.values()) == 45
+    assert answered(deployment, run) == [ALL] * 5
+    assert deployment.hashes(run) == deployment.hashes("calm")
+    told("storm", f"killed {dict(killed)}", f"resumed after {dict(said)}")
 
 
 # ---- F30: people and systemd end things

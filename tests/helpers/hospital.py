@@ -17,6 +17,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -74,6 +75,20 @@ def small_disk(folder: Path) -> Iterator[bool]:
     finally:
         if mounted.returncode == 0:
             subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder that nobody can write to, not even root, who needs no permissions. Skips the test where this
+    system permits no mounts.
+    """
+    for words in (["--bind", str(folder), str(folder)], ["-o", "remount,bind,ro", str(folder)]):
+        if subprocess.run(["mount", *words], capture_output=True, check=False).returncode:
+            pytest.skip("no read-only folder: this system permits no bind mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
 
 
 def fill(folder: Path, *, leave_pages: int) -> None:

@@ -224,10 +224,11 @@ class Deployment:
 
     # ---- running it
 
-    def start_federation(self) -> None:
+    def start_federation(self, *, prefix: Sequence[str] = ()) -> None:
         self.background(
             "federation",
             ["federation", "start", "--federation", self.fed] + (["--no-proxy"] if NGINX is None else []),
+            prefix=prefix,
         )
         self._await_word("federation", "listening" if NGINX else "SuperLink on")
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from flwr.app import Message
 from client.agent.tasks import agent_for
 from client.agent.verification import guard_for
 from client.dp.coins import Coins
+from common.cli import Format
 from common.errors import PlanError, RefusedError, RunError
 from common.model_file import load_model
 from common.models import build
@@ -28,6 +30,7 @@ from common.plan import RunPlan
 from common.signing import Statement, load_key, payload_sha256, sign
 from common.weights import manifest_of
 from common.wire import Envelope, Refusal, SiteDescription, SiteUpdate, message_type, type_of
+from server.cli.following import follow
 from server.federation.notify import Notify
 from server.messaging.signatures import Seal
 from server.run.conduct import conduct
@@ -35,6 +38,7 @@ from server.run.control_files import Order, read_outcome, write_order
 from server.run.order import serve_order
 from server.run_folder import RunFolder
 from tests.helpers.consortium import HELD_OUT, SITES, TRAINING, Consortium, settle, tiny_plan
+from tests.helpers.hospital import fill, read_only, small_disk
 from tests.helpers.site_agent import COORDINATOR, OTHER, enrol, rows
 
 A, B, C = TRAINING
@@ -517,6 +521,67 @@ def test_why_a_run_could_not_go_on_is_written_down_without_the_text_of_a_bug(
     assert failure is not None
     assert (failure["code"], failure["exit_status"]) == ("internal", 5)
     assert "secret" not in json.dumps(failure)
+
+
+def in_round_two(enrolled: Consortium, happen: Callable[[], None]) -> None:
+    """Have something happen once, while the answers of the second round come in."""
+    left = [happen]
+
+    def tamper(question: Message, answer: Message) -> None:
+        if left and enrolled.asked.count((A, "train")) == 2:
+            left.pop()()
+
+    enrolled.asked.clear()
+    enrolled.tamper = tamper
+
+
+def watched(federation: Any) -> RunError:
+    """What `fedqc run watch` says of the run's end."""
+    opened: Any = SimpleNamespace(folder=federation.folder, runs=federation.folder / "runs")
+    with pytest.raises(RunError) as caught:
+        follow(opened, "one", Format.text)
+    assert "fedqc run resume one" in caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("leave_pages", [0, 16])
+def test_a_disk_that_fills_up_under_the_coordinator_is_named_and_the_run_goes_on_to_the_same_bits(
+    leave_pages: int, enrolled: Consortium, federation: Any, tmp_path: Path
+) -> None:
+    """With no page left, not even the failure can be written down."""
+    plan = tiny_plan(training={"rounds": 3})
+    whole = run(enrolled, plan, tmp_path / "whole")
+    federation.folder.mkdir(exist_ok=True)
+    with small_disk(federation.folder) as is_small:
+        if not is_small:
+            pytest.skip("no small disk: this system permits no mount of a tmpfs")
+        in_round_two(enrolled, lambda: fill(federation.folder, leave_pages=leave_pages))
+        with pytest.raises(OSError, match="No space left"):
+            serve(enrolled, federation, plan)
+        assert watched(federation).code == "disk-full"
+        (federation.folder / "ballast").unlink()
+        before = RunFolder.open(federation.folder / "runs" / "one").arm("federated").rounds()
+        assert len(before) == 1
+        resumed = RunFolder.open(serve(enrolled, federation, plan))
+        assert resumed.arm("federated").rounds()[:1] == before
+        assert models(resumed) == models(whole)
+
+
+def test_a_run_folder_that_becomes_read_only_is_named_and_the_run_goes_on_to_the_same_bits(
+    enrolled: Consortium, federation: Any, tmp_path: Path
+) -> None:
+    plan = tiny_plan(training={"rounds": 3})
+    whole = run(enrolled, plan, tmp_path / "whole")
+    path = federation.folder / "runs" / "one"
+    with ExitStack() as mounted:
+        in_round_two(enrolled, lambda: mounted.enter_context(read_only(path)))
+        with pytest.raises(OSError, match="Read-only"):
+            serve(enrolled, federation, plan)
+        assert watched(federation).code == "not-writable"
+        with pytest.raises(OSError, match="Read-only"):
+            serve(enrolled, federation, plan)
+        assert watched(federation).code == "not-writable"
+    assert models(RunFolder.open(serve(enrolled, federation, plan))) == models(whole)
 
 
 def test_a_plan_that_too_few_sites_can_carry_is_refused_before_a_run_folder_is_made(
