@@ -1,8 +1,10 @@
 """The arms of a run: who trains each, who owns its model, what part is trained, whether it is private.
 
 A *control* is trained as the private arm of the same trainer, with noise 0: the same part, steps, clip, grid,
-sampling, divisor and mean over rounds. What the private arm does worse, the noise cost. It is not private,
-and exists in simulations only.
+sampling, divisor and mean over rounds. What the private arm does worse, the noise cost. A *frozen* arm is
+trained as the arm without privacy of the same trainer, but only the part that the private arm trains. What it
+does worse, the frozen layers cost; what the control does worse than it, clipping and other steps. Neither is
+private, and both exist in simulations only.
 
 A *baseline* is what each site gets without a network, from the image-quality metrics of its own training
 slices (common/iqm.py). It is fitted where it is scored, has no weights and no rounds, and exists in
@@ -29,16 +31,19 @@ ArmName = Literal[
     "local",
     "local_dp",
     "local_clipped",
+    "local_frozen",
     "federated",
     "federated_dp",
     "federated_clipped",
+    "federated_frozen",
     "pooled",
     "iqm_logistic",
     "iqm_forest",
 ]
 _NAMES = get_args(ArmName)
-PUBLIC, LOCAL, LOCAL_DP, LOCAL_CLIPPED, FEDERATED, FEDERATED_DP, FEDERATED_CLIPPED, POOLED = _NAMES[:8]
-BASELINES = IQM_LOGISTIC, IQM_FOREST = _NAMES[8:]
+PUBLIC, LOCAL, LOCAL_DP, LOCAL_CLIPPED, LOCAL_FROZEN = _NAMES[:5]
+FEDERATED, FEDERATED_DP, FEDERATED_CLIPPED, FEDERATED_FROZEN, POOLED = _NAMES[5:10]
+BASELINES = IQM_LOGISTIC, IQM_FOREST = _NAMES[10:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,9 @@ class Arm:
     owner: Owner
     private: bool = False  # trained under differential privacy; what part, says `common.trainable`
     control: bool = False  # trained as the private arm of this trainer, with noise 0; simulations only
+    frozen: bool = (
+        False  # trains what the private arm of this trainer trains, in ordinary steps; simulations only
+    )
     baseline: Classifier | None = None  # what is fitted to image-quality metrics in place of a network
 
     @property
@@ -59,6 +67,11 @@ class Arm:
     def clips(self) -> bool:
         """Whether it takes the steps of a private arm, with its noise or without."""
         return self.private or self.control
+
+    @property
+    def trains_part(self) -> bool:
+        """Whether it trains and sends no more than the private arm of its trainer."""
+        return self.clips or self.frozen
 
     @property
     def by_rounds(self) -> bool:
@@ -73,7 +86,7 @@ class Arm:
     @property
     def simulated(self) -> bool:
         """Whether it exists only in simulations of sites that are no hospital."""
-        return self.control or self.baseline is not None
+        return self.control or self.frozen or self.baseline is not None
 
 
 ARMS: dict[str, Arm] = {
@@ -81,9 +94,11 @@ ARMS: dict[str, Arm] = {
     LOCAL: Arm(trainer="each site", owner="site"),
     LOCAL_DP: Arm(trainer="each site", owner="site", private=True),
     LOCAL_CLIPPED: Arm(trainer="each site", owner="site", control=True),
+    LOCAL_FROZEN: Arm(trainer="each site", owner="site", frozen=True),
     FEDERATED: Arm(trainer="all sites", owner="federation"),
     FEDERATED_DP: Arm(trainer="all sites", owner="federation", private=True),
     FEDERATED_CLIPPED: Arm(trainer="all sites", owner="federation", control=True),
+    FEDERATED_FROZEN: Arm(trainer="all sites", owner="federation", frozen=True),
     POOLED: Arm(trainer="pooled site", owner="federation"),
     IQM_LOGISTIC: Arm(trainer="each site", owner="site", baseline="logistic regression"),
     IQM_FOREST: Arm(trainer="each site", owner="site", baseline="random forest"),

@@ -450,7 +450,7 @@ class RunPlan(StrictModel):
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms names one twice")
         if all(ARMS[arm].simulated for arm in self.arms):
-            what = "controls" if ARMS[self.arms[0]].control else "baselines"
+            what = "baselines" if ARMS[self.arms[0]].baseline else "controls"
             raise ValueError(f"arms names only {what}, such as {self.arms[0]}, whose model no run hands on")
         if unasked := sorted(set(self.training.class_weights) - set(self.model.labels)):
             raise ValueError(
@@ -463,10 +463,14 @@ class RunPlan(StrictModel):
             raise ValueError(f"{what} is of images, and model.name = {self.model.name} sees none")
         # the metrics themselves are what a linear network's head sees: no random weight lies between
         has_features = self.model.name == "iqm_linear" or (of_measures and self.privacy.trainable == "all")
-        if self.model.initial == "random" and clipped and not has_features:
+        in_part = [arm for arm in self.arms if ARMS[arm].trains_part]
+        if self.model.initial == "random" and in_part and not has_features:
             raise ValueError(
-                f"arms: {clipped[0]} trains a head on public features, and model.initial = random has none"
+                f"arms: {in_part[0]} trains a head on public features, and model.initial = random has none"
             )
+        frozen = [arm for arm in self.arms if ARMS[arm].frozen]
+        if frozen and self.privacy.trainable == "all":
+            raise ValueError(f"arms: privacy.trainable = all freezes nothing: leave out {frozen[0]}")
         if clipped and self.training.sampler != "uniform":
             raise ValueError(
                 f"training.sampler = {self.training.sampler} counts labels over patients, so that one "

@@ -38,7 +38,7 @@ def trainable_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
 
 
 def private_part(plan: RunPlan) -> Part:
-    """The part of the flat array that a private arm of the plan, or its control, trains and sends."""
+    """The part of the flat array that a private arm of the plan, or a control of it, trains and sends."""
     return _part(plan.model, plan.privacy.trainable)
 
 
@@ -46,7 +46,7 @@ def trained_part(plan: RunPlan, arm: str) -> Part:
     """The part of the flat array that `arm` of the plan trains and sends: everything, but for private arms
     and their controls.
     """
-    if ARMS[arm].clips:
+    if ARMS[arm].trains_part:
         return private_part(plan)
     return slice(0, manifest_of(network_of(plan.model).state_dict()).size)
 

@@ -259,7 +259,7 @@ def admit_run_models(plan: RunPlan, task: EvaluateTask) -> None:
         if arm == PUBLIC:
             if initial is not None and not np.array_equal(flat, initial):
                 raise _foreign("the public model is not the plan's")
-        elif ARMS[arm].clips:
+        elif ARMS[arm].trains_part:
             if initial is not None and not np.array_equal(flat[frozen], initial[frozen]):
                 raise _foreign("the private model's frozen part is not the plan's")
             if plan.privacy.trainable != "head":

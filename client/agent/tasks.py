@@ -103,7 +103,7 @@ from common.pricing import EVALUATION, charges, plan_epsilon, training_steps
 from common.privacy import GaussianSteps, epsilon_of
 from common.series import Series
 from common.studies import samples_of
-from common.trainable import private_part, trainable_names
+from common.trainable import private_part, trainable_names, trained_part
 from common.weights import (
     REACH,
     advance,
@@ -328,7 +328,7 @@ class Agent:
         or for a baseline; it refuses the whole plan.
         """
         if (arms := self._plan.simulated_arms) and self.site.kind == "hospital":
-            what = "trains a private arm without its noise" if ARMS[arms[0]].control else "fits a baseline"
+            what = "fits a baseline" if ARMS[arms[0]].baseline else "trains a private arm without its noise"
             raise RefusedError(
                 f"{self.name}: arm {arms[0]} is for simulations",
                 code="simulation-only",
@@ -553,11 +553,10 @@ class Agent:
         base = self._models.receive(task)
         has_changed = self.admit_data(task.run)
         self.record_non_private(task.run, task.arm)
+        part = trained_part(self._plan, task.arm)
         if is_control(task.arm):
-            part = private_part(self._plan)
             steps = self._clipped_steps(task, base, 0.0, job)
         else:
-            part = slice(0, base.size)
             slices = self.training_slices(task.run, job)
             steps = train_without_noise(self._plan, task, base, self.name, slices, job)
         if steps.any():
@@ -578,7 +577,7 @@ class Agent:
         if not self._may_hold_patients:
             return
         head = self._head
-        if is_control(arm) and self._plan.privacy.trainable == "head":
+        if ARMS[arm].trains_part and self._plan.privacy.trainable == "head":
             head = slice(head.stop, head.stop)
         note_trained(self.state, models, head)
 

@@ -11,13 +11,13 @@ from client.agent.job import Job
 from client.agent.lineage import packaged_weights
 from client.agent.model_check import check_base, decode_base
 from client.data.studies import CohortSamples
-from common.arms import is_control
+from common.arms import ARMS
 from common.learning import seed_for, train_epochs
 from common.model_file import load_model
 from common.models import fresh, network_of
 from common.plan import RunPlan
 from common.studies import Images
-from common.trainable import private_part
+from common.trainable import private_part, trainable_names, trained_part
 from common.weights import (
     Part,
     digest,
@@ -53,7 +53,7 @@ class ReceivedModels:
         """
         model = self._plan.model
         manifest = manifest_of(network_of(model).state_dict())
-        is_part = task.private or is_control(task.arm)
+        is_part = ARMS[task.arm].trains_part
         trainable: Part = private_part(self._plan) if is_part else slice(0, manifest.size)
         held = self._held.setdefault(charge_name(task.run, task.arm), {})
         base = decode_base(task, manifest.size, trainable, held)
@@ -99,16 +99,20 @@ def training_slices(samples: CohortSamples) -> TrainingSlices:
 def train_without_noise(
     plan: RunPlan, task: TrainTask, base: np.ndarray, name: str, slices: TrainingSlices, job: Job
 ) -> np.ndarray:
-    """Train the whole network for one round.
+    """Train the network for one round: all of it, or what a frozen arm trains.
 
     Args:
         base: float32 (parameters,).
         name: of the site; with the plan's seed and the round it decides the shuffles.
     Returns:
-        the update in whole grid steps, int32 (parameters,).
+        the update in whole grid steps, int32 (trained parameters,).
     """
     model = network_of(plan.model)
     model.load_state_dict(unflatten(base, manifest_of(model.state_dict())))
+    if ARMS[task.arm].frozen:
+        trained = trainable_names(model, plan.privacy.trainable)
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name in trained)
     train_epochs(
         model,
         slices.images,
@@ -121,7 +125,8 @@ def train_without_noise(
         outputs=plan.model.labels,
         tick=job.ticker("epoch", plan.training.local_epochs),
     )
-    return to_grid(flatten(model.state_dict()), base)
+    part = trained_part(plan, task.arm)
+    return to_grid(flatten(model.state_dict())[part], base[part])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,11 @@ from common.arms import (
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
+    FEDERATED_FROZEN,
     LOCAL,
     LOCAL_CLIPPED,
     LOCAL_DP,
+    LOCAL_FROZEN,
     POOLED,
     PUBLIC,
 )
@@ -354,10 +356,14 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     (FEDERATED_DP, FEDERATED),
     (FEDERATED_DP, LOCAL_DP),
     (FEDERATED_DP, FEDERATED_CLIPPED),  # what the noise cost: all else is the same
-    (FEDERATED_CLIPPED, FEDERATED),  # what the rest of a private arm's training cost
+    (FEDERATED_CLIPPED, FEDERATED),  # what the rest of a private arm's training cost,
+    (FEDERATED_FROZEN, FEDERATED),  # of it the layers that are frozen,
+    (FEDERATED_CLIPPED, FEDERATED_FROZEN),  # and clipping in other steps
     (LOCAL_DP, LOCAL),
     (LOCAL_DP, LOCAL_CLIPPED),
     (LOCAL_CLIPPED, LOCAL),
+    (LOCAL_FROZEN, LOCAL),
+    (LOCAL_CLIPPED, LOCAL_FROZEN),
     (POOLED, FEDERATED),
     # does a network pay? Of the local one all but the method is the same
     *((network, baseline) for network in (FEDERATED, FEDERATED_DP, LOCAL) for baseline in BASELINES),

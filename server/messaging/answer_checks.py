@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from common.any_artifact import combined
+from common.arms import is_baseline
 from common.counts import BINS, DISCLOSED_BINS, NOISED_BINS, Counts, noise_deviation
 from common.errors import ConfigError, RunError
 from common.names import MAX_PATIENTS
@@ -119,12 +120,10 @@ def check_evaluation(
                 "their kind": (str(answer.subgroups.dtype), "int32"),
             }
         if answer.any_histograms.size:
-            has_any = bool(len(combined(plan.model.labels)))
+            networks = sum(not is_baseline(model) for model in task.models)
+            shape_of_any = (networks, 2, BINS) if len(combined(plan.model.labels)) else (0, 2, 0)
             claims |= {
-                "any artifact": (
-                    answer.any_histograms.shape,
-                    (len(task.weights), 2, BINS) if has_any else (0, 2, 0),
-                ),
+                "any artifact": (answer.any_histograms.shape, shape_of_any),
                 "its kind": (str(answer.any_histograms.dtype), "int64"),
             }
     for claim, (value, expected) in claims.items():

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common.arms import ARMS, FINAL_ARMS, PUBLIC, is_control
+from common.arms import ARMS, FINAL_ARMS, PUBLIC
 from common.errors import ConfigError, FedqcError, PlanError, RefusedError, RunError
 from common.files import write_bytes
 from common.learning import get_threads, set_threads
@@ -407,7 +407,7 @@ def train_arms(context: RunContext, stages: Sequence[Stage], *, jobs: int = 1) -
 
 def _to_hand_on(trained: Trained) -> list[str]:
     """Models that a run may hand on: all but those of controls."""
-    return [name for name in trained.models if not is_control(name.partition("/")[0])]
+    return [name for name in trained.models if not ARMS[name.partition("/")[0]].simulated]
 
 
 def _give_up(context: RunContext, stage: Stage, reason: str) -> None:

@@ -12,9 +12,11 @@ from common.arms import (
     FEDERATED,
     FEDERATED_CLIPPED,
     FEDERATED_DP,
+    FEDERATED_FROZEN,
     LOCAL,
     LOCAL_CLIPPED,
     LOCAL_DP,
+    LOCAL_FROZEN,
     POOLED,
     PUBLIC,
 )
@@ -30,8 +32,11 @@ LEADS = (FEDERATED, FEDERATED_DP, POOLED, LOCAL, PUBLIC)
 """Whose score at an unseen site the headline gives: the first that has one."""
 
 
-PRICES = ((FEDERATED_DP, FEDERATED_CLIPPED, FEDERATED), (LOCAL_DP, LOCAL_CLIPPED, LOCAL))
-"""A private arm, its control with noise 0, and the arm of the same trainer without privacy."""
+PRICES = (
+    (FEDERATED_DP, FEDERATED_CLIPPED, FEDERATED_FROZEN, FEDERATED),
+    (LOCAL_DP, LOCAL_CLIPPED, LOCAL_FROZEN, LOCAL),
+)
+"""A private arm, its control with noise 0, the frozen arm, and the arm without privacy, of one trainer."""
 MAX_NAMED = 8
 """How many cells a sentence names."""
 
@@ -202,7 +207,7 @@ def _gap(reading: Reading) -> tuple[list[str], frozenset[str]]:
 def _cost(reading: Reading, trainable: str) -> list[str]:
     """What privacy cost in all, and its parts where the controls ran."""
     say, lines = reading.say, []
-    for private, control, other in PRICES:
+    for private, control, frozen, other in PRICES:
         if not reading.models_of(private):
             continue
         where = "unseen" if reading.contrast(private, other, "unseen") else "home"
@@ -218,11 +223,16 @@ def _cost(reading: Reading, trainable: str) -> list[str]:
             line = f"{line} {say('answer.cost.whole', needed=control)}"
         else:
             rest, noise = (difference_text(reading, part) for part in parts if part)
-            word = "answer.cost.parts" if trainable != "all" else "answer.cost.parts_all"
-            line = f"{line} {say(word, rest=rest, noise=noise)}"
+            split = [reading.contrast(frozen, other, where), reading.contrast(control, frozen, where)]
+            if all(split):
+                layers, clip = (difference_text(reading, part) for part in split if part)
+                line = f"{line} {say('answer.cost.all_parts', layers=layers, clip=clip, noise=noise)}"
+            else:
+                word = "answer.cost.parts" if trainable != "all" else "answer.cost.parts_all"
+                line = f"{line} {say(word, rest=rest, noise=noise)}"
         lines.append(line)
     if not lines:
-        planned = [arm for arm, _, _ in PRICES if arm in reading.arms]
+        planned = [arm for arm, *_ in PRICES if arm in reading.arms]
         lines.append(say("answer.cost.refused" if planned else "answer.cost.no_arm"))
     return lines
 
@@ -345,7 +355,9 @@ def difference_text(reading: Reading, found: Interval) -> str:
     return f"{signed(found['value'])} [{signed(found['low'])}, {signed(found['high'])}]"
 
 
-def price_notes(reading: Reading, private: str, control: str, plain: str, *, trainable: str) -> list[str]:
+def price_notes(
+    reading: Reading, private: str, control: str, frozen: str, plain: str, *, trainable: str
+) -> list[str]:
     """What the parts of a private arm's price are, and which arm is missing to tell them apart."""
     say, notes = reading.say, []
     if not reading.models_of(plain):
@@ -354,9 +366,11 @@ def price_notes(reading: Reading, private: str, control: str, plain: str, *, tra
         notes.append(say("price.no_control", arm=private, plain=plain, needed=control))
     else:
         notes.append(say("price.control", control=control))
-    if reading.models_of(control) and reading.models_of(plain):
+    if reading.models_of(frozen):
+        notes.append(say("price.is_frozen", frozen=frozen, plain=plain, control=control))
+    elif reading.models_of(control) and reading.models_of(plain):
         mixed = "price.nothing_frozen" if trainable == "all" else "price.frozen"
-        notes.append(say(mixed, control=control, plain=plain))
+        notes.append(say(mixed, control=control, plain=plain, needed=frozen))
     return notes
 
 

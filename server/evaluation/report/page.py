@@ -221,11 +221,15 @@ def common_rows(reading: Reading) -> dict[str, Any] | None:
 def price_tables(reading: Reading, plan: RunPlan) -> list[dict[str, Any]]:
     """What privacy cost, part by part: a table a private arm that has a model."""
     say, found = reading.say, []
-    for private, control, other in findings.PRICES:
+    for private, control, frozen, other in findings.PRICES:
         if not reading.models_of(private):
             continue
-        steps = [("price.total", private, other), ("price.noised", private, control)]
-        steps.insert(1, ("price.clipped", control, other))
+        steps = [("price.total", private, other)]
+        if reading.models_of(frozen):
+            steps += [("price.layers", frozen, other), ("price.steps", control, frozen)]
+        else:
+            steps.append(("price.clipped", control, other))
+        steps.append(("price.noised", private, control))
         rows = [
             {
                 "step": say(step),
@@ -239,7 +243,9 @@ def price_tables(reading: Reading, plan: RunPlan) -> list[dict[str, Any]]:
             }
             for step, arm, less in steps
         ]
-        notes = findings.price_notes(reading, private, control, other, trainable=plan.privacy.trainable)
+        notes = findings.price_notes(
+            reading, private, control, frozen, other, trainable=plan.privacy.trainable
+        )
         found.append({"arm": private, "tag": reading.privacy_tag(private), "rows": rows, "notes": notes})
     return found
 

@@ -6,10 +6,12 @@ from common import cohort_table
 from common.arms import (
     FEDERATED_CLIPPED,
     FEDERATED_DP,
+    FEDERATED_FROZEN,
     IQM_FOREST,
     IQM_LOGISTIC,
     LOCAL_CLIPPED,
     LOCAL_DP,
+    LOCAL_FROZEN,
 )
 from common.i18n import Languages
 from server.evaluation.report.words_zh import CHINESE
@@ -124,6 +126,8 @@ ENGLISH: dict[str, str] = {
     f"arm.{FEDERATED_DP}": "trained together under differential privacy",
     f"arm.{LOCAL_CLIPPED}": f"as {LOCAL_DP}, with noise 0",
     f"arm.{FEDERATED_CLIPPED}": f"as {FEDERATED_DP}, with noise 0",
+    f"arm.{LOCAL_FROZEN}": f"as local, only the layers of {LOCAL_DP}",
+    f"arm.{FEDERATED_FROZEN}": f"as federated, only the layers of {FEDERATED_DP}",
     "arm.pooled": "all images in one place (simulation only)",
     f"arm.{IQM_LOGISTIC}": "each site alone: logistic regression on image-quality metrics, no network",
     f"arm.{IQM_FOREST}": "each site alone: random forest on image-quality metrics, no network",
@@ -135,6 +139,8 @@ ENGLISH: dict[str, str] = {
     f"who.{FEDERATED_DP}": "the private federated model",
     f"who.{LOCAL_CLIPPED}": "sites training alone as in private, with noise 0",
     f"who.{FEDERATED_CLIPPED}": "the same training with noise 0",
+    f"who.{LOCAL_FROZEN}": "sites training the private arm's layers alone, without privacy",
+    f"who.{FEDERATED_FROZEN}": "all sites training the private arm's layers, without privacy",
     "who.pooled": "the pooled model",
     f"who.{IQM_LOGISTIC}": "logistic regression on image-quality metrics",
     f"who.{IQM_FOREST}": "random forests on image-quality metrics",
@@ -190,6 +196,10 @@ ENGLISH: dict[str, str] = {
     ),
     "answer.cost.parts_all": (
         "Nothing is frozen. Of this, clipping and another number of steps: {rest}; noise: {noise}."
+    ),
+    "answer.cost.all_parts": (
+        "Of this, layers that are frozen: {layers}; clipping and another number of steps: {clip}; "
+        "noise: {noise}."
     ),
     "answer.cost.whole": "What of it is noise was not measured: that needs the arm {needed}.",
     "answer.cost.none": "{arm} ({tag}): its price was not measured. That needs the arm {needed}.",
@@ -574,6 +584,8 @@ ENGLISH: dict[str, str] = {
     "price.column.step": "Part",
     "price.total": "in all",
     "price.clipped": "frozen, clipped, other steps",
+    "price.layers": "frozen",
+    "price.steps": "clipped, other steps",
     "price.noised": "noised",
     "price.not_attributed": "not attributed",
     "price.no_plain": "{arm}: what privacy cost in all was not measured. That needs the arm {needed}.",
@@ -584,9 +596,12 @@ ENGLISH: dict[str, str] = {
     ),
     "price.control": "{control} is the same training with noise 0, and is not private.",
     "price.frozen": (
-        "{control} − {plain} mixes frozen layers, clipping and another number of steps. To part them "
-        "needs an arm that trains the same layers in the same steps without clipping, which fedqc does not "
-        "have."
+        "{control} − {plain} mixes frozen layers, clipping and another number of steps. To part the frozen "
+        "layers from the rest needs the arm {needed} (simulation only)."
+    ),
+    "price.is_frozen": (
+        "{frozen} is trained as {plain}, but only the layers of the private arm, and is not private. "
+        "{control} takes other steps, clipped, and its model is the mean that the plan asks of private arms."
     ),
     "price.nothing_frozen": (
         "Nothing is frozen (privacy.trainable: all): {control} − {plain} mixes clipping and another number "

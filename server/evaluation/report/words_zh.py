@@ -105,6 +105,8 @@ CHINESE: dict[str, str] = {
     "arm.federated_dp": "在差分隐私下共同训练",
     "arm.local_clipped": "同 local_dp，噪声为 0",
     "arm.federated_clipped": "同 federated_dp，噪声为 0",
+    "arm.local_frozen": "同 local，只训练 local_dp 的层",
+    "arm.federated_frozen": "同 federated，只训练 federated_dp 的层",
     "arm.pooled": "所有图像集中一处（仅模拟）",
     "arm.iqm_logistic": "各站点单独：基于图像质量指标的逻辑回归，不用网络",
     "arm.iqm_forest": "各站点单独：基于图像质量指标的随机森林，不用网络",
@@ -116,6 +118,8 @@ CHINESE: dict[str, str] = {
     "who.federated_dp": "隐私联邦模型",
     "who.local_clipped": "如隐私训练但噪声为 0 的单独训练站点",
     "who.federated_clipped": "噪声为 0 的相同训练",
+    "who.local_frozen": "只训练隐私层、无隐私保护的单独训练站点",
+    "who.federated_frozen": "所有站点只训练隐私层、无隐私保护",
     "who.pooled": "集中训练的模型",
     "who.iqm_logistic": "基于图像质量指标的逻辑回归",
     "who.iqm_forest": "基于图像质量指标的随机森林",
@@ -164,6 +168,7 @@ CHINESE: dict[str, str] = {
     "answer.cost": "{arm}（{tag}）− {other}，{where}：{difference}。",
     "answer.cost.parts": "其中，冻结的层、裁剪和不同的步数：{rest}；噪声：{noise}。",
     "answer.cost.parts_all": "没有冻结的层。其中，裁剪和不同的步数：{rest}；噪声：{noise}。",
+    "answer.cost.all_parts": "其中，冻结的层：{layers}；裁剪和不同的步数：{clip}；噪声：{noise}。",
     "answer.cost.whole": "其中多少来自噪声未测量：需要训练组 {needed}。",
     "answer.cost.none": "{arm}（{tag}）：代价未测量。需要训练组 {needed}。",
     "answer.cost.refused": "未测量：没有隐私训练组得到模型。",
@@ -503,6 +508,8 @@ CHINESE: dict[str, str] = {
     "price.column.step": "部分",
     "price.total": "总计",
     "price.clipped": "冻结、裁剪、不同步数",
+    "price.layers": "冻结",
+    "price.steps": "裁剪、不同步数",
     "price.noised": "噪声",
     "price.not_attributed": "未归因",
     "price.no_plain": "{arm}：隐私的总代价未测量。需要训练组 {needed}。",
@@ -512,8 +519,12 @@ CHINESE: dict[str, str] = {
     ),
     "price.control": "{control} 是噪声为 0 的相同训练，没有隐私保护。",
     "price.frozen": (
-        "{control} − {plain} 混合了冻结的层、裁剪和不同的步数。要分开它们，"
-        "需要一个以相同步数训练相同的层而不裁剪的训练组，fedqc 没有。"
+        "{control} − {plain} 混合了冻结的层、裁剪和不同的步数。要把冻结的层与其余分开，"
+        "需要训练组 {needed}（仅模拟）。"
+    ),
+    "price.is_frozen": (
+        "{frozen} 与 {plain} 同样训练，但只训练隐私训练组的层，没有隐私保护。{control} 的步数不同且经过裁剪，"
+        "其模型是方案对隐私训练组要求的平均。"
     ),
     "price.nothing_frozen": (
         "没有冻结的层（privacy.trainable: all）：{control} − {plain} 混合了裁剪和不同的步数。要分开它们，"
