@@ -713,6 +713,85 @@ def use(
 
 
 @site.command()
+def report(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[SITE.yaml]", help="Site. Default: --site, $FEDQC_SITE, then the current directory."
+        ),
+    ] = None,
+    folder: SiteOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="latest|RUN|FILE",
+            help="Model: latest (that this site put to use: fedqc site use), the folder of a run, or a file. "
+            "Default: latest where there is one, else fedqc's public start.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.html and report.json.")] = None,
+    show_identifiers: Annotated[
+        bool, typer.Option("--show-identifiers", help="Also show file names, which may name patients.")
+    ] = False,
+    lang: Annotated[str, typer.Option("--lang", help="Language of text and page: en or zh.")] = "en",
+    format: FormatOption = Format.text,
+) -> None:
+    """Show this hospital its cohort, a model's figures at its test patients, and the worst mistakes there.
+
+    Stays here: nothing is sent. Patients of training and validation are not scored.
+    """
+    from client.predict import exported
+    from client.predict.model import find_model
+    from client.predict.operating_point import operating_points
+    from client.predict.site_report import public, site_report
+    from client.predict.site_report_page import render, report_text
+    from client.predict.words import LANGUAGES
+    from client.site.config import read_site
+    from common.files import check_new, whole_folder, write_bytes
+    from common.i18n import speaker
+    from common.progress_bar import progress_shown
+
+    speaker(lang, LANGUAGES)
+    if path is not None and folder is not None:
+        raise ConfigError(
+            "give SITE.yaml or --site, not both", code="bad-argument", hint="fedqc site report SITE.yaml"
+        )
+    where = site_folder(path.parent if path is not None and path.name == "site.yaml" else path or folder)
+    config, _ = read_site(where)
+    state = where / config.state
+    if out is not None:
+        if out.resolve().is_relative_to((where / config.images).resolve()):
+            raise ConfigError(
+                f"{out}: lies in the folder of images", code="bad-argument", hint="--out DIR, anywhere else"
+            )
+        check_new(out)
+    found_model = find_model(model, state, exports=exported.folder(state))
+    if found_model.origin == "start":
+        say(f"no model of a run: using fedqc's public start {found_model.start}")
+    with progress_shown() as progress:
+        found = site_report(
+            where,
+            found_model,
+            lambda: operating_points(found_model, site=where, cache=state / "operating-points", say=say),
+            progress=progress,
+        )
+    content = public(found, names=show_identifiers)
+    if out is not None:
+        page = render(found, lang, names=show_identifiers)
+        with whole_folder(out, mode=0o700) as staging:
+            for name, text in (
+                ("report.html", page),
+                ("report.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
+            ):
+                write_bytes(staging / name, text.encode("utf-8", "surrogateescape"), 0o600)
+        say(f"written: {out} (shows patient images: keep it in the hospital)")
+    if format is Format.json:
+        print(json.dumps(content, ensure_ascii=False))
+    else:
+        print(report_text(found, lang, names=show_identifiers))
+
+
+@site.command()
 def dossier(folder: SiteOption = None) -> None:
     """Print one page for a data protection officer: what leaves, ε in words, consent, signatures."""
     from client.cli.dossier import dossier as page

@@ -90,7 +90,7 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
         "format": FORMAT,
         "local_only": True,
         "medical_device": False,
-        "model": _model(model) | {"members": [_model(one) for one in model.members]},
+        "model": model_public(model) | {"members": [model_public(one) for one in model.members]},
         "operating_points": {
             level: {name: vars(point) for name, point in points.items()}
             for level, points in (("images", found.points.images), ("patients", found.points.patients))
@@ -134,7 +134,8 @@ def public(found: Predictions, *, names: bool) -> dict[str, Any]:
     }
 
 
-def _model(model: Model) -> dict[str, Any]:
+def model_public(model: Model) -> dict[str, Any]:
+    """Which model it is, for programs."""
     return {
         "sha256": model.sha256,
         "network": model.name,

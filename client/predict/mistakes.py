@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from client.data.cohort import load_cohort
+from client.data.cohort import Cohort, load_cohort
 from client.predict.predict import Predictions
 from client.reader_study.labelling import hand_out
 from common.artifacts import INDEX, NAMES
@@ -39,7 +39,11 @@ def worst_mistakes(found: Predictions, site: Path) -> tuple[Mistake, ...]:
     Raises:
         DataError: `labels-missing`, no image that was judged has a label; as `load_cohort`.
     """
-    cohort = load_cohort(site, size=found.model.size, quarantine="ignore", labels=NAMES)
+    return worst_of(found, load_cohort(site, size=found.model.size, quarantine="ignore", labels=NAMES))
+
+
+def worst_of(found: Predictions, cohort: Cohort) -> tuple[Mistake, ...]:
+    """The same, with labels of all artifacts that are loaded already, at the size of the model."""
     at = {(record.file, record.frame): row for row, record in enumerate(cohort.records)}
     mistakes, labelled = [], 0
     for study in found.studies:
@@ -66,7 +70,7 @@ def worst_mistakes(found: Predictions, site: Path) -> tuple[Mistake, ...]:
                         )
     if not labelled:
         raise DataError(
-            f"{site}: no judged image has a label",
+            f"{cohort.folder}: no judged image has a label",
             code="labels-missing",
             hint="fedqc data labels SITE --sheets 2",
         )

@@ -74,8 +74,8 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
         no_step=text.no_step_text(found, say),
         pictures=[
             (
-                _png(picture),
-                _caption(picture, found, say),
+                png(picture),
+                caption(picture, found, say),
             )
             for picture in found.pictures
         ],
@@ -91,7 +91,8 @@ def render(found: Predictions, language: str, *, names: bool = False) -> str:
     )
 
 
-def _caption(picture: Picture, found: Predictions, say: Say) -> str:
+def caption(picture: Picture, found: Predictions, say: Say) -> str:
+    """Which image it is, by numbers, and what the model says of it."""
     own = found.studies[picture.study - 1].series[picture.series - 1]
     series, image = own.at_scanner, own.images[picture.image - 1].at_scanner
     said = say(
@@ -129,8 +130,8 @@ def map_rows(found: Predictions, say: Say) -> list[str]:
     return rows
 
 
-def _png(picture: Picture) -> str:
-    """A data URI."""
+def png(picture: Picture) -> str:
+    """A picture as a data URI."""
     from PIL import Image
     from scipy.ndimage import binary_erosion
 

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +182,7 @@ def predict(
     points: OperatingPoints,
     *,
     site: Path | None = None,
+    only: Collection[tuple[str, int]] | None = None,
     explain: bool = False,
     progress: Progress = silent,
 ) -> Predictions:
@@ -189,6 +190,8 @@ def predict(
 
     Args:
         site: the site whose training patients say which acquisitions are known.
+        only: file and frame of the slices that are scored; None: all. The others keep their numbers and are
+            outside, as `not-asked`.
         explain: say of each picture where the model sees the artifact, if such maps passed their test.
     Raises:
         ConfigError: `no-such-folder`, nothing is there; site.yaml.
@@ -208,6 +211,11 @@ def predict(
         images = spared(slices.images)
         min_body = MIN_BODY if model.has_start else MIN_BODY_OF_RUN
         why = outside(records, images, slices.measures, series, profile=profile, key=key, min_body=min_body)
+        if only is not None:
+            why = [
+                reason if (record.file, record.frame) in only else "not-asked"
+                for record, reason in zip(records, why, strict=True)
+            ]
         judged = np.flatnonzero([not reason for reason in why])
         logits = np.full((len(records), len(NAMES)), np.nan)
         if len(judged):

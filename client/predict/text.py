@@ -287,7 +287,7 @@ def series_rows(found: Predictions, say: Say) -> list[list[tuple[str, ...]]]:
     for study in found.studies:
         number = str(study.number)
         for one in study.series:
-            head = (number, _numbered(one), one.modality, str(len(one.images)))
+            head: tuple[str, ...] = (number, _numbered(one), one.modality, str(len(one.images)))
             rows = _rows(found, head, one.findings, (one,), say)
             groups.append(rows or [(*head, say("not-judged"), "", "", "")])
         if len(study.series) > 1 and study.findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from client.data.inclusion import ADMISSION_CODES
 from client.dicom.index import QUARANTINE_CODES
 from client.dicom.refusals import EXCLUSIONS
+from common import cohort_table
 from common.i18n import Languages
 
 SKIPPED = "why "
@@ -55,6 +56,7 @@ ENGLISH: dict[str, str] = {
     "mr-wrong-sign": "values are no MR magnitude: wrong sign",
     "unseen": "this site's training patients had no such {field}",
     "modality-unseen": "this site's training patients had no such modality",
+    "not-asked": "not asked for",
     # next steps
     "next": "Next steps",
     "no-next": "No artifact found at these thresholds. That does not show that there is none.",
@@ -151,6 +153,35 @@ ENGLISH: dict[str, str] = {
     "unless the thresholds above were found there.",
     "limit.4": "A next step is general knowledge, not advice for this patient. Radiographer and radiologist "
     "decide, and they answer for it.",
+    # the report of a site on itself
+    "site.title": "This hospital, and the model at its test patients",
+    "site.scored": "Labelled test patients scored: {count}",
+    "site.left-out": "Not scored: {train} patients of training and {validation} of validation, whom a "
+    "model may know.",
+    "site.unlabelled": "Test patients without a label: {count}.",
+    "site.not-judged": "Test patients of whom no image could be judged: {count}.",
+    "site.no-part": "Patients in no part: {count}.",
+    "site.good": "How good the model is at these test patients",
+    "site.n": "patients with / without",
+    "site.auroc": "AUROC",
+    "site.sensitivity": "sensitivity",
+    "site.specificity": "specificity",
+    "site.alarms": "alarms per 100 patients",
+    "site.of": "threshold",
+    "site.on.site": "this site's training patients",
+    "site.on.phantoms": "phantoms",
+    "site.undecided": "Scored but not decided, so without alarms or mistakes: {artifacts}.",
+    "site.note": "By patient, on the images with a label. In brackets: 95 % intervals (AUROC: Newcombe, "
+    "method 5; shares: Wilson). Alarms: patients called positive, rightly or not. Threshold: of what, and "
+    "where on the scale of the score; found before, not on these patients. Several artifacts of one patient "
+    "are not independent.",
+    "site.miss": "Worst misses",
+    "site.false alarm": "Worst false alarms",
+    "site.none": "None among the images of test patients.",
+    "site.beyond": "{beyond} beyond the threshold",
+    "site.truth": "Images of test patients only, the ten farthest on the wrong side of the threshold for "
+    "images. The label may be wrong, too: fedqc predict SITE --mistakes --out DIR writes workbooks for a "
+    "blinded reading.",
 }
 
 CHINESE: dict[str, str] = {
@@ -240,6 +271,7 @@ CHINESE: dict[str, str] = {
     "mr-wrong-sign": "数值不是 MR 幅度：符号错误",
     "unseen": "本院训练患者中没有这样的 {field}",
     "modality-unseen": "本院训练患者中没有这种模态",
+    "not-asked": "未要求判断",
     "next": "下一步",
     "no-next": "按这些阈值未见伪影，但不能证明没有。",
     "no-threshold": "没有（足够好的）阈值，模型不作判断，只能比较评分。",
@@ -324,6 +356,31 @@ CHINESE: dict[str, str] = {
     "limit.2": "模型逐幅看 {size} x {size} 像素的图像，细小伪影可能丢失。",
     "limit.3": "模型用模拟伪影检验；除非上述阈值在本院求得，否则不知道它在您的扫描仪上多常正确。",
     "limit.4": "下一步是一般知识，不是针对该患者的建议；由技师和放射科医师决定并负责。",
+    "site.title": "本院，以及模型在本院测试患者上的表现",
+    "site.scored": "已评分的有标签测试患者：{count}",
+    "site.left-out": "未评分：训练患者 {train} 名、验证患者 {validation} 名，模型可能已见过他们。",
+    "site.unlabelled": "无标签的测试患者：{count} 名。",
+    "site.not-judged": "没有任何图像可判断的测试患者：{count} 名。",
+    "site.no-part": "不属于任何部分的患者：{count} 名。",
+    "site.good": "模型在这些测试患者上的表现",
+    "site.n": "患者 有 / 无",
+    "site.auroc": "AUROC",
+    "site.sensitivity": "灵敏度",
+    "site.specificity": "特异度",
+    "site.alarms": "每百名患者报警",
+    "site.of": "阈值",
+    "site.on.site": "本院训练患者",
+    "site.on.phantoms": "体模",
+    "site.undecided": "只评分不判断，因此没有报警或错误：{artifacts}。",
+    "site.note": "按患者计，只用有标签的图像。方括号内为 95 % 区间（AUROC：Newcombe 方法 5；比例：Wilson）。"
+    "报警：判为阳性的患者，无论对错。阈值：在何处求得及其分值；事先求得，不在这些患者上求得。"
+    "同一患者的多种伪影并不独立。",
+    "site.miss": "最严重的漏检",
+    "site.false alarm": "最严重的误报",
+    "site.none": "无：没有这样的测试患者图像。",
+    "site.beyond": "越过阈值 {beyond}",
+    "site.truth": "只含测试患者的图像，每类取在图像阈值错误一侧最远的十幅。标签也可能有误："
+    "fedqc predict SITE --mistakes --out DIR 写出供盲法复读的工作簿。",
 }
 
-LANGUAGES: Languages = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES: Languages = {"en": cohort_table.ENGLISH | ENGLISH, "zh": cohort_table.CHINESE | CHINESE}

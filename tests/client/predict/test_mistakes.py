@@ -33,7 +33,7 @@ def test_the_worst_come_first_and_are_those_that_contradict_their_label(site: Pa
     points = OperatingPoints(images=dict.fromkeys(NAMES, point), patients=dict.fromkeys(NAMES, point))
     found = predict(site, find_model(START, None), points, site=site)
     mistakes = worst_mistakes(found, site)
-    cohort = load_cohort(site)
+    cohort = load_cohort(site, labels=NAMES)
     logits = {}
     for study in found.studies:
         for series in study.series:
