@@ -57,7 +57,7 @@ def choice_of(plan: RunPlan, arm: str) -> Choice:
     kind, training = ARMS[arm], plan.training
     rule = training.choose_round
     if rule is None:
-        is_own = kind.owner == "site" and not kind.clips
+        is_own = kind.owner == "site" and kind.by_rounds and not kind.clips
         is_chosen = (is_own and not plan.model.is_of_measures) or training.early_stopping is not None
         rule = "public" if is_chosen else "last"
     return Choice(rounds=training.rounds, by_public=rule == "public", patience=training.early_stopping)

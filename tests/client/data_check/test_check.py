@@ -724,8 +724,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     said = capsys.readouterr()
     assert said.out == ""
     lines: Sequence[str] = said.err.splitlines()
-    assert len(lines) == 5
-    assert lines[0] == "decoding slices: 21 of 100, 38 s left"
+    assert len(lines) == 7
+    assert lines[0] == "decoding slices: 17 of 100, 39 s left"
     assert lines[-1] == "decoding slices: 100 of 100 in 50 s"
 
 

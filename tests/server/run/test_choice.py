@@ -77,7 +77,7 @@ def by_public(plan: RunPlan) -> set[str]:
 
 
 def test_without_the_keys_only_a_local_model_is_chosen() -> None:
-    assert by_public(tiny_plan()) == {"local"}
+    assert by_public(tiny_plan()) == {"local", "local_frozen"}
     trained = {"rounds": 2}
     assert by_public(tiny_plan(training=trained | {"choose_round": "last"})) == set()
     assert by_public(tiny_plan(training=trained | {"choose_round": "public"})) == set(ARMS)
