@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import click
 import typer
@@ -238,13 +238,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """A library's warning quotes what it reads, a DICOM header for one, and Python prints it as it is."""
-    print(f"{filename}:{lineno}: {category.__name__}: {message}", file=sys.stderr)
+    print(f"{filename}:{lineno}: {category.__name__}: {message}", file=file or sys.stderr)
 
 
-def _hide_warning(*_: object) -> None:
+def _hide_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """For whoever runs fedqc, what is to be known is said by fedqc."""
 
 
