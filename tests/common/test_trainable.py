@@ -38,11 +38,11 @@ def test_head_is_part_of_norms_and_norms_of_all(name: str) -> None:
     assert not {one for one in norms - head if network.get_parameter(one).ndim != 1}
 
 
-def test_only_private_arms_and_their_controls_train_a_part() -> None:
+def test_only_private_arms_their_controls_and_frozen_arms_train_a_part() -> None:
     manifest = manifest_of(build("small_cnn").state_dict())
     for arm, kind in ARMS.items():
         found = trained_part(plan_of("norms"), arm)
-        assert (part_size(found) < manifest.size) == (kind.private or kind.control)
+        assert (part_size(found) < manifest.size) == (kind.private or kind.control or kind.frozen)
 
 
 def test_the_head_is_a_slice_as_before_and_norms_are_positions() -> None:
