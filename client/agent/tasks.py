@@ -577,7 +577,7 @@ class Agent:
         if not self._may_hold_patients:
             return
         head = self._head
-        if ARMS[arm].trains_part and self._plan.privacy.trainable == "head":
+        if arm in ARMS and ARMS[arm].trains_part and self._plan.privacy.trainable == "head":
             head = slice(head.stop, head.stop)
         note_trained(self.state, models, head)
 
