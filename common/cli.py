@@ -190,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # help and prompts, which others print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = _show_warning if "--debug" in words else _hide_warning
+    # what whoever runs fedqc is to know, fedqc says
+    warnings.showwarning = _show_warning if "--debug" in words else lambda *_, **__: None
     try:
         status: Any = typer.main.get_command(root).main(words, prog_name="fedqc", standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a closed pipe is known for what it is
@@ -247,17 +248,6 @@ def _show_warning(
 ) -> None:
     """A library's warning quotes what it reads, a DICOM header for one, and Python prints it as it is."""
     print(f"{filename}:{lineno}: {category.__name__}: {message}", file=file or sys.stderr)
-
-
-def _hide_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """For whoever runs fedqc, what is to be known is said by fedqc."""
 
 
 def _leave_closed_pipe() -> NoReturn:

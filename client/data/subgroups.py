@@ -13,7 +13,7 @@ import numpy as np
 
 from client.data.cohort import Cohort
 from client.dicom.index import SliceRecord
-from client.dicom.patients import keyed
+from client.dicom.patients import words_of_sex
 from client.dicom.vendors import vendor
 from common.subgroups import LEVELS, PLACE, SEVERITY, SUBGROUPS
 
@@ -38,14 +38,19 @@ _BODY: dict[str, tuple[str, ...]] = {  # a word of BodyPartExamined, upper case,
         "FEMUR",
     ),
 }
-_VENDORS = {"Siemens": "siemens", "GE": "ge", "Philips": "philips", "Canon": "canon"}
+_VENDORS = {
+    "Siemens": "siemens",
+    "GE": "ge",
+    "Philips": "philips",
+    "Canon": "canon",
+    "United Imaging": "united_imaging",
+}
 
 
 def _vendor(record: SliceRecord) -> str | None:
     if not record.manufacturer.strip():
         return None
-    known = _VENDORS | {"United Imaging": "united_imaging"}
-    return known.get(vendor(record.manufacturer) or "", "other")
+    return _VENDORS.get(vendor(record.manufacturer) or "", "other")
 
 
 def _field_strength(record: SliceRecord) -> str | None:
@@ -84,7 +89,7 @@ def subgroups_of(cohort: Cohort, rows: np.ndarray, key: bytes) -> np.ndarray:
         rows: slices of the cohort.
         key: of the site.
     """
-    sexes = {keyed("sex", letter, key): level for letter, level in (("F", "female"), ("M", "male"))}
+    sexes = words_of_sex(key)
     says: dict[str, Callable[[SliceRecord], str | None]] = {
         "vendor": _vendor,
         "field_strength": _field_strength,
@@ -94,20 +99,21 @@ def subgroups_of(cohort: Cohort, rows: np.ndarray, key: bytes) -> np.ndarray:
         "age": _age,
     }
     ids, where = np.unique(cohort.patients[rows], return_inverse=True)
-    said = np.zeros((len(ids), len(LEVELS)), bool)
+    member = np.zeros((len(ids), len(LEVELS)), bool)
     for patient, row in zip(where, rows, strict=True):
         for subgroup, of in says.items():
             if (level := of(cohort.records[row])) is not None:
-                said[patient, PLACE[subgroup, level]] = True
+                member[patient, PLACE[subgroup, level]] = True
     for subgroup, levels in SUBGROUPS.items():
         own = [PLACE[subgroup, level] for level in levels]
-        said[np.ix_(said[:, own].sum(axis=1) > 1, own)] = False
-    found = np.repeat(said[:, None], cohort.labels.shape[1], axis=1)
+        member[np.ix_(member[:, own].sum(axis=1) > 1, own)] = False
+    found = np.repeat(member[:, None], cohort.labels.shape[1], axis=1)
     severity = np.full(found.shape[:2], -np.inf)
     np.maximum.at(severity, where, np.where(cohort.labels[rows] == 1, cohort.severities[rows], -np.inf))
     absent = np.ones(found.shape[:2], bool)
     np.logical_and.at(absent, where, cohort.labels[rows] != 1)
-    for level, (low, high) in zip(SUBGROUPS[SEVERITY], ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)), strict=True):
-        within = (severity >= low) & (severity <= 1 if high == 1 else severity < high)
-        found[..., PLACE[SEVERITY, level]] = absent | within
+    grades = SUBGROUPS[SEVERITY]
+    grade = np.minimum(np.floor(severity * len(grades)), len(grades) - 1)
+    for number, level in enumerate(grades):
+        found[..., PLACE[SEVERITY, level]] = absent | (grade == number)
     return found

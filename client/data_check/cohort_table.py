@@ -16,7 +16,7 @@ from client.data.cohort import Cohort, IntakeReport
 from client.data_check.profile import word
 from client.data_check.vocabulary import MISSING, OTHER, body_part
 from client.dicom.index import PARTS, Intake, SliceRecord
-from client.dicom.patients import keyed
+from client.dicom.patients import words_of_sex
 from client.site.config import site_key
 from client.site.kind import admit_kind
 from common.artifacts import columns_of
@@ -80,7 +80,7 @@ def cohort_table(
     places = columns_of(artifacts)
     present, severity = report.labels.present[:, places], report.labels.severity[:, places]
     disputed = np.asarray(report.labels.disputed[:, places].any(1))
-    sexes = {keyed("sex", letter, key): sex for letter, sex in (("F", "female"), ("M", "male"))}
+    sexes = words_of_sex(key)
 
     def column(chosen: np.ndarray) -> Column:
         return _column(

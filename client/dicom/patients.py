@@ -192,6 +192,11 @@ def keyed(kind: str, text: str, key: bytes) -> str:
     return hmac.digest(key, f"{kind}:{text}".encode("utf-8", "surrogatepass"), "sha256").hex()[:16]
 
 
+def words_of_sex(key: bytes) -> dict[str, str]:
+    """Keyed digest, as a slice record holds it -> female or male."""
+    return {keyed("sex", letter, key): word for letter, word in (("F", "female"), ("M", "male"))}
+
+
 def forms_of(raw: str, charset: str, key: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Keyed digests of an ID: normalised, one for every reading; and near, of the most plausible one."""
     texts = readings(raw, charset)

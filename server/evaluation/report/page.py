@@ -710,6 +710,9 @@ def settings(plan: RunPlan, say: Say) -> list[tuple[str, str]]:
                     else str(leaf),
                 )
             )
-    initial = plan.model.initial
-    shown = initial if initial.startswith("package:") or initial == "random" else say("provenance.file")
-    return [(name, shown if name == "model.initial" else value) for name, value in rows]
+    initial, hidden = plan.model.initial, {}
+    if not initial.startswith("package:") and initial != "random":
+        hidden["model.initial"] = say("provenance.file")
+    if plan.public_set.file is not None:
+        hidden["public_set.file"] = say("provenance.file")
+    return [(name, hidden.get(name, value)) for name, value in rows]

@@ -297,12 +297,16 @@ def test_hostile_words_are_shown_and_do_nothing(whole):
 
 
 def test_no_path_of_this_machine_is_on_the_page(whole):
-    plan = PLAN.model_copy(
-        update={"model": PLAN.model.model_copy(update={"initial": "/home/someone/weights.safetensors"})}
-    )
-    page = render(whole, MANIFEST, plan)
-    assert "/home/" not in page
-    assert "a file (see its hash)" in page
+    own = {
+        "model": PLAN.model.model_copy(update={"initial": "/home/someone/weights.safetensors"}),
+        "public_set": PLAN.public_set.model_copy(
+            update={"file": "/home/someone/public.h5", "sha256": "a" * 64}
+        ),
+    }
+    for key, value in own.items():
+        page = render(whole, MANIFEST, PLAN.model_copy(update={key: value}))
+        assert "/home/" not in page
+        assert "a file (see its hash)" in page
 
 
 def test_an_interval_that_includes_zero_is_not_called_a_difference():
