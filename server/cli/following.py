@@ -130,7 +130,11 @@ def await_superlink(federation: Federation, wait_s: float) -> None:
 
 
 def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> str:
-    """Hand a run to the SuperLink; gives Flower's id of it."""
+    """Hand a run to the SuperLink; gives Flower's id of it.
+
+    Raises:
+        NetworkError: it does not answer. RunError: as `_raise_unwritable`.
+    """
     from common.files import write_bytes
     from server.federation.services import flower
     from server.run.control_files import forget_outcomes, write_order
@@ -139,6 +143,7 @@ def submit(federation: Federation, plan: RunPlan, name: str, order: Order) -> st
     for line in federation.enrolments_to_renew():
         say(line)
     await_superlink(federation, order.wait_s)
+    _raise_unwritable(federation, name)
     forget_outcomes(federation.folder, name)
     write_order(federation.folder, name, order)
     values = {"plan": plan.canonical_json(), "run-dir": str(federation.runs / name)}
@@ -156,7 +161,7 @@ def continue_run(federation: Federation, found: RunFolder, order: Order) -> None
     """Hand an ended run of a federation to the SuperLink again.
 
     Raises:
-        NetworkError: as `submit`.
+        NetworkError, RunError: as `submit`.
     """
     from common.files import sweep
     from server.federation.services import flower
@@ -188,6 +193,7 @@ def await_outcome(federation: Federation, name: str, look: Any, *, limit_s: floa
         asking = (read_outcome(federation.folder, name, "asking") or {}).get("text", "")
         if asking not in ("", told) or now - spoke >= SPEAK_S:
             spoke, told = now, asking or told
+            _raise_unwritable(federation, name)
             say(f"{told or 'waiting for the ServerApp'}  ({now - began:.0f} s)")
         time.sleep(0.2)
     raise NetworkError(
@@ -215,18 +221,24 @@ def _raise_failure(federation: Federation, name: str) -> None:
     )
 
 
-def _raise_unwritable(run: Path) -> None:
-    """Raises RunError (`disk-full`, `not-writable`): nothing more can be written into the folder of a run."""
+def _raise_unwritable(federation: Federation, name: str) -> None:
+    """Raises RunError (`disk-full`, `not-writable`): nothing more can be written into the folder of a run, or
+    into the federation's where there is none yet. Then the ServerApp can neither work nor say so.
+    """
+    run = federation.runs / name
+    folder = run if run.is_dir() else federation.folder
     try:
-        with tempfile.TemporaryFile(dir=run) as probe:
+        with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(1 << 16))
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
         denied = denied_by_machine(error)
         if denied is not None:
-            hint = f"{denied.hint}; fedqc run resume {run.name} continues the run"
-            raise RunError(f"{run}: {denied.message}", code=denied.code, hint=hint) from None
+            hint = (
+                f"{denied.hint}; fedqc run resume {name} continues the run" if folder == run else denied.hint
+            )
+            raise RunError(f"{folder}: {denied.message}", code=denied.code, hint=hint) from None
 
 
 @contextmanager
@@ -299,7 +311,7 @@ def follow(
             elif (quiet_s := time.monotonic() - changed) >= SPEAK_S:
                 waiting.note(f"{duration(quiet_s)} without news; the run goes on")
             if state["status"] == INTERRUPTED_RUN:
-                _raise_unwritable(plan_file.parent)  # it could not report that
+                _raise_unwritable(federation, name)  # it could not report that
                 hint = f"fedqc run resume {name} continues from the last finished round"
                 raise RunError(
                     f"{name}: its ServerApp ended without a report", code="run-interrupted", hint=hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date, timedelta
@@ -18,7 +19,7 @@ from server.cli.following import run_state
 from server.cli.run import run as runs
 from server.federation import registry, services
 from server.federation.registry import Federation, approve
-from server.run.control_files import being_run, failure_of, write_outcome
+from server.run.control_files import Order, being_run, failure_of, write_outcome
 from server.run.verbs import ANSWERS, STATES, VERBS, Refused, State, Verb, table
 from server.run_folder import RunFolder, write_json
 from tests.helpers.consortium import tiny_plan, write_plan
@@ -250,3 +251,37 @@ def test_a_superlink_that_hangs_is_no_bug(
     with pytest.raises(NetworkError) as caught:
         services.flower_nodes(federation)
     assert caught.value.code == "no-superlink"
+
+
+@pytest.fixture
+def _full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("server.cli.following.tempfile.TemporaryFile", full)
+
+
+@pytest.mark.usefixtures("_full_disk")
+def test_a_disk_that_is_full_while_the_sites_are_asked_ends_the_wait(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ServerApp can neither write an answer down nor say why."""
+    monkeypatch.setattr(following, "SPEAK_S", 0.1)
+    with pytest.raises(RunError) as caught:
+        following.await_outcome(federation, RUN, lambda: None, limit_s=60)
+    assert caught.value.code == "disk-full"
+    assert "resume" not in str(caught.value.hint)  # there is no run yet
+
+
+@pytest.mark.usefixtures("_full_disk")
+def test_nothing_is_handed_over_on_a_full_disk(
+    federation: Federation, held: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into("failed", federation, held)
+    handed = list[tuple[object, ...]]()
+    monkeypatch.setattr(services, "superlink_answers", lambda federation: True)
+    monkeypatch.setattr(services, "flower", lambda federation, verb, *words: handed.append((verb, *words)))
+    with pytest.raises(RunError) as caught:
+        following.submit(federation, tiny_plan(), RUN, Order(mode="check"))
+    assert (caught.value.code, handed) == ("disk-full", [])
+    assert f"fedqc run resume {RUN}" in str(caught.value.hint)
