@@ -137,15 +137,17 @@ def test_a_full_disk_under_the_coordinator_ends_the_run_by_its_name_and_loses_no
     deployment.begin(PLAN, "full")
     agent = deployment.freeze_in_training(B, "full")
     before = deployment.records("full")
-    fill(deployment.fed, leave_pages=0)
-    os.kill(agent, signal.SIGCONT)
-    said = deployment.outcome("full", status=1)
-    error, hint = one_error(said, "disk-full")
-    assert "fedqc run resume full" in hint
-    refused = deployment.call("run", "resume", "full", "--federation", deployment.fed, "--wait", 5)
-    told("full disk", error, hint, *errors_of(refused.stderr))
-    one_error(refused.stderr, "disk-full")
-    (deployment.fed / "ballast").unlink()
+    try:
+        fill(deployment.fed, leave_pages=0)
+        os.kill(agent, signal.SIGCONT)
+        said = deployment.outcome("full", status=1)
+        error, hint = one_error(said, "disk-full")
+        assert "fedqc run resume full" in hint
+        refused = deployment.call("run", "resume", "full", "--federation", deployment.fed, "--wait", 5)
+        told("full disk", error, hint, *errors_of(refused.stderr))
+        one_error(refused.stderr, "disk-full")
+    finally:  # else every later test fails of it
+        (deployment.fed / "ballast").unlink()
     assert deployment.records("full")[: len(before)] == before
     deployment.make_whole()
     deployment.resume("full")
